@@ -1,0 +1,115 @@
+"""A picture with what is known of it, and batches of them.
+
+Letters: B pictures, H and W pixels.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from detmtl.structures.labels import Labels, PaddedBoxes, pad_boxes
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """Where a picture comes from.
+
+    Attributes:
+        id: the id in the annotation file (COCO's image id), or the position where there is none.
+        path: the file.
+        height, width: pixels of the file as a person sees it (EXIF rotation applied).
+        source: name of the source in the settings.
+        content_hash: sha256 of the file's bytes, or "" where it was not needed.
+    """
+
+    id: int
+    path: str
+    height: int
+    width: int
+    source: str
+    content_hash: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One picture as the network will see it.
+
+    Attributes:
+        image: (3, H, W) uint8 RGB.
+        labels: task name -> labels; no entry: nobody looked; empty labels: looked, nothing there.
+        info: of the file, before any resizing.
+        group: index of the source in the mix.
+        weight: weight of the source's loss.
+    """
+
+    image: Tensor
+    labels: Mapping[str, Labels]
+    info: ImageInfo
+    group: int = 0
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Pictures padded at the right and the bottom to one size, with their labels.
+
+    Attributes:
+        images: (B, 3, H, W) uint8 RGB; H and W are multiples of `divisor`; padding is 0.
+        sizes: (B, 2) int64, true height and width of each picture inside `images`.
+        labels: task name -> padded labels; a task that no picture has labels for is absent.
+        infos: of each picture.
+        groups: (B,) int64, index of each picture's source in the mix.
+        weights: (B,) float32, weight of each picture's source.
+    """
+
+    images: Tensor
+    sizes: Tensor
+    labels: Mapping[str, PaddedBoxes]
+    infos: tuple[ImageInfo, ...]
+    groups: Tensor
+    weights: Tensor
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], divisor: int = 32) -> "Batch":
+        """Pads and stacks samples (at least one)."""
+        sizes = torch.tensor([s.image.shape[-2:] for s in samples])
+        height, width = ((int(n) + divisor - 1) // divisor * divisor for n in sizes.amax(0))
+        images = torch.zeros(len(samples), 3, height, width, dtype=torch.uint8)
+        for i, s in enumerate(samples):
+            images[i, :, : s.image.shape[1], : s.image.shape[2]] = s.image
+        tasks = sorted({name for s in samples for name in s.labels})
+        return cls(
+            images=images,
+            sizes=sizes,
+            labels={name: pad_boxes([s.labels.get(name) for s in samples]) for name in tasks},
+            infos=tuple(s.info for s in samples),
+            groups=torch.tensor([s.group for s in samples]),
+            weights=torch.tensor([s.weight for s in samples], dtype=torch.float32),
+        )
+
+    def __len__(self) -> int:
+        return len(self.infos)
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
+        """Returns a copy on `device`; from pinned memory the copy overlaps with the device's work."""
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=non_blocking),
+            sizes=self.sizes.to(device, non_blocking=non_blocking),
+            labels={k: v.to(device, non_blocking) for k, v in self.labels.items()},
+            groups=self.groups.to(device, non_blocking=non_blocking),
+            weights=self.weights.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> "Batch":
+        """Returns a copy in page-locked memory (called by torch's DataLoader)."""
+        return replace(
+            self,
+            images=self.images.pin_memory(),
+            sizes=self.sizes.pin_memory(),
+            labels={k: v.pin_memory() for k, v in self.labels.items()},
+            groups=self.groups.pin_memory(),
+            weights=self.weights.pin_memory(),
+        )

@@ -1,0 +1,26 @@
+"""Fixtures and the environment that all tests share."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """Small tensors gain nothing from threads, and parallel test workers share the cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with real pictures (`data/`) and real pretrained models (`weights/`)."""
+    folder = Path(os.environ.get("DETMTL_REAL_DATA", REPOSITORY.parent / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip("real data is not there: set DETMTL_REAL_DATA to the folder that has data/ and weights/")
+    return folder
