@@ -1,0 +1,25 @@
+"""Who wrote silver labels: enough to tell two teachers apart and to repeat the work."""
+
+from detmtl.structures.settings import Settings
+
+
+class TeacherCard(Settings):
+    """What is known of a teacher.
+
+    Two teachers are the same (may write into one store) where everything but `versions` is equal.
+    """
+
+    name: str
+    """Short, of letters, digits, '.', '_' and '-'; names the folder of its raw labels."""
+    weights_sha256: str
+    """Of the file that holds the weights (or the results)."""
+    classes: tuple[str, ...]
+    """The teacher's own class names; a class in its output is an index into them."""
+    preprocessing: str
+    """In words, every number that changes the output: size, padding, NMS, most boxes."""
+    versions: dict[str, str] = {}
+    """Package name -> version of what ran it."""
+
+    def identity(self) -> dict[str, object]:
+        """Returns what two cards of the same teacher have in common."""
+        return self.model_dump(mode="json", exclude={"versions"})
