@@ -1,0 +1,230 @@
+"""Picture files: decoding, sizes, content hashes."""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from detmtl.structures.errors import InputError
+
+Progress = Callable[[int, int], None]
+"""Called now and then with (how many are done, how many there are)."""
+
+PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
+
+_ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 swap height and width
+_TURNED = frozenset({5, 6, 7, 8})
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+_THREADS = 8
+_BATCH = 512  # files between two calls of progress and two writes of the hash cache
+
+
+def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+    """Returns the picture in a file as (H, W, 3) uint8 RGB, as a person sees it.
+
+    EXIF rotation is applied, grey and palette pictures become RGB, an alpha channel is dropped, of
+    16 bits the upper 8 are kept.
+
+    Raises:
+        InputError: the file is missing, is no picture, or ends too early.
+    """
+    data = _bytes(path)
+    if _complete(data):
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        if image is not None:
+            return image
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            picture.load()
+            return _rgb(ImageOps.exif_transpose(picture))
+    except _BROKEN as problem:
+        raise _broken(path, len(data), problem) from problem
+
+
+def _complete(data: bytes) -> bool:
+    """Whether this is a JPEG or PNG with its end marker: OpenCV fills what a truncated file lacks
+    with gray and says nothing, so everything else goes to the slower, stricter decoder."""
+    if data.startswith(b"\xff\xd8"):
+        return data.endswith(b"\xff\xd9")
+    return data.startswith(b"\x89PNG") and b"IEND" in data[-12:]
+
+
+def _rgb(picture: Image.Image) -> np.ndarray:
+    if picture.mode.startswith("I"):  # 16 bits, which convert() would clip
+        grey = np.asarray(picture).astype(np.int64)
+        grey = (grey >> 8 if grey.max(initial=0) > 255 else grey).clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    return np.array(picture.convert("RGB"))
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Returns (height, width) of a picture as a person sees it (EXIF rotation applied), from the
+    header alone.
+
+    Raises:
+        InputError: the file is missing or is no picture.
+    """
+    try:
+        with Image.open(path) as picture:
+            width, height = picture.size
+            turned = picture.getexif().get(_ORIENTATION) in _TURNED
+    except FileNotFoundError as problem:
+        raise InputError(f"{os.fspath(path)}: no such picture") from problem
+    except _BROKEN as problem:
+        size = os.path.getsize(path) if os.path.isfile(path) else 0
+        raise _broken(path, size, problem) from problem
+    return (width, height) if turned else (height, width)
+
+
+def image_sizes(
+    paths: Sequence[str], progress: Progress | None = None
+) -> tuple[np.ndarray, list[tuple[int, str]]]:
+    """Returns the sizes (I, 2) int32 of many pictures, 0 where one cannot be read, and for each of
+    those its position and a sentence on what is wrong."""
+    sizes = np.zeros((len(paths), 2), dtype=np.int32)
+    problems: list[tuple[int, str]] = []
+
+    def measure(i: int) -> None:
+        try:
+            sizes[i] = image_size(paths[i])
+        except InputError as problem:
+            problems.extend((i, text) for text in problem.problems)
+
+    for _ in _in_threads(measure, range(len(paths)), progress):
+        pass
+    return sizes, sorted(problems)
+
+
+def list_pictures(folder: str | os.PathLike[str]) -> list[str]:
+    """Returns the names of all picture files below a folder, relative to it, sorted; hidden files
+    and folders are left out."""
+    found = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [f for f in folders if not f.startswith(".")]
+        near = os.path.relpath(parent, folder)
+        found += [
+            os.path.normpath(os.path.join(near, name))
+            for name in names
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
+        ]
+    return sorted(found)
+
+
+def content_hash(path: str | os.PathLike[str]) -> str:
+    """Returns the sha256 of a file's bytes in hex.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as problem:
+        raise InputError(f"{os.fspath(path)}: cannot be read ({problem.strerror})") from problem
+
+
+def content_hashes(
+    paths: Sequence[str], cache: Path | None = None, progress: Progress | None = None
+) -> list[str]:
+    """Returns the content hash of each file.
+
+    Args:
+        paths: absolute paths.
+        cache: folder that keeps the hashes by path, size and time of change, so that a file is read
+            once; several processes may use it at once.
+        progress: called with (files done, files in all).
+
+    Raises:
+        InputError: files cannot be read; it names them all.
+    """
+    keep = None if cache is None else Path(cache) / "content_hashes.tsv"
+    known = _known_hashes(keep)
+    stamps = [_stamp(path) for path in paths]
+    found = [known.get((p, s), "") if s else "" for p, s in zip(paths, stamps, strict=True)]
+    unknown = [i for i, h in enumerate(found) if not h]
+    problems: list[str] = []
+
+    def digest(i: int) -> None:
+        try:
+            found[i] = content_hash(paths[i])
+        except InputError as problem:
+            problems.extend(problem.problems)
+
+    for done in _in_threads(digest, unknown, progress):
+        rows = [f"{found[i]}\t{stamps[i]}\t{json.dumps(paths[i])}" for i in done if found[i]]
+        if keep is not None and rows:
+            _append(keep, "\n" + "\n".join(rows) + "\n")
+    if problems:
+        raise InputError(sorted(problems))
+    return found
+
+
+def _stamp(path: str) -> str:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ""
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def _known_hashes(keep: Path | None) -> dict[tuple[str, str], str]:
+    known = {}
+    if keep is not None and keep.is_file():
+        for line in keep.read_text(encoding="utf-8", errors="replace").split("\n"):
+            parts = line.split("\t")
+            if len(parts) == 3 and len(parts[0]) == 64 and parts[2].endswith('"'):
+                known[(json.loads(parts[2]), parts[1])] = parts[0]
+    return known
+
+
+def _append(keep: Path, text: str) -> None:
+    keep.parent.mkdir(parents=True, exist_ok=True)
+    # One write at the end of the file: rows of other processes stay whole, and the leading newline
+    # ends a row that a killed process left torn.
+    target = os.open(keep, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(target, text.encode())
+    finally:
+        os.close(target)
+
+
+def _in_threads(
+    work: Callable[[int], None], items: Sequence[int], progress: Progress | None
+) -> Iterator[Sequence[int]]:
+    """Does `work` on all items, and yields them in batches as they are done."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for start in range(0, len(items), _BATCH):
+            batch = items[start : start + _BATCH]
+            list(pool.map(work, batch))
+            yield batch
+            if progress is not None:
+                progress(start + len(batch), len(items))
+
+
+def _bytes(path: str | os.PathLike[str]) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except FileNotFoundError as problem:
+        raise InputError(f"{os.fspath(path)}: no such picture") from problem
+    except OSError as problem:
+        raise InputError(f"{os.fspath(path)}: cannot be read ({problem.strerror})") from problem
+
+
+def _broken(path: str | os.PathLike[str], size: int, problem: BaseException) -> InputError:
+    if size == 0:
+        what = "the file is empty"
+    elif isinstance(problem, Image.UnidentifiedImageError):
+        what = "is not a picture in a format that can be read (JPEG, PNG, WebP, BMP, TIFF, GIF)"
+    elif "truncated" in str(problem).lower():
+        what = f"the picture is truncated ({problem}); fetch or copy the file again"
+    else:
+        what = f"the picture is broken ({problem}); fetch or copy the file again"
+    return InputError(f"{os.fspath(path)}: {what}")

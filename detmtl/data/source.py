@@ -1,0 +1,378 @@
+"""Sources: pictures of one origin with what is known of each.
+
+A source is read once from its files (COCO, VOC, YOLO, a plain folder), checked, and kept as flat
+arrays in the run's cache folder; from then on the arrays are mapped, and no file is parsed again.
+Letters: I pictures, N boxes of all pictures, C classes.
+"""
+
+import hashlib
+import json
+import os
+import warnings
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from detmtl.data.flat import Annotations, FileNames, Flat, load_arrays, save_arrays
+from detmtl.data.images import Progress, content_hashes, read_image
+from detmtl.structures.classes import LabelSpace
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import BoxLabels, Grade, Labels
+from detmtl.structures.sample import ImageInfo
+from detmtl.structures.settings import Settings
+
+__all__ = [
+    "Annotations",
+    "FileNames",
+    "Parsed",
+    "Source",
+    "SourceSettings",
+    "Subset",
+    "nothing_covered",
+]
+
+READER_VERSION = 1
+"""Part of every cache key: raise it when a reader gives other arrays for the same files."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source(Flat):
+    """Pictures of one origin with what is known of each.
+
+    Attributes:
+        name: of the source in the settings.
+        classes: the C names of the label space.
+        files: of the pictures; `files[i]` is an absolute path.
+        ids: (I,) int64, the annotation file's image ids, or positions where there are none.
+        sizes: (I, 2) int32, height and width as a person sees the picture (EXIF applied).
+        annotations: the boxes; None: nobody looked for boxes in these pictures.
+        coverage: (I, C) float32 in [0, 1], or (1, C) shared by all pictures; see `BoxLabels`.
+        weight: of its loss.
+        grade: SILVER if a model wrote its labels, or some of them.
+        cache: folder in which content hashes are kept; None: they are computed at each call.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    files: FileNames
+    ids: np.ndarray
+    sizes: np.ndarray
+    annotations: Annotations | None
+    coverage: np.ndarray
+    weight: float = 1.0
+    grade: Grade = Grade.GOLD
+    cache: str | None = None
+
+    def __len__(self) -> int:
+        """Returns the number of pictures I."""
+        return len(self.ids)
+
+    def path(self, i: int) -> str:
+        """Returns the absolute path of picture i."""
+        return self.files[i]
+
+    def info(self, i: int) -> ImageInfo:
+        """Returns where picture i comes from (without its content hash: see `hashes`)."""
+        height, width = (int(n) for n in self.sizes[i])
+        return ImageInfo(int(self.ids[i]), self.files[i], height, width, self.name)
+
+    def read(self, i: int) -> np.ndarray:
+        """Returns picture i as (H, W, 3) uint8 RGB.
+
+        Raises:
+            InputError: the file is missing or broken, or its size is not what the annotations say.
+        """
+        image = read_image(self.files[i])
+        height, width = (int(n) for n in self.sizes[i])
+        if image.shape[:2] != (height, width):
+            raise InputError(
+                f"{self.files[i]}: the picture is {image.shape[1]} x {image.shape[0]} pixels (width x "
+                f"height), but source '{self.name}' says {width} x {height}; its boxes would be "
+                "misplaced: correct the annotations, or bring back the picture that was annotated"
+            )
+        return image
+
+    def labels(self, i: int) -> dict[str, Labels]:
+        """Returns {"boxes": labels of picture i}, or {} if nobody looked for boxes."""
+        if self.annotations is None:
+            return {}
+        a, rows = self.annotations, self.annotations.rows(i)
+        coverage = self.coverage[i if len(self.coverage) > 1 else 0]
+        return {
+            "boxes": BoxLabels(
+                boxes=_tensor(a.boxes[rows]),
+                classes=_tensor(a.classes[rows]).long(),
+                scores=_tensor(a.scores[rows]),
+                weights=_tensor(a.weights[rows]),
+                ignore=_tensor(a.ignore[rows]),
+                grade=_tensor(a.grade[rows]),
+                coverage=_tensor(coverage),
+            )
+        }
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> "Source":
+        """Returns a source of the pictures at `indices`, in that order."""
+        indices = np.asarray(indices, dtype=np.int64)
+        return replace(
+            self,
+            files=self.files.take(indices),
+            ids=self.ids[indices],
+            sizes=self.sizes[indices],
+            annotations=None if self.annotations is None else self.annotations.take(indices),
+            coverage=self.coverage if len(self.coverage) == 1 else self.coverage[indices],
+        )
+
+    def hashes(self, progress: Progress | None = None) -> list[str]:
+        """Returns the sha256 of each picture's bytes; files that did not change since the last call
+        are not read again.
+
+        Args:
+            progress: called with (pictures done, pictures in all).
+        """
+        paths = [self.files[i] for i in range(len(self))]
+        return content_hashes(paths, None if self.cache is None else Path(self.cache), progress)
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.array(array))  # a copy: mapped arrays are read-only
+
+
+class Subset(Settings):
+    """A part of a source, the same on every machine: pictures in the order of
+    sha256(seed, content hash), of which the first are taken. A smaller part of the same seed lies
+    within a larger one.
+
+    Attributes:
+        count: how many pictures; or
+        share: which share of them, in (0, 1].
+        seed: another seed, another part.
+        rest: takes the pictures that the same settings without `rest` leave.
+    """
+
+    count: PositiveInt | None = None
+    share: float | None = Field(default=None, gt=0, le=1)
+    seed: int = 0
+    rest: bool = False
+
+    @model_validator(mode="after")
+    def _one_size(self) -> "Subset":
+        if (self.count is None) == (self.share is None):
+            raise ValueError("give either count or share")
+        return self
+
+    def pick(self, hashes: Sequence[str], where: str) -> np.ndarray:
+        """Returns the positions (int64, ascending) of the pictures that are taken.
+
+        Args:
+            hashes: content hash of each picture.
+            where: the source, for the error.
+
+        Raises:
+            InputError: there are fewer pictures than `count`, or none is left.
+        """
+        wanted = self.count if self.count is not None else round(len(hashes) * (self.share or 0))
+        if wanted > len(hashes):
+            raise InputError(
+                f"{where}: subset.count is {wanted}, but there are only {len(hashes)} pictures"
+            )
+        ranks = [hashlib.sha256(f"{self.seed}:{h}".encode()).digest() for h in hashes]
+        order = sorted(range(len(hashes)), key=lambda i: (ranks[i], i))
+        taken = order[wanted:] if self.rest else order[:wanted]
+        if not taken:
+            raise InputError(f"{where}: subset leaves none of {len(hashes)} pictures")
+        return np.sort(np.asarray(taken, dtype=np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class Parsed:
+    """What a reader found in the files of a source, checked.
+
+    Attributes:
+        files, ids, sizes, annotations, coverage: as in `Source`.
+        silver: whether the files say that a model wrote labels in them.
+        dropped: sentence on what was left out because of faults; "" if nothing was.
+    """
+
+    files: FileNames
+    ids: np.ndarray
+    sizes: np.ndarray
+    annotations: Annotations | None
+    coverage: np.ndarray
+    silver: bool = False
+    dropped: str = ""
+
+
+class SourceSettings(Settings):
+    """What all kinds of sources have in common; a kind adds `kind`, `fingerprint` and `parse`.
+
+    Attributes:
+        images: folder of the pictures; relative to the settings' root, as are all other paths.
+        grade: who wrote the labels, where the files do not say it themselves.
+        weight: of the source's loss.
+        covers: the classes (names of data.classes) that were looked for in every picture; None: those
+            that the source's categories name.
+        subset: takes a part of the pictures.
+        faults: "error": anything wrong in the files ends the run; "drop": faulty boxes and pictures
+            are left out, with a warning that counts them.
+    """
+
+    images: str
+    grade: Literal["gold", "silver"] = "gold"
+    weight: PositiveFloat = 1.0
+    covers: list[str] | None = None
+    subset: Subset | None = None
+    faults: Literal["error", "drop"] = "error"
+
+    @abstractmethod
+    def fingerprint(self, root: Path, cache: Path) -> Any:
+        """Returns JSON-able facts of the files that change whenever the files do."""
+
+    @abstractmethod
+    def parse(self, root: Path, classes: LabelSpace) -> Parsed:
+        """Reads and checks the files.
+
+        Raises:
+            InputError: with everything that is wrong.
+        """
+
+    def load(self, name: str, root: Path, classes: LabelSpace, cache: Path) -> Source:
+        """Returns the source, parsed only if the files or the settings changed since the last time.
+
+        Args:
+            name: of the source in the settings.
+            root: folder that relative paths start from.
+            classes: the label space.
+            cache: folder for parsed arrays and content hashes; made if it is not there.
+
+        Raises:
+            InputError: with everything that is wrong with the files.
+        """
+        root, cache = Path(root).absolute(), Path(cache).absolute()
+        folder = root / self.images
+        if not folder.is_dir():
+            raise InputError(f"source '{name}': the folder of pictures {folder} does not exist")
+        key = _digest(
+            [
+                READER_VERSION,
+                self.model_dump(exclude={"weight", "subset"}),
+                str(root),
+                classes.digest(),
+                self.fingerprint(root, cache),
+            ]
+        )
+        parsed = _load_parsed(cache / "sources" / key)
+        if parsed is None:
+            _save_parsed(cache / "sources" / key, self.parse(root, classes))
+            parsed = _load_parsed(cache / "sources" / key)
+            assert parsed is not None
+        if parsed.dropped:
+            warnings.warn(f"source '{name}': {parsed.dropped}", stacklevel=2)
+        missing = missing_files(parsed.files)
+        if missing:
+            raise InputError([f"{path}: no such picture (source '{name}')" for path in missing])
+        source = Source(
+            name=name,
+            classes=classes.names,
+            files=parsed.files,
+            ids=parsed.ids,
+            sizes=parsed.sizes,
+            annotations=parsed.annotations,
+            coverage=parsed.coverage,
+            weight=self.weight,
+            grade=Grade.SILVER if parsed.silver else Grade.GOLD,
+            cache=str(cache),
+        )
+        return source if self.subset is None else self._part(source, key, self.subset)
+
+    def _part(self, source: Source, key: str, subset: Subset) -> Source:
+        indices = subset.pick(source.hashes(), f"source '{source.name}'")
+        folder = Path(str(source.cache)) / "sources" / _digest([key, indices.tolist()])
+        part = _load_parsed(folder)
+        if part is None:
+            picked = source.subset(indices)
+            shared = {f.name: getattr(picked, f.name) for f in fields(Parsed)[:5]}
+            _save_parsed(folder, Parsed(**shared))
+            part = _load_parsed(folder)
+            assert part is not None
+        return replace(source, **{f.name: getattr(part, f.name) for f in fields(Parsed)[:5]})
+
+    def covered(self, classes: LabelSpace, known: Sequence[bool], where: str) -> np.ndarray:
+        """Returns the (C,) float32 coverage that holds for every picture: of `covers`, or of the
+        classes that are `known` to the source's categories.
+
+        Raises:
+            InputError: `covers` names something that is no class.
+        """
+        if self.covers is None:
+            return np.asarray(known, dtype=np.float32)
+        problems = []
+        for name in self.covers:
+            if name not in classes.names:
+                close = get_close_matches(name, classes.names, n=1)
+                hint = f" (nearest: '{close[0]}')" if close else ""
+                problems.append(f"{where}: covers names '{name}', which is no class{hint}")
+        if problems:
+            raise InputError(problems)
+        return np.asarray([name in self.covers for name in classes.names], dtype=np.float32)
+
+
+def nothing_covered(num_classes: int) -> np.ndarray:
+    """Returns the (1, C) coverage of pictures in which nobody looked for anything."""
+    return np.zeros((1, num_classes), dtype=np.float32)
+
+
+def missing_files(files: FileNames) -> list[str]:
+    """Returns the paths of `files` that are not there, listing each folder once."""
+    listed: dict[str, set[str]] = {}
+    missing = []
+    for i in range(len(files)):
+        folder, name = os.path.split(files[i])
+        if folder not in listed:
+            listed[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if name not in listed[folder]:
+            missing.append(files[i])
+    return missing
+
+
+def _digest(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _save_parsed(folder: Path, parsed: Parsed) -> None:
+    arrays = {
+        "text": parsed.files.text,
+        "starts": parsed.files.offsets,
+        "ids": np.asarray(parsed.ids, np.int64),
+        "sizes": np.asarray(parsed.sizes, np.int32).reshape(-1, 2),
+        "coverage": np.asarray(parsed.coverage, np.float32),
+    }
+    if parsed.annotations is not None:
+        arrays |= {f.name: getattr(parsed.annotations, f.name) for f in fields(Annotations)}
+    facts = {"folder": parsed.files.folder, "silver": parsed.silver, "dropped": parsed.dropped}
+    save_arrays(folder, arrays, facts)
+
+
+def _load_parsed(folder: Path) -> Parsed | None:
+    stored = load_arrays(folder)
+    if stored is None:
+        return None
+    arrays, facts = stored
+    labelled = "boxes" in arrays
+    return Parsed(
+        files=FileNames(facts["folder"], arrays["text"], arrays["starts"]),
+        ids=arrays["ids"],
+        sizes=arrays["sizes"],
+        annotations=Annotations(**{f.name: arrays[f.name] for f in fields(Annotations)})
+        if labelled
+        else None,
+        coverage=arrays["coverage"],
+        silver=facts["silver"],
+        dropped=facts["dropped"],
+    )
