@@ -1,0 +1,284 @@
+"""All that training changes, and its checkpoint.
+
+A checkpoint is one file that `torch.load(weights_only=True)` reads: {"format": 1, "settings": the
+run's resolved settings, "classes": names, "step", "model", "ema", "optimizer", "scaler", "balancer",
+"random" of each rank, "best"}. `best.pt` and other files to deploy from have no more than "format",
+"settings", "classes", "step" and "model" (the weights to use).
+"""
+
+import copy
+import os
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from detmtl.balancing.balancer import Balancer
+from detmtl.engine import distributed
+from detmtl.structures.errors import InputError
+
+FORMAT = 1
+
+
+class Ema:
+    """A second model whose weights are an exponential moving average of the trained one's.
+
+    Floating buffers (a norm's running statistics) are averaged with the weights that they belong to;
+    others (counters) are copied. The decay rises as (1 + n) / (10 + n) after n updates, so that the
+    random initialization is soon forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.module = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Moves the average towards `model` after its update number `step` (1, 2, ...)."""
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        mine, theirs = self.module.state_dict(), model.state_dict()
+        floating = [k for k, v in mine.items() if v.is_floating_point()]
+        torch._foreach_lerp_([mine[k] for k in floating], [theirs[k] for k in floating], weight)
+        for k in mine.keys() - set(floating):
+            mine[k].copy_(theirs[k])
+
+
+@dataclass(eq=False)
+class State:
+    """All that training changes.
+
+    Attributes:
+        model: in training mode while `train` runs; `model.tasks` maps names to tasks.
+        optimizer: groups carry `name` and `initial_lr`.
+        balancer: makes gradients of loss terms.
+        device: where model, balancer and batches are.
+        ema: the averaged model, or None.
+        scaler: for float16, else None.
+        settings, classes: told in checkpoints, so that a model can be rebuilt from the file alone.
+        step: updates made.
+        best: highest value of the metric by which the best checkpoint is chosen.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    balancer: Balancer
+    device: torch.device
+    ema: Ema | None = None
+    scaler: torch.amp.GradScaler | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    classes: list[str] = field(default_factory=list)
+    step: int = 0
+    best: float | None = None
+    _random: dict[str, Any] | None = None
+
+    @property
+    def tasks(self) -> dict[str, Any]:
+        """Task name -> `Task`."""
+        return dict(self.model.tasks.items())  # type: ignore[union-attr, operator]
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The model to evaluate and to deploy: the averaged one where there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    def save(self, path: Path) -> None:
+        """Writes everything; every rank has to call it, rank 0 writes.
+
+        The file appears whole or not at all: a kill at any moment leaves the previous one.
+        """
+        everyones_random = distributed.gather(random_state())
+        if distributed.rank() == 0:
+            write_checkpoint(
+                path,
+                {
+                    "format": FORMAT,
+                    "settings": self.settings,
+                    "classes": list(self.classes),
+                    "step": self.step,
+                    "model": self.model.state_dict(),
+                    "ema": None if self.ema is None else self.ema.module.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "scaler": None if self.scaler is None else self.scaler.state_dict(),
+                    "balancer": self.balancer.state_dict(),
+                    "random": everyones_random,
+                    "best": self.best,
+                },
+            )
+        distributed.barrier()
+
+    def save_weights(self, path: Path) -> None:
+        """Writes the weights to deploy, on rank 0."""
+        if distributed.rank() == 0:
+            write_checkpoint(
+                path,
+                {
+                    "format": FORMAT,
+                    "settings": self.settings,
+                    "classes": list(self.classes),
+                    "step": self.step,
+                    "model": self.averaged.state_dict(),
+                },
+            )
+
+    def load(self, path: Path) -> None:
+        """Continues from a file that `save` wrote.
+
+        The random generators are set by `restore_random`, which `train` calls once the loader runs.
+
+        Raises:
+            InputError: the file is no checkpoint of this model, or holds weights alone.
+        """
+        saved = read_checkpoint(path)
+        if "optimizer" not in saved:
+            raise InputError(
+                f"{path}: holds weights alone, training cannot go on from it; give last.pt"
+            )
+        if list(saved["classes"]) != list(self.classes):
+            raise InputError(
+                f"{path}: was trained for the classes {_some(saved['classes'])}; now they are "
+                f"{_some(self.classes)}"
+            )
+        for what in ("ema", "scaler"):
+            if (saved[what] is None) != (getattr(self, what) is None):
+                raise InputError(
+                    f"{path}: was saved {'without' if saved[what] is None else 'with'} {what}; "
+                    "resume with the settings it was started with"
+                )
+        load_weights(self.model, saved["model"], str(path))
+        if self.ema is not None:
+            load_weights(self.ema.module, saved["ema"], str(path))
+        try:
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.balancer.load_state_dict(saved["balancer"])
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise InputError(
+                f"{path}: its optimizer or balancer is another one ({error}); resume with the "
+                "settings it was started with"
+            ) from error
+        if self.scaler is not None:
+            self.scaler.load_state_dict(saved["scaler"])
+        self.step, self.best = saved["step"], saved["best"]
+        rank = distributed.rank()
+        self._random = saved["random"][rank] if rank < len(saved["random"]) else None
+
+    def restore_random(self) -> None:
+        """Sets the random generators to where the loaded checkpoint left them; else does nothing."""
+        if self._random is not None:
+            set_random_state(self._random)
+            self._random = None
+
+
+def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Writes a file that appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with open(part, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def read_checkpoint(path: Path | str) -> dict[str, Any]:
+    """Returns the content of a checkpoint, on the CPU, without running any code from it.
+
+    Raises:
+        InputError: the file is missing, damaged, or no checkpoint of ours.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; give a checkpoint (best.pt or last.pt)") from None
+    except Exception as error:  # torch raises many kinds for a damaged file
+        first = str(error).strip().split("\n")[0]
+        raise InputError(f"{path}: not a checkpoint of detmtl or damaged ({first})") from error
+    if not isinstance(content, dict) or "format" not in content or "model" not in content:
+        raise InputError(f"{path}: not a checkpoint of detmtl; give best.pt or last.pt of a run")
+    if content["format"] != FORMAT:
+        raise InputError(
+            f"{path}: checkpoint format {content['format']}; this version reads {FORMAT}"
+        )
+    return content
+
+
+def weights_of(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """Returns the weights to deploy: the averaged ones where there are any."""
+    return checkpoint.get("ema") or checkpoint["model"]
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
+    """Loads weights that must fit exactly.
+
+    Raises:
+        InputError: names what is missing, left over or of another shape.
+    """
+    mine = model.state_dict()
+    other_shape = [
+        f"{k} is {tuple(weights[k].shape)}, the model has {tuple(v.shape)}"
+        for k, v in mine.items()
+        if k in weights and weights[k].shape != v.shape
+    ]
+    problems = [
+        f"{where}: {what}: {_some(names)}"
+        for what, names in (
+            ("weights that the model needs are missing", sorted(mine.keys() - weights.keys())),
+            ("weights that the model does not have", sorted(weights.keys() - mine.keys())),
+            ("weights of another shape", other_shape),
+        )
+        if names
+    ]
+    if problems:
+        raise InputError(problems)
+    model.load_state_dict(weights)
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds python, numpy and torch; ranks get different numbers."""
+    seed = seed + 1_000_003 * distributed.rank()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 third parties draw from the global generator
+    torch.manual_seed(seed)
+
+
+def random_state() -> dict[str, Any]:
+    """Returns where the generators of python, numpy, torch and CUDA stand, as plain values."""
+    name, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+    return {
+        "python": random.getstate(),
+        "numpy": [name, torch.tensor(np.asarray(keys, dtype=np.int64)), position, has_gauss, gauss],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Puts all generators where `random_state` found them."""
+    version, internal, gauss_next = state["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+    name, keys, position, has_gauss, gauss = state["numpy"]
+    legacy = (name, keys.numpy().astype(np.uint32), position, has_gauss, gauss)
+    np.random.set_state(legacy)  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+@contextmanager
+def random_kept() -> Iterator[None]:
+    """Whatever the block draws, the generators stand afterwards where they stood before."""
+    before = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(before)
+
+
+def _some(names: Sequence[str], shown: int = 8) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
