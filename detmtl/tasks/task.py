@@ -1,0 +1,91 @@
+"""What a task is: head, loss, decoding and metric of one kind of label.
+
+Letters: B pictures, C classes, L levels, A anchors per position, H and W positions of a level.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from detmtl.structures.labels import Labels
+from detmtl.structures.sample import Batch, ImageInfo
+
+
+class Metric(Protocol):
+    """Collects predictions beside the truth and scores them.
+
+    In a run of several processes each updates its own; one merges the others' states and computes.
+    """
+
+    def update(
+        self,
+        predictions: Sequence[Labels],
+        truth: Sequence[Labels | None],
+        infos: Sequence[ImageInfo],
+    ) -> None:
+        """Adds pictures: predictions and truth in pixels of the original picture; a picture whose
+        truth is None was not looked at and is left out."""
+        ...
+
+    def compute(self) -> dict[str, float]:
+        """Returns numbers by name, the one that counts most first."""
+        ...
+
+    def state(self) -> Any:
+        """Returns what was collected, picklable, for `merge` in another process."""
+        ...
+
+    def merge(self, state: Any) -> None:
+        """Adds what another process collected on other pictures."""
+        ...
+
+
+class Task(nn.Module, ABC):
+    """One head on the shared features with all that belongs to it.
+
+    A new task is one file: a subclass of this, and a settings class with a `kind` and a `build`.
+
+    Attributes:
+        name: the task's name in the settings, in outputs and in the names of losses and metrics.
+        labels: the key of `Batch.labels` that it learns from.
+        levels: names of the feature maps that `forward` takes, for example ("p3", "p4", "p5").
+    """
+
+    name: str
+    labels: str
+    levels: tuple[str, ...]
+
+    @abstractmethod
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Returns the raw outputs, all that is exported; see the task for their meaning.
+
+        Args:
+            features: (B, channels, H, W) for each of `levels`.
+        """
+
+    @abstractmethod
+    def loss(self, outputs: list[Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Returns unweighted terms by name, float32 scalars; {} when no picture is labelled.
+
+        Never waits for the device. In a run of several processes each must call it in every step,
+        with or without labelled pictures, since the normalizers are summed over the processes.
+
+        Args:
+            outputs: of `forward`, of any floating point type.
+            batch: the pictures that led to them, on the same device.
+        """
+
+    @abstractmethod
+    def decode(self, outputs: list[Tensor], sizes: Tensor) -> list[Labels]:
+        """Returns the predictions of B pictures, float32, in pixels of the network's picture.
+
+        Args:
+            outputs: of `forward`.
+            sizes: (B, 2) true height and width of each picture within its padding.
+        """
+
+    @abstractmethod
+    def metric(self) -> Metric:
+        """Returns a new, empty metric for this task."""
