@@ -58,8 +58,7 @@ def _complete(data: bytes) -> bool:
 
 def _rgb(picture: Image.Image) -> np.ndarray:
     if picture.mode.startswith("I"):  # 16 bits, which convert() would clip
-        grey = np.asarray(picture).astype(np.int64)
-        grey = (grey >> 8 if grey.max(initial=0) > 255 else grey).clip(0, 255).astype(np.uint8)
+        grey = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     return np.array(picture.convert("RGB"))
 
@@ -75,6 +74,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         with Image.open(path) as picture:
             width, height = picture.size
             turned = picture.getexif().get(_ORIENTATION) in _TURNED
+            turned = turned and picture.format != "TIFF"  # whose size Pillow has turned already
     except FileNotFoundError as problem:
         raise InputError(f"{os.fspath(path)}: no such picture") from problem
     except _BROKEN as problem:
