@@ -7,7 +7,8 @@ drift apart. Letters: B pictures, H and W pixels, N boxes.
 import torch
 from torch import Tensor, nn
 
-from detmtl.data.fit import fit
+from detmtl.data.fit import fit, scale_boxes
+from detmtl.structures.boxes import clip
 
 
 def pad_images(images: list[Tensor], divisor: int) -> tuple[Tensor, Tensor]:
@@ -43,11 +44,8 @@ def to_original(boxes: Tensor, fitted: list[int], original: list[int]) -> Tensor
         fitted: its height and width.
         original: height and width of the picture as it was given.
     """
-    x = boxes[:, 0::2] * (float(original[1]) / float(fitted[1]))
-    y = boxes[:, 1::2] * (float(original[0]) / float(fitted[0]))
-    x = x.clamp(min=0.0, max=float(original[1]))
-    y = y.clamp(min=0.0, max=float(original[0]))
-    return torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], dim=1)
+    scaled = scale_boxes(boxes, (fitted[0], fitted[1]), (original[0], original[1]))
+    return clip(scaled, float(original[0]), float(original[1]))
 
 
 def check_images(images: list[Tensor]) -> None:

@@ -1,0 +1,192 @@
+"""Pictures to labels, with a checkpoint or with an exported file.
+
+Letters: H and W pixels, N boxes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from detmtl.data.fit import InputSettings, fit
+from detmtl.engine.precision import Precision, autocast, dtype_of
+from detmtl.engine.state import load_weights, read_checkpoint, weights_of
+from detmtl.inference.detector import check_images, pad_images, to_original
+from detmtl.inference.torchscript import is_torchscript, load_torchscript
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import BoxLabels, Grade, Labels
+from detmtl.tasks.multitask import ModelSettings, MultiTask, build_model
+from detmtl.tasks.tasks import TaskConfig
+
+DIVISOR = 32
+"""Padded sides are multiples of it: the stride of the backbone's last level."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A trained model and what is needed to use it.
+
+    Attributes:
+        model: in evaluation mode, on the CPU, with the averaged (EMA) weights where there are some.
+        class_names: names by class index.
+        short, long: limits of the picture's sides, see `detmtl.data.fit`.
+        settings: resolved settings of the run that trained it.
+    """
+
+    model: MultiTask
+    class_names: tuple[str, ...]
+    short: int
+    long: int
+    settings: Mapping[str, Any]
+
+
+class AnyPredictor(Protocol):
+    """What finds objects in pictures: `Predictor` or `ScriptPredictor`."""
+
+    class_names: tuple[str, ...]
+
+    def predict(self, images: Sequence[Tensor]) -> list[dict[str, Labels]]:
+        """Returns per picture (3, H, W) uint8 RGB: task name -> labels in its own pixels."""
+        ...
+
+
+class Predictor:
+    """Eager prediction with a loaded model.
+
+    Args:
+        loaded: from `load_checkpoint`; its model is moved to `device`.
+        device: where the network runs.
+        precision: of the network; scores and decoding are float32. `auto`: bfloat16 where the
+            hardware has units for it.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        device: torch.device | str = "cpu",
+        precision: Precision = "fp32",
+    ):
+        self.device = torch.device(device)
+        self.model = loaded.model.to(self.device).eval()
+        self.class_names = loaded.class_names
+        self.short, self.long = loaded.short, loaded.long
+        self.dtype = dtype_of(precision, self.device)
+
+    @torch.inference_mode()
+    def predict(self, images: Sequence[Tensor]) -> list[dict[str, Labels]]:
+        """Returns per picture its labels by task name, in pixels of the picture as given.
+
+        Args:
+            images: (3, H, W) uint8 RGB each, of any sizes. They are padded to one size and go
+                through the network together.
+
+        Raises:
+            ValueError: a picture has another shape or type.
+        """
+        check_images(list(images))
+        if not images:
+            return []
+        fitted = [fit(image.to(self.device), self.short, self.long) for image in images]
+        batch, sizes = pad_images(fitted, DIVISOR)
+        with autocast(self.device, self.dtype):
+            outputs = self.model(batch)
+        results: list[dict[str, Labels]] = [{} for _ in images]
+        for name, task in self.model.tasks.items():
+            for i, labels in enumerate(task.decode(outputs[name], sizes)):
+                results[i][name] = _in_original(labels, fitted[i], images[i])
+        return results
+
+
+class ScriptPredictor:
+    """Prediction with a file written by `export_torchscript`.
+
+    Args:
+        path: the file.
+        device: where it runs.
+    """
+
+    def __init__(self, path: str | Path, device: torch.device | str = "cpu"):
+        self.device = torch.device(device)
+        self.module, about = load_torchscript(Path(path), self.device)
+        self.class_names = tuple(about["classes"])
+        self.task = str(about["task"])
+
+    @torch.inference_mode()
+    def predict(self, images: Sequence[Tensor]) -> list[dict[str, Labels]]:
+        """Returns per picture (3, H, W) uint8 RGB the file's task -> labels in its own pixels."""
+        check_images(list(images))
+        found = self.module([image.to(self.device) for image in images])
+        return [
+            {
+                self.task: BoxLabels.of(
+                    one["boxes"],
+                    one["labels"],
+                    len(self.class_names),
+                    scores=one["scores"],
+                    grade=Grade.SILVER,
+                )
+            }
+            for one in found
+        ]
+
+
+def load_predictor(
+    path: str | Path, device: torch.device | str = "cpu", precision: Precision = "fp32"
+) -> AnyPredictor:
+    """Returns a predictor for a checkpoint or an exported TorchScript file, told by its content.
+
+    An exported file carries its own precision.
+
+    Raises:
+        InputError: the file is neither.
+    """
+    path = Path(path)
+    if path.is_file() and is_torchscript(path):
+        return ScriptPredictor(path, device)
+    return Predictor(load_checkpoint(path), device, precision)
+
+
+def load_checkpoint(path: str | Path) -> LoadedModel:
+    """Builds the model of a checkpoint and fills in its weights.
+
+    Raises:
+        InputError: the file is missing, is no checkpoint, or its weights do not fit its settings.
+    """
+    path = Path(path)
+    checkpoint = read_checkpoint(path)
+    settings, class_names = checkpoint["settings"], tuple(checkpoint["classes"])
+    model_settings = _validated(ModelSettings, settings, "model", path)
+    tasks = _validated(dict[str, TaskConfig], settings, "tasks", path)
+    size = _validated(InputSettings, settings, "input", path)
+    model = build_model(_without_pretrained(model_settings), tasks, list(class_names))
+    load_weights(model, weights_of(checkpoint), str(path))
+    return LoadedModel(model.eval(), class_names, size.short, size.long, settings)
+
+
+def _in_original(labels: Labels, fitted: Tensor, original: Tensor) -> Labels:
+    return labels.with_boxes(
+        to_original(labels.boxes, list(fitted.shape[1:]), list(original.shape[1:]))
+    )
+
+
+def _validated(kind: Any, settings: Mapping[str, Any], key: str, path: Path) -> Any:
+    try:
+        return TypeAdapter(kind).validate_python(settings.get(key, {}))
+    except ValidationError as error:
+        raise InputError(
+            [
+                f"{path}: settings.{'.'.join(map(str, (key, *e['loc'])))}: {e['msg']}, "
+                f"found {e['input']!r}; the checkpoint was written by another version"
+                for e in error.errors()
+            ]
+        ) from error
+
+
+def _without_pretrained(settings: ModelSettings) -> ModelSettings:
+    """The checkpoint has all weights: nothing is to be downloaded or read elsewhere."""
+    backbone = settings.backbone.model_copy(update={"pretrained": False, "weights": None})
+    return settings.model_copy(update={"backbone": backbone})
