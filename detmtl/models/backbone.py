@@ -1,0 +1,241 @@
+"""The backbone: a timm classifier without its classifier, giving features of strides 8, 16 and 32.
+
+Letters: B pictures, C channels, H and W pixels.
+"""
+
+import difflib
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from pydantic import Field
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+
+from detmtl.models.fold import fold_batch_norms, has_batch_norm
+from detmtl.models.pretrained import load_weights, read_weights
+from detmtl.structures.errors import InputError
+from detmtl.structures.settings import Settings
+
+STRIDES = [8, 16, 32]
+"""Of the features that a pyramid is built on: C3, C4 and C5."""
+
+
+class BackboneSettings(Settings):
+    """Which network, with which weights, and how much of it trains.
+
+    Attributes:
+        name: a model of timm, or `package.module:function` of a function that takes timm's
+            `features_only` (such as `timm.models.efficientnet:_gen_mobilenet_v1`).
+        args: keyword arguments for it (such as {pad_type: same}).
+        pretrained: whether timm downloads its weights.
+        weights: a local file of weights instead, .pth or .safetensors, of the whole classifier or of
+            its features; half precision is cast.
+        frozen_stages: the layers up to and including the features of stride 2 ** frozen_stages don't
+            train: 1 a ResNet's stem, 2 its first stage too (as torchvision and detectron2 do), 5
+            everything, 0 nothing.
+        norm: batch norm is "frozen": constants, folded into the convolutions; or trained: "train".
+            Frozen stages have it frozen in either case.
+        mean, std: of red, green and blue in 0..1, that the network expects; None: as timm says.
+    """
+
+    name: str
+    args: dict[str, Any] = {}
+    pretrained: bool = False
+    weights: str | None = None
+    frozen_stages: int = Field(default=0, ge=0, le=5)
+    norm: Literal["frozen", "train"] = "frozen"
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+    def build(self, root: Path | None = None) -> "Backbone":
+        """Makes the network: weights loaded, batch norm folded, stages frozen.
+
+        Args:
+            root: folder that `weights` is relative to; None: the working directory.
+
+        Raises:
+            InputError: unknown name, arguments that don't fit, weights that don't fit, or a network
+                without features of strides 8, 16 and 32.
+        """
+        if self.pretrained and self.weights:
+            raise InputError(
+                f"backbone: pretrained is true and weights is {self.weights}; give one of them"
+            )
+        network = _features(self.name, self.args, self.pretrained)
+        if self.weights:
+            path = (root or Path()) / self.weights
+            classifier = set(_create(self.name, self.args).state_dict())
+            load_weights(network, read_weights(path), classifier, str(path))
+        config = getattr(network, "default_cfg", {})
+        return Backbone(
+            network,
+            mean=self.mean or config.get("mean", IMAGENET_DEFAULT_MEAN),
+            std=self.std or config.get("std", IMAGENET_DEFAULT_STD),
+            frozen_stages=self.frozen_stages,
+            fold=self.norm == "frozen",
+            example_size=config.get("input_size", (3, 64, 64))[-1]
+            if config.get("fixed_input_size")
+            else 64,
+        )
+
+
+class Backbone(nn.Module):
+    """Features of strides 8, 16 and 32.
+
+    Parameters of frozen stages have `requires_grad` False; as nothing before them needs a gradient
+    either, no graph is recorded for those layers.
+
+    Attributes:
+        channels: of C3, C4 and C5.
+        strides: pixels of the picture per position: [8, 16, 32].
+        mean, std: of red, green and blue in 0..1, that the network expects.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        frozen_stages: int = 0,
+        fold: bool = True,
+        example_size: int = 64,
+    ):
+        """Prepares timm's feature extractor; it is changed in place.
+
+        Args:
+            network: (B, 3, H, W) -> list of features, with timm's `feature_info`.
+            mean, std: kept for whoever normalizes the pictures.
+            frozen_stages: see `BackboneSettings`.
+            fold: whether all batch norms are frozen; if not, those of frozen stages.
+            example_size: side in pixels of the picture that the network is tried with.
+
+        Raises:
+            InputError: the network has no features of strides 8, 16 and 32.
+        """
+        super().__init__()
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.strides = list(STRIDES)
+        self.network = network
+        self._channels_first = str(_output_format(network)) != "NHWC"
+        example = torch.randn(
+            2, 3, example_size, example_size, generator=torch.Generator().manual_seed(0)
+        )
+        network.eval()  # the trial must not move the statistics of trained batch norms
+        with torch.enable_grad():
+            features = self._all_features(example)
+            reductions = [round(example_size / f.shape[-1]) for f in features]
+            self._indices = _levels(reductions)
+            self.channels = [features[i].shape[1] for i in self._indices]
+            frozen = self._freeze(features, reductions, frozen_stages)
+        if has_batch_norm(network) and (fold or frozen):
+            norms = {name.rpartition(".")[0] for name in frozen}
+            fold_batch_norms(network, example, only=None if fold else norms)
+        network.train()
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Returns C3, C4 and C5, each (B, C, H / stride, W / stride).
+
+        Args:
+            images: (B, 3, H, W), normalized; H and W multiples of 32.
+        """
+        features = self._all_features(images)
+        return [features[i] for i in self._indices]
+
+    def _all_features(self, images: Tensor) -> list[Tensor]:
+        features = self.network(images)
+        # Channels-last networks give (B, H, W, C): permuted, it is channels_last memory already.
+        return features if self._channels_first else [f.permute(0, 3, 1, 2) for f in features]
+
+    def _freeze(self, features: list[Tensor], reductions: list[int], stages: int) -> set[str]:
+        """Freezes the parameters that features of stride up to 2 ** stages depend on.
+
+        Returns:
+            their names.
+        """
+        if stages == 0:
+            return set()
+        early = [f for f, r in zip(features, reductions, strict=True) if r <= 2**stages]
+        if not early:
+            raise InputError(
+                f"backbone.frozen_stages: {stages} freezes the layers up to stride {2**stages}, but "
+                f"the first features have stride {reductions[0]}; give 0 or at least "
+                f"{reductions[0].bit_length() - 1}"
+            )
+        named = {n: p for n, p in self.network.named_parameters() if p.requires_grad}
+        total = torch.stack([f.sum() for f in early]).sum()
+        used = torch.autograd.grad(total, list(named.values()), allow_unused=True)
+        frozen = {n for n, g in zip(named, used, strict=True) if g is not None}
+        for name in frozen:
+            named[name].requires_grad_(False)
+        return frozen
+
+
+def _levels(reductions: list[int]) -> list[int]:
+    """Returns the positions of the last features of strides 8, 16 and 32."""
+    if not set(STRIDES) <= set(reductions):
+        raise InputError(
+            f"backbone.name: the network's features have the strides {reductions}; strides 8, 16 and "
+            "32 are needed (ResNet, RegNet, MobileNet, EfficientNet, ConvNeXt, Swin ...)"
+        )
+    return [len(reductions) - 1 - reductions[::-1].index(s) for s in STRIDES]
+
+
+def _output_format(network: nn.Module) -> str:
+    value = getattr(network, "output_fmt", "NCHW")
+    return getattr(value, "value", value)
+
+
+def _features(name: str, args: dict[str, Any], pretrained: bool) -> nn.Module:
+    network = _create(name, args, features_only=True, pretrained=pretrained)
+    if not hasattr(network, "feature_info"):
+        raise InputError(f"backbone.name: {name} gave no feature extractor for features_only=True")
+    return network
+
+
+def _create(name: str, args: dict[str, Any], **also: Any) -> nn.Module:
+    """Calls timm's factory or the function of that name.
+
+    Raises:
+        InputError: there is none, or it doesn't take the arguments.
+    """
+    clash = sorted(set(args) & {"features_only", "pretrained", "out_indices"})
+    if clash:
+        raise InputError(f"backbone.args: {', '.join(clash)} is set by the program; leave it out")
+    factory = _factory(name)
+    try:
+        return factory(**args, **also)
+    except TypeError as error:
+        raise InputError(f"backbone.args: {name} does not take {args}: {error}") from error
+    except (RuntimeError, ValueError, AttributeError, AssertionError, OSError) as error:
+        weights = " with pretrained weights" if also.get("pretrained") else ""
+        raise InputError(
+            f"backbone: {name} cannot be made{weights} from the arguments {args}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _factory(name: str) -> Callable[..., nn.Module]:
+    if ":" not in name:
+        base = name.split(".")[0]
+        if not timm.is_model(base):
+            near = difflib.get_close_matches(base, timm.list_models(), n=3)
+            hint = f"; nearest: {', '.join(near)}" if near else ""
+            raise InputError(
+                f"backbone.name: timm {timm.__version__} has no model '{name}'{hint}; "
+                "`timm.list_models()` lists them"
+            )
+        return lambda **args: timm.create_model(name, **args)
+    module_name, _, function_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise InputError(f"backbone.name: cannot import {module_name}: {error}") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise InputError(f"backbone.name: {module_name} has no function '{function_name}'")
+    return function

@@ -1,0 +1,109 @@
+"""Weights of a pretrained network from a local file, checked before they are used."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from detmtl.structures.errors import InputError
+
+CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+"""Keys below which training programs keep the weights; the first that is there counts."""
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Returns the named tensors of a .pth, .pt, .bin or .safetensors file, on the CPU.
+
+    Raises:
+        InputError: the file is missing or holds no named tensors.
+    """
+    if not path.is_file():
+        raise InputError(f"backbone.weights: there is no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            loaded: object = load_file(path)
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        raise InputError(f"backbone.weights: {path} cannot be read as weights: {error}") from error
+    for key in CONTAINERS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+            break
+    if not isinstance(loaded, Mapping):
+        raise InputError(
+            f"backbone.weights: {path} holds a {type(loaded).__name__}; a state dict is needed"
+        )
+    tensors = {str(k): v for k, v in loaded.items() if isinstance(v, Tensor)}
+    if not tensors:
+        raise InputError(f"backbone.weights: {path} holds no tensors; a state dict is needed")
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): v for name, v in tensors.items()}
+    return tensors
+
+
+def load_weights(
+    network: nn.Module, weights: Mapping[str, Tensor], head: set[str], where: str
+) -> None:
+    """Loads weights of a whole classifier into its feature extractor, in place.
+
+    Args:
+        network: as timm's `features_only` returns it.
+        weights: named tensors of any float type; cast to the network's.
+        head: names of parameters of the whole classifier; those that the extractor doesn't have
+            may be left over.
+        where: the file, for the error.
+
+    Raises:
+        InputError: tensors are missing, unknown, of the wrong shape or not finite; all are listed.
+    """
+    wanted = network.state_dict()
+    weights = {_extractor_name(name, network, wanted): v for name, v in weights.items()}
+    known_head = {_extractor_name(name, network, wanted) for name in head}
+    missing = [
+        name for name in wanted if name not in weights and not name.endswith("num_batches_tracked")
+    ]
+    unknown = [name for name in weights if name not in wanted and name not in known_head]
+    problems = _listed(where, "the network needs, and the file lacks", missing)
+    problems += _listed(where, "the network and its classifier have no place for", unknown)
+    for name, tensor in weights.items():
+        if name not in wanted:
+            continue
+        if tensor.shape != wanted[name].shape:
+            problems.append(
+                f"{where}: {name} has the shape {tuple(tensor.shape)}; the network needs "
+                f"{tuple(wanted[name].shape)}"
+            )
+        elif tensor.is_floating_point() and not tensor.isfinite().all():
+            problems.append(f"{where}: {name} holds values that are not finite")
+    if problems:
+        raise InputError(problems)
+    network.load_state_dict({k: v for k, v in weights.items() if k in wanted}, strict=False)
+
+
+def _listed(where: str, what: str, names: list[str]) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return [f"{where}: {what} {', '.join(names[:10])}{more}; is it another architecture's file?"]
+
+
+def _extractor_name(name: str, network: nn.Module, wanted: Mapping[str, Tensor]) -> str:
+    """Returns the name in timm's feature extractor of a parameter of the whole network.
+
+    Extractors rename: `stages.0.conv.weight` is `stages_0.conv.weight` where sequences were
+    flattened, `model.stages.0.conv.weight` where the network was wrapped.
+    """
+    if name in wanted:
+        return name
+    if f"model.{name}" in wanted:
+        return f"model.{name}"
+    for child, _ in network.named_children():
+        stem, _, index = child.rpartition("_")
+        if index.isdigit() and name.startswith(f"{stem}.{index}."):
+            return child + name.removeprefix(f"{stem}.{index}")
+    return name

@@ -1,0 +1,137 @@
+"""The whole network: one backbone and one pyramid, and the tasks that hang on them.
+
+Letters: B pictures, H and W pixels.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from detmtl.models.backbone import Backbone, BackboneSettings
+from detmtl.models.fpn import FPN, FPNSettings
+from detmtl.structures.errors import InputError
+from detmtl.structures.settings import Settings
+from detmtl.tasks.task import Task
+
+
+class ModelSettings(Settings):
+    """What all tasks share.
+
+    Attributes:
+        backbone: see `BackboneSettings`.
+        fpn: see `FPNSettings`.
+    """
+
+    backbone: BackboneSettings
+    fpn: FPNSettings = FPNSettings()
+
+
+class BuildsTask(Protocol):
+    """Settings of a task."""
+
+    def build(
+        self,
+        name: str,
+        channels: list[int],
+        strides: list[int],
+        num_classes: int,
+        class_names: Sequence[str],
+    ) -> Task:
+        """Makes the task for levels of these channels and strides."""
+        ...
+
+
+class Normalize(nn.Module):
+    """Pictures 0..255 to what the backbone expects; stays in float32 whatever the network becomes."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        """Takes mean and standard deviation of red, green and blue, in 0..1."""
+        super().__init__()
+        center, spread = torch.tensor(mean).double(), torch.tensor(std).double()
+        scale, shift = 1 / (255 * spread), -center / spread
+        self.register_buffer("scale", scale.float().view(1, 3, 1, 1))
+        self.register_buffer("shift", shift.float().view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Returns (image / 255 - mean) / std, float32, channels_last.
+
+        Args:
+            images: (B, 3, H, W) RGB, 0..255, uint8 or float.
+        """
+        images = images.contiguous(memory_format=torch.channels_last)
+        return torch.addcmul(self.shift, images.float(), self.scale)
+
+    def _apply(self, fn, recurse: bool = True):
+        exact = {name: buffer for name, buffer in self.named_buffers()}
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            setattr(self, name, buffer.to(getattr(self, name).device))
+        return self
+
+
+class MultiTask(nn.Module):
+    """Pictures to the raw outputs of every task.
+
+    Attributes:
+        backbone, fpn: shared by all tasks.
+        tasks: name -> task.
+    """
+
+    def __init__(self, backbone: Backbone, fpn: FPN, tasks: Mapping[str, Task]):
+        """Takes the parts; `build_model` makes them from settings."""
+        super().__init__()
+        self.normalize = Normalize(backbone.mean, backbone.std)
+        self.backbone = backbone
+        self.fpn = fpn
+        self.tasks = nn.ModuleDict(tasks)
+
+    def forward(self, images: Tensor) -> dict[str, list[Tensor]]:
+        """Returns for each task, by name, what its `forward` returns.
+
+        Args:
+            images: (B, 3, H, W) RGB, 0..255, uint8 or float; H and W multiples of 32.
+        """
+        images = self.normalize(images).to(next(self.backbone.parameters()).dtype)
+        features = self.fpn(self.backbone(images))
+        return {name: task(features) for name, task in self.tasks.items()}
+
+
+def build_model(
+    model: ModelSettings,
+    tasks: Mapping[str, BuildsTask],
+    class_names: Sequence[str],
+    root: Path | None = None,
+) -> MultiTask:
+    """Makes the network with all its tasks.
+
+    Args:
+        model: what the tasks share.
+        tasks: name -> settings of the task; at least one.
+        class_names: of the boxes.
+        root: folder that the backbone's `weights` is relative to; None: the working directory.
+
+    Raises:
+        InputError: something in the settings doesn't fit; see `BackboneSettings.build`.
+    """
+    problems = [
+        f"tasks.{name}: a task's name may not be empty nor have a dot or slash; take another"
+        for name in tasks
+        if not name or "." in name or "/" in name
+    ]
+    if not tasks:
+        problems.append("tasks: none given; list at least one")
+    if problems:
+        raise InputError(problems)
+    backbone = model.backbone.build(root)
+    fpn = model.fpn.build(backbone.channels, backbone.strides)
+    built = {
+        name: settings.build(name, fpn.channels, fpn.strides, len(class_names), class_names)
+        for name, settings in tasks.items()
+    }
+    return MultiTask(backbone, fpn, built)
