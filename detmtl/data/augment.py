@@ -1,52 +1,339 @@
-"""Random changes of pictures and labels, named in YAML: the only file that knows albumentations."""
+"""Random changes of pictures and labels, named in YAML: the only file that knows albumentations.
 
+Letters: H, W pixels of the file, h, w pixels of the network's picture, N boxes.
+"""
+
+import inspect
+import os
+import random
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any
 
+os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else its import asks the network for a newer version
+
+import albumentations
 import numpy as np
-from pydantic import Field
+import torch
+from albumentations.core.bbox_utils import BboxParams, BboxProcessor
+from albumentations.core.composition import BaseCompose, TransformType
+from albumentations.core.transforms_interface import (
+    BasicTransform,
+    DualTransform,
+    ImageOnlyTransform,
+    Transform3D,
+)
+from pydantic import Field, ValidationError
 from torch import Tensor
 
-from detmtl.data.fit import InputSettings
-from detmtl.structures.labels import Labels
+from detmtl.data.fit import InputSettings, fit, scale_boxes
+from detmtl.structures.boxes import clip
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import Ignore, Labels
 from detmtl.structures.settings import Settings
+
+Step = dict[str, dict[str, Any] | None]
+"""One entry of YAML: the name of a transform and its arguments."""
+
+COMPOSITIONS = ("OneOf", "SomeOf", "RandomOrder", "Sequential")
+
+REFUSED = {
+    "Normalize": "the network normalizes by itself",
+    "ToFloat": "the network takes uint8",
+    "FromFloat": "the picture is uint8 already",
+    "ToTensorV2": "the loader makes the tensor",
+    "Lambda": "a function cannot be named in a file",
+}
+
+ROW, VISIBLE = 4, 5
+"""Columns behind the four corners: which label the box is, and how much of it is still to be seen."""
 
 
 class AugmentSettings(Settings):
     """What is done to a training picture, in order, and which boxes outlive it."""
 
-    steps: list[dict[str, dict[str, Any] | None]] = [{"HorizontalFlip": {"p": 0.5}}]
+    steps: list[Step] = [{"HorizontalFlip": {"p": 0.5}}]
     """Each a transform of albumentations and its arguments: `- HorizontalFlip: {p: 0.5}`. Nested:
     `- OneOf: {p: 0.5, transforms: [{Blur: {}}, {GaussNoise: {}}]}`."""
     min_visibility: float = Field(0.1, ge=0, le=1)
+    """A box of which less than this share is left becomes a region without class loss."""
     min_side: float = Field(1.0, ge=0)
+    """A box narrower or lower than this, in pixels of the network's picture, is removed."""
 
     def build(self, size: InputSettings) -> "Augment":
         """Returns the augmentation for pictures of `size`.
 
         Raises:
-            InputError: an unknown step or arguments that albumentations refuses.
+            InputError: an unknown step, or arguments that albumentations refuses.
         """
         return Augment(self.steps, size.short, size.long, self.min_visibility, self.min_side)
 
 
 class Augment:
-    """Fits a picture, changes it at random and keeps its labels right."""
+    """Fits a picture to the network's size, changes it at random and keeps its labels right.
+
+    The steps run on the fitted, hence small picture; if they made it larger, it is fitted again.
+
+    Boxes are clipped at the picture's edges after each step, and the visible share of each is kept
+    account of through all of them: scaling takes nothing away, cropping does. An ordinary box of
+    which less than `min_visibility` is left becomes `Ignore.REGION`, so that the fragment is trained
+    neither as an object nor as background. Gone are only boxes wholly outside the picture, boxes
+    with a side below `min_side`, and boxes that a dropout step covered up to less than
+    `min_visibility`.
+
+    Args:
+        steps: transforms of albumentations with their arguments, see `AugmentSettings`.
+        short, long: see `InputSettings`.
+        min_visibility: share in [0, 1].
+        min_side: pixels.
+
+    Raises:
+        InputError: an unknown step, or arguments that albumentations refuses; all of them at once.
+    """
 
     def __init__(
         self,
-        steps: list[dict[str, dict[str, Any] | None]],
+        steps: Sequence[Step],
         short: int,
         long: int,
         min_visibility: float = 0.1,
         min_side: float = 1.0,
     ):
-        raise NotImplementedError
+        self.short, self.long = short, long
+        self.min_visibility, self.min_side = min_visibility, min_side
+        problems: list[str] = []
+        self._steps = _transforms(steps, "augment.steps", problems)
+        if problems:
+            raise InputError(problems)
+        # No label_fields: the label encoder behind them remembers the first picture it saw. The rows'
+        # numbers travel as a column of the boxes instead.
+        params = BboxParams("albumentations", min_visibility=min_visibility)
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "Got processor for bboxes"
+            )  # only pixels change: fine
+            self._compose = albumentations.Compose(list(self._steps), bbox_params=params)
+        self._compose.processors["bboxes"] = _ClippedBoxes(params)
 
     def __call__(
-        self, image: np.ndarray, labels: dict[str, Labels], seed: int
+        self, image: np.ndarray, labels: Mapping[str, Labels], seed: int
     ) -> tuple[Tensor, dict[str, Labels]]:
         """Returns image (3, h, w) uint8 and labels in its pixels, from image (H, W, 3) uint8 RGB.
 
-        The result is a pure function of the three arguments.
+        A pure function of the three arguments: no global random state, nothing of earlier calls.
+
+        Raises:
+            InputError: a step cannot work on this picture (say a crop larger than it).
         """
-        raise NotImplementedError
+        rows = _rows(labels, image.shape[:2])
+        fitted = self._fit(image)
+        if self._steps:
+            pixels, rows = self._change(fitted.permute(1, 2, 0).contiguous().numpy(), rows, seed)
+            height, width = pixels.shape[:2]
+            if min(height, width) > self.short or max(height, width) > self.long:
+                fitted = self._fit(pixels)
+            else:
+                fitted = torch.from_numpy(pixels).permute(2, 0, 1)
+        return fitted, self._labels(labels, rows, fitted.shape[1], fitted.shape[2])
+
+    def _fit(self, image: np.ndarray) -> Tensor:
+        return fit(torch.from_numpy(image).permute(2, 0, 1), self.short, self.long)
+
+    def _change(
+        self, pixels: np.ndarray, rows: np.ndarray, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        # One generator for all steps. Compose.set_random_seed would start each step's own generator
+        # from the same seed: on every picture all steps with p: 0.5 would fire together or not at all.
+        self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        try:
+            out = self._compose(image=pixels, bboxes=rows)
+        except Exception as error:
+            height, width = pixels.shape[:2]
+            raise InputError(
+                f"augment.steps: {self._failed(error)} failed on a picture of {height} x {width} pixels "
+                f"(height x width) with {len(rows)} boxes: {error}"
+            ) from error
+        changed, rows = out["image"], out["bboxes"]
+        if changed.dtype != np.uint8 or changed.ndim != 3 or changed.shape[2] != 3:
+            raise InputError(
+                f"augment.steps: they turned the picture into {changed.dtype} of shape {changed.shape}; "
+                "the network takes uint8 (H, W, 3)"
+            )
+        return np.ascontiguousarray(changed), rows
+
+    def _failed(self, error: Exception) -> str:
+        names = {id(step): type(step).__name__ for step in _flat(self._steps)}
+        trace, found = error.__traceback__, "a step"
+        while trace is not None:
+            found = names.get(id(trace.tb_frame.f_locals.get("self")), found)
+            trace = trace.tb_next
+        return found
+
+    def _labels(
+        self, labels: Mapping[str, Labels], rows: np.ndarray, height: int, width: int
+    ) -> dict[str, Labels]:
+        rows = rows[np.argsort(rows[:, ROW], kind="stable")]
+        corners = torch.from_numpy(np.ascontiguousarray(rows[:, :4])).float()
+        corners = clip(scale_boxes(corners, (1, 1), (height, width)), height, width)
+        index = torch.from_numpy(rows[:, ROW].round().astype(np.int64))
+        side = (corners[:, 2:] - corners[:, :2]).amin(1)
+        keep = (side > 0) & (side >= self.min_side)
+        hidden = torch.from_numpy(rows[:, VISIBLE] < self.min_visibility)
+        out: dict[str, Labels] = {}
+        first = 0
+        for name, known in labels.items():
+            mine = keep & (index >= first) & (index < first + len(known))
+            kept = known[index[mine] - first]
+            ignore = torch.where(
+                hidden[mine] & (kept.ignore == Ignore.NO),
+                torch.full_like(kept.ignore, Ignore.REGION),
+                kept.ignore,
+            )
+            out[name] = replace(kept, boxes=corners[mine], ignore=ignore)
+            first += len(known)
+        return out
+
+
+class _ClippedBoxes(BboxProcessor):
+    """Clips boxes after every step and multiplies up how much of each is left.
+
+    albumentations' own removes by one step's loss alone, raises on boxes that rounding put 1e-6
+    outside, and gives an array without the extra columns once no box is left.
+    """
+
+    def filter(self, data: np.ndarray, shape: Any) -> np.ndarray:
+        if not data.size:
+            return np.zeros((0, VISIBLE + 1))
+        data = data.astype(np.float64)
+        whole = (data[:, 2] - data[:, 0]) * (data[:, 3] - data[:, 1])
+        data[:, :4] = data[:, :4].clip(0, 1)
+        left = (data[:, 2] - data[:, 0]) * (data[:, 3] - data[:, 1])
+        data, whole, left = data[left > 0], whole[left > 0], left[left > 0]
+        data[:, VISIBLE] *= left / whole
+        return data
+
+    def check(self, data: np.ndarray, shape: Any) -> None:
+        """Nothing to check: `filter` has made every box legal."""
+
+
+def _rows(labels: Mapping[str, Labels], size: Sequence[int]) -> np.ndarray:
+    """Returns all labels' boxes (N, 6) float64: corners in [0, 1], row number, visible share 1."""
+    corners = [known.boxes for known in labels.values()]
+    boxes = torch.cat(corners).double() if corners else torch.zeros(0, 4, dtype=torch.float64)
+    rows = np.ones((len(boxes), VISIBLE + 1))
+    rows[:, :4] = scale_boxes(boxes, (size[0], size[1]), (1, 1)).clamp(0, 1).numpy()
+    rows[:, ROW] = np.arange(len(boxes))
+    return rows
+
+
+def _flat(steps: Sequence[TransformType]) -> list[TransformType]:
+    return [
+        x
+        for step in steps
+        for x in (step, *(_flat(step.transforms) if isinstance(step, BaseCompose) else ()))
+    ]
+
+
+def _transforms(steps: Any, where: str, problems: list[str]) -> list[TransformType]:
+    """Returns the transforms that `steps` name; what is wrong with them is added to `problems`."""
+    if not isinstance(steps, Sequence) or isinstance(steps, str):
+        problems.append(f"{where}: found {steps!r}; a list of steps is needed")
+        return []
+    made = []
+    for i, step in enumerate(steps):
+        at = f"{where}[{i}]"
+        if isinstance(step, Mapping) and len(step) == 1:
+            ((name, arguments),) = step.items()
+            made.append(_transform(str(name), arguments, at, problems))
+        else:
+            problems.append(
+                f"{at}: found {step!r}; a step is one name and its arguments, as HorizontalFlip: {{p: 0.5}}"
+            )
+    return [x for x in made if x is not None]
+
+
+def _transform(name: str, arguments: Any, where: str, problems: list[str]) -> TransformType | None:
+    kind = _kind(name, where, problems)
+    if arguments is not None and not isinstance(arguments, Mapping):
+        problems.append(f"{where}: {name}: found {arguments!r}; arguments are names with values")
+    if kind is None or not isinstance(arguments, Mapping | None):
+        return None
+    values = {str(k): v for k, v in (arguments or {}).items()}
+    allowed = [p for p in inspect.signature(kind.__init__).parameters if p != "self"]
+    for wrong in [k for k in values if k not in allowed]:
+        close = get_close_matches(wrong, allowed, n=1)
+        hint = f" (nearest: '{close[0]}')" if close else ""
+        problems.append(
+            f"{where}: {name} has no argument '{wrong}'{hint}; it has {', '.join(allowed)}"
+        )
+        del values[wrong]
+    if name in COMPOSITIONS:
+        inner = len(problems)
+        values["transforms"] = _transforms(
+            values.get("transforms"), f"{where}.{name}.transforms", problems
+        )
+        if len(problems) > inner:
+            return None
+        if not values["transforms"]:
+            problems.append(f"{where}: {name} has no transforms; list at least one")
+            return None
+    return _construct(kind, values, f"{where}: {name}", problems)
+
+
+def _construct(
+    kind: type, values: dict[str, Any], where: str, problems: list[str]
+) -> TransformType | None:
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            made = kind(**values)
+    except Exception as error:
+        cause = error.__cause__
+        if isinstance(cause, ValidationError):
+            for wrong in cause.errors():
+                argument = ".".join(str(x) for x in wrong["loc"][:1]) or "arguments"
+                found = "" if wrong["type"] == "missing" else f" (found {wrong['input']!r})"
+                problems.append(f"{where}: {argument}: {wrong['msg']}{found}")
+        else:
+            problems.append(f"{where}: {error}")
+        return None
+    problems.extend(
+        f"{where}: {w.message}" for w in caught if not issubclass(w.category, DeprecationWarning)
+    )
+    needs = set(getattr(made, "targets_as_params", ())) - {"image", "bboxes"}
+    if needs:
+        problems.append(
+            f"{where}: it needs {', '.join(sorted(needs))}, which a picture does not have"
+        )
+        return None
+    return made
+
+
+def _kind(name: str, where: str, problems: list[str]) -> type | None:
+    """Returns the class of albumentations called `name`, if it can be a step."""
+    if name in REFUSED:
+        problems.append(f"{where}: {name} cannot be a step: {REFUSED[name]}; remove it")
+        return None
+    kind = getattr(albumentations, name, None)
+    if inspect.isclass(kind) and _usable(kind):
+        return kind
+    names = [n for n, k in vars(albumentations).items() if inspect.isclass(k) and _usable(k)]
+    close = get_close_matches(name, [n for n in names if n not in REFUSED], n=1, cutoff=0.4)
+    hint = f" (nearest: '{close[0]}')" if close else ""
+    why = "does not exist" if kind is None else "does not work on a picture and its boxes"
+    problems.append(f"{where}: {name} {why} in albumentations{hint}")
+    return None
+
+
+def _usable(kind: type) -> bool:
+    if kind.__name__ in COMPOSITIONS:
+        return True
+    if not issubclass(kind, BasicTransform) or issubclass(kind, Transform3D):
+        return False
+    if kind in (BasicTransform, DualTransform, ImageOnlyTransform):
+        return False
+    targets = getattr(kind, "_targets", ())
+    targets = targets if isinstance(targets, tuple) else (targets,)
+    return issubclass(kind, ImageOnlyTransform) or any(t.value == "BBoxes" for t in targets)
