@@ -1,7 +1,7 @@
 """In which number format the network computes."""
 
-from contextlib import nullcontext
-from typing import ContextManager, Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 import torch
 
@@ -29,7 +29,7 @@ def fast_bfloat16(device: torch.device) -> bool:
     return bool(flags & {"amx_bf16", "avx512_bf16", "bf16"})
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> ContextManager[object]:
+def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
     """Returns the context in which the network runs in `dtype`; parameters stay float32."""
     if dtype == torch.float32:
         return nullcontext()

@@ -1,0 +1,280 @@
+import io
+import json
+import math
+from contextlib import redirect_stdout
+
+import numpy as np
+import pytest
+import torch
+
+from detmtl.metrics.coco import NUMBERS, CocoMetric, evaluate_files
+from detmtl.structures.boxes import xyxy_to_xywh
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import BoxLabels, Ignore
+from detmtl.structures.sample import ImageInfo
+
+NAMES = ["cat", "dog", "cow", "absent"]
+
+
+def info(i: int, source: str = "val") -> ImageInfo:
+    return ImageInfo(i, f"{i}.jpg", 480, 640, source)
+
+
+def boxes(*rows, classes=None, scores=None, ignore=None, coverage=None) -> BoxLabels:
+    n = len(rows)
+    return BoxLabels.of(
+        torch.tensor(rows, dtype=torch.float32).reshape(n, 4),
+        torch.tensor(classes if classes is not None else [0] * n, dtype=torch.long),
+        len(NAMES),
+        scores=None if scores is None else torch.tensor(scores),
+        ignore=None if ignore is None else torch.tensor(ignore),
+        coverage=None if coverage is None else torch.tensor(coverage),
+    )
+
+
+def random_data(num_pictures: int = 25, seed: int = 0):
+    """Returns truth and noisy predictions of all sizes, with crowds, misses and false alarms."""
+    g = torch.Generator().manual_seed(seed)
+    truths, found = [], []
+    for _ in range(num_pictures):
+        n = int(torch.randint(0, 9, (1,), generator=g))
+        corner = torch.rand(n, 2, generator=g) * 300
+        side = torch.exp(torch.rand(n, 2, generator=g) * 3.5 + 2)
+        xyxy = torch.cat([corner, corner + side], 1)
+        classes = torch.randint(0, 3, (n,), generator=g)
+        ignore = (torch.rand(n, generator=g) < 0.15).to(torch.uint8) * int(Ignore.REGION)
+        truths.append(BoxLabels.of(xyxy, classes, len(NAMES), ignore=ignore))
+        seen = torch.cat([torch.rand(n, generator=g) < 0.8, torch.rand(6, generator=g) < 0.5])
+        extra = torch.rand(6, 2, generator=g) * 300
+        noisy = xyxy + torch.randn(n, 4, generator=g) * side.repeat(1, 2) * 0.08
+        noisy = torch.cat([noisy, torch.cat([extra, extra + 40], 1)])[seen]
+        scores = torch.rand(n + 6, generator=g)[seen]
+        labels = torch.cat([classes, torch.randint(0, 3, (6,), generator=g)])[seen]
+        found.append(BoxLabels.of(noisy, labels, len(NAMES), scores=scores))
+    return truths, found
+
+
+def files(tmp_path, truths, found, category_ids=(7, 3, 90, 12)):
+    """Writes truth and predictions as COCO files."""
+    annotations, results = [], []
+    for image, (t, f) in enumerate(zip(truths, found, strict=True), start=10):
+        for box, c, ignored in zip(xyxy_to_xywh(t.boxes), t.classes, t.ignore, strict=True):
+            box = [float(x) for x in box.double()]
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image,
+                    "category_id": category_ids[int(c)],
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": int(ignored > 0),
+                }
+            )
+        for box, c, s in zip(xyxy_to_xywh(f.boxes), f.classes, f.scores, strict=True):
+            results.append(
+                {
+                    "image_id": image,
+                    "category_id": category_ids[int(c)],
+                    "bbox": [float(x) for x in box.double()],
+                    "score": float(s),
+                }
+            )
+    truth_path, found_path = tmp_path / "truth.json", tmp_path / "found.json"
+    content = {
+        "images": [{"id": i + 10, "height": 480, "width": 640} for i in range(len(truths))],
+        "categories": [{"id": c, "name": n} for c, n in zip(category_ids, NAMES, strict=True)],
+        "annotations": annotations,
+    }
+    truth_path.write_text(json.dumps(content))
+    found_path.write_text(json.dumps(results))
+    return found_path, truth_path
+
+
+def reference(found_path, truth_path) -> list[float]:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with redirect_stdout(io.StringIO()):
+        truth = COCO(str(truth_path))
+        evaluation = COCOeval(truth, truth.loadRes(str(found_path)), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return list(evaluation.stats)
+
+
+@pytest.mark.parametrize("backend", ["pycocotools", "fast"])
+def test_files_give_pycocotools_numbers(tmp_path, backend, capsys):
+    paths = files(tmp_path, *random_data())
+    numbers = evaluate_files(*paths, backend=backend)
+    assert [numbers[name] for name in NUMBERS] == reference(*paths)
+    assert 0.1 < numbers["AP"] < 0.9
+    assert len({numbers[f"AP/{n}"] for n in NAMES[:3]}) == 3
+    assert capsys.readouterr().out == ""
+
+
+def test_mean_of_class_ap_is_ap(tmp_path):
+    numbers = evaluate_files(*files(tmp_path, *random_data()))
+    assert numbers["AP"] == pytest.approx(np.mean([numbers[f"AP/{n}"] for n in NAMES[:3]]))
+    assert math.isnan(numbers["AP/absent"])
+
+
+def test_backends_agree_bit_for_bit(tmp_path):
+    paths = files(tmp_path, *random_data(seed=3))
+    slow, fast = (evaluate_files(*paths, backend=b) for b in ("pycocotools", "fast"))
+    assert slow.keys() == fast.keys()
+    np.testing.assert_array_equal(list(slow.values()), list(fast.values()))
+
+
+def test_memory_and_files_agree(tmp_path):
+    truths, found = random_data(seed=1)
+    metric = CocoMetric(NAMES)
+    metric.update(found, truths, [info(i) for i in range(len(truths))])
+    numbers = metric.compute()
+    of_files = evaluate_files(*files(tmp_path, truths, found, category_ids=(1, 2, 3, 4)))
+    assert numbers.keys() == of_files.keys()
+    # subtraction in float64 of float32 corners against float32 widths of the file
+    np.testing.assert_allclose(list(numbers.values()), list(of_files.values()), atol=1e-6)
+
+
+def test_annotation_id_0_is_found(tmp_path):
+    truth = [boxes([10, 10, 60, 60])]
+    found_path, truth_path = files(tmp_path, truth, [boxes([10, 10, 60, 60], scores=[0.9])])
+    content = json.loads(truth_path.read_text())
+    content["annotations"][0]["id"] = 0
+    truth_path.write_text(json.dumps(content))
+    for backend in ("pycocotools", "fast"):
+        assert evaluate_files(found_path, truth_path, backend)["AP"] == pytest.approx(1)
+
+
+def test_perfect_empty_and_nothing():
+    truth = boxes([10, 10, 60, 60], [100, 100, 130, 140], classes=[0, 1])
+    metric = CocoMetric(NAMES)
+    assert all(math.isnan(v) for v in metric.compute().values())
+    metric.update([truth], [truth], [info(1)])
+    assert metric.compute()["AP"] == pytest.approx(1) and metric.compute()["F1@.5"] == 1
+    metric.update([BoxLabels.empty(len(NAMES))], [truth], [info(1)])
+    numbers = metric.compute()
+    assert numbers["AP"] == 0 and numbers["F1@.5"] == 0 and math.isnan(numbers["AP/cow"])
+    assert math.isnan(numbers["AP_large"])
+
+
+@pytest.mark.parametrize("ignore", [Ignore.REGION, Ignore.CLASS])
+@pytest.mark.parametrize("backend", ["pycocotools", "fast"])
+def test_detections_on_ignored_truth_do_not_count(ignore, backend):
+    truth = boxes([0, 0, 50, 50], [100, 100, 200, 200], ignore=[0, int(ignore)])
+    inside = [[105, 105, 130, 130], [150, 150, 180, 190]]
+    found = boxes([0, 0, 50, 50], *inside, scores=[0.6, 0.9, 0.8])
+    metric = CocoMetric(NAMES, backend)
+    metric.update([found], [truth], [info(1)])
+    assert metric.compute()["AP"] == pytest.approx(1) and metric.compute()["F1@.5"] == 1
+    metric.update([found], [truth[:1]], [info(1)])
+    assert metric.compute()["AP"] < 0.5 and metric.compute()["F1@.5"] == pytest.approx(0.5)
+
+
+def test_class_that_nobody_looked_for_has_no_false_positives():
+    truth = boxes([0, 0, 50, 50], classes=[0], coverage=[0.0, 0.0, 1.0, 1.0])
+    rows = ([0, 0, 50, 50], [70, 70, 90, 90], [10, 10, 30, 30], [60, 60, 80, 80])
+    found = boxes(*rows, classes=[0, 0, 1, 2], scores=[0.6, 0.9, 0.9, 0.9])
+    metric = CocoMetric(NAMES)
+    elsewhere = boxes([60, 60, 80, 80], classes=[2], scores=[0.8])
+    metric.update([found, elsewhere], [truth, elsewhere], [info(1), info(2)])
+    numbers = metric.compute()
+    assert numbers["AP/cat"] == pytest.approx(1)  # the second box would halve it
+    assert math.isnan(numbers["AP/dog"])
+    assert numbers["AP/cow"] == pytest.approx(0.5, abs=0.01)  # looked for, so the alarm counts
+
+
+def test_f1_counts_at_fixed_score():
+    rows = ([0, 0, 10, 10], [20, 20, 30, 30], [40, 40, 50, 50])
+    # one right, one below the threshold, one twice on the same box
+    found = boxes(rows[0], rows[0], rows[1], scores=[0.9, 0.8, 0.49])
+    metric = CocoMetric(NAMES)
+    metric.update([found], [boxes(*rows)], [info(1)])
+    assert metric.compute()["F1@.5"] == pytest.approx(2 * 1 / (2 + 1 + 2))
+
+
+def test_shards_merge_to_the_whole():
+    truths, found = random_data(seed=2)
+    infos = [info(i) for i in range(len(truths))]
+    whole = CocoMetric(NAMES)
+    whole.update(found, truths, infos)
+    states = []
+    for shard in (slice(15, None), slice(0, 16), slice(3, 3)):  # uneven, overlapping, empty
+        part = CocoMetric(NAMES)
+        part.update(found[shard], truths[shard], infos[shard])
+        states.append(part.state())
+    merged = CocoMetric(NAMES)
+    merged.merge(states)
+    np.testing.assert_equal(merged.compute(), whole.compute())
+
+
+def test_same_id_in_two_sources_is_two_pictures():
+    truth = boxes([0, 0, 50, 50])
+    metric = CocoMetric(NAMES)
+    metric.update([truth, BoxLabels.empty(4)], [truth, truth], [info(1, "a"), info(1, "b")])
+    assert metric.compute()["AR100"] == pytest.approx(0.5)
+
+
+def test_pictures_without_truth_are_skipped():
+    metric = CocoMetric(NAMES)
+    metric.update([boxes([0, 0, 5, 5])], [None], [info(1)])
+    assert metric.state() == {}
+
+
+GOOD = {"image_id": 10, "category_id": 7, "bbox": [1, 2, 3, 4], "score": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        ({**GOOD, "image_id": 999}, "image_id 999"),
+        ({**GOOD, "category_id": 1}, "category_id 1"),
+        ({**GOOD, "image_id": "10"}, "image_id is '10'"),
+        ({**GOOD, "score": float("nan")}, "score is nan"),
+        ({**GOOD, "bbox": [1, 2, float("nan"), 4]}, "four finite"),
+        ({**GOOD, "bbox": [1, 2, 3]}, "four finite"),
+        ({**GOOD, "bbox": [1, 2, -3, 4]}, "negative"),
+        ({k: v for k, v in GOOD.items() if k != "score"}, "has no score"),
+        ([1, 2], "is no object"),
+    ],
+)
+def test_wrong_results_are_told(tmp_path, entry, told):
+    _, truth_path = files(tmp_path, *random_data(3))
+    found_path = tmp_path / "wrong.json"
+    found_path.write_text(json.dumps([GOOD, entry, GOOD]))
+    with pytest.raises(InputError) as error:
+        evaluate_files(found_path, truth_path)
+    assert told in str(error.value) and "wrong.json" in str(error.value)
+    assert len(error.value.problems) == 1
+
+
+@pytest.mark.parametrize("text", ["{}", "[", "3", "\x80"])
+def test_files_that_are_something_else(tmp_path, text):
+    found_path, truth_path = files(tmp_path, *random_data(3))
+    other = tmp_path / "other.json"
+    other.write_text(text, encoding="latin-1")
+    for paths in ((other, truth_path), (found_path, other), (tmp_path / "no.json", truth_path)):
+        with pytest.raises(InputError):
+            evaluate_files(*paths)
+
+
+def test_wrong_annotations_are_told_at_once(tmp_path):
+    found_path, truth_path = files(tmp_path, *random_data(4))
+    content = json.loads(truth_path.read_text())
+    content["annotations"][0]["bbox"][2] = -1
+    content["annotations"][1].pop("category_id")
+    content["images"].append({"id": 10})
+    content["categories"][1]["name"] = "cat"
+    truth_path.write_text(json.dumps(content))
+    with pytest.raises(InputError) as error:
+        evaluate_files(found_path, truth_path)
+    assert len(error.value.problems) == 4
+
+
+def test_no_detections_give_zero(tmp_path):
+    found_path, truth_path = files(tmp_path, *random_data())
+    found_path.write_text("[]")
+    for backend in ("pycocotools", "fast"):
+        numbers = evaluate_files(found_path, truth_path, backend)
+        assert numbers["AP"] == numbers["AR100"] == numbers["F1@.5"] == 0
