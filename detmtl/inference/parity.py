@@ -72,7 +72,7 @@ class Difference:
         )
 
 
-def test_pictures(short: int, long: int) -> list[list[Tensor]]:
+def trial_pictures(short: int, long: int) -> list[list[Tensor]]:
     """Returns batches of pictures (3, H, W) uint8 that are apt to show a difference.
 
     Five single pictures of different sizes and shapes, odd ones, smaller and larger than the
@@ -133,26 +133,54 @@ def compare_detections(
     expected: Detect, found: Detect, batches: Sequence[list[Tensor]], tolerance: Tolerance
 ) -> Difference:
     """Compares what two detectors find in pictures; `outputs` of the result is 0."""
-    count = matching = 0
+    total = matching = detections = 0
     pixels = scores = 0.0
     problems: list[str] = []
     for images in batches:
         pairs = zip(images, expected(images), found(images), strict=True)
         for i, (image, a, b) in enumerate(pairs):
-            where = f"picture {i + 1} of {len(images)}, {_size(image)}"
-            matched, box_gap, score_gap = _match(a, b, tolerance)
-            backwards, _, _ = _match(b, a, tolerance)
-            hits = min(int(matched.sum()), int(backwards.sum()) + max(0, len(a) - len(b)))
-            count, matching = count + len(a), matching + hits
-            pixels = max(pixels, float(box_gap[matched].max()) if hits else 0.0)
-            scores = max(scores, float(score_gap[matched].max()) if hits else 0.0)
-            if tolerance.share == 1 and not (matched.all() and backwards.all()):
+            there, box_gaps, score_gaps = _matches(a, b, tolerance)
+            back, _, _ = _matches(b, a, tolerance)
+            detections += len(a)
+            total += len(a) + len(b)
+            matching += int(there.sum()) + int(back.sum())
+            pixels = max([pixels, *box_gaps[there].tolist()])
+            scores = max([scores, *score_gaps[there].tolist()])
+            if tolerance.share == 1 and not (there.all() and back.all()):
                 problems.append(
-                    f"{where}: {int((~matched).sum())} of {len(a)} detections of the model have no "
-                    f"match, and {int((~backwards).sum())} of {len(b)} of the file"
+                    f"picture {i + 1} of a batch of {len(images)}, {_size(image)}: no match for "
+                    f"{int((~there).sum())} of the model's {len(a)} detections and for "
+                    f"{int((~back).sum())} of the file's {len(b)}"
                 )
-    share = matching / count if count else 1.0
+    share = matching / total if total else 1.0
     if share < tolerance.share and not problems:
-        problems.append(f"{share:.1%} of {count} detections match, {tolerance.share:.0%} must")
+        problems.append(f"{share:.1%} of the detections match, {tolerance.share:.0%} must")
     num_pictures = sum(map(len, batches))
-    return Difference(num_pictures, count, 0.0, pixels, scores, share, tuple(problems))
+    return Difference(num_pictures, detections, 0.0, pixels, scores, share, tuple(problems))
+
+
+def _matches(a: BoxLabels, b: BoxLabels, tolerance: Tolerance) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns for each of N detections whether one of M others is the same, within tolerance, and
+    the gaps to the nearest such one, in pixels and in score: (N,) bool, (N,), (N,)."""
+    if len(a) == 0 or len(b) == 0:
+        return torch.zeros(len(a), dtype=torch.bool), torch.zeros(len(a)), torch.zeros(len(a))
+    box_gap = (a.boxes[:, None] - b.boxes[None]).abs().amax(-1)
+    score_gap = (a.scores[:, None] - b.scores[None]).abs()
+    same_place = (
+        iou(a.boxes, b.boxes) >= tolerance.iou
+        if tolerance.pixels is None
+        else box_gap <= tolerance.pixels
+    )
+    same = (a.classes[:, None] == b.classes[None]) & (score_gap <= tolerance.scores) & same_place
+    nearest = box_gap.masked_fill(~same, torch.inf).argmin(1, keepdim=True)
+    return same.any(1), box_gap.gather(1, nearest)[:, 0], score_gap.gather(1, nearest)[:, 0]
+
+
+def _relative(expected: Tensor, found: Tensor) -> float:
+    if expected.shape != found.shape:
+        return torch.inf
+    return float((expected - found).norm() / expected.norm().clamp(min=1e-12))
+
+
+def _size(image: Tensor) -> str:
+    return f"{image.shape[-2]} x {image.shape[-1]} (height x width)"

@@ -33,9 +33,7 @@ def is_torchscript(path: Path) -> bool:
         return any("/code/" in name for name in archive.namelist())
 
 
-def save_torchscript(
-    module: torch.jit.ScriptModule, path: Path, about: Mapping[str, Any]
-) -> None:
+def save_torchscript(module: torch.jit.ScriptModule, path: Path, about: Mapping[str, Any]) -> None:
     """Writes a module with a JSON object beside it in the same file."""
     with deprecation_expected():
         torch.jit.save(module, str(path), _extra_files={EXTRA_FILE: json.dumps(about)})

@@ -1,0 +1,278 @@
+"""Predictions for pictures and videos, written as drawn pictures and as one results file.
+
+Letters: H and W pixels.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cv2
+import torch
+from torch import Tensor
+
+from detmtl.data.images import PICTURE_SUFFIXES, list_pictures, read_image
+from detmtl.engine.drawing import draw
+from detmtl.inference.predictor import AnyPredictor
+from detmtl.structures.boxes import area, xyxy_to_xywh
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import BoxLabels, Labels
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
+
+WRITABLE = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+"""Kinds of pictures that keep their kind when drawn on; others become JPEG."""
+
+T = TypeVar("T")
+
+Progress = Callable[[int, int], None]
+"""Called with (how many sources are done, how many there are)."""
+
+
+def predict_to_files(
+    predictor: AnyPredictor,
+    sources: Sequence[str | Path],
+    out: str | Path,
+    batch_size: int = 1,
+    progress: Progress | None = None,
+) -> Path:
+    """Predicts everything in `sources` and writes `out`/drawn/... and `out`/results.json.
+
+    The results file is a COCO annotation file with a `score` for each annotation; it can be scored,
+    looked at with COCO tools, or trained on as silver. `file_name` is relative to the folder that
+    all sources have in common; a frame of a video has the video's name and its number, `frame`.
+
+    Args:
+        predictor: from `load_predictor`.
+        sources: pictures, folders of pictures (with all below), videos.
+        out: a folder, made if missing.
+        batch_size: pictures that go through the network together; 1 is the fastest on a CPU.
+        progress: called after every source file.
+
+    Returns:
+        the results file.
+
+    Raises:
+        InputError: nothing to predict, or unreadable files; the readable ones are written first.
+    """
+    out = Path(out)
+    root, files = find_sources(sources)
+    drawn = {file: out / "drawn" / _drawn_name(file.relative_to(root)) for file in files}
+    clashes = [f for f, target in drawn.items() if target.resolve() == f.resolve()]
+    if clashes:
+        raise InputError(
+            f"{clashes[0]}: would be overwritten by its drawing; choose another folder"
+        )
+    results = _Results(predictor.class_names)
+    videos = [f for f in files if f.suffix.lower() in VIDEO_SUFFIXES]
+    pictures = [f for f in files if f.suffix.lower() not in VIDEO_SUFFIXES]
+    problems: list[str] = []
+    done = 0
+    for chunk in _chunks(iter(pictures), batch_size):
+        _predict_pictures(predictor, chunk, root, drawn, results, problems)
+        done += len(chunk)
+        if progress:
+            progress(done, len(files))
+    for video in videos:
+        try:
+            _predict_video(predictor, video, root, drawn[video], batch_size, results)
+        except InputError as error:
+            problems += error.problems
+        done += 1
+        if progress:
+            progress(done, len(files))
+    path = results.write(out / "results.json")
+    if problems:
+        raise InputError(problems)
+    return path
+
+
+def find_sources(sources: Sequence[str | Path]) -> tuple[Path, list[Path]]:
+    """Returns the folder that all sources have in common, and all files, each once.
+
+    Raises:
+        InputError: a source does not exist or is neither picture nor video, or a folder is empty.
+    """
+    folders, files, problems = [], {}, []
+    for source in map(Path, sources):
+        if source.is_dir():
+            found = [source / name for name in list_pictures(source)]
+            if not found:
+                problems.append(f"{source}: no pictures in this folder")
+            folders.append(source)
+        elif not source.is_file():
+            problems.append(f"{source}: there is no such file or folder")
+            continue
+        elif source.suffix.lower() not in PICTURE_SUFFIXES | VIDEO_SUFFIXES:
+            kinds = ", ".join(sorted(PICTURE_SUFFIXES | VIDEO_SUFFIXES))
+            problems.append(f"{source}: neither a picture nor a video; known are {kinds}")
+            continue
+        else:
+            found = [source]
+            folders.append(source.parent)
+        files |= {file.absolute(): None for file in found}
+    if not sources:
+        problems.append("source: none given; give a picture, a folder or a video")
+    if problems:
+        raise InputError(problems)
+    root = os.path.commonpath([folder.absolute() for folder in folders])
+    return Path(root), list(files)
+
+
+@dataclass
+class _Results:
+    """What the results file will hold."""
+
+    class_names: Sequence[str]
+    images: list[dict[str, Any]] = field(default_factory=list)
+    annotations: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(
+        self, name: str, image: Tensor, found: dict[str, Labels], frame: int | None = None
+    ) -> None:
+        """Adds a picture (3, H, W) and what was found in it."""
+        height, width = image.shape[1:]
+        entry = {"id": len(self.images) + 1, "file_name": name, "height": height, "width": width}
+        self.images.append(entry if frame is None else entry | {"frame": frame})
+        for labels in found.values():
+            rows = zip(
+                xyxy_to_xywh(labels.boxes).tolist(),
+                area(labels.boxes).tolist(),
+                labels.classes.tolist(),
+                labels.scores.tolist(),
+                strict=True,
+            )
+            for box_xywh, pixels, label, score in rows:
+                self.annotations.append(
+                    {
+                        "id": len(self.annotations) + 1,
+                        "image_id": entry["id"],
+                        "category_id": label + 1,
+                        "bbox": [round(x, 3) for x in box_xywh],
+                        "area": round(pixels, 3),
+                        "iscrowd": 0,
+                        "score": round(score, 6),
+                    }
+                )
+
+    def write(self, path: Path) -> Path:
+        """Writes the file, whole or not at all."""
+        categories = [{"id": i + 1, "name": name} for i, name in enumerate(self.class_names)]
+        content = {
+            "images": self.images,
+            "annotations": self.annotations,
+            "categories": categories,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        part.write_text(json.dumps(content))
+        os.replace(part, path)
+        return path
+
+
+def _predict_pictures(
+    predictor: AnyPredictor,
+    files: Sequence[Path],
+    root: Path,
+    drawn: dict[Path, Path],
+    results: _Results,
+    problems: list[str],
+) -> None:
+    images: dict[Path, Tensor] = {}
+    for file in files:
+        try:
+            images[file] = torch.from_numpy(read_image(file)).permute(2, 0, 1)
+        except InputError as error:
+            problems += error.problems
+    for (file, image), found in zip(
+        images.items(), predictor.predict(list(images.values())), strict=True
+    ):
+        found = _on_cpu(found)
+        results.add(file.relative_to(root).as_posix(), image, found)
+        _write_picture(drawn[file], _drawing(image, found, predictor.class_names))
+
+
+def _predict_video(
+    predictor: AnyPredictor,
+    file: Path,
+    root: Path,
+    drawn: Path,
+    batch_size: int,
+    results: _Results,
+) -> None:
+    capture = cv2.VideoCapture(str(file))
+    writer: cv2.VideoWriter | None = None
+    number = 0
+    try:
+        for frames in _chunks(_frames(capture), batch_size):
+            for image, found in zip(frames, predictor.predict(frames), strict=True):
+                found = _on_cpu(found)
+                results.add(file.relative_to(root).as_posix(), image, found, frame=number)
+                number += 1
+                if writer is None:
+                    rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
+                    writer = _video_writer(drawn, rate, image)
+                writer.write(_bgr(_drawing(image, found, predictor.class_names)))
+    finally:
+        capture.release()
+        if writer is not None:
+            writer.release()
+    if number == 0:
+        raise InputError(f"{file}: no frame of this video can be decoded")
+
+
+def _frames(capture: cv2.VideoCapture) -> Iterator[Tensor]:
+    while True:
+        more, frame = capture.read()
+        if not more:
+            return
+        yield torch.from_numpy(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)).permute(2, 0, 1)
+
+
+def _video_writer(path: Path, rate: float, image: Tensor) -> cv2.VideoWriter:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    codec = cv2.VideoWriter.fourcc(*"mp4v")
+    writer = cv2.VideoWriter(str(path), codec, rate, (image.shape[2], image.shape[1]))
+    if not writer.isOpened():
+        raise InputError(f"{path}: this build of OpenCV cannot write MPEG-4 video")
+    return writer
+
+
+def _drawing(image: Tensor, found: dict[str, Labels], class_names: Sequence[str]) -> Tensor:
+    for labels in found.values():
+        image = draw(image, labels, class_names, colors="class")
+    return image
+
+
+def _write_picture(path: Path, image: Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written, data = cv2.imencode(path.suffix.lower(), _bgr(image))
+    assert written, path
+    path.write_bytes(data.tobytes())
+
+
+def _bgr(image: Tensor) -> Any:
+    return image.permute(1, 2, 0)[..., [2, 1, 0]].contiguous().numpy()
+
+
+def _drawn_name(relative: Path) -> Path:
+    kind = relative.suffix.lower()
+    if kind in VIDEO_SUFFIXES:
+        return relative if kind == ".mp4" else relative.with_name(relative.name + ".mp4")
+    return relative if kind in WRITABLE else relative.with_name(relative.name + ".jpg")
+
+
+def _on_cpu(found: dict[str, Labels]) -> dict[str, Labels]:
+    return {
+        name: BoxLabels(**{k: v.cpu() for k, v in vars(labels).items()})
+        for name, labels in found.items()
+    }
+
+
+def _chunks(items: Iterator[T], size: int) -> Iterator[list[T]]:
+    while chunk := list(islice(items, size)):
+        yield chunk

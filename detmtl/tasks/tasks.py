@@ -1,0 +1,44 @@
+"""The union of all tasks' settings: the only list of tasks there is."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Discriminator, Tag
+
+from detmtl.structures.settings import Settings
+from detmtl.tasks.detection import DetectionConfig
+
+_ELSEWHERE = "package.module:Config"
+
+
+def _kind(value: Any) -> str | None:
+    kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
+    return _ELSEWHERE if isinstance(kind, str) and ":" in kind else kind
+
+
+def _from_elsewhere(value: Any) -> Settings:
+    """Returns the settings of a task that lives outside of this package.
+
+    Args:
+        value: settings already built, or a mapping whose `kind` is `package.module:Config`; the
+            class is a `Settings` with a field `kind: str` and DetectionConfig's method `build`.
+    """
+    if isinstance(value, Settings):
+        return value
+    module, _, name = value["kind"].partition(":")
+    try:
+        config = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"cannot import '{value['kind']}': {error}") from error
+    if not (isinstance(config, type) and issubclass(config, Settings)):
+        raise ValueError(f"'{value['kind']}' is no subclass of detmtl.structures.settings.Settings")
+    return config.model_validate(value)
+
+
+TaskConfig = Annotated[
+    Annotated[DetectionConfig, Tag("detection")]
+    | Annotated[Any, BeforeValidator(_from_elsewhere), Tag(_ELSEWHERE)],
+    Discriminator(_kind),
+]
+"""Settings of one task, told apart by `kind`: a name of ours, or `package.module:Config`."""
