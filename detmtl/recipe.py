@@ -1,0 +1,508 @@
+"""The stages of a run in order; each is kept in the run folder and not repeated.
+
+pictures -> teacher -> silver -> training -> scores -> file to deploy -> table. The same command on
+the same folder goes on where the last one stopped, wherever that was.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from detmtl.config import GoldTeacher, RunSettings, settings_from, write_settings
+from detmtl.data.coco import CocoSource
+from detmtl.data.loader import batches, evaluation_batches
+from detmtl.data.mixture import Mixture
+from detmtl.data.scenes import render_scenes
+from detmtl.data.source import Source
+from detmtl.engine import distributed
+from detmtl.engine.distributed import Process
+from detmtl.engine.evaluator import evaluate
+from detmtl.engine.recorder import Recorder
+from detmtl.engine.state import load_weights, read_checkpoint, seed_everything, weights_of
+from detmtl.engine.trainer import train
+from detmtl.inference.export import export_torchscript
+from detmtl.silver.audit import Audit, audit, refuse_overlap
+from detmtl.silver.selection import select
+from detmtl.silver.store import Store
+from detmtl.structures.classes import LabelSpace
+from detmtl.structures.errors import InputError
+from detmtl.tasks.multitask import MultiTask, build_model
+from detmtl.teachers.annotate import annotate
+from detmtl.teachers.from_checkpoint import CheckpointTeacherSettings
+from detmtl.teachers.teacher import Teacher
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where everything of a run is."""
+
+    path: Path
+
+    @property
+    def settings(self) -> Path:
+        return self.path / "settings.yaml"
+
+    @property
+    def cache(self) -> Path:
+        return self.path / "cache"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "best.pt"
+
+    @property
+    def last(self) -> Path:
+        return self.path / "last.pt"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.json"
+
+    @property
+    def detections(self) -> Path:
+        return self.path / "detections.json"
+
+    @property
+    def torchscript(self) -> Path:
+        return self.path / "model.torchscript"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.path / "tensorboard"
+
+    @property
+    def teacher(self) -> "RunFolder":
+        return RunFolder(self.path / "teacher")
+
+    def claim(self, settings: RunSettings) -> None:
+        """Makes the folder this run's, or continues it.
+
+        Raises:
+            InputError: it cannot be written, or belongs to a run of other settings.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".writable-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise InputError(
+                f"--out {self.path}: cannot be written ({error.strerror}); choose another folder"
+            ) from None
+        if self.settings.exists():
+            from_before = read_resolved(self.settings)
+            changed = sorted(_differences(from_before, settings.resolved()))
+            if changed:
+                raise InputError(
+                    f"--out {self.path}: holds a run with other settings ({'; '.join(changed[:6])}); "
+                    "choose another folder, or repeat that run's settings to continue it"
+                )
+        elif distributed.rank() == 0:
+            partial = self.settings.with_suffix(".tmp")
+            write_settings(settings, partial)
+            partial.replace(self.settings)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run leaves behind.
+
+    Attributes:
+        metrics: final scores: `task/metric` of the student, `teacher/task/metric` of a teacher that
+            the run trained.
+        files: what -> path.
+        scored_on: `test` or `val`.
+    """
+
+    metrics: Mapping[str, float]
+    files: Mapping[str, Path]
+    scored_on: str
+
+    def tables(self) -> list[Table]:
+        """Returns the table of scores and the table of files."""
+        scores = Table(title=f"Scores on {self.scored_on}", title_justify="left")
+        names = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "F1@.5"]
+        for column in ("model", "task", *names):
+            scores.add_column(column, justify="left" if column in ("model", "task") else "right")
+        for prefix, who in (("teacher/", "teacher (gold alone)"), ("", "this run's model")):
+            for task in sorted(
+                k.removeprefix(prefix).split("/")[0]
+                for k in self.metrics
+                if k.startswith(prefix) and k.endswith("/AP") and k.count("/") == 1 + bool(prefix)
+            ):
+                values = [self.metrics.get(f"{prefix}{task}/{n}", float("nan")) for n in names]
+                scores.add_row(who, task, *(f"{v:.3f}" if v == v else "-" for v in values))
+        files = Table(title="Files", title_justify="left")
+        files.add_column("what")
+        files.add_column("where", overflow="fold")
+        for what, path in self.files.items():
+            files.add_row(what, str(path))
+        return [scores, files]
+
+
+def run(settings: RunSettings, out: Path, console: Console | None = None) -> Summary:
+    """Runs every stage that `out` does not hold yet, and prints the table at the end.
+
+    Raises:
+        InputError: something that the user gave is wrong.
+        TrainingDiverged: a loss was not finite.
+    """
+    process = distributed.start(settings.device)
+    console = (console or Console()) if process.rank == 0 else Console(quiet=True)
+    folder = RunFolder(Path(out))
+    try:
+        folder.claim(settings)
+        distributed.barrier()
+        summary = _run(settings, folder, process, console)
+    finally:
+        distributed.stop()
+    for table in summary.tables():
+        console.print(table)
+    return summary
+
+
+def _run(
+    settings: RunSettings, folder: RunFolder, process: Process, console: Console
+) -> Summary:
+    render(settings, process, console)
+    space = settings.data.label_space()
+    sources, val, test = load_sources(settings, space, folder.cache, process)
+    scored_on, final = ("val", val) if test is None else ("test", test)
+    metrics: dict[str, float] = {}
+    files: dict[str, Path] = {}
+
+    wanted = settings.mix_sources()
+    pools = [n for n in (settings.silver.pools if settings.silver else []) if n in wanted]
+    if pools:
+        assert settings.silver is not None
+        if isinstance(settings.silver.teacher, GoldTeacher):
+            scores = _gold_teacher(settings, folder, process, console, sources, val, final)
+            metrics |= {f"teacher/{name}": value for name, value in scores.items()}
+            files["teacher checkpoint"] = folder.teacher.best
+        labelled, store = label_pools(settings, folder, process, console, sources, val, space)
+        sources |= labelled
+        files["silver store"] = store
+
+    model = build(settings, space)
+    fit_model(settings, model, [sources[n] for n in wanted], val, folder, process, console)
+    metrics = {**score(settings, model, final, folder, process, console), **metrics}
+    if process.rank == 0:
+        write_json(folder.metrics, metrics)
+        if settings.export.format and not folder.torchscript.exists():
+            with console.status("Exporting and checking that the file agrees"):
+                export_torchscript(folder.best, folder.torchscript, settings.export.dtype)
+    distributed.barrier()
+    files = {
+        "checkpoint": folder.best,
+        **({"TorchScript file": folder.torchscript} if settings.export.format else {}),
+        **files,
+        "TensorBoard folder": folder.tensorboard,
+        "scores": folder.metrics,
+        "detections": folder.detections,
+        "settings": folder.settings,
+    }
+    return Summary(metrics, files, scored_on)
+
+
+def render(settings: RunSettings, process: Process, console: Console) -> None:
+    """Draws the built-in pictures where the settings ask for them and they are not there yet."""
+    if settings.data.scenes is not None and process.rank == 0:
+        with bar(console) as progress:
+            task = progress.add_task("Rendering scenes", total=None)
+            render_scenes(
+                settings.data.root,
+                settings.data.scenes,
+                lambda done, total: progress.update(task, completed=done, total=total),
+            )
+    distributed.barrier()
+
+
+def load_sources(
+    settings: RunSettings, space: LabelSpace, cache: Path, process: Process
+) -> tuple[dict[str, Source], Source, Source | None]:
+    """Returns the training sources by name, the validation and the test source.
+
+    Raises:
+        InputError: faults in the data, or a picture to measure on is among those to train on.
+    """
+    data = settings.data
+    wanted = set(settings.mix_sources())
+    if settings.silver:
+        wanted |= {settings.silver.audit} & set(data.sources)
+        if isinstance(settings.silver.teacher, GoldTeacher):
+            wanted |= set(_gold_sources(settings))
+    problems: list[str] = []
+    loaded: dict[str, Source] = {}
+    chosen = {n: s for n, s in data.sources.items() if n in wanted}
+    for name, source in [*chosen.items(), ("val", data.val), ("test", data.test)]:
+        if source is None:
+            continue
+        try:
+            loaded[name] = source.load(name, data.root, space, cache)
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+    held_out = [loaded[name] for name in ("val", "test") if name in loaded]
+    if process.rank == 0:
+        refuse_overlap([loaded[name] for name in chosen], held_out)
+    return {n: loaded[n] for n in chosen}, loaded["val"], loaded.get("test")
+
+
+def build(settings: RunSettings, space: LabelSpace) -> MultiTask:
+    """Returns the network of a run, its weights decided by the seed alone."""
+    seed_everything(settings.seed)
+    return build_model(settings.model, settings.tasks, space.names)
+
+
+def fit_model(
+    settings: RunSettings,
+    model: MultiTask,
+    sources: list[Source],
+    val: Source,
+    folder: RunFolder,
+    process: Process,
+    console: Console,
+) -> None:
+    """Trains `model`, or what is left of its training, and leaves its best weights in it."""
+    optim, steps = settings.optim, settings.train.steps
+    if folder.best.exists() and folder.metrics.exists():
+        load_weights(model, weights_of(read_checkpoint(folder.best)), str(folder.best))
+        model.to(process.device).eval()
+        return
+    mixture = Mixture(sources, settings.mix, settings.data.batch_size, settings.seed)
+    console.print(mixture.plan_table(steps * settings.train.accumulate))
+    state = settings.train.prepare(
+        model,
+        settings.balancing.build(list(settings.tasks)),
+        optim,
+        process,
+        settings.resolved(),
+        list(model.class_names),
+    )
+    if folder.last.exists():
+        state.load(folder.last)
+        console.print(f"Continuing from step {state.step} of {folder.last}")
+    accumulate = settings.train.accumulate
+    stream = batches(
+        mixture,
+        settings.augment.build(settings.input),
+        start_step=state.step * accumulate,
+        steps=steps * accumulate,
+        workers=settings.data.workers,
+        rank=process.rank,
+        world=process.world,
+        seed=settings.seed,
+        pin=process.device.type == "cuda",
+    )
+
+    def validate(averaged: torch.nn.Module) -> dict[str, float]:
+        return evaluate(
+            averaged,
+            validation_batches(settings, val, process),
+            process.device,
+            settings.train.precision,
+            truth=truth_of(val),
+        )
+
+    names = {task: list(model.class_names) for task in settings.tasks}
+    with Recorder(folder.path, steps, names, state.step, progress=process.rank == 0) as recorder:
+        train(state, stream, settings.train, optim, validate, recorder, folder.path)
+    load_weights(model, weights_of(read_checkpoint(folder.best)), str(folder.best))
+    model.eval()
+
+
+def score(
+    settings: RunSettings,
+    model: MultiTask,
+    source: Source,
+    folder: RunFolder,
+    process: Process,
+    console: Console,
+) -> dict[str, float]:
+    """Returns the final scores of a trained model; computed once and kept in the run folder."""
+    if folder.metrics.exists():
+        return json.loads(folder.metrics.read_text(), parse_constant=float)
+    with bar(console) as progress:
+        task = progress.add_task("Scoring", total=len(source))
+        return evaluate(
+            model,
+            validation_batches(settings, source, process),
+            process.device,
+            settings.train.precision,
+            truth=truth_of(source),
+            detections=folder.detections,
+            on_batch=lambda batch, _: progress.advance(task, len(batch) * process.world),
+        )
+
+
+def label_pools(
+    settings: RunSettings,
+    folder: RunFolder,
+    process: Process,
+    console: Console,
+    sources: Mapping[str, Source],
+    val: Source,
+    space: LabelSpace,
+) -> tuple[dict[str, Source], Path]:
+    """Returns the pools with silver labels, and the store that the labels come from."""
+    silver = settings.silver
+    assert silver is not None
+    store_path = silver.store or folder.path / "silver"
+    gold = val if silver.audit == "val" else sources[silver.audit]
+    pools = [sources[name] for name in silver.pools if name in sources]
+    annotate(
+        load_teacher(settings, folder, process),
+        [*pools, gold],
+        store_path,
+        floor=silver.floor,
+        batch_size=silver.batch_size,
+        rank=process.rank,
+        world=process.world,
+        progress=process.rank == 0,
+        root=settings.data.root,
+        console=console,
+    )
+    distributed.barrier()
+    labelled: dict[str, Source] = {}
+    if process.rank == 0:
+        store = Store.open(store_path)
+        checked = audit(store, gold, space)
+        console.print(checked.table())
+        if problems := checked.problems():
+            raise InputError([f"audit of {store_path} on '{gold.name}': {p}" for p in problems])
+        for pool in pools:
+            select(store, [pool], space, silver.select, checked)
+    distributed.barrier()
+    store = Store.open(store_path)
+    checked = audit(store, gold, space)
+    for pool in pools:
+        file = select(store, [pool], space, silver.select, checked)
+        labelled[pool.name] = read_selection(pool, file, settings, space, folder.cache)
+    return labelled, store_path
+
+
+def read_selection(
+    pool: Source, file: Path, settings: RunSettings, space: LabelSpace, cache: Path
+) -> Source:
+    """Returns `pool` with the silver labels of a selection."""
+    read = CocoSource(
+        kind="coco",
+        annotations=str(file.absolute()),
+        images="/",
+        grade="silver",
+        weight=settings.data.sources[pool.name].weight,
+    )
+    return read.load(pool.name, Path("/"), LabelSpace.of(space.names), cache)
+
+
+def load_teacher(settings: RunSettings, folder: RunFolder, process: Process) -> Teacher:
+    """Returns the teacher of a run."""
+    assert settings.silver is not None
+    teacher = settings.silver.teacher
+    if isinstance(teacher, GoldTeacher):
+        path = str(folder.teacher.best.absolute())
+        teacher = CheckpointTeacherSettings(kind="checkpoint", path=path, name="teacher")
+    return teacher.load(Path.cwd(), str(process.device))
+
+
+def _gold_sources(settings: RunSettings) -> list[str]:
+    assert settings.silver is not None
+    pools = set(settings.silver.pools)
+    return [n for n, s in settings.data.sources.items() if n not in pools and s.grade == "gold"]
+
+
+def _gold_teacher(
+    settings: RunSettings,
+    folder: RunFolder,
+    process: Process,
+    console: Console,
+    sources: Mapping[str, Source],
+    val: Source,
+    final: Source,
+) -> dict[str, float]:
+    """Trains and scores the teacher on gold alone, in a run folder of its own."""
+    assert settings.silver is not None and isinstance(settings.silver.teacher, GoldTeacher)
+    tree = settings.resolved()
+    tree["mix"] = {"mode": "gold"}
+    tree["train"] |= settings.silver.teacher.train
+    tree["silver"] = None
+    gold = _gold_sources(settings)
+    tree["data"]["sources"] = {n: tree["data"]["sources"][n] for n in gold}
+    alone = settings_from(tree, where="silver.teacher.train")
+    folder.teacher.claim(alone)
+    distributed.barrier()
+    console.rule("Teacher: gold alone")
+    model = build(alone, alone.data.label_space())
+    gold_sources = [sources[n] for n in gold]
+    fit_model(alone, model, gold_sources, val, folder.teacher, process, console)
+    metrics = score(alone, model, final, folder.teacher, process, console)
+    if process.rank == 0:
+        write_json(folder.teacher.metrics, metrics)
+    distributed.barrier()
+    console.rule("Student")
+    return metrics
+
+
+def validation_batches(settings: RunSettings, source: Source, process: Process) -> Any:
+    """Yields this rank's part of a source, unchanged but for its size."""
+    return evaluation_batches(
+        source,
+        settings.input.short,
+        settings.input.long,
+        settings.data.batch_size,
+        settings.data.workers,
+        process.rank,
+        process.world,
+    )
+
+
+def truth_of(source: Source) -> Any:
+    """Returns the look-up of a source's labels in pixels of the files."""
+    position = {int(id): i for i, id in enumerate(source.ids)}
+    return lambda info: source.labels(position[info.id])
+
+
+def read_resolved(path: Path) -> dict[str, Any]:
+    """Returns the resolved settings that a run has saved, as plain values."""
+    from detmtl.config import read_settings
+
+    return read_settings(path).resolved()
+
+
+def write_json(path: Path, values: Mapping[str, float]) -> None:
+    """Writes values at once or not at all; numbers that are not finite become null."""
+    finite = {k: (v if v == v else None) for k, v in values.items()}
+    partial = path.with_suffix(".tmp")
+    partial.write_text(json.dumps(finite, indent=2) + "\n")
+    partial.replace(path)
+
+
+def bar(console: Console) -> Progress:
+    """Returns a progress bar with the time left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+def _differences(a: Any, b: Any, at: str = "") -> list[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return [
+            d
+            for key in sorted({*a, *b}, key=str)
+            for d in _differences(a.get(key), b.get(key), f"{at}.{key}" if at else str(key))
+        ]
+    return [] if a == b else [f"{at} was {a}, now {b}"]

@@ -1,0 +1,58 @@
+"""Imports run one way: a module may import its own layer's and lower layers' modules only."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "detmtl"
+LAYERS = [
+    {"structures"},
+    {"data", "models", "losses", "balancing"},
+    {"silver", "metrics"},
+    {"tasks"},
+    {"engine"},
+    {"inference"},
+    {"teachers"},
+    {"config"},
+    {"recipe"},
+    {"cli"},
+    {"__main__"},
+]
+LEVEL = {part: i for i, layer in enumerate(LAYERS) for part in layer}
+
+
+def imported_parts(tree: ast.AST) -> set[str]:
+    """Returns the parts of detmtl that a module imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("detmtl."):
+            names.add(node.module)
+        elif isinstance(node, ast.ImportFrom) and node.module == "detmtl":
+            names.update(f"detmtl.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            names.update(a.name for a in node.names if a.name.startswith("detmtl."))
+        assert not (isinstance(node, ast.ImportFrom) and node.level), "imports are absolute"
+    return {name.split(".")[1] for name in names} - {"__version__"}
+
+
+def violations(part: str, source: str) -> list[str]:
+    """Returns the parts that a module of `part` imports though they stand above or beside it."""
+    allowed = {p for p in LEVEL if LEVEL[p] < LEVEL[part]} | {part}
+    return sorted(imported_parts(ast.parse(source)) - allowed)
+
+
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_run_one_way(path):
+    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    assert part in LEVEL, f"{part} has no layer; give it one in LAYERS"
+    assert violations(part, path.read_text()) == []
+
+
+def test_the_check_finds_a_violation():
+    assert violations("data", "from detmtl.engine.trainer import train") == ["engine"]
+    assert violations("data", "import detmtl.models.fpn") == ["models"]
+    assert violations("engine", "from detmtl.tasks.task import Task") == []
