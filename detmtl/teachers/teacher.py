@@ -1,5 +1,6 @@
 """What a teacher is: a pretrained model that writes silver labels."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,11 +8,12 @@ from pathlib import Path
 from torch import Tensor
 
 from detmtl.silver.card import TeacherCard
+from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels
 from detmtl.structures.sample import ImageInfo
 from detmtl.structures.settings import Settings
 
-__all__ = ["Teacher", "TeacherCard", "TeacherSettings"]
+__all__ = ["Teacher", "TeacherCard", "TeacherSettings", "class_names", "existing", "file_sha256"]
 
 
 class Teacher(ABC):
@@ -52,3 +54,42 @@ class TeacherSettings(Settings):
     def load(self, root: Path, device: str = "cpu") -> Teacher:
         """Builds the teacher; `path` and other files are taken relative to `root`."""
         raise NotImplementedError
+
+
+def existing(root: Path, path: str, setting: str) -> Path:
+    """Returns the file at `path` relative to `root`.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    file = root / path
+    if not file.is_file():
+        raise InputError(f"{setting}: {file}: no such file")
+    return file
+
+
+def class_names(root: Path, classes: str | Sequence[str]) -> tuple[str, ...]:
+    """Returns class names given as such, or as a text file with one a line.
+
+    Raises:
+        InputError: there is no such file, or a name is missing or listed twice.
+    """
+    if isinstance(classes, str):
+        where = existing(root, classes, "teacher.classes")
+        names = tuple(line.strip() for line in where.read_text("utf-8").rstrip().splitlines())
+    else:
+        where, names = "teacher.classes", tuple(classes)
+    problems = [f"{where}: class {i} has no name" for i, name in enumerate(names) if not name]
+    problems += [
+        f"{where}: '{name}' is listed twice"
+        for name in sorted({n for n in names if names.count(n) > 1})
+    ]
+    if problems or not names:
+        raise InputError(problems or f"{where}: no class names")
+    return names
+
+
+def file_sha256(path: Path) -> str:
+    """Returns the sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
