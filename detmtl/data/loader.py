@@ -1,11 +1,26 @@
-"""Batches for training and evaluation, prepared in worker processes."""
+"""Batches for training and evaluation, prepared in worker processes.
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+A batch follows from (seed, step) alone, and the augmentation of a picture from (seed, step, slot in
+the global batch): the number of workers and the step at which a run resumes change nothing.
+"""
+
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
 
 from detmtl.data.augment import Augment
+from detmtl.data.fit import fit, scale_boxes
 from detmtl.data.mixture import Mixture
-from detmtl.structures.sample import Batch
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import Labels
+from detmtl.structures.sample import Batch, Sample
 
 if TYPE_CHECKING:
     from detmtl.data.source import Source
@@ -22,8 +37,27 @@ def batches(
     seed: int = 0,
     pin: bool = False,
 ) -> Iterator[Batch]:
-    """Yields this rank's part of the batches of steps start_step, ..., steps - 1."""
-    raise NotImplementedError
+    """Yields this rank's part of the batches of steps start_step, ..., steps - 1.
+
+    Args:
+        mixture: what each step draws; the same on every rank.
+        augment: the pictures' way to the network's size.
+        start_step: first step, that of the checkpoint when a run resumes.
+        steps: of the whole run.
+        workers: processes that prepare batches; 0: this process does. They end with the iterator.
+        rank, world: this process among `world`; it takes slots rank, rank + world, ...
+        seed: of the augmentation, not negative; the same on every rank.
+        pin: put batches into page-locked memory, for copies to a GPU.
+
+    Raises:
+        InputError: at once if a rank would get no picture; later for a picture that cannot be read.
+    """
+    if mixture.batch_size < world:
+        raise InputError(
+            f"batch_size: {mixture.batch_size} pictures for {world} processes; each needs at least one"
+        )
+    work = _TrainingBatches(mixture, augment, seed, rank, world)
+    return _serve(work, range(start_step, steps), workers, pin)
 
 
 def evaluation_batches(
@@ -36,5 +70,120 @@ def evaluation_batches(
     world: int = 1,
     pin: bool = False,
 ) -> Iterator[Batch]:
-    """Yields every picture that falls to this rank once, unchanged but for its size."""
-    raise NotImplementedError
+    """Yields every picture that falls to this rank once, unchanged but for its size.
+
+    Rank r takes pictures r, r + world, ... in the source's order; the last batch may be smaller, and
+    a rank may get none at all. Labels are at the network's size, none removed.
+
+    Raises:
+        InputError: a picture cannot be read.
+    """
+    mine = range(rank, len(source), world)
+    work = _EvaluationBatches(source, short, long, mine, batch_size)
+    return _serve(work, range((len(mine) + batch_size - 1) // batch_size), workers, pin)
+
+
+class _Batches(Protocol):
+    def batch(self, number: int) -> Batch: ...
+
+
+@dataclass(frozen=True)
+class _TrainingBatches:
+    mixture: Mixture
+    augment: Augment
+    seed: int
+    rank: int
+    world: int
+
+    def batch(self, number: int) -> Batch:
+        picks = list(enumerate(self.mixture.picks(number)))
+        samples = []
+        for slot, pick in picks[self.rank :: self.world]:
+            source = self.mixture.sources[pick.source]
+            image, labels = self.augment(
+                source.read(pick.index),
+                source.labels(pick.index),
+                sample_seed(self.seed, number, slot),
+            )
+            weight = self.mixture.weights[pick.source]
+            samples.append(Sample(image, labels, source.info(pick.index), pick.source, weight))
+        return Batch.of(samples)
+
+
+@dataclass(frozen=True)
+class _EvaluationBatches:
+    source: "Source"
+    short: int
+    long: int
+    pictures: Sequence[int]
+    batch_size: int
+
+    def batch(self, number: int) -> Batch:
+        first = number * self.batch_size
+        return Batch.of([self._sample(i) for i in self.pictures[first : first + self.batch_size]])
+
+    def _sample(self, i: int) -> Sample:
+        pixels = self.source.read(i)
+        image = fit(torch.from_numpy(pixels).permute(2, 0, 1), self.short, self.long)
+        before, after = pixels.shape[:2], image.shape[1:]
+        labels: Mapping[str, Labels] = {
+            name: known.with_boxes(
+                scale_boxes(known.boxes, (before[0], before[1]), (after[0], after[1]))
+            )
+            for name, known in self.source.labels(i).items()
+        }
+        return Sample(image, labels, self.source.info(i), weight=self.source.weight)
+
+
+def sample_seed(seed: int, step: int, slot: int) -> int:
+    """Returns the seed in [0, 2**64) of a picture's augmentation; its three parts never run together."""
+    return int(np.random.SeedSequence([seed, step, slot]).generate_state(1, np.uint64)[0])
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An InputError on its way out of a worker: torch would bury its sentences in a traceback."""
+
+    problems: list[str]
+
+
+class _Work(Dataset[Batch | _Failure]):
+    def __init__(self, work: _Batches):
+        self.work = work
+
+    def __getitem__(self, number: int) -> Batch | _Failure:
+        try:
+            return self.work.batch(number)
+        except InputError as error:
+            return _Failure(error.problems)
+
+
+def _serve(work: _Batches, numbers: range, workers: int, pin: bool) -> Iterator[Batch]:
+    """Yields the batches of `numbers` in order; the workers live as long as the iterator."""
+    loader = DataLoader(
+        _Work(work),
+        batch_size=None,  # the work makes whole batches
+        sampler=numbers,
+        num_workers=workers,
+        generator=torch.Generator(),  # else torch draws a number from the global state, which is the run's
+        pin_memory=pin,
+        worker_init_fn=_enter_worker if workers else None,
+        # forked workers share the flat annotations and start at once; elsewhere the system's own way
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+    )
+    iterator = iter(loader)
+    try:
+        for out in iterator:
+            if isinstance(out, _Failure):
+                raise InputError(out.problems)
+            yield out
+    finally:
+        del (
+            iterator
+        )  # the last reference: torch ends the workers now and not when it collects garbage
+
+
+def _enter_worker(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the workers
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
