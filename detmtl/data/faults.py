@@ -49,8 +49,10 @@ class Faults:
         if choice == "error":
             hint = f"{self.where}: {count}; correct them, or set `faults: drop` to leave out what is faulty"
             raise InputError([hint, *self.problems])
-        return f"{self.where}: {count} left out: " + "; ".join(self.problems[:3]) + (
-            f"; and {len(self.problems) - 3} more" if len(self.problems) > 3 else ""
+        return (
+            f"{self.where}: {count} left out: "
+            + "; ".join(self.problems[:3])
+            + (f"; and {len(self.problems) - 3} more" if len(self.problems) > 3 else "")
         )
 
 
@@ -298,4 +300,3 @@ def _same_boxes(source: Source) -> list[str]:
         f"{_box(np.asarray(a.boxes[n]))} twice; keep one"
         for n in again
     ]
-

@@ -36,7 +36,9 @@ class _Mapped:
 
 
 def _shrink(value: Any) -> Any:
-    whole = isinstance(value, np.memmap) and value.filename and not isinstance(value.base, np.memmap)
+    whole = (
+        isinstance(value, np.memmap) and value.filename and not isinstance(value.base, np.memmap)
+    )
     return _Mapped(str(value.filename)) if whole else value
 
 

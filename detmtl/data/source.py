@@ -35,8 +35,12 @@ __all__ = [
     "Source",
     "SourceSettings",
     "Subset",
+    "missing_files",
+    "missing_problems",
     "nothing_covered",
 ]
+
+_ARRAYS = ("files", "ids", "sizes", "annotations", "coverage")
 
 READER_VERSION = 1
 """Part of every cache key: raise it when a reader gives other arrays for the same files."""
@@ -274,9 +278,6 @@ class SourceSettings(Settings):
             assert parsed is not None
         if parsed.dropped:
             warnings.warn(f"source '{name}': {parsed.dropped}", stacklevel=2)
-        missing = missing_files(parsed.files)
-        if missing:
-            raise InputError([f"{path}: no such picture (source '{name}')" for path in missing])
         source = Source(
             name=name,
             classes=classes.names,
@@ -289,7 +290,21 @@ class SourceSettings(Settings):
             grade=Grade.SILVER if parsed.silver else Grade.GOLD,
             cache=str(cache),
         )
+        source = self._present(source)
         return source if self.subset is None else self._part(source, key, self.subset)
+
+    def _present(self, source: Source) -> Source:
+        """Returns the source without the pictures whose files are not there any more, or refuses it."""
+        missing = missing_files(source.files)
+        if not missing:
+            return source
+        problems = missing_problems(source.files, f"source '{source.name}'")
+        if self.faults == "error" or len(missing) == len(source):
+            raise InputError(problems)
+        warnings.warn(
+            f"source '{source.name}': {len(missing)} pictures left out: {problems[0]}", stacklevel=3
+        )
+        return source.subset(np.setdiff1d(np.arange(len(source)), missing))
 
     def _part(self, source: Source, key: str, subset: Subset) -> Source:
         indices = subset.pick(source.hashes(), f"source '{source.name}'")
@@ -297,11 +312,10 @@ class SourceSettings(Settings):
         part = _load_parsed(folder)
         if part is None:
             picked = source.subset(indices)
-            shared = {f.name: getattr(picked, f.name) for f in fields(Parsed)[:5]}
-            _save_parsed(folder, Parsed(**shared))
+            _save_parsed(folder, Parsed(**{name: getattr(picked, name) for name in _ARRAYS}))
             part = _load_parsed(folder)
             assert part is not None
-        return replace(source, **{f.name: getattr(part, f.name) for f in fields(Parsed)[:5]})
+        return replace(source, **{name: getattr(part, name) for name in _ARRAYS})
 
     def covered(self, classes: LabelSpace, known: Sequence[bool], where: str) -> np.ndarray:
         """Returns the (C,) float32 coverage that holds for every picture: of `covers`, or of the
@@ -328,8 +342,8 @@ def nothing_covered(num_classes: int) -> np.ndarray:
     return np.zeros((1, num_classes), dtype=np.float32)
 
 
-def missing_files(files: FileNames) -> list[str]:
-    """Returns the paths of `files` that are not there, listing each folder once."""
+def missing_files(files: FileNames) -> list[int]:
+    """Returns the positions of files that are not there, listing each folder once."""
     listed: dict[str, set[str]] = {}
     missing = []
     for i in range(len(files)):
@@ -337,8 +351,19 @@ def missing_files(files: FileNames) -> list[str]:
         if folder not in listed:
             listed[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
         if name not in listed[folder]:
-            missing.append(files[i])
+            missing.append(i)
     return missing
+
+
+def missing_problems(files: FileNames, where: str) -> list[str]:
+    """Returns a sentence for each picture that is not there, or one if none is."""
+    missing = missing_files(files)
+    if missing and len(missing) == len(files):
+        return [
+            f"{where}: none of its {len(files)} pictures is there, the first would be {files[0]}; set "
+            "`images` to the folder that the file names start from"
+        ]
+    return [f"{where}: {files[i]}: no such picture" for i in missing]
 
 
 def _digest(facts: Any) -> str:

@@ -1,0 +1,68 @@
+"""A folder of pictures without labels."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from detmtl.data.faults import Faults
+from detmtl.data.images import image_sizes, list_pictures
+from detmtl.data.source import FileNames, Parsed, SourceSettings, nothing_covered
+from detmtl.structures.classes import LabelSpace
+from detmtl.structures.errors import InputError
+
+
+class FolderSource(SourceSettings):
+    """All pictures below a folder, at any depth, sorted by name; nobody looked for anything in them."""
+
+    kind: Literal["folder"] = "folder"
+
+    def fingerprint(self, root: Path, cache: Path) -> Any:
+        """Returns name, size and time of change of every picture."""
+        return stamps(root / self.images, list_pictures(root / self.images))
+
+    def parse(self, root: Path, classes: LabelSpace) -> Parsed:
+        """Lists the pictures and reads their sizes."""
+        folder, faults = root / self.images, Faults(self.images)
+        names = require_pictures(folder)
+        sizes, problems = image_sizes([str(folder / name) for name in names])
+        faults.add(*(text for _, text in problems))
+        dropped = faults.settle(self.faults)
+        keep = np.flatnonzero(sizes.min(axis=1) > 0)
+        if not len(keep):
+            raise InputError([f"{folder}: none of its pictures can be read", *faults.problems])
+        return Parsed(
+            files=FileNames.of(folder, [names[i] for i in keep]),
+            ids=np.arange(len(keep)),
+            sizes=sizes[keep],
+            annotations=None,
+            coverage=nothing_covered(len(classes)),
+            silver=self.grade == "silver",
+            dropped=dropped,
+        )
+
+
+def require_pictures(folder: Path) -> list[str]:
+    """Returns the names of the pictures below a folder.
+
+    Raises:
+        InputError: there are none.
+    """
+    names = list_pictures(folder)
+    if not names:
+        raise InputError(f"{folder}: has no pictures (JPEG, PNG, WebP, BMP, TIFF, GIF)")
+    return names
+
+
+def stamps(folder: Path, names: list[str]) -> list[list[Any]]:
+    """Returns name, size and time of change of files, by which a change is noticed."""
+    out: list[list[Any]] = []
+    for name in names:
+        try:
+            status = os.stat(folder / name)
+        except OSError:
+            out.append([name, -1, -1])
+        else:
+            out.append([name, status.st_size, status.st_mtime_ns])
+    return out

@@ -1,0 +1,256 @@
+"""Pascal VOC annotations: one XML file a picture. Reading them as a source, and writing them.
+
+Letters: I pictures, N boxes of all pictures, C classes.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from xml.etree import ElementTree
+
+import numpy as np
+
+from detmtl.data.faults import Faults, annotation_faults
+from detmtl.data.folder import require_pictures, stamps
+from detmtl.data.images import image_sizes
+from detmtl.data.source import Annotations, FileNames, Parsed, Source, SourceSettings
+from detmtl.structures.classes import LabelSpace
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import BoxLabels, Grade, Ignore
+
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+class VocSource(SourceSettings):
+    """Pictures with VOC annotations; a picture belongs to the XML file of the same name, and pictures
+    without one are left aside. Difficult objects become regions that give no loss.
+
+    VOC has no list of categories: unless `covers` names them, the classes that were looked for are
+    those that occur anywhere in the files.
+
+    Attributes:
+        annotations: folder of the XML files.
+        list: text file (ImageSets/Main/*.txt) that names the pictures to take, one a line; None: all.
+        first_pixel: the coordinate of the first pixel: 1 as in VOC itself, whose boxes include their
+            last pixel, or 0 for tools that write corners counted from 0.
+    """
+
+    kind: Literal["voc"] = "voc"
+    annotations: str
+    list: str | None = None
+    first_pixel: Literal[0, 1] = 1
+
+    def fingerprint(self, root: Path, cache: Path) -> Any:
+        """Returns name, size and time of change of the XML files, the list and the pictures."""
+        folder = root / self.annotations
+        listing = [] if self.list is None else stamps(root, [self.list])
+        pictures = [name for name, _, _ in stamps(root / self.images, _names(root / self.images))]
+        return [stamps(folder, _names(folder, ".xml")), listing, pictures]
+
+    def parse(self, root: Path, classes: LabelSpace) -> Parsed:
+        """Reads and checks the XML files."""
+        faults, folder = Faults(self.annotations), root / self.images
+        pictures = {os.path.splitext(name)[0]: name for name in require_pictures(folder)}
+        found = _Found()
+        names: list[str] = []
+        sizes: list[tuple[int, int]] = []
+        for stem in self._stems(root, faults):
+            where = f"{self.annotations}/{stem}.xml"
+            try:
+                tree = _tree(root / self.annotations / f"{stem}.xml", where)
+                picture = _picture(tree, stem, pictures, where)
+                objects = _objects(tree, where, faults)
+            except InputError as problem:
+                faults.add(*problem.problems)
+                continue
+            found.add(objects, len(names))
+            names.append(picture)
+            sizes.append(_size(tree))
+        if not names:
+            raise InputError([f"{self.annotations}: no picture has annotations", *faults.problems])
+        return self._parsed(folder, names, np.array(sizes, np.int64), found, classes, faults)
+
+    def _stems(self, root: Path, faults: Faults) -> Sequence[str]:
+        there = [os.path.splitext(name)[0] for name in _names(root / self.annotations, ".xml")]
+        if not there:
+            raise InputError(f"{root / self.annotations}: has no XML files; it needs one a picture")
+        if self.list is None:
+            return there
+        try:
+            lines = (root / self.list).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as problem:
+            raise InputError(f"{self.list}: cannot be read ({problem})") from problem
+        stems = [line.split()[0] for line in lines if line.strip()]
+        if not stems:
+            raise InputError(f"{self.list}: is empty; it needs the name of a picture on each line")
+        known = set(there)
+        faults.add(*(f"{self.list}: '{s}' has no XML file" for s in stems if s not in known))
+        return [s for s in dict.fromkeys(stems) if s in known]
+
+    def _parsed(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        sizes: np.ndarray,
+        found: "_Found",
+        classes: LabelSpace,
+        faults: Faults,
+    ) -> Parsed:
+        where = self.annotations
+        listed = sorted(set(found.names))
+        class_of = dict(zip(listed, classes.class_of(listed, where), strict=True))
+        labels = np.array([class_of[name] for name in found.names], dtype=np.int64)
+        unknown = np.flatnonzero(sizes.min(axis=1) <= 0)
+        measured, problems = image_sizes([str(folder / names[i]) for i in unknown])
+        sizes[unknown] = measured
+        faults.add(*(text for _, text in problems))
+        image = np.array(found.image, dtype=np.int64)
+        boxes = np.array(found.boxes, dtype=np.float64).reshape(-1, 4)
+        boxes[:, :2] -= self.first_pixel
+        used = np.flatnonzero(labels >= 0)
+        inside, bad, problems = annotation_faults(
+            boxes[used], image[used], sizes, lambda i: found.where[used[i]]
+        )
+        faults.add(*problems)
+        dropped = faults.settle(self.faults)
+        readable = np.flatnonzero(sizes.min(axis=1) > 0)
+        place = np.full(len(names), -1)
+        place[readable] = np.arange(len(readable))
+        good = ~bad & (place[image[used]] >= 0)
+        keep = used[good]
+        grade = Grade.SILVER if self.grade == "silver" else Grade.GOLD
+        return Parsed(
+            files=FileNames.of(folder, [names[i] for i in readable]),
+            ids=np.arange(len(readable)),
+            sizes=sizes[readable].astype(np.int32),
+            annotations=Annotations.of(
+                num_images=len(readable),
+                image=place[image[keep]],
+                boxes=inside[good],
+                classes=labels[keep],
+                ignore=np.where(np.array(found.difficult, bool)[keep], Ignore.REGION, Ignore.NO),
+                grade=int(grade),
+            ),
+            coverage=self.covered(classes, classes.known(listed), where)[None],
+            silver=grade == Grade.SILVER,
+            dropped=dropped,
+        )
+
+
+@dataclass
+class _Found:
+    """The objects of all files, a list each."""
+
+    image: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    boxes: list[list[float]] = field(default_factory=list)
+    difficult: list[bool] = field(default_factory=list)
+    where: list[str] = field(default_factory=list)
+
+    def add(self, objects: Sequence[tuple[str, list[float], bool, str]], image: int) -> None:
+        for name, box, difficult, where in objects:
+            self.image.append(image)
+            self.names.append(name)
+            self.boxes.append(box)
+            self.difficult.append(difficult)
+            self.where.append(where)
+
+
+def _names(folder: Path, suffix: str | None = None) -> Sequence[str]:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: there is no such folder")
+    names = sorted(os.listdir(folder))
+    return names if suffix is None else [n for n in names if n.lower().endswith(suffix)]
+
+
+def _tree(path: Path, where: str) -> ElementTree.Element:
+    try:
+        data = path.read_bytes()
+        if not data.strip():
+            raise InputError(f"{where}: the file is empty; it needs to be XML")
+        return ElementTree.fromstring(data)
+    except OSError as problem:
+        raise InputError(f"{where}: cannot be read ({problem.strerror})") from problem
+    except ElementTree.ParseError as problem:
+        raise InputError(f"{where}: is not XML ({problem})") from problem
+
+
+def _picture(
+    tree: ElementTree.Element, stem: str, pictures: dict[str, str], where: str
+) -> str:
+    named = os.path.splitext(os.path.basename(tree.findtext("filename", "").strip()))[0]
+    for candidate in (stem, named):
+        if candidate in pictures:
+            return pictures[candidate]
+    raise InputError(f"{where}: there is no picture named '{stem}' in the folder of pictures")
+
+
+def _size(tree: ElementTree.Element) -> tuple[int, int]:
+    """Returns height and width, or zeros where the file does not say."""
+    try:
+        return int(tree.findtext("size/height", "0")), int(tree.findtext("size/width", "0"))
+    except ValueError:
+        return 0, 0
+
+
+def _objects(
+    tree: ElementTree.Element, where: str, faults: Faults
+) -> Sequence[tuple[str, list[float], bool, str]]:
+    found = []
+    for i, element in enumerate(tree.findall("object"), start=1):
+        here = f"{where}: object {i}"
+        name = element.findtext("name", "").strip()
+        texts = [element.findtext(f"bndbox/{corner}", "").strip() for corner in _CORNERS]
+        if not name:
+            faults.add(f"{here}: has no name")
+            continue
+        try:
+            box = [float(text) for text in texts]
+        except ValueError:
+            said = ", ".join(f"{c} '{t}'" for c, t in zip(_CORNERS, texts, strict=True))
+            faults.add(f"{here} ({name}): has the box {said}; it needs four numbers")
+            continue
+        difficult = element.findtext("difficult", "0").strip() not in ("", "0")
+        found.append((name, box, difficult, f"{here} ({name})"))
+    return found
+
+
+def write_voc(folder: str | os.PathLike[str], source: Source) -> int:
+    """Writes one VOC file a picture into `folder`, and returns the number of objects; coordinates
+    count from 1 as VOC's do, with decimals where boxes do not end on pixels. What gives no loss is
+    written as difficult; scores, weights, grades and coverage have no place in VOC."""
+    folder = Path(folder)
+    count = 0
+    for i in range(len(source)):
+        info, labels = source.info(i), source.labels(i).get("boxes")
+        if labels is None:
+            continue
+        name = source.files.name(i)
+        path = folder / f"{os.path.splitext(name)[0]}.xml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tree = _element(name, info.height, info.width, labels, source.classes)
+        ElementTree.indent(tree)
+        path.write_bytes(ElementTree.tostring(tree, encoding="utf-8"))
+        count += len(labels)
+    return count
+
+
+def _element(
+    name: str, height: int, width: int, labels: BoxLabels, classes: Sequence[str]
+) -> ElementTree.Element:
+    tree = ElementTree.Element("annotation")
+    ElementTree.SubElement(tree, "filename").text = name
+    size = ElementTree.SubElement(tree, "size")
+    for key, value in (("width", width), ("height", height), ("depth", 3)):
+        ElementTree.SubElement(size, key).text = str(value)
+    rows = zip(labels.boxes.tolist(), labels.classes.tolist(), labels.ignore.tolist(), strict=True)
+    for box, c, ignore in rows:
+        element = ElementTree.SubElement(tree, "object")
+        ElementTree.SubElement(element, "name").text = classes[c]
+        ElementTree.SubElement(element, "difficult").text = str(int(ignore != Ignore.NO))
+        corners = ElementTree.SubElement(element, "bndbox")
+        for key, value, first in zip(_CORNERS, box, (1, 1, 0, 0), strict=True):
+            ElementTree.SubElement(corners, key).text = f"{round(value + first, 3):.10g}"
+    return tree
