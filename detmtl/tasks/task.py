@@ -16,7 +16,7 @@ from detmtl.structures.sample import Batch, ImageInfo
 class Metric(Protocol):
     """Collects predictions beside the truth and scores them.
 
-    In a run of several processes each updates its own; one merges the others' states and computes.
+    In a run of several processes each updates its own, then merges the states of all.
     """
 
     def update(
@@ -37,8 +37,8 @@ class Metric(Protocol):
         """Returns what was collected, picklable, for `merge` in another process."""
         ...
 
-    def merge(self, state: Any) -> None:
-        """Adds what another process collected on other pictures."""
+    def merge(self, states: Sequence[Any]) -> None:
+        """Replaces what was collected by the union of all processes' states, each picture once."""
         ...
 
 

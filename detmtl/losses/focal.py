@@ -1,0 +1,181 @@
+"""Focal loss: elementwise for any target, and in one pass for a whole detection head.
+
+Source: Lin et al. 2017, arXiv 1708.02002, equation 5. Soft targets as in the quality focal loss,
+Li et al. 2020, arXiv 2006.04388, equation 5, with the focal loss's alpha interpolated between the
+classes' values, so that targets 0 and 1 give the focal loss exactly.
+Letters: B pictures, C classes, R rows (anchors of a level), L levels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CACHED = 1 << 16
+"""Elements worked on at once on a CPU: what several float32 buffers of stay in its cache."""
+
+
+def sigmoid_focal(
+    logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0
+) -> Tensor:
+    """Returns the focal loss of each element, shape as `logits`, at least float32.
+
+    Args:
+        logits: before the sigmoid.
+        targets: in [0, 1], broadcasts against `logits`.
+        alpha: weight of targets 1; targets 0 get 1 - alpha, those between in proportion.
+        gamma: exponent of |target - probability|, >= 0.
+    """
+    logits = logits.to(_work_type(logits.dtype))
+    targets = targets.to(logits.dtype).expand_as(logits)
+    entropy = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    distance = (torch.sigmoid(logits) - targets).abs()
+    return (alpha * targets + (1 - alpha) * (1 - targets)) * distance**gamma * entropy
+
+
+@dataclass(frozen=True, eq=False)
+class FocalTargets:
+    """What the logits of one level shall become; float tensors of the type the loss works in.
+
+    Attributes:
+        off: (B, R) bool, rows without any loss.
+        holes: (B, R, C) bool, further elements without loss, none of them in `own`; None: none.
+        weights: (B, C) >= 0, weight of the negatives of a class in a picture.
+        own: (K,) int64, positions in the flattened (B, R, C) of the positives; rows of them are not
+            off. May hold positions that are no positives, see `own_on`; no position twice.
+        own_on: (K,) bool, which of `own` are positives. Thus K needs no counting.
+        own_targets: (K,) targets of the positives, in [0, 1].
+        own_weights: (K,) weights of the positives, >= 0; their class's entry in `weights` and their
+            row's in `holes` don't count.
+    """
+
+    off: Tensor
+    holes: Tensor | None
+    weights: Tensor
+    own: Tensor
+    own_on: Tensor
+    own_targets: Tensor
+    own_weights: Tensor
+
+
+def focal_sum(
+    levels: Sequence[Tensor], targets: Sequence[FocalTargets], alpha: float, gamma: float
+) -> Tensor:
+    """Returns the weighted sum of the focal losses of all elements, a scalar of at least float32.
+
+    Loss and gradient are computed together, level by level; what is kept for the backward pass is
+    the gradient alone, in the logits' type (float32 for float16, whose range is too small). A second
+    derivative does not exist. An element of weight 0 has a gradient of exactly 0.
+
+    Args:
+        levels: logits (B, R, C) of each level, any strides.
+        targets: of each level.
+        alpha: see `sigmoid_focal`.
+        gamma: see `sigmoid_focal`.
+    """
+    return _FocalSum.apply(alpha, gamma, targets, *levels)  # pyright: ignore[reportReturnType]
+
+
+class _FocalSum(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, alpha: float, gamma: float, targets: Sequence[FocalTargets], *levels: Tensor
+    ) -> Tensor:
+        terms, gradients = [], []
+        for logits, target in zip(levels, targets, strict=True):
+            term, gradient = _level(logits, target, alpha, gamma)
+            terms.append(term)
+            keep = torch.float32 if logits.dtype == torch.float16 else logits.dtype
+            gradients.append(gradient.to(keep))
+        ctx.save_for_backward(*gradients)
+        ctx.types = [logits.dtype for logits in levels]
+        return torch.stack(terms).sum()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+        if outer[0].device.type == "cpu" and outer[0] == 1:  # saves a pass; asking is free there
+            gradients = [g.to(t) for g, t in zip(ctx.saved_tensors, ctx.types, strict=True)]
+            return None, None, None, *gradients
+        scaled = [
+            torch.mul(gradient, outer[0].to(gradient.dtype)).to(kind)
+            for gradient, kind in zip(ctx.saved_tensors, ctx.types, strict=True)
+        ]
+        return None, None, None, *scaled
+
+
+def _level(
+    logits: Tensor, target: FocalTargets, alpha: float, gamma: float
+) -> tuple[Tensor, Tensor]:
+    """Returns the sum (scalar) and the gradient (B, R, C) of one level.
+
+    An element without loss gets the logit -inf, whose negative loss and gradient are 0.
+    """
+    work = logits.to(_work_type(logits.dtype), copy=True, memory_format=torch.contiguous_format)
+    flat = work.view(-1)
+    own_logits = flat[target.own]
+    if work.is_cuda:
+        work.masked_fill_(target.off[..., None], -torch.inf)
+    else:  # few rows are off: ten times faster than a mask
+        off = target.off.reshape(-1).nonzero()[:, 0]
+        work.view(-1, work.shape[-1]).index_fill_(0, off, -torch.inf)
+    if target.holes is not None:
+        work.masked_fill_(target.holes, -torch.inf)
+    flat[target.own] = flat[target.own].masked_fill(target.own_on, -torch.inf)
+    total = _negatives(work, (1 - alpha) * target.weights.to(work.dtype), gamma)
+    loss, slope = _elements(own_logits, target.own_targets, alpha, gamma)
+    weights = target.own_weights * target.own_on
+    flat[target.own] = torch.where(target.own_on, slope * weights, flat[target.own])
+    return total + torch.dot(loss, weights), work
+
+
+def _negatives(work: Tensor, weights: Tensor, gamma: float) -> Tensor:
+    """Returns the sum of p ** gamma * softplus(x) * weights, and puts its gradient in place of x.
+
+    On a CPU in blocks that stay in its cache. softplus(x) is written as log(1 + exp(x)), which torch
+    computes four times faster than `softplus`; for that, logits above 80 count as 80.
+
+    Args:
+        work: (B, R, C) logits x, contiguous; p is their sigmoid.
+        weights: (B, C).
+        gamma: the exponent.
+    """
+    pictures, rows, classes = work.shape
+    step = rows if work.is_cuda else max(1, CACHED // (pictures * classes))
+    spread = weights[:, None].expand(-1, min(step, rows), -1).contiguous()
+    sums = []
+    for start in range(0, rows, step):
+        x = work[:, start : start + step]
+        p = x.clamp(max=80.0).exp_()
+        entropy = torch.log1p(p)
+        p /= p + 1
+        factor = p * p if gamma == 2 else p**gamma
+        factor *= spread[:, : x.shape[1]]
+        sums.append(torch.dot(factor.view(-1), entropy.view(-1)))
+        entropy.addcmul_(entropy, p, value=-1)  # softplus(x) * (1 - p)
+        torch.mul(p.add_(entropy, alpha=gamma), factor, out=x)
+    return torch.stack(sums).sum() if sums else work.new_zeros(())
+
+
+def _elements(x: Tensor, targets: Tensor, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:
+    """Returns `sigmoid_focal` of each element and its derivative by the logit x, all (K,)."""
+    p = torch.sigmoid(x)
+    entropy = F.binary_cross_entropy_with_logits(x, targets, reduction="none")
+    difference = p - targets
+    distance = difference.abs()
+    factor = (alpha * targets + (1 - alpha) * (1 - targets)) * distance**gamma
+    slope = factor * difference
+    if gamma > 0:
+        # d distance / dx = sign * p * (1 - p); written with distance ** (gamma - 1), which is
+        # infinite at distance 0 only where gamma < 1.
+        tiny = torch.finfo(x.dtype).tiny
+        inner = factor / distance.clamp(min=tiny) * difference.sign()
+        slope = slope + gamma * inner * p * (1 - p) * entropy
+    return factor * entropy, slope
+
+
+def _work_type(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
