@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -102,9 +102,9 @@ def image_sizes(
     return sizes, sorted(problems)
 
 
-def list_pictures(folder: str | os.PathLike[str]) -> list[str]:
-    """Returns the names of all picture files below a folder, relative to it, sorted; hidden files
-    and folders are left out."""
+def list_files(folder: str | os.PathLike[str], suffixes: Collection[str]) -> list[str]:
+    """Returns the names of all files below a folder that end in one of `suffixes` (lower case),
+    relative to it, sorted; hidden files and folders are left out."""
     found = []
     for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [f for f in folders if not f.startswith(".")]
@@ -112,9 +112,14 @@ def list_pictures(folder: str | os.PathLike[str]) -> list[str]:
         found += [
             os.path.normpath(os.path.join(near, name))
             for name in names
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in PICTURE_SUFFIXES
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes
         ]
     return sorted(found)
+
+
+def list_pictures(folder: str | os.PathLike[str]) -> list[str]:
+    """Returns the names of all picture files below a folder, relative to it, sorted."""
+    return list_files(folder, PICTURE_SUFFIXES)
 
 
 def content_hash(path: str | os.PathLike[str]) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 
 from detmtl.data.faults import Faults, annotation_faults
 from detmtl.data.folder import require_pictures, stamps
-from detmtl.data.images import image_sizes
+from detmtl.data.images import image_sizes, list_files, list_pictures
 from detmtl.data.source import Annotations, FileNames, Parsed, Source, SourceSettings
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
@@ -43,11 +43,14 @@ class VocSource(SourceSettings):
     first_pixel: Literal[0, 1] = 1
 
     def fingerprint(self, root: Path, cache: Path) -> Any:
-        """Returns name, size and time of change of the XML files, the list and the pictures."""
+        """Returns name, size and time of change of the XML files and the list, and names of pictures."""
         folder = root / self.annotations
         listing = [] if self.list is None else stamps(root, [self.list])
-        pictures = [name for name, _, _ in stamps(root / self.images, _names(root / self.images))]
-        return [stamps(folder, _names(folder, ".xml")), listing, pictures]
+        return [
+            stamps(folder, list_files(folder, {".xml"})),
+            listing,
+            list_pictures(root / self.images),
+        ]
 
     def parse(self, root: Path, classes: LabelSpace) -> Parsed:
         """Reads and checks the XML files."""
@@ -73,9 +76,11 @@ class VocSource(SourceSettings):
         return self._parsed(folder, names, np.array(sizes, np.int64), found, classes, faults)
 
     def _stems(self, root: Path, faults: Faults) -> Sequence[str]:
-        there = [os.path.splitext(name)[0] for name in _names(root / self.annotations, ".xml")]
+        there = [n.removesuffix(".xml") for n in list_files(root / self.annotations, {".xml"})]
         if not there:
-            raise InputError(f"{root / self.annotations}: has no XML files; it needs one a picture")
+            raise InputError(
+                f"{root / self.annotations}: there are no XML files; it needs one a picture"
+            )
         if self.list is None:
             return there
         try:
@@ -158,13 +163,6 @@ class _Found:
             self.where.append(where)
 
 
-def _names(folder: Path, suffix: str | None = None) -> Sequence[str]:
-    if not folder.is_dir():
-        raise InputError(f"{folder}: there is no such folder")
-    names = sorted(os.listdir(folder))
-    return names if suffix is None else [n for n in names if n.lower().endswith(suffix)]
-
-
 def _tree(path: Path, where: str) -> ElementTree.Element:
     try:
         data = path.read_bytes()
@@ -177,11 +175,9 @@ def _tree(path: Path, where: str) -> ElementTree.Element:
         raise InputError(f"{where}: is not XML ({problem})") from problem
 
 
-def _picture(
-    tree: ElementTree.Element, stem: str, pictures: dict[str, str], where: str
-) -> str:
+def _picture(tree: ElementTree.Element, stem: str, pictures: dict[str, str], where: str) -> str:
     named = os.path.splitext(os.path.basename(tree.findtext("filename", "").strip()))[0]
-    for candidate in (stem, named):
+    for candidate in (stem, os.path.basename(stem), named):
         if candidate in pictures:
             return pictures[candidate]
     raise InputError(f"{where}: there is no picture named '{stem}' in the folder of pictures")

@@ -1,0 +1,253 @@
+"""YOLO labels: one text file a picture, a line per box. Reading them as a source, and writing them.
+
+A line is `class x y width height [score]`, fractions of the picture with x, y the center, or
+`class x1 y1 x2 y2 x3 y3 ...`, a polygon of which the surrounding box is taken.
+Letters: I pictures, N boxes of all pictures, C classes.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from detmtl.data.faults import Faults, annotation_faults
+from detmtl.data.folder import require_pictures, stamps
+from detmtl.data.images import image_sizes, list_pictures
+from detmtl.data.source import Annotations, FileNames, Parsed, Source, SourceSettings
+from detmtl.structures.classes import LabelSpace
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import Grade
+
+
+class YoloSource(SourceSettings):
+    """Pictures with YOLO label files: images/a/b.jpg belongs to labels/a/b.txt.
+
+    Attributes:
+        labels: folder of the text files.
+        names: the class names in the order of their numbers; or a file that has them: YAML with `names`
+            (list, or number -> name), or text with a name on each line.
+        unlabelled: what a picture without a text file is: "empty", as YOLO's tools write no file where
+            there is nothing; or "skip": nobody looked, and the picture is left aside.
+    """
+
+    kind: Literal["yolo"] = "yolo"
+    labels: str
+    names: str | list[str]
+    unlabelled: Literal["empty", "skip"] = "empty"
+
+    def fingerprint(self, root: Path, cache: Path) -> Any:
+        """Returns the names, and name, size and time of change of pictures and text files."""
+        pictures = list_pictures(root / self.images)
+        texts = [_text_name(name) for name in pictures]
+        return [
+            self._class_names(root),
+            stamps(root / self.images, pictures),
+            stamps(root / self.labels, texts),
+        ]
+
+    def parse(self, root: Path, classes: LabelSpace) -> Parsed:
+        """Reads and checks the text files."""
+        faults, folder = Faults(self.labels), root / self.images
+        names = self._class_names(root)
+        class_of = np.array(classes.class_of(names, where=f"names of {self.labels}"))
+        pictures = require_pictures(folder)
+        there = [(root / self.labels / _text_name(p)).is_file() for p in pictures]
+        if not any(there):
+            raise InputError(
+                f"{root / self.labels}: no picture of {folder} has a text file there; {pictures[0]} would "
+                f"have {_text_name(pictures[0])}"
+            )
+        if self.unlabelled == "skip":
+            pictures = [p for p, here in zip(pictures, there, strict=True) if here]
+        rows, image, lines = _read_all(root / self.labels, pictures, self.labels, faults)
+        sizes, problems = image_sizes([str(folder / p) for p in pictures])
+        faults.add(*(text for _, text in problems))
+
+        def name(n: int) -> str:
+            return f"{self.labels}/{_text_name(pictures[image[n]])} line {lines[n]}"
+
+        kind = rows[:, 0].astype(np.int64)
+        strange = (rows[:, 0] != kind) | (kind < 0) | (kind >= len(names))
+        faults.add(
+            *(
+                f"{name(n)}: the class is {rows[n, 0]:g}; there are {len(names)} names, so it lies "
+                f"between 0 and {len(names) - 1}"
+                for n in np.flatnonzero(strange)
+            )
+        )
+        far = ~((rows[:, 5] >= 0) & (rows[:, 5] <= 1))
+        faults.add(
+            *(
+                f"{name(n)}: the score is {rows[n, 5]:g}; scores lie in [0, 1]"
+                for n in np.flatnonzero(far)
+            )
+        )
+        labels = np.where(strange, -1, class_of[np.where(strange, 0, kind)])
+        used = np.flatnonzero((labels >= 0) | strange)
+        boxes = _pixels(rows[:, 1:5], sizes[image])
+        inside, bad, problems = annotation_faults(
+            boxes[used], image[used], sizes, lambda n: name(used[n])
+        )
+        readable = sizes.min(axis=1) > 0
+        faults.add(*problems)
+        good = ~bad & ~(strange | far)[used] & readable[image[used]]
+        return self._parsed(
+            FileNames.of(folder, [p for p, r in zip(pictures, readable, strict=True) if r]),
+            sizes,
+            Annotations.of(
+                num_images=int(readable.sum()),
+                image=(np.cumsum(readable) - 1)[image[used[good]]],
+                boxes=inside[good],
+                classes=labels[used[good]],
+                scores=rows[used[good], 5],
+                grade=int(Grade.SILVER if self.grade == "silver" else Grade.GOLD),
+            ),
+            self.covered(classes, classes.known(names), self.labels)[None],
+            faults,
+        )
+
+    def _parsed(
+        self,
+        files: FileNames,
+        sizes: np.ndarray,
+        annotations: Annotations,
+        coverage: np.ndarray,
+        faults: Faults,
+    ) -> Parsed:
+        dropped = faults.settle(self.faults)
+        if not len(files):
+            raise InputError([f"{self.images}: no picture can be read", *faults.problems])
+        return Parsed(
+            files=files,
+            ids=np.arange(len(files)),
+            sizes=sizes[sizes.min(axis=1) > 0],
+            annotations=annotations,
+            coverage=coverage,
+            silver=self.grade == "silver",
+            dropped=dropped,
+        )
+
+    def _class_names(self, root: Path) -> list[str]:
+        if not isinstance(self.names, str):
+            return list(self.names)
+        return read_names(root / self.names, self.names)
+
+
+def read_names(path: Path, where: str) -> list[str]:
+    """Returns the class names of a YAML file with `names`, or of a text file with one a line.
+
+    Raises:
+        InputError: it cannot be read, or has no names.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix.lower() not in (".yaml", ".yml"):
+            names = [line.strip() for line in text.splitlines() if line.strip()]
+        else:
+            listed = (YAML(typ="safe", pure=True).load(text) or {}).get("names")
+            if isinstance(listed, dict):
+                if sorted(listed) != list(range(len(listed))):
+                    raise InputError(
+                        f"{where}: the numbers of `names` need to be 0, 1, 2 and so on"
+                    )
+                listed = [listed[i] for i in range(len(listed))]
+            names = [str(name) for name in listed or []]
+    except (OSError, UnicodeDecodeError, YAMLError, AttributeError, TypeError) as problem:
+        raise InputError(f"{where}: class names cannot be read from it ({problem})") from problem
+    if not names:
+        raise InputError(
+            f"{where}: has no class names; it needs `names` (YAML), or one name a line"
+        )
+    return names
+
+
+def _text_name(picture: str) -> str:
+    return os.path.splitext(picture)[0] + ".txt"
+
+
+def _read_all(
+    folder: Path, pictures: Sequence[str], where: str, faults: Faults
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns class, x1, y1, x2, y2 (fractions) and score (N, 6), position of the picture (N,) and
+    number of the line (N,)."""
+    rows: list[list[float]] = []
+    image: list[int] = []
+    lines: list[int] = []
+    for i, picture in enumerate(pictures):
+        name = _text_name(picture)
+        try:
+            text = (folder / name).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            continue
+        except (OSError, UnicodeDecodeError) as problem:
+            faults.add(f"{where}/{name}: cannot be read ({problem})")
+            continue
+        for number, line in enumerate(text.splitlines(), start=1):
+            if not line.strip():
+                continue
+            row = _row(line.split())
+            if row is None:
+                faults.add(
+                    f"{where}/{name} line {number}: is '{line.strip()[:60]}'; it needs `class x y width "
+                    "height [score]` or `class` and a polygon of three points or more, all numbers"
+                )
+                continue
+            rows.append(row)
+            image.append(i)
+            lines.append(number)
+    return np.array(rows).reshape(-1, 6), np.array(image, np.int64), np.array(lines, np.int64)
+
+
+def _row(texts: Sequence[str]) -> list[float] | None:
+    """Returns class, x1, y1, x2, y2 and score of a line, or None if it makes no sense."""
+    try:
+        numbers = [float(text) for text in texts]
+        int(numbers[0])
+    except (ValueError, OverflowError):
+        return None
+    if len(numbers) in (5, 6):
+        kind, x, y, w, h = numbers[:5]
+        score = numbers[5] if len(numbers) == 6 else 1.0
+        return [kind, x - w / 2, y - h / 2, x + w / 2, y + h / 2, score]
+    if len(numbers) < 7 or len(numbers) % 2 == 0:
+        return None
+    xs, ys = numbers[1::2], numbers[2::2]
+    return [numbers[0], min(xs), min(ys), max(xs), max(ys), 1.0]
+
+
+def _pixels(fractions: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    height, width = sizes[:, :1], sizes[:, 1:]
+    return fractions * np.concatenate([width, height, width, height], axis=1)
+
+
+def write_yolo(folder: str | os.PathLike[str], source: Source) -> int:
+    """Writes one label file a picture into `folder` (empty ones too) and `names.txt`, and returns the
+    number of boxes; scores are written where one of the picture is below 1. Boxes that give no loss,
+    weights, grades and coverage have no place in YOLO's format: such boxes are left out."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "names.txt").write_text("\n".join(source.classes) + "\n", encoding="utf-8")
+    count = 0
+    for i in range(len(source)):
+        labels = source.labels(i).get("boxes")
+        if labels is None:
+            continue
+        labels = labels[labels.ignore == 0]
+        height, width = (int(n) for n in source.sizes[i])
+        lines = []
+        for (x1, y1, x2, y2), c, score in zip(
+            labels.boxes.tolist(), labels.classes.tolist(), labels.scores.tolist(), strict=True
+        ):
+            center = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height)
+            numbers = (*center, (x2 - x1) / width, (y2 - y1) / height)
+            scored = f" {score:.6g}" if labels.scores.min() < 1 else ""
+            lines.append(f"{c} " + " ".join(f"{n:.8f}" for n in numbers) + scored)
+        path = folder / _text_name(source.files.name(i))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        count += len(lines)
+    return count
