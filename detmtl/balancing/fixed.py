@@ -44,9 +44,12 @@ class FixedSettings(Settings):
 class Fixed(Balancer):
     """The weighted sum of all terms."""
 
+    _nothing: Tensor
+
     def __init__(self, weights: dict[str, float]):
         super().__init__()
         self.weights = dict(weights)
+        self.register_buffer("_nothing", torch.zeros(()), persistent=False)
         self._unseen = {name for name in weights if "/" in name}
 
     def backward(
@@ -65,7 +68,7 @@ class Fixed(Balancer):
             for name, term in of_task.items()
         ]
         if not weighted:
-            return torch.zeros(())
+            return self._nothing.clone()
         total = torch.stack(weighted).sum()
         if total.requires_grad:
             scaled = total * share

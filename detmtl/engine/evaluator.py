@@ -1,13 +1,19 @@
 """Scores a model on labelled pictures."""
 
-from collections.abc import Callable, Iterable, Mapping
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from detmtl.engine.precision import Precision
-from detmtl.structures.labels import Labels
+from detmtl.engine import distributed
+from detmtl.engine.precision import Precision, autocast, dtype_of
+from detmtl.structures.boxes import xyxy_to_xywh
+from detmtl.structures.labels import BoxLabels, Labels, PaddedBoxes
 from detmtl.structures.sample import Batch, ImageInfo
 
 Truth = Callable[[ImageInfo], Mapping[str, Labels]]
@@ -21,7 +27,7 @@ def evaluate(
     precision: Precision = "auto",
     truth: Truth | None = None,
     detections: Path | None = None,
-    category_ids: list[int] | None = None,
+    category_ids: Sequence[int] | None = None,
     on_batch: Callable[[Batch, Mapping[str, list[Labels]]], None] | None = None,
 ) -> dict[str, float]:
     """Returns `task/metric` -> value over all pictures of all ranks, the same on every rank.
@@ -35,9 +41,147 @@ def evaluate(
         device: where the model is.
         precision: of the network; decoding is float32.
         truth: looks up labels in pixels of the file; None: the batch's labels, mapped back.
-        detections: where to write the boxes of the first detection task as COCO results.
+        detections: where to write the boxes of the first task that has any, as COCO results.
         category_ids: the COCO category id of each class in that file; None: class index + 1.
         on_batch: called with every batch and its predictions in the network's pixels, for progress
             bars and drawings.
     """
-    raise NotImplementedError
+    tasks: dict[str, Any] = dict(model.tasks.items())  # type: ignore[union-attr, operator]
+    metrics = {name: task.metric() for name, task in tasks.items()}
+    results: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    with _evaluating(model):
+        for batch in batches:
+            predictions = predict(model, batch, device, precision)
+            for name, task in tasks.items():
+                found = [
+                    to_file_pixels(labels, size, info)
+                    for labels, size, info in zip(
+                        predictions[name], batch.sizes.tolist(), batch.infos, strict=True
+                    )
+                ]
+                metrics[name].update(found, _truth(batch, task.labels, truth), batch.infos)
+                if detections is not None and name == next(iter(tasks)):
+                    for labels, info in zip(found, batch.infos, strict=True):
+                        results[info.source, info.id] = coco_results(labels, info.id, category_ids)
+            if on_batch is not None:
+                on_batch(batch, predictions)
+    if detections is not None:
+        _write_results(detections, results)
+    return _computed(metrics)
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module, batch: Batch, device: torch.device, precision: Precision = "auto"
+) -> dict[str, list[Labels]]:
+    """Returns task name -> predictions of each picture on the CPU, in the network's pixels."""
+    images = batch.images.to(device, non_blocking=True)
+    sizes = batch.sizes.to(device, non_blocking=True)
+    with autocast(device, dtype_of(precision, device)):
+        outputs = model(images)
+    tasks: dict[str, Any] = dict(model.tasks.items())  # type: ignore[union-attr, operator]
+    return {
+        name: [_on_cpu(labels) for labels in task.decode(outputs[name], sizes)]
+        for name, task in tasks.items()
+    }
+
+
+def to_file_pixels(labels: Labels, size: Sequence[int], info: ImageInfo) -> Labels:
+    """Returns labels of a picture that was scaled to `size` (height, width) in pixels of its file."""
+    height, width = size
+    x, y = info.width / width, info.height / height
+    return labels.with_boxes(labels.boxes * labels.boxes.new_tensor([x, y, x, y]))
+
+
+def unpadded(labels: PaddedBoxes) -> list[BoxLabels | None]:
+    """Returns the labels of each picture, None where nobody looked."""
+    pictures: list[BoxLabels | None] = []
+    for i, present in enumerate(labels.present.tolist()):
+        rows = labels.valid[i]
+        pictures.append(
+            BoxLabels(
+                boxes=labels.boxes[i][rows],
+                classes=labels.classes[i][rows],
+                scores=labels.scores[i][rows],
+                weights=labels.weights[i][rows],
+                ignore=labels.ignore[i][rows],
+                grade=labels.grade[i][rows],
+                coverage=labels.coverage[i],
+            )
+            if present
+            else None
+        )
+    return pictures
+
+
+def coco_results(
+    labels: BoxLabels, image_id: int, category_ids: Sequence[int] | None = None
+) -> list[dict[str, Any]]:
+    """Returns one picture's boxes as COCO result objects."""
+    return [
+        {
+            "image_id": image_id,
+            "category_id": c + 1 if category_ids is None else int(category_ids[c]),
+            "bbox": box,
+            "score": score,
+        }
+        for box, c, score in zip(
+            xyxy_to_xywh(labels.boxes.double()).tolist(),
+            labels.classes.tolist(),
+            labels.scores.tolist(),
+            strict=True,
+        )
+    ]
+
+
+@contextmanager
+def _evaluating(model: nn.Module):
+    """The model in evaluation mode, and afterwards in the mode of before."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+def _on_cpu(labels: Labels) -> Labels:
+    moved = {name: value.detach().cpu() for name, value in vars(labels).items()}
+    return type(labels)(**moved)
+
+
+def _truth(batch: Batch, labels: str, truth: Truth | None) -> list[Labels | None]:
+    """Returns each picture's truth in pixels of its file."""
+    if truth is not None:
+        return [truth(info).get(labels) for info in batch.infos]
+    if labels not in batch.labels:
+        return [None] * len(batch)
+    return [
+        None if x is None else to_file_pixels(x, size, info)
+        for x, size, info in zip(
+            unpadded(batch.labels[labels]), batch.sizes.tolist(), batch.infos, strict=True
+        )
+    ]
+
+
+def _write_results(path: Path, mine: dict[tuple[str, int], list[dict[str, Any]]]) -> None:
+    everyones = distributed.gather_at_first(mine)
+    if everyones is not None:
+        pictures = {key: rows for of_rank in everyones for key, rows in of_rank.items()}
+        part = path.with_name(path.name + ".part")
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "w") as file:
+            json.dump([row for key in sorted(pictures) for row in pictures[key]], file)
+        os.replace(part, path)
+    distributed.barrier()
+
+
+def _computed(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Returns all tasks' numbers, computed on rank 0 and sent to the others."""
+    values: dict[str, float] = {}
+    for name, metric in metrics.items():
+        states = distributed.gather_at_first(metric.state())
+        if states is not None:
+            metric.merge(states)
+            values |= {f"{name}/{key}": float(v) for key, v in metric.compute().items()}
+    return distributed.from_first(values)

@@ -1,10 +1,24 @@
 """What a run tells while it trains: TensorBoard, metrics.jsonl, and a bar with the time left."""
 
+import json
+import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from detmtl.structures.labels import Labels
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from detmtl.engine import distributed
+from detmtl.engine.drawing import draw, side_by_side
+from detmtl.engine.evaluator import unpadded
+from detmtl.structures.labels import BoxLabels, Labels
 from detmtl.structures.sample import Batch
+
+SHOWN = 4
+"""Pictures of one batch that are recorded."""
 
 
 class Recorder:
@@ -12,6 +26,10 @@ class Recorder:
 
     Use as a context manager. A run that goes on from step n loses what was recorded after n and
     continues the same files.
+
+    Attributes:
+        progress: the bars, to which others may add their own while this one runs; None where none
+            are shown.
     """
 
     def __init__(
@@ -31,11 +49,52 @@ class Recorder:
             start_step: steps already made, when the run goes on.
             progress: whether to show the bar.
         """
-        raise NotImplementedError
+        self.class_names = dict(class_names)
+        self.progress: Progress | None = None
+        self._writer: SummaryWriter | None = None
+        if distributed.rank() != 0:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "metrics.jsonl"
+        _cut(path, start_step)
+        self._file = open(path, "a")  # noqa: SIM115 closed by __exit__
+        self._writer = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else 0
+        )
+        if progress:
+            self.progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[told]}"),
+            )
+            self.progress.start()
+            self._bar = self.progress.add_task("train", total=steps, completed=start_step, told="")
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes files and bars."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+        if self._writer is not None:
+            self._writer.close()
+            self._file.close()
+            self._writer = None
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Records values at `step`; those that are not finite become null."""
-        raise NotImplementedError
+        if self._writer is None:
+            return
+        finite = {k: float(v) if math.isfinite(v) else None for k, v in values.items()}
+        for name, value in finite.items():
+            if value is not None:
+                self._writer.add_scalar(name, value, step)
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        self._file.flush()
 
     def pictures(
         self, step: int, where: str, batch: Batch, predictions: Mapping[str, Sequence[Labels]]
@@ -45,9 +104,52 @@ class Recorder:
 
         Args:
             where: "train" or "val".
+            predictions: task name -> one for each picture; those that are no boxes are not drawn.
         """
-        raise NotImplementedError
+        if self._writer is None:
+            return
+        for name, found in predictions.items():
+            if not found or not isinstance(found[0], BoxLabels):
+                continue
+            labels = batch.labels.get(name)
+            truths = [None] * len(batch) if labels is None else unpadded(labels)
+            for i, (truth, one) in enumerate(zip(truths[:SHOWN], found, strict=False)):
+                picture = self._picture(batch, i, name, truth, one)
+                self._writer.add_image(f"{where}/{name}/{i}", picture.numpy(), step)
 
     def advance(self, step: int, loss: float | None = None) -> None:
         """Moves the bar to `step`."""
-        raise NotImplementedError
+        if self.progress is not None:
+            told = "" if loss is None else f"loss {loss:.4g}"
+            self.progress.update(self._bar, completed=step, told=told)
+
+    def _picture(
+        self, batch: Batch, i: int, task: str, truth: BoxLabels | None, found: BoxLabels
+    ) -> Tensor:
+        height, width = batch.sizes[i].tolist()
+        image = batch.images[i, :, :height, :width].cpu()
+        names = self.class_names[task]
+        left = image if truth is None else draw(image, truth, names)
+        return side_by_side(left, draw(image, found, names, colors="class"))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Returns the records of a metrics.jsonl; a last line that a kill has torn is left out."""
+    records = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return records
+
+
+def _cut(path: Path, step: int) -> None:
+    """Drops records after `step` (a run from the start keeps none), whole or not at all."""
+    if not path.exists():
+        return
+    kept = [r for r in read_metrics(path) if step and r["step"] <= step]
+    part = path.with_name(path.name + ".part")
+    part.write_text("".join(json.dumps(r) + "\n" for r in kept))
+    os.replace(part, path)

@@ -1,22 +1,34 @@
 """The training loop."""
 
-from collections.abc import Callable, Iterator
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from detmtl.balancing.balancer import Balancer
+from detmtl.engine import distributed
 from detmtl.engine.distributed import Process
-from detmtl.engine.optim import OptimSettings
-from detmtl.engine.precision import Precision
+from detmtl.engine.optim import OptimSettings, set_lr
+from detmtl.engine.precision import Precision, autocast, dtype_of
 from detmtl.engine.recorder import Recorder
-from detmtl.engine.state import State
+from detmtl.engine.state import Ema, State, random_kept
+from detmtl.engine.stopwatch import Stopwatch
+from detmtl.engine.watch import LossWatch, TrainingDiverged
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import Labels
 from detmtl.structures.sample import Batch
 from detmtl.structures.settings import Settings
 
+__all__ = ["TrainSettings", "TrainingDiverged", "train"]
+
 Count = Annotated[int, Field(ge=1)]
+LOWEST_SCALE = 2.0**-10
+"""Of a float16 loss; below it gradients overflow whatever the scale."""
 
 
 class TrainSettings(Settings):
@@ -26,7 +38,7 @@ class TrainSettings(Settings):
         steps: updates of the weights.
         accumulate: batches per update.
         precision: number format of the network; "auto" is bfloat16 where the hardware has it.
-        channels_last: memory order of pictures and weights that convolutions like best.
+        channels_last: memory order of weights and features that convolutions like best.
         ema: decay of the moving average of the weights that is evaluated and deployed; None: none.
         log_every, evaluate_every, save_every, pictures_every: in steps; None: only after the last one
             (pictures: never).
@@ -51,12 +63,33 @@ class TrainSettings(Settings):
         balancer: Balancer,
         optim: OptimSettings,
         process: Process,
-        settings: dict,
+        settings: dict[str, Any],
         classes: list[str],
     ) -> State:
-        """Moves model and balancer to the device, gives every rank the same weights, and builds the
-        state at step 0."""
-        raise NotImplementedError
+        """Returns the state at step 0: model and balancer on the device, every rank with rank 0's
+        weights.
+
+        Args:
+            settings, classes: told in checkpoints; plain values (None, bool, int, float, str, list,
+                dict).
+        """
+        model.to(process.device)
+        if self.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        balancer.to(process.device)
+        distributed.same_weights(model)
+        distributed.same_weights(balancer)
+        half = dtype_of(self.precision, process.device) == torch.float16
+        return State(
+            model=model,
+            optimizer=optim.build(model, balancer),
+            balancer=balancer,
+            device=process.device,
+            ema=None if self.ema is None else Ema(model, self.ema),
+            scaler=torch.amp.GradScaler(process.device.type) if half else None,
+            settings=settings,
+            classes=list(classes),
+        )
 
 
 def train(
@@ -68,22 +101,161 @@ def train(
     recorder: Recorder,
     folder: Path,
 ) -> dict[str, float]:
-    """Trains until `settings.steps` updates were made and returns the last evaluation's metrics.
+    """Trains until `settings.steps` updates are made.
 
     Args:
         state: at step 0, or loaded from a checkpoint.
         batches: this rank's, from number `state.step * settings.accumulate` on, at least as many as
             are still needed.
         optim: learning rate over time, and the limit of the gradient's norm.
-        evaluate: `task/metric` -> value of a model in evaluation mode; called on every rank.
+        evaluate: returns `task/metric` -> value of a model; called on every rank.
         recorder: see there.
         folder: gets `last.pt` (everything) and `best.pt` (the weights to deploy).
+
+    Returns:
+        The metrics after the last step; {} if no step was left to make.
 
     Raises:
         TrainingDiverged: a loss or a gradient was not finite; weights and files are from before.
     """
-    raise NotImplementedError
+    device, steps = state.device, settings.steps
+    dtype = dtype_of(settings.precision, device)
+    weights = [p for group in state.optimizer.param_groups for p in group["params"]]
+    clock, watch = Stopwatch(device), LossWatch(skips=state.scaler is not None)
+    metrics: dict[str, float] = {}
+    pictures = 0
+    state.model.train()
+    if state.step < steps:
+        # a loader that starts its workers draws from the generators that are then restored
+        batches = itertools.chain([next(batches)], batches)
+    state.restore_random()
+
+    while state.step < steps:
+        set_lr(state.optimizer, optim.factor(state.step, steps))
+        for _ in range(settings.accumulate):
+            batch = next(batches).to(device)
+            clock.lap("data")
+            with autocast(device, dtype):
+                outputs = state.model(batch.images)
+            terms = {name: task.loss(outputs[name], batch) for name, task in state.tasks.items()}
+            clock.lap("forward")
+            total = state.balancer.backward(terms, state.scaler, 1 / settings.accumulate)
+            watch.add(state.step + 1, terms, total, batch.infos)
+            clock.lap("backward")
+            pictures += len(batch) * distributed.world_size()
+        distributed.average_gradients(weights)
+        watch.add_gradient_norm(_update(state, weights, optim.clip))
+        state.step += 1
+        if state.ema is not None:
+            state.ema.update(state.model, state.step)
+        clock.lap("backward")
+
+        step, last = state.step, state.step == steps
+        evaluating = last or _due(step, settings.evaluate_every)
+        saving = last or _due(step, settings.save_every)
+        drawing = _due(step, settings.pictures_every)
+        if evaluating or saving or _due(step, settings.log_every):
+            values = watch.check()  # the only wait for the device
+            recorder.scalars(step, _told(values, state, clock.read(), pictures))
+            recorder.advance(step, values.get("loss"))
+            pictures = 0
+        if drawing:
+            recorder.pictures(step, "train", batch, _decoded(state, outputs, batch))
+        if evaluating:
+            _average_buffers(state)
+            with random_kept():
+                metrics = evaluate(state.averaged)
+            state.model.train()
+            recorder.scalars(step, {f"val/{name}": value for name, value in metrics.items()})
+            if _is_best(state, metrics, settings.best, last):
+                state.save_weights(folder / "best.pt")
+        if saving:
+            state.save(folder / "last.pt")
+        if evaluating or saving or drawing:
+            clock.restart()
+    return metrics
 
 
-class TrainingDiverged(RuntimeError):
-    """A loss or a gradient was not finite."""
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+def _update(state: State, weights: list[nn.Parameter], clip: float | None) -> Tensor:
+    """Steps the optimizer and returns the gradient's norm before clipping.
+
+    A gradient that is not finite changes nothing; the device decides that by itself.
+    """
+    gradients = [p.grad for p in weights if p.grad is not None]
+    if not gradients:  # nothing in the batch was labelled for any task
+        return torch.zeros((), device=state.device)
+    if state.scaler is not None:
+        state.scaler.unscale_(state.optimizer)
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if clip is not None:
+        torch.nn.utils.clip_grads_with_norm_(weights, clip, norm)
+    if state.scaler is not None:
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+    else:
+        # torch's fused optimizers read this attribute, by which GradScaler tells them to skip
+        state.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+        state.optimizer.step()
+        del state.optimizer.found_inf  # type: ignore[attr-defined]
+    state.optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def _told(
+    losses: Mapping[str, float], state: State, seconds: Mapping[str, float], pictures: int
+) -> dict[str, float]:
+    """Returns what is recorded of the last steps.
+
+    Raises:
+        TrainingDiverged: float16 cannot hold the gradients.
+    """
+    told = {f"train/{name}": value for name, value in losses.items()}
+    told |= {f"lr/{group['name']}": group["lr"] for group in state.optimizer.param_groups}
+    told |= {f"time/{part}": value for part, value in seconds.items()}
+    told["pictures_per_second"] = pictures / max(sum(seconds.values()), 1e-9)
+    if state.scaler is not None:
+        told["train/scale"] = state.scaler.get_scale()
+        if told["train/scale"] < LOWEST_SCALE:
+            raise TrainingDiverged(
+                f"step {state.step}: gradients overflow float16 at any scale of the loss; set "
+                "train.precision to bf16 or fp32, or lower optim.lr"
+            )
+    return told
+
+
+@torch.no_grad()
+def _decoded(
+    state: State, outputs: Mapping[str, list[Tensor]], batch: Batch
+) -> dict[str, list[Labels]]:
+    return {name: task.decode(outputs[name], batch.sizes) for name, task in state.tasks.items()}
+
+
+def _average_buffers(state: State) -> None:
+    distributed.average_buffers(state.model)
+    if state.ema is not None:
+        distributed.average_buffers(state.ema.module)
+
+
+def _is_best(state: State, metrics: Mapping[str, float], name: str | None, last: bool) -> bool:
+    """Returns whether the weights are the best so far, and notes their value.
+
+    Raises:
+        InputError: no metric has that name.
+    """
+    if name is None:
+        return last
+    if name not in metrics:
+        raise InputError(
+            f"train.best: '{name}' is no metric of this run; there are {', '.join(metrics)}"
+        )
+    value = metrics[name]
+    if math.isnan(value):  # no truth to score against: better any best.pt than none
+        return last and state.best is None
+    if state.best is not None and value <= state.best:
+        return False
+    state.best = value
+    return True
