@@ -1,15 +1,33 @@
-"""Silver measured against gold."""
+"""Silver measured against gold.
 
+Letters: C classes, D_c the teacher's boxes of class c, D boxes of one picture, G gold boxes of one.
+"""
+
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.table import Table
 
 from detmtl.data.source import Source
+from detmtl.silver.mapping import ClassMap
+from detmtl.silver.parts import atomic_write
+from detmtl.silver.record import Record
 from detmtl.silver.store import Store
+from detmtl.structures.boxes import area, intersection, iou
 from detmtl.structures.classes import LabelSpace
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import BoxLabels, Ignore
+
+IOU = 0.5
+"""From this overlap on a gold box confirms one of the teacher's."""
+
+LEAST = 10
+"""A class with fewer boxes is judged by all classes together: a share of so few says nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,74 +38,353 @@ class Audit:
         classes: the C class names.
         known: (C,) bool, which classes the teacher looks for.
         pictures: gold pictures that were compared.
+        missing: gold pictures that the store does not have.
         gold_boxes: (C,) int64, gold boxes that count (no crowds), in pictures where somebody looked.
+        confusion: (C, C) int64, gold boxes by their class and by the class of the teacher's best box on
+            them, whatever its class (score at least 0.3).
         scores: C arrays (D_c,) float32, falling: the teacher's boxes that could be judged.
         hits: C arrays (D_c,) bool: which of them gold confirms.
         gold_hash: of gold's pictures and labels.
+        store_digest: of the labels that were judged.
     """
 
     classes: tuple[str, ...]
     known: np.ndarray
     pictures: int
+    missing: int
     gold_boxes: np.ndarray
+    confusion: np.ndarray
     scores: tuple[np.ndarray, ...]
     hits: tuple[np.ndarray, ...]
     gold_hash: str
+    store_digest: str
+
+    def counts_at(self, thresholds: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns per class (C,) int64 the boxes at or above its threshold, and the confirmed ones."""
+        boxes, confirmed = [], []
+        for name, scores, hits in zip(self.classes, self.scores, self.hits, strict=True):
+            n = int(np.count_nonzero(scores >= thresholds[name]))
+            boxes.append(n)
+            confirmed.append(int(np.count_nonzero(hits[:n])))
+        return np.array(boxes, dtype=np.int64), np.array(confirmed, dtype=np.int64)
 
     def recall_at(self, thresholds: float | Mapping[str, float]) -> dict[str, float]:
         """Returns class name -> share of gold boxes that the teacher finds at or above the threshold.
 
-        Classes with too little gold have the recall over all classes; classes that the teacher
-        does not know have 0.
+        Classes with fewer than 10 gold boxes have the recall over all classes; classes that the
+        teacher does not know have 0.
         """
-        raise NotImplementedError
+        _, confirmed = self.counts_at(self._per_class(thresholds))
+        # Only what the teacher looks for says something about how well it looks.
+        pooled = confirmed[self.known].sum() / max(1, self.gold_boxes[self.known].sum())
+        own = confirmed / np.maximum(1, self.gold_boxes)
+        recall = np.where(self.known, np.where(self.gold_boxes >= LEAST, own, pooled), 0)
+        return dict(zip(self.classes, recall.tolist(), strict=True))
 
     def threshold_for(self, precision: float) -> dict[str, float]:
         """Returns class name -> the lowest threshold whose precision is at least `precision`.
 
-        Infinity where none is. Classes with too few boxes have the threshold over all classes.
+        Infinity where none is. Classes with fewer than 10 boxes of the teacher's have the threshold
+        over all classes.
         """
-        raise NotImplementedError
+        pooled = _lowest(np.concatenate(self.scores), np.concatenate(self.hits), precision)
+        return {
+            name: _lowest(scores, hits, precision) if len(scores) >= LEAST else pooled
+            for name, scores, hits in zip(self.classes, self.scores, self.hits, strict=True)
+        }
 
-    def table(self, threshold: float = 0.5) -> Table:
+    def table(self, thresholds: float | Mapping[str, float] = 0.5) -> Table:
         """Returns precision and recall per class with 95 % intervals, and boxes per picture."""
-        raise NotImplementedError
+        per_class = self._per_class(thresholds)
+        boxes, confirmed = self.counts_at(per_class)
+        left_out = f", {self.missing} more are not labelled" if self.missing else ""
+        table = Table(title=f"Silver against gold: {self.pictures} pictures{left_out}")
+        for column in (
+            "class",
+            "score from",
+            "precision",
+            "recall",
+            "gold/picture",
+            "silver/picture",
+        ):
+            table.add_column(column, justify="left" if column == "class" else "right")
+        rows = [
+            (
+                name,
+                f"{per_class[name]:.2f}",
+                int(boxes[c]),
+                int(confirmed[c]),
+                int(self.gold_boxes[c]),
+            )
+            for c, name in enumerate(self.classes)
+            if boxes[c] or self.gold_boxes[c]
+        ]
+        rows.append(("all", "", int(boxes.sum()), int(confirmed.sum()), int(self.gold_boxes.sum())))
+        for name, threshold, n, k, gold in rows:
+            density = [f"{count / self.pictures:.2f}" for count in (gold, n)]
+            table.add_row(name, threshold, _share(k, n), _share(k, gold), *density)
+        return table
 
     def problems(self) -> list[str]:
         """Returns reasons not to trust these labels, a sentence each; [] where there are none."""
-        raise NotImplementedError
+        gold, found = int(self.gold_boxes.sum()), int(self.confusion.sum())
+        boxes, confirmed = self.counts_at(self._per_class(0.5))
+        if gold < LEAST:
+            return [
+                f"audit: gold has {gold} boxes that count; at least {LEAST} are needed to judge"
+            ]
+        problems = []
+        judged = sum(map(len, self.scores))
+        if judged >= LEAST and found < 0.05 * gold:
+            problems.append(
+                f"audit: the teacher's boxes lie on {found} of {gold} gold boxes only; they may be in "
+                "another format (xywh for xyxy, fractions for pixels) or of resized pictures"
+            )
+        for c, row in enumerate(self.confusion):
+            other = int(row.argmax())
+            if row.sum() >= LEAST and other != c and row[other] > 0.5 * row.sum():
+                problems.append(
+                    f"audit: {row[other]} of {row.sum()} gold boxes of '{self.classes[c]}' are called "
+                    f"'{self.classes[other]}' by the teacher; its classes may be in another order"
+                )
+        if boxes.sum() > 3 * gold and confirmed.sum() < 0.3 * boxes.sum():
+            problems.append(
+                f"audit: the teacher has {boxes.sum() / self.pictures:.1f} boxes a picture at a score of 0.5, "
+                f"gold {gold / self.pictures:.1f}, and gold confirms {confirmed.sum()} of {boxes.sum()}; "
+                "raise the threshold, or choose it by precision"
+            )
+        return problems
 
     def digest(self) -> str:
         """Returns a hash of the audit's content."""
-        raise NotImplementedError
+        return hashlib.sha256(self._json()).hexdigest()[:16]
 
     def save(self, path: Path) -> None:
         """Writes audit.json."""
-        raise NotImplementedError
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, self._json())
 
     @classmethod
     def load(cls, path: Path) -> "Audit":
-        """Reads what `save` wrote."""
-        raise NotImplementedError
+        """Reads what `save` wrote.
+
+        Raises:
+            InputError: the file is missing or is no audit.
+        """
+        try:
+            fields = json.loads(path.read_bytes())
+            return cls(
+                classes=tuple(fields["classes"]),
+                known=np.array(fields["known"], dtype=bool),
+                pictures=fields["pictures"],
+                missing=fields["missing"],
+                gold_boxes=np.array(fields["gold_boxes"], dtype=np.int64),
+                confusion=np.array(fields["confusion"], dtype=np.int64),
+                scores=tuple(np.array(s, dtype=np.float32) for s in fields["scores"]),
+                hits=tuple(np.array(h, dtype=bool) for h in fields["hits"]),
+                gold_hash=fields["gold_hash"],
+                store_digest=fields["store_digest"],
+            )
+        except (OSError, ValueError, KeyError, TypeError) as problem:
+            raise InputError(f"{path}: not readable as an audit ({problem}); audit again") from None
+
+    def _json(self) -> bytes:
+        fields = {
+            "classes": self.classes,
+            "known": self.known.tolist(),
+            "pictures": self.pictures,
+            "missing": self.missing,
+            "gold_boxes": self.gold_boxes.tolist(),
+            "confusion": self.confusion.tolist(),
+            "scores": [np.round(s.astype(np.float64), 5).tolist() for s in self.scores],
+            "hits": [h.astype(int).tolist() for h in self.hits],
+            "gold_hash": self.gold_hash,
+            "store_digest": self.store_digest,
+        }
+        return json.dumps(fields, separators=(",", ":")).encode()
+
+    def _per_class(self, thresholds: float | Mapping[str, float]) -> Mapping[str, float]:
+        if isinstance(thresholds, Mapping):
+            return thresholds
+        return dict.fromkeys(self.classes, float(thresholds))
 
 
 def audit(store: Store, gold: Source, classes: LabelSpace, nms: float | None = 0.6) -> Audit:
     """Compares a store with gold boxes; kept as `audit/<gold hash>/audit.json` in the store.
 
+    Args:
+        store: has labels of gold's pictures.
+        gold: labels by people.
+        classes: what the teacher's classes mean; gold's are the same label space's.
+        nms: as in the selection that the audit is for.
+
     Raises:
-        InputError: none of gold's pictures is in the store, or gold has no labels.
+        InputError: none of gold's pictures is in the store, gold has no labels, or the classes do not
+            fit.
     """
-    raise NotImplementedError
+    if gold.annotations is None:
+        raise InputError(f"source '{gold.name}': has no labels to audit against")
+    assert tuple(gold.classes) == classes.names, "gold is in the label space's classes"
+    mapping = ClassMap.of(store.card, classes, nms)
+    hashes = gold.hashes()
+    gold_hash = _gold_hash(gold, hashes, classes, nms)
+    path = store.path / "audit" / gold_hash / "audit.json"
+    if path.is_file():
+        kept = Audit.load(path)
+        if kept.store_digest == store.digest():
+            return kept
+    pictures = {content_hash: i for i, content_hash in enumerate(hashes)}
+    comparison = _Comparison(len(classes))
+    for record in store.records():
+        if record.content_hash in pictures:
+            labels = gold.labels(pictures[record.content_hash])["boxes"]
+            assert isinstance(labels, BoxLabels)
+            comparison.add(mapping(record), labels)
+    if not comparison.pictures:
+        raise InputError(
+            f"{store.path}: has none of the {len(gold)} pictures of source '{gold.name}'; let the teacher "
+            "annotate them into this store first"
+        )
+    missing = len(pictures) - comparison.pictures
+    result = comparison.audit(classes, mapping.known, missing, gold_hash, store.digest())
+    result.save(path)
+    return result
+
+
+class _Comparison:
+    """Collects what gold says of the teacher's boxes, picture by picture."""
+
+    def __init__(self, num_classes: int):
+        self.pictures = 0
+        self._gold_boxes = np.zeros(num_classes, dtype=np.int64)
+        self._confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
+        self._judged: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def add(self, record: Record, gold: BoxLabels) -> None:
+        """Judges a record in the label space's classes by the picture's gold boxes."""
+        self.pictures += 1
+        looked = (gold.coverage > 0).numpy()
+        gold = gold[torch.from_numpy(looked)[gold.classes]]
+        real = (gold.ignore == Ignore.NO).numpy()
+        classes = gold.classes.numpy()
+        self._gold_boxes += np.bincount(classes[real], minlength=len(looked))
+        found = torch.from_numpy(record.boxes)
+        overlap = iou(found, gold.boxes).numpy()
+        inside = intersection(found, gold.boxes) / area(found).clamp(min=1e-6)[:, None]
+        overlap = np.where(real, overlap, inside.numpy())
+        verdict = _judge(overlap, record.classes, classes, real)
+        judged = (verdict >= 0) & looked[record.classes]
+        self._judged.append((record.classes[judged], record.scores[judged], verdict[judged] == 1))
+        if len(record.scores) and real.any():
+            sure = np.where(record.scores[:, None] >= 0.3, overlap[:, real], 0)
+            best, on = sure.argmax(axis=0), sure.max(axis=0) >= IOU
+            np.add.at(self._confusion, (classes[real][on], record.classes[best[on]]), 1)
+
+    def audit(
+        self,
+        classes: LabelSpace,
+        known: np.ndarray,
+        missing: int,
+        gold_hash: str,
+        store_digest: str,
+    ) -> Audit:
+        """Returns what was collected."""
+        of, scores, hits = (np.concatenate(parts) for parts in zip(*self._judged, strict=True))
+        # Ties by verdict, so that the result does not depend on the order of the pictures.
+        order = np.lexsort((~hits, -scores, of))
+        cuts = np.searchsorted(of[order], np.arange(1, len(classes)))
+        return Audit(
+            classes=classes.names,
+            known=known,
+            pictures=self.pictures,
+            missing=missing,
+            gold_boxes=self._gold_boxes,
+            confusion=self._confusion,
+            scores=tuple(np.split(scores[order], cuts)),
+            hits=tuple(np.split(hits[order], cuts)),
+            gold_hash=gold_hash,
+            store_digest=store_digest,
+        )
+
+
+def _judge(
+    overlap: np.ndarray, classes: np.ndarray, gold_classes: np.ndarray, real: np.ndarray
+) -> np.ndarray:
+    """Returns (D,) int: 1 confirmed, 0 refuted, -1 not to be judged (on a crowd).
+
+    Greedy by falling score as pycocotools does it: each box takes the free gold box of its class that
+    it overlaps most; a crowd is never used up.
+
+    Args:
+        overlap: (D, G), IoU, or for crowds intersection over the teacher's box; D by falling score.
+        classes: (D,). gold_classes: (G,). real: (G,) bool, no crowd.
+    """
+    verdict = np.zeros(len(classes), dtype=np.int64)
+    if not len(gold_classes):
+        return verdict
+    free = real.copy()
+    overlap = np.where(classes[:, None] == gold_classes, overlap, 0)
+    for d, row in enumerate(overlap):
+        at = int(np.where(free, row, 0).argmax())
+        if free[at] and row[at] >= IOU:
+            verdict[d], free[at] = 1, False
+        elif np.where(real, 0, row).max() >= IOU:
+            verdict[d] = -1
+    return verdict
+
+
+def _lowest(scores: np.ndarray, hits: np.ndarray, precision: float) -> float:
+    """Returns the lowest score from which on at least `precision` of the boxes are hits."""
+    order = np.argsort(-scores, kind="stable")
+    scores, hits = scores[order], hits[order]
+    share = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+    last_of_tie = np.append(scores[1:] < scores[:-1], True)[: len(scores)]
+    good = np.flatnonzero((share >= precision) & last_of_tie)
+    return float(scores[good[-1]]) if len(good) else float("inf")
+
+
+def _share(hits: int, count: int) -> str:
+    if not count:
+        return "-"
+    low, high = wilson(hits, count)
+    return f"{hits / count:.2f} ({low:.2f}-{high:.2f})"
 
 
 def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Returns the interval of a share, hits of count, at z standard deviations."""
-    raise NotImplementedError
+    """Returns the interval of a share, hits of count, at z standard deviations.
+
+    Source: Wilson 1927, Probable inference, the law of succession, and statistical inference.
+    """
+    if count == 0:
+        return 0.0, 1.0
+    p = hits / count
+    middle = p + z**2 / (2 * count)
+    spread = z * np.sqrt(p * (1 - p) / count + z**2 / (4 * count**2))
+    scale = 1 + z**2 / count
+    return max(0.0, float((middle - spread) / scale)), min(1.0, float((middle + spread) / scale))
+
+
+def _gold_hash(gold: Source, hashes: Sequence[str], classes: LabelSpace, nms: float | None) -> str:
+    assert gold.annotations is not None
+    digest = hashlib.sha256(json.dumps([list(hashes), classes.digest(), nms, IOU]).encode())
+    a = gold.annotations
+    for array in (a.offsets, a.boxes, a.classes, a.ignore, gold.coverage):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def overlap(a: Sequence[Source], b: Sequence[Source]) -> list[tuple[str, str]]:
     """Returns pairs of files, one of `a` and one of `b`, that are the same picture byte by byte."""
-    raise NotImplementedError
+    first: dict[str, str] = {}
+    for source in a:
+        for i, content_hash in enumerate(source.hashes()):
+            first.setdefault(content_hash, source.path(i))
+    return [
+        (first[content_hash], source.path(i))
+        for source in b
+        for i, content_hash in enumerate(source.hashes())
+        if content_hash in first
+    ]
 
 
 def refuse_overlap(training: Sequence[Source], held_out: Sequence[Source]) -> None:
@@ -96,4 +393,11 @@ def refuse_overlap(training: Sequence[Source], held_out: Sequence[Source]) -> No
     Raises:
         InputError: names the pairs.
     """
-    raise NotImplementedError
+    pairs = overlap(training, held_out)
+    if pairs:
+        raise InputError(
+            [
+                f"{a}: a training picture that is also held out as {b}; take it out of one of them"
+                for a, b in pairs
+            ]
+        )
