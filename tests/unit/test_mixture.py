@@ -1,0 +1,285 @@
+"""Which pictures each step draws, and whether the plan tells it exactly."""
+
+import io
+import os
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from rich.console import Console
+
+from detmtl.data.mixture import Mixture, MixSettings, apportion
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import Grade
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """As much of a Source as a mixture looks at."""
+
+    name: str
+    length: int
+    grade: Grade = Grade.GOLD
+    weight: float = 1.0
+
+    def __len__(self) -> int:
+        return self.length
+
+
+GOLD = Pictures("gold", 13)
+SILVER = Pictures("silver", 101, Grade.SILVER)
+MORE = Pictures("more", 40, Grade.SILVER, 0.5)
+
+MIXES = {
+    "gold": MixSettings(mode="gold"),
+    "silver": MixSettings(mode="silver"),
+    "concat": MixSettings(mode="concat"),
+    "batch": MixSettings(mode="batch", shares={"gold": 1, "silver": 2, "more": 2}),
+    "alternate": MixSettings(mode="alternate", shares={"gold": 2, "silver": 3, "more": 1}),
+    "fractions": MixSettings(mode="alternate", shares={"gold": 0.1, "silver": 0.6, "more": 0.3}),
+    "weighted": MixSettings(mode="weighted", weights={"silver": 0.25}),
+}
+
+
+def mixture(settings, sources=(GOLD, SILVER, MORE), batch_size=8, seed=3):
+    return Mixture(list(sources), settings, batch_size, seed)
+
+
+def refusal(settings, **more):
+    with pytest.raises(InputError) as caught:
+        mixture(settings, **more)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", MIXES)
+@pytest.mark.parametrize("steps", [1, 57])
+def test_the_plan_is_what_is_drawn(name, steps):
+    mix = mixture(MIXES[name])
+    drawn, loss = Counter(), Counter()
+    for step in range(steps):
+        batch = Counter(pick.source for pick in mix.picks(step))
+        drawn += batch
+        total = sum(mix.weights[s] * n for s, n in batch.items())
+        for s, n in batch.items():
+            loss[s] += mix.weights[s] * n / total / steps
+    rows = mix.plan(steps)
+    assert [r.source for r in rows] == ["gold", "silver", "more"]
+    for s, row in enumerate(rows):
+        assert row.drawn == drawn[s]
+        assert row.pictures == len(mix.sources[s])
+        assert row.per_step == pytest.approx(drawn[s] / steps)
+        assert row.passes == pytest.approx(drawn[s] / row.pictures)
+        assert row.share == pytest.approx(drawn[s] / (8 * steps))
+        assert row.loss_share == pytest.approx(loss[s])
+    assert sum(r.share for r in rows) == pytest.approx(1)
+    assert sum(r.loss_share for r in rows) == pytest.approx(1)
+
+
+def test_a_plan_longer_than_one_block_of_its_sum_is_exact():
+    mix = mixture(MixSettings(), batch_size=2**17)
+    rows = mix.plan(20)  # a block holds 2**20 pictures: eight steps
+    assert sum(r.drawn for r in rows) == 20 * 2**17
+    each = 20 * 2**17 / 154
+    assert all(abs(r.passes - each) < 1 for r in rows)
+
+
+@pytest.mark.parametrize("name", MIXES)
+def test_no_picture_comes_again_before_all_have_come(name):
+    mix = mixture(MIXES[name])
+    seen = Counter()
+    epochs: dict[tuple[int, int], list[int]] = {}
+    for step in range(150):
+        for pick in mix.picks(step):
+            assert pick.draw == seen[pick.source, pick.index]
+            seen[pick.source, pick.index] += 1
+            epochs.setdefault((pick.source, pick.draw), []).append(pick.index)
+    assert all(len(set(indices)) == len(indices) for indices in epochs.values())
+    for source in {s for s, _ in epochs}:
+        assert sorted(epochs[source, 0]) == list(range(len(mix.sources[source])))
+
+
+@pytest.mark.parametrize("name", MIXES)
+def test_a_step_does_not_depend_on_the_steps_before(name):
+    there = mixture(MIXES[name])
+    straight = [there.picks(step) for step in range(60)]
+    back = mixture(MIXES[name])
+    assert [back.picks(step) for step in reversed(range(60))] == straight[::-1]
+    assert mixture(MIXES[name]).picks(59) == straight[59]
+
+
+def test_other_seeds_and_epochs_are_other_orders():
+    def order(seed, epoch):
+        mix = mixture(MixSettings(mode="gold"), batch_size=13, seed=seed)
+        return [p.index for p in mix.picks(epoch)]
+
+    orders = {tuple(order(seed, epoch)) for seed in (1, 12) for epoch in (23, 3, 0)}
+    assert len(orders) == 6
+
+
+def test_a_source_is_drawn_alike_whatever_stands_beside_it_in_the_batch():
+    settings = MixSettings(mode="batch")
+    alone = mixture(settings, sources=[GOLD], batch_size=4)
+    beside = mixture(settings, sources=[GOLD, SILVER], batch_size=8)
+    for step in range(10):
+        assert [p for p in beside.picks(step) if p.source == 0] == alone.picks(step)
+
+
+def test_a_share_that_would_round_to_no_picture_gets_one():
+    settings = MixSettings(mode="batch", shares={"gold": 0.001, "silver": 1})
+    mix = mixture(settings, sources=[GOLD, SILVER])
+    for step in range(5):
+        assert Counter(p.source for p in mix.picks(step)) == {0: 1, 1: 7}
+    settings = MixSettings(mode="alternate", shares={"gold": 0.001, "silver": 1})
+    assert mixture(settings, sources=[GOLD, SILVER]).plan(100)[0].drawn == 8
+
+
+def test_a_source_smaller_than_its_share_neither_ends_nor_hangs():
+    tiny = Pictures("tiny", 3)
+    mix = mixture(
+        MixSettings(mode="batch", shares={"tiny": 7, "silver": 1}),
+        sources=[tiny, SILVER],
+        batch_size=16,
+    )
+    for step in range(40):
+        counts = Counter(p.index for p in mix.picks(step) if p.source == 0)
+        assert sum(counts.values()) == 14
+        assert max(counts.values()) - min(counts.values()) <= 2
+    one = mixture(MixSettings(), sources=[Pictures("one", 1)], batch_size=4)
+    assert [p.draw for p in one.picks(2)] == [8, 9, 10, 11]
+
+
+def test_many_small_permutations_do_not_displace_the_large_ones():
+    large = Pictures("large", 200_000)
+    mix = mixture(MixSettings(mode="batch"), sources=[Pictures("one", 1), large], batch_size=128)
+    mix.picks(0)
+    known = mix._streams[1].permutation(0)
+    mix.picks(1)
+    assert mix._streams[1].permutation(0) is known
+    assert all(len(s._recent) <= 2 for s in mix._streams)
+
+
+def test_gold_repeated_many_times_is_told():
+    few = Pictures("few", 5)
+    mix = mixture(MixSettings(mode="batch"), sources=[few, SILVER], batch_size=8)
+    assert [r.warning for r in mix.plan(25)] == ["", ""]  # 20 passes over five pictures
+    few_row, silver_row = mix.plan(26)
+    assert "'few' is repeated 20.8 times" in few_row.warning
+    assert silver_row.warning == ""
+    out = io.StringIO()
+    Console(file=out, width=200).print(mix.plan_table(26))
+    assert "'few' is repeated 20.8 times" in out.getvalue()
+
+
+def test_the_table_shows_every_source_and_what_is_ignored():
+    out = io.StringIO()
+    settings = MixSettings(mode="gold", shares={"gold": 1})
+    Console(file=out, width=120).print(mixture(settings).plan_table(10))
+    text = out.getvalue()
+    assert "silver" in text and "100.0%" in text and "6.15" in text
+    assert "mix.shares change nothing in mode gold" in text
+    settings = MixSettings(mode="alternate", weights={"silver": 0.5})
+    assert "weights change nothing" in " ".join(mixture(settings).notes)
+
+
+def test_ranks_share_every_batch_without_overlap_and_find_the_same_in_any_process():
+    mix = mixture(MIXES["batch"], batch_size=10)
+    for step in range(5):
+        picks = mix.picks(step)
+        parts = [mixture(MIXES["batch"], batch_size=10).picks(step)[r::2] for r in range(2)]
+        assert sorted(parts[0] + parts[1]) == sorted(picks)
+        gold = [sum(p.source == 0 for p in part) for part in parts]
+        assert abs(gold[0] - gold[1]) <= 1
+    # another process with another hash seed, another rank, another global random state
+    code = (
+        "import random, numpy, sys; sys.path.insert(0, sys.argv[1]); import test_mixture as t;"
+        "numpy.random.seed(5); random.seed(6);"
+        "print([tuple(p) for n in t.MIXES for p in t.mixture(t.MIXES[n]).picks(7)])"
+    )
+    here = os.path.dirname(__file__)
+    there = subprocess.run(
+        [sys.executable, "-c", code, here],
+        env={**os.environ, "PYTHONHASHSEED": "1234", "RANK": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=os.path.dirname(os.path.dirname(here)),
+    )
+    expected = [tuple(p) for n in MIXES for p in mixture(MIXES[n]).picks(7)]
+    assert there.stdout.strip() == str(expected)
+
+
+def test_alternate_takes_turns_by_steps():
+    settings = MixSettings(mode="alternate", shares={"gold": 1, "silver": 3})
+    mix = mixture(settings, sources=[GOLD, SILVER])
+    owners = [{p.source for p in mix.picks(step)} for step in range(8)]
+    assert owners == [{0}, {1}, {1}, {1}] * 2
+    thirds = MixSettings(mode="alternate", shares={"gold": 0.333, "silver": 0.667})
+    mix = mixture(thirds, sources=[GOLD, SILVER])
+    assert [mix.picks(step)[0].source for step in range(6)] == [0, 1, 1, 0, 1, 1]
+
+
+def test_gold_and_silver_draw_from_their_grade_alone():
+    assert {p.source for t in range(20) for p in mixture(MIXES["gold"]).picks(t)} == {0}
+    assert {p.source for t in range(20) for p in mixture(MIXES["silver"]).picks(t)} == {1, 2}
+
+
+def test_weights_multiply_the_sources_own():
+    assert mixture(MixSettings(weights={"more": 3.0})).weights == [1.0, 1.0, 1.5]
+
+
+@given(
+    st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=8).flatmap(
+        lambda shares: st.tuples(st.just(shares), st.integers(len(shares), 300))
+    )
+)
+def test_apportioned_numbers_sum_up_and_leave_nobody_out(case):
+    shares, total = case
+    counts = apportion(shares, total)
+    assert sum(counts) == total and min(counts) >= 1
+    due = np.array(shares) / sum(shares) * total
+    assert np.all(np.array(counts) <= np.maximum(due + 1, 1) + 1e-6)
+    if due.min() >= 1:
+        assert np.all(np.array(counts) >= due - len(shares))
+    assert [c for _, c in sorted(zip(shares, counts, strict=True))] == sorted(counts)
+
+
+@pytest.mark.parametrize(
+    ("shares", "total", "expected"),
+    [
+        ([1, 1], 8, [4, 4]),
+        ([1, 3], 16, [4, 12]),
+        ([1, 1, 1], 8, [3, 3, 2]),
+        ([0.1, 0.2, 0.7], 10, [1, 2, 7]),
+        ([1e-6, 1], 2, [1, 1]),
+        ([1e-6, 1e-6, 1], 8, [1, 1, 6]),
+    ],
+)
+def test_apportioned_numbers(shares, total, expected):
+    assert apportion(shares, total) == expected
+
+
+def test_what_cannot_be_mixed_is_refused_with_all_its_reasons():
+    text = refusal(MixSettings(mode="batch", shares={"gold": 1, "sliver": 2}))
+    assert "mix.shares: 'sliver' is no source (nearest: 'silver')" in text
+    assert "'more' has no share" in text
+    assert "draws from silver sources" in refusal(MixSettings(mode="silver"), sources=[GOLD])
+    assert "no sources at all" in refusal(MixSettings(), sources=[])
+    assert "it has no pictures" in refusal(MixSettings(), sources=[Pictures("void", 0)])
+    assert "cannot hold each of 3 sources" in refusal(MixSettings(mode="batch"), batch_size=2)
+    assert "given to two sources" in refusal(MixSettings(), sources=[GOLD, GOLD])
+    assert "weight 0" in refusal(MixSettings(weights={"gold": 0}), sources=[GOLD])
+    assert "mode weighted needs them" in refusal(
+        MixSettings(mode="weighted"), sources=[GOLD, SILVER]
+    )
+    with pytest.raises(ValidationError):
+        MixSettings(mode="batch", shares={"gold": 0})
+    with pytest.raises(ValidationError):
+        MixSettings(weights={"gold": -1})
+    # an empty source that the mode leaves alone does no harm
+    mixture(MixSettings(mode="gold"), sources=[GOLD, Pictures("void", 0, Grade.SILVER)]).plan(3)
