@@ -210,7 +210,7 @@ class Posed:
         p = np.array(mesh.points)
         c, s = cos(yaw), sin(yaw)
         self.mesh = mesh
-        self.depth = depth
+        self.depth, self.x, self.yaw = depth, x, yaw
         self.world = np.stack(
             [p[:, 0] * c + p[:, 2] * s + x, p[:, 1] + lift, p[:, 2] * c - p[:, 0] * s - depth], 1
         )

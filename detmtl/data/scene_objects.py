@@ -168,7 +168,7 @@ def horse(rng: Rng, color: Color) -> Mesh:
 
 def tree(rng: Rng, color: Color) -> Mesh:
     """Broad crown, conifer, or a tall thin one."""
-    mesh = Mesh(texture=0.35)
+    mesh = Mesh(texture=0.2)
     s = rng.uniform(0.7, 1.3)
     kind = rng.random()
     bark = _scale((104, 78, 56), rng.uniform(0.7, 1.2))
@@ -362,7 +362,7 @@ def _any(rng: Rng) -> Color:
 
 def bush(rng: Rng) -> Mesh:
     """A round shrub."""
-    mesh = Mesh(texture=0.35)
+    mesh = Mesh(texture=0.2)
     green = _vary(rng, (70, 120, 58), 0.3)
     for _ in range(6):
         r = rng.uniform(0.25, 0.45)

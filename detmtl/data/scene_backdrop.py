@@ -1,0 +1,338 @@
+"""Ground, walls, far things, sky and weather of the built-in scenes."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import cos, pi, sin
+
+import cv2
+import numpy as np
+
+from detmtl.data.scene_mesh import Camera, Light
+
+Rng = np.random.Generator
+FAR = 400.0
+"""Depth of the sky, meters."""
+
+_GROUNDS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int], float]] = {
+    "grass": ((92, 134, 58), (132, 152, 76), 0.20),
+    "autumn": ((134, 116, 58), (168, 120, 56), 0.24),
+    "asphalt": ((96, 96, 100), (112, 110, 110), 0.10),
+    "paving": ((168, 160, 148), (150, 146, 142), 0.08),
+    "sand": ((214, 192, 146), (194, 170, 124), 0.10),
+    "snow": ((228, 232, 240), (206, 214, 228), 0.05),
+    "water": ((52, 96, 128), (82, 130, 156), 0.16),
+    "wood": ((158, 116, 72), (138, 98, 60), 0.10),
+    "tiles": ((186, 184, 178), (170, 170, 168), 0.05),
+    "gravel": ((150, 142, 128), (128, 120, 110), 0.22),
+}  # two colors that alternate in patches, and how rough it is
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Place, time and weather, and the plan of the ground.
+
+    Attributes:
+        place: street, park, plaza, waterfront or hall.
+        time: day, dusk or night.
+        weather: clear, overcast, rain, fog or snow.
+        autumn: whether leaves are brown.
+        turn: heading of the road, radians from straight ahead; offset: its distance to the camera's
+            axis; half: half its width, meters.
+        shore: depth at which water begins, meters; FAR without water.
+        wall: depth of the wall behind, meters; FAR without one.
+    """
+
+    place: str
+    time: str
+    weather: str
+    autumn: bool
+    turn: float
+    offset: float
+    half: float
+    shore: float
+    wall: float
+
+
+@lru_cache(maxsize=None)
+def noise(power: float, side: int = 512) -> np.ndarray:
+    """Returns a periodic texture (side, side) float32, mean 0, deviation 1, with spectrum f^-power."""
+    rng = np.random.default_rng(int(power * 1000))
+    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None])
+    frequency[0, 0] = 1
+    spectrum = np.fft.rfft2(rng.standard_normal((side, side))) / frequency**power
+    spectrum[0, 0] = 0
+    field = np.fft.irfft2(spectrum, (side, side))
+    return (field / field.std()).astype(np.float32)
+
+
+def light_of(setting: Setting, rng: Rng) -> Light:
+    """Returns the light of a time and a weather."""
+    around = rng.uniform(-2.2, 2.2)
+    height = {"day": rng.uniform(0.6, 1.15), "dusk": rng.uniform(0.35, 0.5), "night": 1.2}[setting.time]
+    sun, ambient, shadow, soft = {
+        "day": ((0.66, 0.62, 0.54), (0.5, 0.53, 0.58), 0.52, 0.012),
+        "dusk": ((0.62, 0.4, 0.26), (0.4, 0.36, 0.42), 0.4, 0.02),
+        "night": ((0.08, 0.09, 0.12), (0.24, 0.26, 0.34), 0.3, 0.03),
+    }[setting.time]
+    if setting.weather != "clear" and setting.time != "night":
+        sun, shadow, soft = tuple(0.3 * c for c in sun), 0.3, 0.04
+        ambient = tuple(1.4 * c for c in ambient)
+    if setting.place == "hall":
+        sun, ambient, shadow, soft = (0.3, 0.28, 0.24), (0.62, 0.6, 0.56), 0.35, 0.035
+        height = 1.1
+    if soft > 0.025:
+        height = 1.35
+    direction = np.array([cos(height) * sin(around), sin(height), cos(height) * cos(around)])
+    strength = rng.uniform(0.88, 1.12)
+    lamps = setting.time != "day" and setting.place != "hall"
+    return Light(
+        direction, np.array(sun) * strength, np.array(ambient) * strength, shadow, soft, lamps
+    )
+
+
+def draw_backdrop(
+    setting: Setting, camera: Camera, light: Light, height: int, width: int, rng: Rng
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the picture without any object, (H, W, 3) float32 0..255, and depth (H, W) meters."""
+    image = np.empty((height, width, 3), np.float32)
+    depth = np.full((height, width), FAR, np.float32)
+    base = camera.focal * camera.height / setting.wall
+    edge = int(np.clip(np.ceil(camera.horizon + max(base, 0.5)), 1, height - 1))
+    _ground(image[edge:], depth[edge:], edge, setting, camera, light, rng)
+    if setting.wall < FAR:
+        _wall(image[:edge], depth[:edge], setting, camera, light, rng)
+    else:
+        _sky(image[:edge], setting, rng)
+        _horizon(image[:edge], depth[:edge], setting, light, rng)
+    return image, depth
+
+
+def _patches(xs: np.ndarray, zs: np.ndarray, scale: float, power: float) -> np.ndarray:
+    """Returns noise sampled at world positions, `scale` texels a meter."""
+    return cv2.remap(
+        noise(power), xs * np.float32(scale), zs * np.float32(scale), cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_WRAP,
+    )  # fmt: skip
+
+
+def _surface(kind: str, xs: np.ndarray, zs: np.ndarray, fade: np.ndarray, rng: Rng) -> np.ndarray:
+    """Returns the color of a ground at world positions (h, W), (h, W, 3); `fade` (h, 1) in 0..1 is
+    how much detail can be seen at a row's distance."""
+    one, two, rough = _GROUNDS[kind]
+    shift = np.float32(rng.uniform(0, 300))
+    blend = 1 / (1 + np.exp(-1.5 * _patches(xs + shift, zs, 9.0, 1.5)))
+    grain = _patches(xs, zs + shift, 110.0, 0.45) * fade * rough
+    if kind == "water":
+        grain = _patches(xs * 0.25, zs + shift, 60.0, 0.8) * np.sqrt(fade) * rough
+    jitter = np.float32(rng.uniform(0.88, 1.12, 3) * rng.uniform(0.9, 1.1))
+    color = np.float32(one) * jitter + blend[..., None] * (np.float32(two) - np.float32(one))
+    color *= (1 + grain)[..., None]
+    size = {"paving": rng.uniform(0.4, 1.2), "tiles": rng.uniform(0.5, 1.0)}.get(kind)
+    if size:
+        joint = np.float32(0.03 + 0.02 / fade) / np.float32(size)
+        lines = ((xs / size) % 1 < joint) | ((zs / size) % 1 < joint)
+        color[lines & (fade > 0.12)] *= 0.8
+    if kind == "wood":
+        color *= (1 + 0.10 * np.sin(np.floor(xs / 0.16) * 12.9))[..., None]
+        color[((xs / 0.16) % 1 < 0.1) & (fade > 0.12)] *= 0.8
+    return color
+
+
+def _ground(
+    image: np.ndarray,
+    depth: np.ndarray,
+    top: int,
+    setting: Setting,
+    camera: Camera,
+    light: Light,
+    rng: Rng,
+) -> None:
+    rows = np.arange(top, top + len(image), dtype=np.float32)[:, None] + 0.5
+    zs = camera.focal * camera.height / np.maximum(rows - camera.horizon, 0.25)
+    zs = np.minimum(zs, 300).astype(np.float32)
+    columns = np.arange(image.shape[1], dtype=np.float32)[None] + 0.5
+    xs = (columns - np.float32(camera.center)) / np.float32(camera.focal) * zs
+    fade = np.clip(7 / zs, 0.05, 1).astype(np.float32)
+    depth[:] = zs
+    zs = np.broadcast_to(zs, xs.shape)
+    color = _surface(_ground_kind(setting, rng), xs, zs, fade, rng)
+    if setting.place == "street":
+        _road(color, xs, zs, fade, setting, rng)
+    elif setting.place == "park" and rng.random() < 0.7:
+        bend = xs + 1.5 * np.sin(zs * 0.12 + rng.uniform(0, 6)) - rng.uniform(-4, 4)
+        bend = bend + zs * np.float32(rng.uniform(-0.5, 0.5))
+        path = np.abs(bend) < rng.uniform(0.8, 1.6)
+        color[path] = _surface("gravel", xs, zs, fade, rng)[path]
+    if setting.shore < FAR:
+        sea = zs > setting.shore + 0.4 * np.sin(xs * 0.7) + 0.2 * np.sin(xs * 1.9)
+        color[sea] = _surface("water", xs, zs, fade, rng)[sea]
+        foam = sea & (zs < setting.shore + 0.5 + 0.4 * np.sin(xs * 0.7))
+        color[foam] = color[foam] * 0.5 + 110
+    bright = light.ambient + light.sun * light.direction[1]
+    np.multiply(color, np.float32(bright), out=image)
+
+
+def _ground_kind(setting: Setting, rng: Rng) -> str:
+    if setting.place == "hall":
+        return str(rng.choice(["wood", "tiles", "paving"]))
+    if setting.weather == "snow":
+        return "snow"
+    lawn = "autumn" if setting.autumn else "grass"
+    kinds = {
+        "street": ["paving", "paving", lawn],
+        "park": [lawn],
+        "plaza": ["paving", "gravel", "asphalt"],
+        "waterfront": ["sand", "sand", lawn, "paving"],
+    }
+    return str(rng.choice(kinds[setting.place]))
+
+
+def _road(
+    color: np.ndarray, xs: np.ndarray, zs: np.ndarray, fade: np.ndarray, setting: Setting, rng: Rng
+) -> None:
+    c, s = np.float32(cos(setting.turn)), np.float32(sin(setting.turn))
+    across = xs * c - zs * s - np.float32(setting.offset)
+    along = xs * s + zs * c
+    off = np.abs(across)
+    road = off < setting.half
+    color[road] = _surface("asphalt", xs, zs, fade, rng)[road] * np.float32(rng.uniform(0.7, 1.1))
+    if setting.weather == "snow":
+        color[road] = color[road] * 0.6 + 70
+    kerb = (off >= setting.half) & (off < setting.half + 0.22)
+    color[kerb] = color[kerb] * 0.5 + 90
+    line = (off < 0.07) & (along % 5 < 2.5)
+    if rng.random() < 0.5:
+        line |= np.abs(off - (setting.half - 0.3)) < 0.06
+    color[line] = color[line] * 0.25 + 170
+    if rng.random() < 0.25:  # a crossing
+        at = rng.uniform(7, 16)
+        cross = road & (np.abs(along - at) < 1.3) & (across % 0.9 < 0.45)
+        color[cross] = color[cross] * 0.25 + 170
+
+
+def _sky(image: np.ndarray, setting: Setting, rng: Rng) -> None:
+    high, low, cloud = {
+        "day": ((84, 140, 214), (186, 212, 236), (246, 246, 248)),
+        "dusk": ((70, 74, 124), (240, 160, 100), (190, 120, 110)),
+        "night": ((12, 16, 34), (38, 44, 68), (46, 50, 66)),
+    }[setting.time]
+    if setting.weather != "clear":
+        gray = {"day": (186, 192, 200), "dusk": (132, 122, 128), "night": (34, 36, 46)}[setting.time]
+        high, low, cloud = gray, tuple(c * 1.1 for c in gray), tuple(c * 0.9 for c in gray)
+    h, w = image.shape[:2]
+    t = (np.arange(h, dtype=np.float32) / h)[:, None, None] ** np.float32(rng.uniform(0.7, 1.6))
+    image[:] = np.float32(high) + t * (np.float32(low) - np.float32(high))
+    xs = np.arange(w, dtype=np.float32)[None] + np.float32(rng.uniform(0, 500))
+    ys = 2.6 * np.arange(h, dtype=np.float32)[:, None] + np.float32(rng.uniform(0, 500))
+    field = _patches(
+        np.broadcast_to(xs, (h, w)) / w, np.broadcast_to(ys, (h, w)) / w, rng.uniform(160, 320), 1.6
+    )
+    cover = np.clip((field - np.float32(rng.uniform(-0.3, 1.2))) * 0.8, 0, 1)[..., None]
+    image += cover * (np.float32(cloud) - image) * np.float32(0.85)
+
+
+def _horizon(
+    image: np.ndarray, depth: np.ndarray, setting: Setting, light: Light, rng: Rng
+) -> None:
+    """Paints far hills, woods or roofs at the end of the ground."""
+    h, w = image.shape[:2]
+    haze = image[-1].mean(0)
+    bright = np.float32(light.ambient + 0.5 * light.sun)
+    rows = np.arange(h)[:, None]
+    layers = {"street": 2, "plaza": 2, "park": 2, "waterfront": 1}[setting.place]
+    for k in range(layers):
+        far = layers - k
+        kind = rng.choice({"street": ["roofs", "woods"], "plaza": ["roofs"]}.get(setting.place, ["woods", "hills"]))
+        tall = h * rng.uniform(0.08, 0.3) * (0.8 if far == 1 else 1.2)
+        start = int(rng.integers(512))
+        line = noise(1.3)[start % 512]
+        index = np.arange(w) * 512 // w
+        if kind == "roofs":
+            blocks = np.repeat(rng.uniform(0.3, 1.5, w), rng.integers(8, 34, w))[:w]
+            edge = tall * blocks
+            base: tuple[float, float, float] = (150, 140, 134)
+            tint = np.repeat(rng.uniform(0.7, 1.2, w), 17)[:w][None, :, None]
+        else:
+            rough = noise(0.8)[start % 512][index] if kind == "woods" else 0
+            edge = tall * np.clip(0.7 + 0.25 * line[index // 3] + 0.08 * rough, 0.1, 2)
+            base = (140, 104, 62) if setting.autumn else (74, 104, 66)
+            tint = (1 + 0.12 * noise(0.6)[:h, :w] if h <= 512 and w <= 512 else np.ones((h, w)))[..., None]
+        mask = (rows >= h - edge[None])[..., None]
+        mix = 0.3 + 0.25 * far
+        color = np.float32(base) * bright * np.float32(tint) * (1 - mix) + haze * mix
+        if kind == "roofs":
+            lit = 1.5 if setting.time != "day" else 0.75
+            window = ((rows // 2) % 3 == 1) & (((np.arange(w) // 2) % 3) == 1)[None]
+            window = window & (noise(0.2)[:h, :w] > 0.2 if h <= 512 and w <= 512 else True)
+            color = np.where(window[..., None], np.minimum(color * lit, 255), color)
+        np.copyto(image, color.astype(np.float32), where=mask)
+        depth[mask[..., 0]] = np.minimum(depth[mask[..., 0]], 120.0 * far)
+
+
+def _wall(
+    image: np.ndarray, depth: np.ndarray, setting: Setting, camera: Camera, light: Light, rng: Rng
+) -> None:
+    """Paints an upright wall: a facade outdoors, a room's back wall and ceiling indoors."""
+    h, w = image.shape[:2]
+    scale = setting.wall / camera.focal
+    ys = camera.height + (camera.horizon - np.arange(h, dtype=np.float32)[:, None] - 0.5) * scale
+    xs = (np.arange(w, dtype=np.float32)[None] + 0.5 - camera.center) * scale
+    xs, ys = (np.broadcast_to(a, (h, w)).astype(np.float32) for a in (xs, ys))
+    hall = setting.place == "hall"
+    base = rng.uniform(110, 225) * rng.uniform(0.85, 1.1, 3)
+    color = np.float32(base) * (1 + 0.05 * _patches(xs, ys, 30.0, 1.0))[..., None]
+    if not hall and rng.random() < 0.6:  # bricks
+        row = np.floor(ys / 0.25)
+        color *= (1 + 0.12 * np.sin(row * 7.1 + np.floor(xs / 0.5 + 0.5 * (row % 2)) * 3.7))[..., None]
+    step, low = rng.uniform(2.2, 4.5), rng.uniform(0.7, 1.6)
+    pane = (np.abs((xs + 50) % step - step / 2) < step * 0.24) & (np.abs((ys + 3.2 - low) % 3.2 - 1) < 0.75)
+    if hall:
+        pane &= ys < 3.2
+    if not hall or rng.random() < 0.5:
+        lit = setting.time != "day" and not hall
+        glass = (236, 196, 120) if lit else (200, 220, 236) if hall else (70, 86, 104)
+        some = np.sin(np.floor((xs + 50) / step) * 5.3 + np.floor((ys + 3.2 - low) / 3.2) * 9.1) > -0.3
+        color[pane] = np.float32((70, 86, 104))
+        color[pane & some] = np.float32(glass) * (2.2 if lit else 1.0)
+    color[ys < 0.25] *= 0.6
+    facing = 0.35 if hall else max(0.1, float(light.direction[2]))
+    image[:] = color * np.float32(light.ambient + light.sun * facing)
+    depth[:] = setting.wall
+    if hall:
+        top = rng.uniform(3.4, 5.5)
+        over = ys > top
+        rise = np.maximum(camera.horizon - np.arange(h, dtype=np.float32)[:, None] - 0.5, 0.5)
+        zs = np.broadcast_to(camera.focal * (top - camera.height) / rise, (h, w))
+        beam = 1 - 0.2 * ((zs / 1.5) % 1 < 0.15)
+        image[over] = (np.float32((226, 224, 218)) * 0.75 * beam[..., None])[over]
+        depth[over] = zs[over]
+
+
+def weather_over(
+    image: np.ndarray, depth: np.ndarray, setting: Setting, strength: float, rng: Rng
+) -> np.ndarray:
+    """Returns the picture (H, W, 3) float32 behind fog, rain or snow."""
+    h, w = image.shape[:2]
+    level = {"day": (204, 208, 214), "dusk": (150, 136, 136), "night": (44, 48, 60)}[setting.time]
+    reach = {"fog": 26.0, "rain": 80.0, "snow": 70.0, "overcast": 220.0, "clear": 500.0}[setting.weather]
+    if setting.place != "hall":
+        clear = np.exp(-np.minimum(depth, 250.0) / np.float32(reach / strength))[..., None]
+        image = image * clear + np.float32(level) * (1 - clear)
+    if setting.place == "hall" or setting.weather not in ("rain", "snow"):
+        return image
+    veil = np.zeros((h, w), np.uint8)
+    size = h / 256
+    count = int(strength * (220 if setting.weather == "rain" else 260))
+    xs, ys = rng.integers(0, w, count), rng.integers(0, h, count)
+    lean = rng.uniform(-0.4, 0.4)
+    if setting.weather == "rain":
+        lengths = rng.uniform(4, 14, count) * size
+        ends = np.stack([xs + lean * lengths, ys + lengths], 1).astype(np.int32)
+        lines = np.stack([np.stack([xs, ys], 1).astype(np.int32), ends], 1)
+        cv2.polylines(veil, list(lines), False, 90, 1)
+    else:
+        for x, y, r in zip(xs.tolist(), ys.tolist(), rng.integers(1, 3, count).tolist(), strict=True):
+            cv2.circle(veil, (x, y), max(1, int(r * size)), 190, -1)
+        veil = cv2.blur(veil, (2, 2))
+    cover = veil[..., None].astype(np.float32) / 255
+    return image + cover * (np.float32(235 if setting.time != "night" else 150) - image)
