@@ -3,11 +3,15 @@
 Letters: B pictures, H and W pixels.
 """
 
+import copy
+import io
 import os
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +35,7 @@ from detmtl.inference.predictor import (
     load_checkpoint,
 )
 from detmtl.inference.torchscript import deprecation_expected, save_torchscript
+from detmtl.models.fold import fold_batch_norms, has_batch_norm
 from detmtl.structures.errors import InputError
 from detmtl.tasks.detection import DetectionTask
 from detmtl.tasks.multitask import MultiTask
@@ -70,7 +75,11 @@ class ExportReport:
 
 
 def export(
-    checkpoint: str | Path, path: str | Path, format: str, dtype: ExportDtype = "float32"
+    checkpoint: str | Path,
+    path: str | Path,
+    format: str,
+    dtype: ExportDtype = "float32",
+    pictures: Sequence[Tensor] = (),
 ) -> ExportReport:
     """Writes a deployable file of one of `FORMATS`.
 
@@ -80,11 +89,14 @@ def export(
     """
     if format not in FORMATS:
         raise InputError(f"format: '{format}' can't be exported; available: {', '.join(FORMATS)}")
-    return export_torchscript(checkpoint, path, dtype)
+    return export_torchscript(checkpoint, path, dtype, pictures)
 
 
 def export_torchscript(
-    checkpoint: str | Path, path: str | Path, dtype: ExportDtype = "float32"
+    checkpoint: str | Path,
+    path: str | Path,
+    dtype: ExportDtype = "float32",
+    pictures: Sequence[Tensor] = (),
 ) -> ExportReport:
     """Writes a TorchScript file that needs torch and torchvision alone, after checking it.
 
@@ -97,16 +109,21 @@ def export_torchscript(
         path: of the file to write; it appears only when complete and checked.
         dtype: `bfloat16` computes the network in bfloat16, for CPUs with AMX and for GPUs; scores
             and boxes stay float32.
+        pictures: (3, H, W) uint8 each, some that the model was made for, to compare on beside the
+            built-in ones.
 
     Raises:
         InputError: the checkpoint is wrong, or its tasks can't be exported.
         ExportError: the file doesn't agree with the model; says at which pictures.
     """
-    return export_model(load_checkpoint(checkpoint), path, dtype)
+    return export_model(load_checkpoint(checkpoint), path, dtype, pictures)
 
 
 def export_model(
-    loaded: LoadedModel, path: str | Path, dtype: ExportDtype = "float32"
+    loaded: LoadedModel,
+    path: str | Path,
+    dtype: ExportDtype = "float32",
+    pictures: Sequence[Tensor] = (),
 ) -> ExportReport:
     """Does what `export_torchscript` does, for a model that is loaded already."""
     path = Path(path)
@@ -115,14 +132,13 @@ def export_model(
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        # what autocast does is recorded by tracing alone
-        for method in METHODS if dtype == "float32" else METHODS[:1]:
+        for method in METHODS:
             try:
                 _write(loaded, task, unfinished, method, dtype)
-            except (RuntimeError, NotImplementedError) as error:  # the compiler's own errors
-                found.append(f"{method}: {str(error).strip().splitlines()[-1]}")
+            except Exception as error:  # the compiler raises many kinds for what it cannot read
+                found.append(f"{method}: {type(error).__name__}: {_gist(error)}")
                 continue
-            difference = check_parity(loaded, task, unfinished, dtype)
+            difference = check_parity(loaded, task, unfinished, dtype, pictures)
             if not difference.problems:
                 os.replace(unfinished, path)
                 return ExportReport(path, dtype, method, difference)
@@ -135,16 +151,26 @@ def export_model(
 
 
 def check_parity(
-    loaded: LoadedModel, task: str, path: Path, dtype: ExportDtype = "float32"
+    loaded: LoadedModel,
+    task: str,
+    path: Path,
+    dtype: ExportDtype = "float32",
+    pictures: Sequence[Tensor] = (),
 ) -> Difference:
     """Compares a file with the model in float32, on pictures of many sizes.
 
-    Raw outputs are compared, then detections, both at the task's own score threshold and with
-    it at 0, so that a model that finds nothing yet is compared too.
+    Raw outputs and detections are compared; in float32 with a score threshold of 0, so that a model
+    that finds nothing yet is compared as thoroughly.
+
+    Args:
+        pictures: (3, H, W) uint8 each, for which the model was made; compared beside the built-in ones,
+            and alone where detections of bfloat16 are counted: noise has none that are sure.
     """
-    tolerance = FLOAT32 if dtype == "float32" else BFLOAT16
     model, file = Predictor(loaded), ScriptPredictor(path)
-    batches = trial_pictures(loaded.short, loaded.long)
+    exact = dtype == "float32"
+    tolerance = FLOAT32 if exact else BFLOAT16
+    given = [[picture] for picture in pictures]
+    batches = trial_pictures(loaded.short, loaded.long) + given
     padded = [
         pad_images([fit(image, loaded.short, loaded.long) for image in images], DIVISOR)[0]
         for images in batches
@@ -153,13 +179,34 @@ def check_parity(
         outputs, problems = compare_outputs(
             lambda batch: loaded.model(batch)[task], file.module.network, padded, tolerance
         )
-    difference = compare_detections(
-        lambda images: [found[task] for found in model.predict(images)],
-        lambda images: [found[task] for found in file.predict(images)],
-        batches,
-        tolerance,
-    )
+    decoders = [loaded.model.tasks[task].decoder, file.module.decoder]
+    with _score_threshold(decoders, 0.0 if exact else None):
+        difference = compare_detections(
+            lambda images: [found[task] for found in model.predict(images)],
+            lambda images: [found[task] for found in file.predict(images)],
+            batches if exact else given or batches,
+            tolerance,
+        )
     return replace(difference, outputs=outputs, problems=(*problems, *difference.problems))
+
+
+@contextmanager
+def _score_threshold(decoders: Sequence[Any], threshold: float | None) -> Iterator[None]:
+    before = [decoder.score_threshold for decoder in decoders]
+    assert len(set(before)) == 1, before
+    try:
+        for decoder in decoders:
+            decoder.score_threshold = before[0] if threshold is None else threshold
+        yield
+    finally:
+        for decoder in decoders:
+            decoder.score_threshold = before[0]
+
+
+def _gist(error: Exception) -> str:
+    """Returns the first line of an error that says something."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if line), "no message")
 
 
 class _Network(nn.Module):
@@ -167,6 +214,7 @@ class _Network(nn.Module):
 
     def __init__(self, model: MultiTask, task: str):
         super().__init__()
+        self.eval()
         self.model = model
         self.task = task
 
@@ -187,7 +235,7 @@ def _detection_task(loaded: LoadedModel, path: Path) -> str:
 
 def _write(loaded: LoadedModel, task: str, path: Path, method: Method, dtype: ExportDtype) -> None:
     names = list(loaded.class_names)
-    network = _captured(_Network(loaded.model, task).eval(), method, dtype, loaded.short)
+    network = _captured(_Network(_in_dtype(loaded.model, dtype), task), method, loaded.short)
     decoder = loaded.model.tasks[task].decoder
     detector = Detector(network, decoder, names, loaded.short, loaded.long, DIVISOR).eval()
     about = {
@@ -204,22 +252,34 @@ def _write(loaded: LoadedModel, task: str, path: Path, method: Method, dtype: Ex
     save_torchscript(scripted, path, about)
 
 
-def _captured(
-    network: nn.Module, method: Method, dtype: ExportDtype, side: int
-) -> torch.jit.ScriptModule:
-    """Returns the network with its weights as constants, in `dtype`.
+def _in_dtype(model: MultiTask, dtype: ExportDtype) -> MultiTask:
+    """Returns the model with weights and features in `dtype`; the pictures' normalization and the
+    decoder compute in float32 in either case."""
+    if dtype == "float32":
+        return model
+    model = copy.deepcopy(model)
+    network = model.backbone.network
+    if has_batch_norm(network):  # in bfloat16 its statistics would lose their digits
+        fold_batch_norms(network, torch.randn(1, 3, 64, 64))
+    return model.to(torch.bfloat16)
+
+
+def _captured(network: nn.Module, method: Method, side: int) -> torch.jit.ScriptModule:
+    """Returns the network with its weights as constants.
 
     Only the network is frozen: the decoder's thresholds can still be set in the loaded file.
     """
     height = (side + DIVISOR - 1) // DIVISOR * DIVISOR
     example = torch.zeros(2, 3, height, height + DIVISOR, dtype=torch.uint8)
-    # the cache of casts would make the trace see weights that were cast outside of it
-    cast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16", cache_enabled=False)
-    with deprecation_expected(), torch.no_grad(), cast, warnings.catch_warnings():
+    with deprecation_expected(), torch.no_grad(), warnings.catch_warnings():
         # whether a size became a constant is found out by comparing, not guessed from advice
         warnings.simplefilter("ignore", torch.jit.TracerWarning)
         if method == "traced":
             captured = torch.jit.trace(network, example, strict=False, check_trace=False)
         else:
             captured = torch.jit.script(network)
-        return torch.jit.freeze(captured)
+        frozen = torch.jit.freeze(captured)
+        buffer = io.BytesIO()  # script() takes a frozen module as a part only after a round trip
+        torch.jit.save(frozen, buffer)
+        buffer.seek(0)
+        return torch.jit.load(buffer)

@@ -27,6 +27,7 @@ class Tolerance:
         iou: least intersection over union of a matching detection.
         scores: largest difference of its score.
         share: how many of the detections need a match, in both directions.
+        per_picture: whether `share` holds for each picture, or for all together.
     """
 
     outputs: float
@@ -34,12 +35,14 @@ class Tolerance:
     iou: float
     scores: float
     share: float
+    per_picture: bool
 
 
-FLOAT32 = Tolerance(outputs=1e-4, pixels=1e-2, iou=0.0, scores=1e-4, share=1.0)
-"""The same numbers up to the order of summation."""
+FLOAT32 = Tolerance(1e-4, pixels=1e-2, iou=0.0, scores=1e-4, share=0.95, per_picture=True)
+"""The same numbers up to the order of summation. Of up to 19 detections all must match; of 100 a few
+may not, since a tie in score (as everywhere in a black picture) may fall either way."""
 
-BFLOAT16 = Tolerance(outputs=0.05, pixels=None, iou=0.8, scores=0.05, share=0.9)
+BFLOAT16 = Tolerance(0.1, pixels=None, iou=0.8, scores=0.05, share=0.9, per_picture=False)
 """bfloat16 has 8 bits of precision: detections near the score threshold come and go."""
 
 
@@ -146,7 +149,8 @@ def compare_detections(
             matching += int(there.sum()) + int(back.sum())
             pixels = max([pixels, *box_gaps[there].tolist()])
             scores = max([scores, *score_gaps[there].tolist()])
-            if tolerance.share == 1 and not (there.all() and back.all()):
+            agreeing = int(there.sum()) + int(back.sum())
+            if tolerance.per_picture and agreeing < tolerance.share * (len(a) + len(b)):
                 problems.append(
                     f"picture {i + 1} of a batch of {len(images)}, {_size(image)}: no match for "
                     f"{int((~there).sum())} of the model's {len(a)} detections and for "
