@@ -1,0 +1,244 @@
+"""Which anchors learn which box, and which learn nothing.
+
+Two ways to the same result, bit for bit: `dense` compares all anchors with all boxes, a few boxes at
+a time, with tensors of fixed shapes and without waiting for the device; `windowed` looks only where
+an anchor can reach the threshold (`detmtl.models.windows`) and is far faster on a CPU.
+Letters: B pictures, M boxes of a picture, A anchors of all levels, C classes, N boxes of a batch,
+K pairs of a box and an anchor.
+Source: the rules are those of torchvision's Matcher (from Ren et al. 2015, arXiv 1506.01497,
+section 3.1.2, with RetinaNet's thresholds).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from detmtl.models.windows import Grid, reach, windows
+from detmtl.structures.boxes import area, iou
+from detmtl.structures.labels import Ignore, PaddedBoxes
+
+PAIRS = 1 << 20
+"""Pairs of a box and an anchor that are looked at together: bounds the memory near 60 MB."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """When an anchor learns a box.
+
+    Attributes:
+        foreground: least IoU of a positive anchor.
+        background: anchors below this IoU with every box are negatives; between, they are left out.
+        force: whether each box also gets the anchors that overlap it best, however little; such an
+            anchor learns the box that it overlaps best itself. A box that no anchor touches gets none
+            (in torchvision it gets every anchor it doesn't touch).
+        inside: anchors with at least this share of their area in an `Ignore.REGION` are left out.
+    """
+
+    foreground: float = 0.5
+    background: float = 0.4
+    force: bool = True
+    inside: float = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """What each anchor of each picture learns.
+
+    Attributes:
+        index: (B, A) int64, the box that overlaps most, the first of several; 0 where not positive.
+        positive: (B, A) bool, learns box `index`.
+        negative: (B, A) bool, learns that it is background. Neither: learns nothing.
+        ignored: (B, A, C) bool, classes of which a negative learns nothing; None: there are none.
+    """
+
+    index: Tensor
+    positive: Tensor
+    negative: Tensor
+    ignored: Tensor | None
+
+
+def match(
+    anchors: Tensor,
+    labels: PaddedBoxes,
+    rules: Rules,
+    grids: Sequence[Grid] | None = None,
+) -> Matches:
+    """Matches the anchors with the boxes of all pictures.
+
+    Only ordinary boxes are matched. Anchors in an `Ignore.REGION` are no negatives. Anchors that
+    would not be negatives if an `Ignore.CLASS` box were an ordinary one are no negatives of its class.
+    Nothing of this touches positives. Pictures that are not present have neither positives nor
+    negatives.
+
+    Args:
+        anchors: (A, 4) xyxy, float32, pixels.
+        labels: boxes of B pictures in the same pixels.
+        rules: thresholds.
+        grids: the regular grids that the anchors consist of, in their order; on a CPU they make it
+            fast.
+    """
+    if grids is not None and anchors.device.type == "cpu":
+        return windowed(anchors, labels, rules, grids)
+    return dense(anchors, labels, rules)
+
+
+def dense(anchors: Tensor, labels: PaddedBoxes, rules: Rules) -> Matches:
+    """Returns what `match` returns; compares every anchor with every box."""
+    b, m, a = *labels.valid.shape, len(anchors)
+    device = anchors.device
+    step = max(1, PAIRS // max(1, b * a))
+    blocks = [slice(i, i + step) for i in range(0, m, step)]
+    ordinary = labels.valid & (labels.ignore == Ignore.NO)
+    best = torch.zeros(b, a, device=device)
+    index = torch.zeros(b, a, dtype=torch.long, device=device)
+    forced = torch.zeros(b, a, dtype=torch.bool, device=device)
+    inside = torch.zeros(b, a, dtype=torch.bool, device=device)
+    num_classes = labels.coverage.shape[1]
+    shape = (b, num_classes, a if _has(labels, Ignore.CLASS) else 0)
+    ignored = torch.zeros(shape, dtype=torch.uint8, device=device)
+    areas = area(anchors)
+    for block in blocks:
+        overlap = iou(labels.boxes[:, block], anchors)
+        top = overlap.amax(2, keepdim=True)
+        reached = (overlap == top) & (top > 0) if rules.force else torch.zeros_like(overlap).bool()
+        forced |= (reached & ordinary[:, block, None]).any(1)
+        if ignored.shape[2]:
+            its = labels.valid[:, block] & (labels.ignore[:, block] == Ignore.CLASS)
+            hit = (reached | (overlap >= rules.background)) & its[..., None]
+            classes = labels.classes[:, block, None].expand(-1, -1, a)
+            ignored.scatter_reduce_(1, classes, hit.to(torch.uint8), "amax")
+        value, which = overlap.mul_(ordinary[:, block, None]).max(1)
+        index = torch.where(value > best, which + block.start, index)
+        best = torch.maximum(best, value)
+        regions = labels.valid[:, block] & (labels.ignore[:, block] == Ignore.REGION)
+        if anchors.is_cuda or bool(regions.any()):
+            inside |= _inside(labels.boxes[:, block], regions, anchors, areas, rules.inside)
+    return _decide(
+        best, index, forced, inside, ignored.mT.bool() if ignored.shape[2] else None, labels, rules
+    )
+
+
+def windowed(
+    anchors: Tensor, labels: PaddedBoxes, rules: Rules, grids: Sequence[Grid]
+) -> Matches:
+    """Returns what `match` returns; looks only at the anchors that can matter to a box.
+
+    Numbers of pairs depend on the data: on a GPU each would be waited for.
+    """
+    b, m, a = *labels.valid.shape, len(anchors)
+    num_classes = labels.coverage.shape[1]
+    matched = labels.valid & (labels.ignore != Ignore.REGION)
+    rows = matched.reshape(-1).nonzero()[:, 0]  # box j of picture i is row i * m + j
+    boxes, classes = labels.boxes.reshape(-1, 4), labels.classes.reshape(-1)
+    ordinary = (labels.ignore == Ignore.NO).reshape(-1)
+    keys = torch.zeros(b * a, dtype=torch.long)
+    forced = torch.zeros(b * a, dtype=torch.bool)
+    ignored = (
+        torch.zeros(b * a, num_classes, dtype=torch.bool) if _has(labels, Ignore.CLASS) else None
+    )
+    areas = area(anchors)
+    for block in rows.split(1000):
+        least = reach(boxes[block], grids)
+        which, anchor = windows(boxes[block], least.clamp(max=rules.background), grids)
+        overlap = _pair_iou(boxes[block], anchors, areas, which, anchor)
+        top = torch.zeros(len(block)).scatter_reduce_(0, which, overlap, "amax")
+        row = block[which]
+        place = torch.div(row, m, rounding_mode="floor") * a + anchor
+        counts = ordinary[row]
+        reached = (overlap == top[which]) & (overlap > 0)
+        if not rules.force:
+            reached = torch.zeros_like(reached)
+        # Bits of a positive float grow with it; below them, earlier boxes have the larger number.
+        key = (overlap.view(torch.int32).long() << 32) | (m - row % m)
+        keys.scatter_reduce_(0, place[counts], key[counts], "amax")
+        forced[place[counts & reached]] = True
+        if ignored is not None:
+            hit = ~counts & (reached | (overlap >= rules.background))
+            ignored[place[hit], classes[row[hit]]] = True
+    best = (keys >> 32).to(torch.int32).view(torch.float32)
+    index = torch.where(keys > 0, m - (keys & 0xFFFFFFFF), 0)
+    _complete(best, index, forced, anchors, labels, rules.background)
+    inside = torch.zeros(b, a, dtype=torch.bool)
+    regions = labels.valid & (labels.ignore == Ignore.REGION)
+    if bool(regions.any()):
+        step = max(1, PAIRS // max(1, b * a))
+        for block in [slice(i, i + step) for i in range(0, m, step)]:
+            inside |= _inside(
+                labels.boxes[:, block], regions[:, block], anchors, areas, rules.inside
+            )
+    return _decide(
+        best.view(b, a),
+        index.view(b, a),
+        forced.view(b, a),
+        inside,
+        None if ignored is None else ignored.view(b, a, num_classes),
+        labels,
+        rules,
+    )
+
+
+def _complete(
+    best: Tensor,
+    index: Tensor,
+    forced: Tensor,
+    anchors: Tensor,
+    labels: PaddedBoxes,
+    background: float,
+) -> None:
+    """Finds, in place, the best box of forced anchors whose windows need not have shown it.
+
+    An anchor below the background threshold is in the windows of the boxes that force it, not in
+    those of a box that overlaps it more and has better anchors elsewhere.
+    """
+    todo = (forced & (best < background)).nonzero()[:, 0]
+    m = labels.valid.shape[1]
+    ordinary = labels.valid & (labels.ignore == Ignore.NO)
+    for part in todo.split(max(1, PAIRS // m)):
+        picture = torch.div(part, len(anchors), rounding_mode="floor")
+        own = anchors[part % len(anchors)]
+        overlap = iou(labels.boxes[picture], own[:, None])[..., 0]
+        best[part], index[part] = overlap.mul_(ordinary[picture]).max(1)
+
+
+def _decide(
+    best: Tensor,
+    index: Tensor,
+    forced: Tensor,
+    inside: Tensor,
+    ignored: Tensor | None,
+    labels: PaddedBoxes,
+    rules: Rules,
+) -> Matches:
+    positive = forced | (best >= rules.foreground)
+    negative = ~positive & (best < rules.background) & ~inside & labels.present[:, None]
+    if ignored is not None:
+        ignored = ignored & negative[..., None]
+    return Matches(index * positive, positive, negative, ignored)
+
+
+def _pair_iou(boxes: Tensor, anchors: Tensor, areas: Tensor, which: Tensor, at: Tensor) -> Tensor:
+    """Returns the IoU (K,) of pairs with the very operations of `iou`, so that ties stay ties."""
+    a, b = boxes[which], anchors[at]
+    left_top = torch.maximum(a[:, :2], b[:, :2])
+    side = (torch.minimum(a[:, 2:], b[:, 2:]) - left_top).clamp_(min=0)
+    inter = side[:, 0] * side[:, 1]
+    union = area(boxes)[which] + areas[at] - inter
+    return inter / union.clamp(min=torch.finfo(inter.dtype).tiny)
+
+
+def _inside(
+    boxes: Tensor, regions: Tensor, anchors: Tensor, areas: Tensor, least: float
+) -> Tensor:
+    """Returns (B, A) bool, whether at least the share `least` of an anchor is in one of the boxes
+    (B, m, 4) that are `regions` (B, m)."""
+    left_top = torch.maximum(boxes[:, :, None, :2], anchors[:, :2])
+    side = (torch.minimum(boxes[:, :, None, 2:], anchors[:, 2:]) - left_top).clamp_(min=0)
+    share = side[..., 0] * side[..., 1] >= least * areas
+    return (share & regions[..., None]).any(1)
+
+
+def _has(labels: PaddedBoxes, kind: Ignore) -> bool:
+    """Returns whether a box is of this kind; on a GPU, where asking means waiting, always true."""
+    return labels.boxes.is_cuda or bool((labels.valid & (labels.ignore == kind)).any())
