@@ -65,10 +65,23 @@ def noise(power: float, side: int = 512) -> np.ndarray:
     return (field / field.std()).astype(np.float32)
 
 
+def grain(power: float, height: int, width: int, rng: Rng) -> np.ndarray:
+    """Returns a random piece (height, width) of `noise(power)`."""
+    tile = noise(power)
+    side = len(tile)
+    if height > side or width > side:
+        tile = np.tile(tile, (height // side + 1, width // side + 1))
+    y = int(rng.integers(tile.shape[0] - height + 1))
+    x = int(rng.integers(tile.shape[1] - width + 1))
+    return tile[y : y + height, x : x + width]
+
+
 def light_of(setting: Setting, rng: Rng) -> Light:
     """Returns the light of a time and a weather."""
     around = rng.uniform(-2.2, 2.2)
-    height = {"day": rng.uniform(0.6, 1.15), "dusk": rng.uniform(0.35, 0.5), "night": 1.2}[setting.time]
+    height = {"day": rng.uniform(0.6, 1.15), "dusk": rng.uniform(0.35, 0.5), "night": 1.2}[
+        setting.time
+    ]
     sun, ambient, shadow, soft = {
         "day": ((0.66, 0.62, 0.54), (0.5, 0.53, 0.58), 0.52, 0.012),
         "dusk": ((0.62, 0.4, 0.26), (0.4, 0.36, 0.42), 0.4, 0.02),
@@ -108,11 +121,26 @@ def draw_backdrop(
 
 
 def _patches(xs: np.ndarray, zs: np.ndarray, scale: float, power: float) -> np.ndarray:
-    """Returns noise sampled at world positions, `scale` texels a meter."""
-    return cv2.remap(
-        noise(power), xs * np.float32(scale), zs * np.float32(scale), cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_WRAP,
+    """Returns noise at world positions (h, w), `scale` texels a meter, texels as they are."""
+    tile = noise(power)
+    columns = (xs * np.float32(scale)).astype(np.int32) & 511
+    rows = (zs * np.float32(scale)).astype(np.int32) & 511
+    return tile.ravel()[(rows << 9) | columns]
+
+
+def _clouds(xs: np.ndarray, zs: np.ndarray, scale: float, power: float) -> np.ndarray:
+    """Returns smooth noise at world positions (h, w), `scale` texels a meter."""
+    h, w = xs.shape
+    coarse = cv2.remap(
+        noise(power), xs[::2, ::2] * np.float32(scale), zs[::2, ::2] * np.float32(scale),
+        cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP,
     )  # fmt: skip
+    return cv2.resize(coarse, (w, h), interpolation=cv2.INTER_LINEAR)
+
+
+def _part(values: np.ndarray) -> np.ndarray:
+    """Returns the fractional part; numpy's % takes five times as long."""
+    return values - np.floor(values)
 
 
 def _surface(kind: str, xs: np.ndarray, zs: np.ndarray, fade: np.ndarray, rng: Rng) -> np.ndarray:
@@ -120,21 +148,23 @@ def _surface(kind: str, xs: np.ndarray, zs: np.ndarray, fade: np.ndarray, rng: R
     how much detail can be seen at a row's distance."""
     one, two, rough = _GROUNDS[kind]
     shift = np.float32(rng.uniform(0, 300))
-    blend = 1 / (1 + np.exp(-1.5 * _patches(xs + shift, zs, 9.0, 1.5)))
-    grain = _patches(xs, zs + shift, 110.0, 0.45) * fade * rough
+    blend = 1 / (1 + cv2.exp(-1.5 * _clouds(xs + shift, zs, 9.0, 1.5)))
     if kind == "water":
-        grain = _patches(xs * 0.25, zs + shift, 60.0, 0.8) * np.sqrt(fade) * rough
+        detail = _clouds(xs * np.float32(0.25), zs + shift, 60.0, 0.8) * np.sqrt(fade) * rough
+    else:
+        detail = _patches(xs, zs + shift, 110.0, 0.45) * fade * rough
     jitter = np.float32(rng.uniform(0.88, 1.12, 3) * rng.uniform(0.9, 1.1))
     color = np.float32(one) * jitter + blend[..., None] * (np.float32(two) - np.float32(one))
-    color *= (1 + grain)[..., None]
+    color *= (1 + detail)[..., None]
     size = {"paving": rng.uniform(0.4, 1.2), "tiles": rng.uniform(0.5, 1.0)}.get(kind)
     if size:
         joint = np.float32(0.03 + 0.02 / fade) / np.float32(size)
-        lines = ((xs / size) % 1 < joint) | ((zs / size) % 1 < joint)
+        lines = (_part(xs / np.float32(size)) < joint) | (_part(zs / np.float32(size)) < joint)
         color[lines & (fade > 0.12)] *= 0.8
     if kind == "wood":
-        color *= (1 + 0.10 * np.sin(np.floor(xs / 0.16) * 12.9))[..., None]
-        color[((xs / 0.16) % 1 < 0.1) & (fade > 0.12)] *= 0.8
+        plank = xs * np.float32(1 / 0.16)
+        color *= (1 + 0.10 * np.sin(np.floor(plank) * 12.9))[..., None]
+        color[(_part(plank) < 0.1) & (fade > 0.12)] *= 0.8
     return color
 
 
@@ -200,13 +230,13 @@ def _road(
         color[road] = color[road] * 0.6 + 70
     kerb = (off >= setting.half) & (off < setting.half + 0.22)
     color[kerb] = color[kerb] * 0.5 + 90
-    line = (off < 0.07) & (along % 5 < 2.5)
+    line = (off < 0.07) & (_part(along / 5) < 0.5)
     if rng.random() < 0.5:
         line |= np.abs(off - (setting.half - 0.3)) < 0.06
     color[line] = color[line] * 0.25 + 170
     if rng.random() < 0.25:  # a crossing
         at = rng.uniform(7, 16)
-        cross = road & (np.abs(along - at) < 1.3) & (across % 0.9 < 0.45)
+        cross = road & (np.abs(along - at) < 1.3) & (_part(across / np.float32(0.9)) < 0.5)
         color[cross] = color[cross] * 0.25 + 170
 
 
@@ -217,16 +247,17 @@ def _sky(image: np.ndarray, setting: Setting, rng: Rng) -> None:
         "night": ((12, 16, 34), (38, 44, 68), (46, 50, 66)),
     }[setting.time]
     if setting.weather != "clear":
-        gray = {"day": (186, 192, 200), "dusk": (132, 122, 128), "night": (34, 36, 46)}[setting.time]
+        gray = {"day": (186, 192, 200), "dusk": (132, 122, 128), "night": (34, 36, 46)}[
+            setting.time
+        ]
         high, low, cloud = gray, tuple(c * 1.1 for c in gray), tuple(c * 0.9 for c in gray)
     h, w = image.shape[:2]
     t = (np.arange(h, dtype=np.float32) / h)[:, None, None] ** np.float32(rng.uniform(0.7, 1.6))
     image[:] = np.float32(high) + t * (np.float32(low) - np.float32(high))
     xs = np.arange(w, dtype=np.float32)[None] + np.float32(rng.uniform(0, 500))
     ys = 2.6 * np.arange(h, dtype=np.float32)[:, None] + np.float32(rng.uniform(0, 500))
-    field = _patches(
-        np.broadcast_to(xs, (h, w)) / w, np.broadcast_to(ys, (h, w)) / w, rng.uniform(160, 320), 1.6
-    )
+    xs, ys = np.broadcast_to(xs / w, (h, w)), np.broadcast_to(ys / w, (h, w))
+    field = _clouds(xs, ys, rng.uniform(160, 320), 1.6)
     cover = np.clip((field - np.float32(rng.uniform(-0.3, 1.2))) * 0.8, 0, 1)[..., None]
     image += cover * (np.float32(cloud) - image) * np.float32(0.85)
 
@@ -240,33 +271,49 @@ def _horizon(
     bright = np.float32(light.ambient + 0.5 * light.sun)
     rows = np.arange(h)[:, None]
     layers = {"street": 2, "plaza": 2, "park": 2, "waterfront": 1}[setting.place]
-    for k in range(layers):
-        far = layers - k
-        kind = rng.choice({"street": ["roofs", "woods"], "plaza": ["roofs"]}.get(setting.place, ["woods", "hills"]))
+    for far in range(layers, 0, -1):
+        kind = str(rng.choice(_FAR_THINGS[setting.place]))
         tall = h * rng.uniform(0.08, 0.3) * (0.8 if far == 1 else 1.2)
-        start = int(rng.integers(512))
-        line = noise(1.3)[start % 512]
-        index = np.arange(w) * 512 // w
-        if kind == "roofs":
-            blocks = np.repeat(rng.uniform(0.3, 1.5, w), rng.integers(8, 34, w))[:w]
-            edge = tall * blocks
-            base: tuple[float, float, float] = (150, 140, 134)
-            tint = np.repeat(rng.uniform(0.7, 1.2, w), 17)[:w][None, :, None]
-        else:
-            rough = noise(0.8)[start % 512][index] if kind == "woods" else 0
-            edge = tall * np.clip(0.7 + 0.25 * line[index // 3] + 0.08 * rough, 0.1, 2)
-            base = (140, 104, 62) if setting.autumn else (74, 104, 66)
-            tint = (1 + 0.12 * noise(0.6)[:h, :w] if h <= 512 and w <= 512 else np.ones((h, w)))[..., None]
-        mask = (rows >= h - edge[None])[..., None]
+        edge, tint, base = _outline(kind, tall, w, setting, rng)
+        top = max(0, h - int(edge.max()) - 1)
+        mask = rows[top:] >= h - edge[None]
         mix = 0.3 + 0.25 * far
-        color = np.float32(base) * bright * np.float32(tint) * (1 - mix) + haze * mix
+        shape = mask.shape
+        speckle = 1 + 0.12 * grain(0.6, *shape, rng) * (kind != "roofs")
+        color = (
+            np.float32(base) * bright * (1 - mix) * (tint[None] * speckle)[..., None] + haze * mix
+        )
         if kind == "roofs":
-            lit = 1.5 if setting.time != "day" else 0.75
-            window = ((rows // 2) % 3 == 1) & (((np.arange(w) // 2) % 3) == 1)[None]
-            window = window & (noise(0.2)[:h, :w] > 0.2 if h <= 512 and w <= 512 else True)
-            color = np.where(window[..., None], np.minimum(color * lit, 255), color)
-        np.copyto(image, color.astype(np.float32), where=mask)
-        depth[mask[..., 0]] = np.minimum(depth[mask[..., 0]], 120.0 * far)
+            window = ((rows[top:] // 2) % 3 == 1) & (((np.arange(w) // 2) % 3) == 1)[None]
+            window &= mask & (grain(0.2, *shape, rng) > 0.2)
+            color[window] = np.minimum(
+                color[window] * (1.6 if setting.time != "day" else 0.75), 255
+            )
+        image[top:][mask] = color[mask]
+        depth[top:][mask] = np.minimum(depth[top:][mask], 120.0 * far)
+
+
+_FAR_THINGS = {
+    "street": ("roofs", "woods"),
+    "plaza": ("roofs",),
+    "park": ("woods", "hills"),
+    "waterfront": ("woods", "hills"),
+}
+
+
+def _outline(
+    kind: str, tall: float, width: int, setting: Setting, rng: Rng
+) -> tuple[np.ndarray, np.ndarray, tuple[int, int, int]]:
+    """Returns the height of far things in each column (w,), their tint (w,) and their color."""
+    index = np.arange(width) * 512 // width
+    if kind == "roofs":
+        edge = tall * np.repeat(rng.uniform(0.3, 1.5, width), rng.integers(8, 34, width))[:width]
+        return edge, np.repeat(rng.uniform(0.7, 1.2, width), 17)[:width], (150, 140, 134)
+    row = int(rng.integers(512))
+    rough = noise(0.8)[row][index] if kind == "woods" else 0.0
+    edge = tall * np.clip(0.7 + 0.25 * noise(1.3)[row][index // 3] + 0.08 * rough, 0.1, 2)
+    color = (140, 104, 62) if setting.autumn else (74, 104, 66)
+    return edge, np.ones(width), color
 
 
 def _wall(
@@ -280,18 +327,24 @@ def _wall(
     xs, ys = (np.broadcast_to(a, (h, w)).astype(np.float32) for a in (xs, ys))
     hall = setting.place == "hall"
     base = rng.uniform(110, 225) * rng.uniform(0.85, 1.1, 3)
-    color = np.float32(base) * (1 + 0.05 * _patches(xs, ys, 30.0, 1.0))[..., None]
+    color = np.float32(base) * (1 + 0.05 * _clouds(xs, ys, 30.0, 1.0))[..., None]
     if not hall and rng.random() < 0.6:  # bricks
         row = np.floor(ys / 0.25)
-        color *= (1 + 0.12 * np.sin(row * 7.1 + np.floor(xs / 0.5 + 0.5 * (row % 2)) * 3.7))[..., None]
+        color *= (1 + 0.12 * np.sin(row * 7.1 + np.floor(xs / 0.5 + 0.5 * (row % 2)) * 3.7))[
+            ..., None
+        ]
     step, low = rng.uniform(2.2, 4.5), rng.uniform(0.7, 1.6)
-    pane = (np.abs((xs + 50) % step - step / 2) < step * 0.24) & (np.abs((ys + 3.2 - low) % 3.2 - 1) < 0.75)
+    pane = (np.abs((xs + 50) % step - step / 2) < step * 0.24) & (
+        np.abs((ys + 3.2 - low) % 3.2 - 1) < 0.75
+    )
     if hall:
         pane &= ys < 3.2
     if not hall or rng.random() < 0.5:
         lit = setting.time != "day" and not hall
         glass = (236, 196, 120) if lit else (200, 220, 236) if hall else (70, 86, 104)
-        some = np.sin(np.floor((xs + 50) / step) * 5.3 + np.floor((ys + 3.2 - low) / 3.2) * 9.1) > -0.3
+        some = (
+            np.sin(np.floor((xs + 50) / step) * 5.3 + np.floor((ys + 3.2 - low) / 3.2) * 9.1) > -0.3
+        )
         color[pane] = np.float32((70, 86, 104))
         color[pane & some] = np.float32(glass) * (2.2 if lit else 1.0)
     color[ys < 0.25] *= 0.6
@@ -313,11 +366,15 @@ def weather_over(
 ) -> np.ndarray:
     """Returns the picture (H, W, 3) float32 behind fog, rain or snow."""
     h, w = image.shape[:2]
-    level = {"day": (204, 208, 214), "dusk": (150, 136, 136), "night": (44, 48, 60)}[setting.time]
-    reach = {"fog": 26.0, "rain": 80.0, "snow": 70.0, "overcast": 220.0, "clear": 500.0}[setting.weather]
-    if setting.place != "hall":
-        clear = np.exp(-np.minimum(depth, 250.0) / np.float32(reach / strength))[..., None]
-        image = image * clear + np.float32(level) * (1 - clear)
+    level = np.float32(
+        {"day": (204, 208, 214), "dusk": (150, 136, 136), "night": (44, 48, 60)}[setting.time]
+    )
+    reach = {"fog": 26.0, "rain": 80.0, "snow": 70.0, "overcast": 220.0}.get(setting.weather, FAR)
+    if setting.place != "hall" and setting.weather != "clear":
+        clear = cv2.exp(np.minimum(depth, 250.0) * np.float32(-strength / reach))[..., None]
+        image -= level
+        image *= clear
+        image += level
     if setting.place == "hall" or setting.weather not in ("rain", "snow"):
         return image
     veil = np.zeros((h, w), np.uint8)
@@ -331,7 +388,9 @@ def weather_over(
         lines = np.stack([np.stack([xs, ys], 1).astype(np.int32), ends], 1)
         cv2.polylines(veil, list(lines), False, 90, 1)
     else:
-        for x, y, r in zip(xs.tolist(), ys.tolist(), rng.integers(1, 3, count).tolist(), strict=True):
+        for x, y, r in zip(
+            xs.tolist(), ys.tolist(), rng.integers(1, 3, count).tolist(), strict=True
+        ):
             cv2.circle(veil, (x, y), max(1, int(r * size)), 190, -1)
         veil = cv2.blur(veil, (2, 2))
     cover = veil[..., None].astype(np.float32) / 255

@@ -12,7 +12,7 @@ from detmtl.data.scene_backdrop import (
     Setting,
     draw_backdrop,
     light_of,
-    noise,
+    grain,
     weather_over,
 )
 from detmtl.data.scene_mesh import Camera, Color, Light, Mesh, Posed
@@ -143,7 +143,9 @@ def draw_scene(domain: Domain, height: int, width: int, rng: Rng) -> Scene:
     depths = np.array([FAR] + [p.depth for p in placed], np.float32)
     depth = np.where(instances > 0, depths[instances], depth)
     image = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)[..., :3]
-    image = _finish(image.astype(np.float32), depth, instances, placed, domain, setting, camera, light, rng)
+    image = _finish(
+        image.astype(np.float32), depth, instances, placed, domain, setting, camera, light, rng
+    )
     return Scene(
         image=image,
         instances=instances,
@@ -164,7 +166,9 @@ def _tags(setting: Setting, things: list[Thing], instances: np.ndarray) -> list[
 def _setting(domain: Domain, rng: Rng) -> Setting:
     home = domain is Domain.HOME
     place = str(rng.choice(list(_LIKELY), p=[0.34, 0.22, 0.17, 0.17, 0.1]))
-    time = str(rng.choice(["day", "dusk", "night"], p=[0.95, 0.05, 0] if home else [0.45, 0.28, 0.27]))
+    time = str(
+        rng.choice(["day", "dusk", "night"], p=[0.95, 0.05, 0] if home else [0.45, 0.28, 0.27])
+    )
     odds = [0.65, 0.35, 0, 0, 0] if home else [0.2, 0.2, 0.22, 0.18, 0.2]
     weather = str(rng.choice(["clear", "overcast", "rain", "fog", "snow"], p=odds))
     crossing = rng.random() < 0.45
@@ -294,7 +298,7 @@ class _Site:
         inside = (min(x1, self.width) - max(x0, 0)) * (min(y1, self.height) - max(y0, 0))
         if x1 < 2 or x0 > self.width - 2 or inside < 0.3 * (x1 - x0) * (y1 - y0):
             return False
-        if inside > 0.4 * self.width * self.height:
+        if inside > (0.4 if name else 0.07) * self.width * self.height:
             return False
         label = SCENE_CLASSES.index(name) if name else -1
         self.placed.append(_Placed([posed], depth, x, radius, label, color))
@@ -372,10 +376,10 @@ def _cast(
         for model in group.models:
             model.cast(mask, camera, light)
     top = int(max(0, camera.horizon))
-    mask[:top] = 0
-    blur = max(0.6, light.softness * height * 0.6)
-    soft = cv2.GaussianBlur(mask, (0, 0), blur).astype(np.float32) * (light.shadow / 255)
-    image *= (1 - soft)[..., None]
+    half = cv2.resize(mask[top:], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    blur = max(0.5, light.softness * height * 0.3)
+    soft = cv2.resize(cv2.GaussianBlur(half, (0, 0), blur), (width, height - top))
+    image[top:] *= (1 - soft.astype(np.float32) * np.float32(light.shadow / 255))[..., None]
 
 
 def _paint(
@@ -383,9 +387,9 @@ def _paint(
 ) -> tuple[np.ndarray, list[Thing]]:
     """Returns the picture at twice the size, (2H, 2W, 4) uint8 with ids last, and what is in it."""
     height, width = image.shape[:2]
-    canvas = np.zeros((2 * height, 2 * width, 4), np.uint8)
-    ground = np.clip(image, 0, 255).astype(np.uint8)
-    canvas[..., :3] = cv2.resize(ground, (2 * width, 2 * height), interpolation=cv2.INTER_LINEAR)
+    ground = cv2.cvtColor(np.clip(image, 0, 255).astype(np.uint8), cv2.COLOR_RGB2RGBA)
+    ground[..., 3] = 0
+    canvas = cv2.resize(ground, (2 * width, 2 * height), interpolation=cv2.INTER_LINEAR)
     double = camera.scaled(2.0)
     things = []
     for id, group in enumerate(placed, 1):
@@ -414,12 +418,12 @@ def _roughen(region: np.ndarray, id: int, amount: float, rng: Rng) -> None:
     h, w = region.shape[:2]
     if not h or not w:
         return
-    tile = noise(0.7)
-    y, x = int(rng.integers(512)), int(rng.integers(512))
-    rows, columns = (y + np.arange(h) // 2) % 512, (x + np.arange(w) // 2) % 512
-    factor = 1 + amount * np.clip(tile[rows][:, columns], -2, 2)
-    mask = region[..., 3] == id
-    region[..., :3][mask] = np.clip(region[..., :3][mask] * factor[mask][:, None], 0, 255)
+    factor = 1 + amount * np.clip(grain(0.7, (h + 1) // 2, (w + 1) // 2, rng), -2, 2)
+    factor = np.repeat(np.repeat(factor, 2, 0), 2, 1)[:h, :w]
+    rough = np.clip(region[..., :3] * factor[..., None], 0, 255).astype(np.uint8)
+    mask = (region[..., 3] == id).view(np.uint8)
+    whole = np.dstack([rough, region[..., 3]])
+    cv2.copyTo(whole, mask, region)
 
 
 def _glow(
@@ -465,22 +469,19 @@ def _finish(
         image = _glow(image, instances, placed, camera)
     height, width = image.shape[:2]
     home = domain is Domain.HOME
-    cast = rng.uniform(0.94, 1.06, 3) if home else rng.uniform(0.86, 1.1, 3)
+    cast = rng.uniform(0.95, 1.05, 3) if home else rng.uniform(0.91, 1.06, 3)
     gain = rng.uniform(0.88, 1.15) * (1.25 if setting.time == "night" else 1.0)
     contrast = rng.uniform(0.9, 1.12)
-    image = (image - 118) * np.float32(contrast) + 118
     ys = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     xs = np.linspace(-1, 1, width, dtype=np.float32)[None]
     vignette = 1 - np.float32(rng.uniform(0, 0.16)) * (xs**2 + ys**2)
-    image = image * np.float32(cast * gain) * vignette[..., None]
+    image += np.float32(118 / contrast - 118)
+    image *= np.float32(cast * gain * contrast) * vignette[..., None]
     blur = rng.uniform(0.2, 0.7) if rng.random() < 0.7 else rng.uniform(0.7, 1.3 if home else 1.7)
     if blur > 0.35:
         image = cv2.GaussianBlur(image, (0, 0), blur * height / 256)
     amount = rng.uniform(0.5, 3.5) if home else rng.uniform(2, 8)
-    y, x = rng.integers(0, 512, 2)
-    rows, columns = (y + np.arange(height)) % 512, (x + np.arange(width)) % 512
-    grain = noise(0.15)[rows][:, columns]
-    hue = noise(0.25)[columns[:height] if width >= height else rows][:, rows[:width] if height >= width else columns]
-    image += np.float32(amount) * grain[..., None]
-    image[..., 2] += np.float32(amount * 0.6) * hue[:height, :width]
+    noisy = np.float32(amount) * grain(0.15, height, width, rng)
+    tinted = noisy + np.float32(0.6 * amount) * grain(0.25, height, width, rng)
+    image += np.dstack([noisy, noisy, tinted])
     return np.clip(image, 0, 255).astype(np.uint8)

@@ -148,7 +148,15 @@ class Mesh:
         self.decal(points if x > 0 else points[::-1], color, glow)
 
     def column(
-        self, x: float, z: float, r0: float, r1: float, y0: float, y1: float, color: Color, n: int = 8
+        self,
+        x: float,
+        z: float,
+        r0: float,
+        r1: float,
+        y0: float,
+        y1: float,
+        color: Color,
+        n: int = 8,
     ) -> None:
         """Adds an upright frustum of radius r0 at y0 and r1 at y1."""
         ring = [(cos(2 * pi * k / n), -sin(2 * pi * k / n)) for k in range(n)]

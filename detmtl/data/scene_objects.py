@@ -91,7 +91,9 @@ def figure(
     mesh.part()
     mesh.limb((0, 1.42 * s, 0), (0.02 * s, 1.52 * s, 0), 0.055 * s, skin)
     mesh.blob(0.02 * s, 1.6 * s, 0, 0.12 * s, 0.145 * s, 0.11 * s, skin)
-    hair: Color = [(34, 28, 26), (90, 58, 34), (196, 160, 96), (150, 150, 150)][int(rng.integers(4))]
+    hair: Color = [(34, 28, 26), (90, 58, 34), (196, 160, 96), (150, 150, 150)][
+        int(rng.integers(4))
+    ]
     mesh.part()
     mesh.blob(-0.03 * s, 1.67 * s, 0, 0.125 * s, 0.095 * s, 0.118 * s, hair)
     if rng.random() < 0.2:  # a hat
@@ -101,7 +103,9 @@ def figure(
         mesh.column(0, 0, 0.13 * s, 0.11 * s, 1.7 * s, 1.82 * s, hat)
 
 
-def _four_legs(mesh: Mesh, rng: Rng, x: float, height: float, z: float, r: float, ink: Color) -> None:
+def _four_legs(
+    mesh: Mesh, rng: Rng, x: float, height: float, z: float, r: float, ink: Color
+) -> None:
     swing = rng.uniform(0, 0.3) * height
     for ahead, side, step in ((x, 1, swing), (x, -1, -swing), (-x, 1, -swing), (-x, -1, swing)):
         knee = (ahead + step * 0.3, height * 0.5, z * side)
@@ -152,7 +156,9 @@ def horse(rng: Rng, color: Color) -> Mesh:
     mesh.part()
     mesh.limb((-0.58 * s, 1.18 * s, 0), (0.55 * s, 1.14 * s, 0), 0.31 * s, color)
     grazing = rng.random() < 0.25
-    poll = (1.15 * s, 0.62 * s, 0.0) if grazing else (1.02 * s, (1.7 + rng.uniform(0, 0.2)) * s, 0.0)
+    poll = (
+        (1.15 * s, 0.62 * s, 0.0) if grazing else (1.02 * s, (1.7 + rng.uniform(0, 0.2)) * s, 0.0)
+    )
     nose = (1.3 * s, 0.2 * s, 0.0) if grazing else (1.42 * s, poll[1] - 0.3 * s, 0.0)
     mesh.part()
     mesh.limb((0.6 * s, 1.3 * s, 0), poll, 0.17 * s, color)
@@ -177,7 +183,9 @@ def tree(rng: Rng, color: Color) -> Mesh:
         for k in range(4):
             mesh.part()
             low = (0.8 + 1.1 * k) * s
-            mesh.column(0, 0, (1.5 - 0.3 * k) * s, 0, low, low + 1.9 * s, _vary(rng, color, 0.1), 10)
+            mesh.column(
+                0, 0, (1.5 - 0.3 * k) * s, 0, low, low + 1.9 * s, _vary(rng, color, 0.1), 10
+            )
         return mesh
     tall = kind > 0.82
     trunk = (1.1 if tall else 1.9) * s
@@ -229,7 +237,9 @@ def lamp(rng: Rng, color: Color) -> Mesh:
             mesh.limb((0, top, 0), (0.5 * side, top + 0.3, 0), 0.05, color)
             mesh.limb((0.5 * side, top + 0.3, 0), (1.0 * side, top + 0.32, 0), 0.05, color)
             mesh.part()
-            mesh.box(0.95 * side - 0.3, 0.95 * side + 0.3, top + 0.24, top + 0.38, -0.12, 0.12, color)
+            mesh.box(
+                0.95 * side - 0.3, 0.95 * side + 0.3, top + 0.24, top + 0.38, -0.12, 0.12, color
+            )
             mesh.sides([(0.95 * side - 0.26, top + 0.2), (0.95 * side + 0.26, top + 0.2),
                         (0.95 * side + 0.26, top + 0.27), (0.95 * side - 0.26, top + 0.27)],
                        0.13, glass, 1.0)  # fmt: skip
@@ -272,7 +282,10 @@ def canopy(rng: Rng, color: Color, radius: float, top: float) -> Mesh:
         (a, b), (c, d) = ring[k], ring[(k + 1) % 8]
         r, ink = radius, color if k % 2 else other
         low = [(r * a, top - drop, r * b), (r * c, top - drop, r * d)]
-        mid = [(0.6 * r * c, top - 0.3 * drop, 0.6 * r * d), (0.6 * r * a, top - 0.3 * drop, 0.6 * r * b)]
+        mid = [
+            (0.6 * r * c, top - 0.3 * drop, 0.6 * r * d),
+            (0.6 * r * a, top - 0.3 * drop, 0.6 * r * b),
+        ]
         mesh.face([*low, *mid], ink)
         mesh.face([mid[1], mid[0], (0.0, top + 0.04, 0.0)], ink)
         mesh.face([*mid[::-1], *low[::-1]], _scale(ink, 0.6))
@@ -294,7 +307,9 @@ def ball(rng: Rng, color: Color) -> Mesh:
     elif pattern < 0.75:
         mesh.part()
         tilt = rng.uniform(-0.6, 0.6) * r
-        mesh.limb((-0.8 * r, r - tilt * 0.6, 0.3 * r), (0.8 * r, r + tilt * 0.6, 0.3 * r), 0.13 * r, mark)
+        mesh.limb(
+            (-0.8 * r, r - tilt * 0.6, 0.3 * r), (0.8 * r, r + tilt * 0.6, 0.3 * r), 0.13 * r, mark
+        )
     return mesh
 
 
@@ -331,7 +346,11 @@ def house(rng: Rng, color: Color) -> Mesh:
         slope = [(-half - eave, wall - 0.15, (deep + eave) * side), (half + eave, wall - 0.15, (deep + eave) * side),
                  (half + eave, ridge, 0.0), (-half - eave, ridge, 0.0)]  # fmt: skip
         mesh.face(slope if side > 0 else slope[::-1], roof)
-        gable = [(half * side, wall, deep * side), (half * side, wall, -deep * side), (half * side, ridge - 0.1, 0.0)]
+        gable = [
+            (half * side, wall, deep * side),
+            (half * side, wall, -deep * side),
+            (half * side, ridge - 0.1, 0.0),
+        ]
         mesh.face(gable, color)
     if rng.random() < 0.6:
         mesh.part()
@@ -425,7 +444,10 @@ def sign(rng: Rng) -> Mesh:
     mesh.part()
     n = int(rng.choice([3, 4, 12]))
     turn = pi / 2 if n == 3 else pi / 4
-    ring = [(0.38 * cos(turn + 2 * pi * k / n), 2.2 + 0.38 * sin(turn + 2 * pi * k / n)) for k in range(n)]
+    ring = [
+        (0.38 * cos(turn + 2 * pi * k / n), 2.2 + 0.38 * sin(turn + 2 * pi * k / n))
+        for k in range(n)
+    ]
     mesh.prism(ring, 0.02, 0.06, _any(rng))
     mesh.sides([(x * 0.6, 2.2 + (y - 2.2) * 0.6) for x, y in ring], 0.07, (240, 240, 236))
     return mesh

@@ -133,7 +133,9 @@ def bus(rng: Rng, color: Color) -> Mesh:
             x = -long + k * step + 0.12
             mesh.sides(_rect(x, x + step - 0.2, low, low + 0.95), half + 0.01, _GLASS, 1.5)
         for end in (long + 0.01, -long - 0.01):
-            mesh.end(end, low - (0.2 if end > 0 else 0), low + 1.0, -half * 0.88, half * 0.88, _GLASS)
+            mesh.end(
+                end, low - (0.2 if end > 0 else 0), low + 1.0, -half * 0.88, half * 0.88, _GLASS
+            )
     mesh.end(long + 0.02, tall - 0.5, tall - 0.28, -0.7, 0.7, (250, 190, 60), 1.0)
     for x in (long * 0.82, -long * 0.05):
         mesh.sides(_rect(x, x + 0.8, 0.4, 2.2), half + 0.02, _dim(_GLASS))
@@ -206,14 +208,26 @@ def boat(rng: Rng, color: Color) -> Mesh:
         sail: Color = (242, 240, 232) if rng.random() < 0.7 else _light(color)
         mesh.limb((0.1 * long, deck, 0), (0.1 * long, mast, 0), 0.045, (120, 96, 70))
         bulge = rng.uniform(-0.25, 0.25) * long
-        mesh.sheet([(0.06 * long, deck * 1.7, 0), (0.06 * long, mast * 0.97, 0), (stern * 0.85, deck * 1.8, bulge)], sail)
+        mesh.sheet(
+            [
+                (0.06 * long, deck * 1.7, 0),
+                (0.06 * long, mast * 0.97, 0),
+                (stern * 0.85, deck * 1.8, bulge),
+            ],
+            sail,
+        )
         mesh.sheet([(0.16 * long, mast * 0.9, 0), (0.16 * long, deck * 1.6, 0), (long * 1.08, deck * 1.5, bulge * 0.4)],
                    _dim(sail, 0.92))  # fmt: skip
     elif kind < 0.8:
         top = deck + long * 0.42
         mesh.prism([(-0.55 * long, deck), (0.35 * long, deck), (0.12 * long, top), (-0.55 * long, top)],
                    -half * 0.65, half * 0.65, (236, 236, 232), {1: _GLASS})  # fmt: skip
-        mesh.sides(_rect(-0.45 * long, 0.05 * long, deck + 0.18 * long, top - 0.08 * long), half * 0.66, _GLASS, 1.4)
+        mesh.sides(
+            _rect(-0.45 * long, 0.05 * long, deck + 0.18 * long, top - 0.08 * long),
+            half * 0.66,
+            _GLASS,
+            1.4,
+        )
     else:
         for x in (-0.4 * long, 0.2 * long):
             mesh.box(x - 0.12, x + 0.12, deck, deck + 0.06, -half * 0.9, half * 0.9, (130, 96, 62))
@@ -291,4 +305,8 @@ def _dim(color: Color, by: float = 0.65) -> Color:
 
 
 def _light(color: Color) -> Color:
-    return 255 - (255 - color[0]) * 0.45, 255 - (255 - color[1]) * 0.45, 255 - (255 - color[2]) * 0.45
+    return (
+        255 - (255 - color[0]) * 0.45,
+        255 - (255 - color[1]) * 0.45,
+        255 - (255 - color[2]) * 0.45,
+    )
