@@ -56,6 +56,11 @@ class Faults:
         )
 
 
+def positions(mask: np.ndarray) -> list[int]:
+    """Returns where a mask (N,) is true."""
+    return np.flatnonzero(mask).tolist()
+
+
 def annotation_faults(
     boxes: np.ndarray,
     image: np.ndarray,
@@ -75,7 +80,7 @@ def annotation_faults(
         The boxes (N, 4) cut at the edges of their pictures, a mask (N,) of the faulty ones, and a
         sentence for each of those.
     """
-    height, width = sizes[image].astype(np.float64).T
+    height, width = np.moveaxis(sizes[image].astype(np.float64), 1, 0)
     known = (height > 0) & (width > 0)
     finite = np.isfinite(boxes).all(axis=1)
     safe = np.where(finite[:, None], boxes, 0)
@@ -88,19 +93,19 @@ def annotation_faults(
     kept = inside.astype(np.float32)
     nothing = (kept[:, 2:] <= kept[:, :2]).any(axis=1) & finite & ~empty & ~beyond
     problems = {}
-    for i in np.flatnonzero(~finite):
+    for i in positions(~finite):
         problems[i] = f"{names(i)}: {_box(boxes[i])} is not finite; boxes need finite numbers"
-    for i in np.flatnonzero(empty):
+    for i in positions(empty):
         side, value = ("width", sides[i, 0]) if sides[i, 0] <= 0 else ("height", sides[i, 1])
         inverted = " (inverted corners?)" if value < 0 else ""
         problems[i] = f"{names(i)}: {side} is {value:g}{inverted}; boxes need width and height > 0"
-    for i in np.flatnonzero(beyond | nothing):
+    for i in positions(beyond | nothing):
         problems[i] = (
             f"{names(i)}: {_box(boxes[i])} lies outside its picture of {width[i]:g} x {height[i]:g} "
             f"pixels (width x height); boxes may reach over the edge by at most {OUTSIDE:g} pixel"
         )
-    bad = ~finite | empty | beyond | nothing
-    return inside, bad, [problems[i] for i in np.flatnonzero(bad)]
+    bad: np.ndarray = ~finite | empty | beyond | nothing
+    return inside, bad, [problems[i] for i in positions(bad)]
 
 
 def _box(box: np.ndarray) -> str:
@@ -270,7 +275,7 @@ def check_source(
         counts = np.diff(a.offsets)
         problems += [
             f"{source.path(i)}: has {counts[i]} boxes, more than {MANY_BOXES}; is that meant?"
-            for i in np.flatnonzero(counts > MANY_BOXES)
+            for i in positions(counts > MANY_BOXES)
         ]
     return problems
 
@@ -293,7 +298,7 @@ def _same_boxes(source: Source) -> list[str]:
     assert a is not None
     key = np.column_stack([a.image_index(), a.classes, a.boxes]).astype(np.float64)
     _, group = np.unique(key, axis=0, return_inverse=True)
-    again = np.flatnonzero(repeated(group.reshape(-1)))
+    again = positions(repeated(group.reshape(-1)))
     image = a.image_index()
     return [
         f"{source.path(image[n])}: the class {source.classes[a.classes[n]]} has "

@@ -1,6 +1,7 @@
 """A folder of pictures without labels."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,7 +34,7 @@ class FolderSource(SourceSettings):
         if not len(keep):
             raise InputError([f"{folder}: none of its pictures can be read", *faults.problems])
         return Parsed(
-            files=FileNames.of(folder, [names[i] for i in keep]),
+            files=FileNames.of(folder, [names[i] for i in keep.tolist()]),
             ids=np.arange(len(keep)),
             sizes=sizes[keep],
             annotations=None,
@@ -53,6 +54,19 @@ def require_pictures(folder: Path) -> list[str]:
     if not names:
         raise InputError(f"{folder}: has no pictures (JPEG, PNG, WebP, BMP, TIFF, GIF)")
     return names
+
+
+def require_labels(count: int, covers: Sequence[str] | None, where: str) -> None:
+    """Refuses label files without any label, unless `covers` says what was looked for in vain.
+
+    Raises:
+        InputError: there are none.
+    """
+    if not count and covers is None:
+        raise InputError(
+            f"{where}: has no annotations at all; pictures without labels are a source of `kind: "
+            "folder`; if somebody looked and found nothing, name the classes in `covers`"
+        )
 
 
 def stamps(folder: Path, names: list[str]) -> list[list[Any]]:

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from detmtl.data.faults import Faults, annotation_faults
-from detmtl.data.folder import require_pictures, stamps
+from detmtl.data.folder import require_labels, require_pictures, stamps
 from detmtl.data.images import image_sizes, list_files, list_pictures
 from detmtl.data.source import Annotations, FileNames, Parsed, Source, SourceSettings
 from detmtl.structures.classes import LabelSpace
@@ -105,10 +105,11 @@ class VocSource(SourceSettings):
     ) -> Parsed:
         where = self.annotations
         listed = sorted(set(found.names))
+        require_labels(len(listed), self.covers, where)
         class_of = dict(zip(listed, classes.class_of(listed, where), strict=True))
         labels = np.array([class_of[name] for name in found.names], dtype=np.int64)
         unknown = np.flatnonzero(sizes.min(axis=1) <= 0)
-        measured, problems = image_sizes([str(folder / names[i]) for i in unknown])
+        measured, problems = image_sizes([str(folder / names[i]) for i in unknown.tolist()])
         sizes[unknown] = measured
         faults.add(*(text for _, text in problems))
         image = np.array(found.image, dtype=np.int64)
@@ -127,7 +128,7 @@ class VocSource(SourceSettings):
         keep = used[good]
         grade = Grade.SILVER if self.grade == "silver" else Grade.GOLD
         return Parsed(
-            files=FileNames.of(folder, [names[i] for i in readable]),
+            files=FileNames.of(folder, [names[i] for i in readable.tolist()]),
             ids=np.arange(len(readable)),
             sizes=sizes[readable].astype(np.int32),
             annotations=Annotations.of(

@@ -14,8 +14,8 @@ import numpy as np
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from detmtl.data.faults import Faults, annotation_faults
-from detmtl.data.folder import require_pictures, stamps
+from detmtl.data.faults import Faults, annotation_faults, positions
+from detmtl.data.folder import require_labels, require_pictures, stamps
 from detmtl.data.images import image_sizes, list_pictures
 from detmtl.data.source import Annotations, FileNames, Parsed, Source, SourceSettings
 from detmtl.structures.classes import LabelSpace
@@ -64,6 +64,7 @@ class YoloSource(SourceSettings):
         if self.unlabelled == "skip":
             pictures = [p for p, here in zip(pictures, there, strict=True) if here]
         rows, image, lines = _read_all(root / self.labels, pictures, self.labels, faults)
+        require_labels(len(rows) + len(faults.problems), self.covers, self.labels)
         sizes, problems = image_sizes([str(folder / p) for p in pictures])
         faults.add(*(text for _, text in problems))
 
@@ -76,14 +77,14 @@ class YoloSource(SourceSettings):
             *(
                 f"{name(n)}: the class is {rows[n, 0]:g}; there are {len(names)} names, so it lies "
                 f"between 0 and {len(names) - 1}"
-                for n in np.flatnonzero(strange)
+                for n in positions(strange)
             )
         )
         far = ~((rows[:, 5] >= 0) & (rows[:, 5] <= 1))
         faults.add(
             *(
                 f"{name(n)}: the score is {rows[n, 5]:g}; scores lie in [0, 1]"
-                for n in np.flatnonzero(far)
+                for n in positions(far)
             )
         )
         labels = np.where(strange, -1, class_of[np.where(strange, 0, kind)])

@@ -1,0 +1,212 @@
+"""The tables of a COCO annotation file as arrays, checked: categories, pictures, annotations.
+
+Letters: I pictures, K categories of the file, N annotations, C classes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detmtl.data.faults import Faults, annotation_faults, number_column, positions, repeated
+from detmtl.data.images import image_sizes
+from detmtl.data.source import FileNames
+from detmtl.structures.classes import LabelSpace
+from detmtl.structures.errors import InputError
+
+
+@dataclass(frozen=True)
+class Categories:
+    """The K categories of the file: ids (K,) int64, names, and the class of each (K,), -1: dropped."""
+
+    ids: np.ndarray
+    names: list[str]
+    classes: np.ndarray
+
+    def members(self) -> dict[int, set[int]]:
+        """Returns for each class the category ids that mean it."""
+        out: dict[int, set[int]] = {}
+        for k, c in zip(self.ids.tolist(), self.classes.tolist(), strict=True):
+            if c >= 0:
+                out.setdefault(c, set()).add(k)
+        return out
+
+
+def read_categories(listed: Sequence[Any], classes: LabelSpace, where: str) -> Categories:
+    ids, _, problems = number_column(
+        listed, "id", lambda i: f"{where}: category at position {i}", whole=True
+    )
+    names = []
+    for i, category in enumerate(listed):
+        name = category.get("name") if isinstance(category, dict) else None
+        if isinstance(name, str) and name:
+            names.append(name)
+        else:
+            problems.append(f"{where}: category {ids[i]} has no name; it needs a text")
+    if not problems:
+        again = repeated(ids)
+        problems += [f"{where}: the category id {k} is listed twice" for k in ids[again]]
+        problems += [
+            f"{where}: two categories are named '{name}'; merge them under one id"
+            for name in sorted({n for n in names if names.count(n) > 1})
+        ]
+    if problems:
+        raise InputError(problems)
+    return Categories(ids, names, np.asarray(classes.class_of(names, where), dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures that are kept, the JSON object of each, and all ids that were listed."""
+
+    files: FileNames
+    ids: np.ndarray
+    sizes: np.ndarray
+    rows: list[dict[str, Any]]
+    listed: np.ndarray
+
+
+def read_pictures(images: Sequence[Any], folder: Path, where: str, faults: Faults) -> Pictures:
+    ids, bad, problems = number_column(
+        images, "id", lambda i: f"{where}: image at position {i}", whole=True
+    )
+
+    def name(i: int) -> str:
+        return f"{where}: image {ids[i]}"
+
+    faults.add(*problems)
+    for i, row in enumerate(images):
+        if not bad[i] and not (isinstance(row.get("file_name"), str) and row["file_name"]):
+            faults.add(f"{name(i)}: has no 'file_name'; it needs a text")
+            bad[i] = True
+    good = np.flatnonzero(~bad)
+    again = good[repeated(ids[good])].tolist()
+    faults.add(*(f"{where}: the image id {ids[i]} is listed twice; ids must differ" for i in again))
+    bad[again] = True
+    sizes = np.zeros((len(images), 2), dtype=np.int64)
+    good = np.flatnonzero(~bad)
+    stated = np.array([bool({"height", "width"} & images[i].keys()) for i in good.tolist()], bool)
+    _stated_sizes(images, good[stated], sizes, bad, name, faults)
+    unstated = good[~stated]
+    paths = FileNames.of(folder, [images[i]["file_name"] for i in unstated.tolist()])
+    measured, unreadable = image_sizes([paths[i] for i in range(len(paths))])
+    sizes[unstated] = measured
+    faults.add(*(text for _, text in unreadable if not text.endswith("no such picture")))
+    bad[unstated[[i for i, _ in unreadable]]] = True
+    keep = np.flatnonzero(~bad)
+    if not len(keep):
+        raise InputError([f"{where}: none of its pictures can be used", *faults.problems])
+    return Pictures(
+        files=FileNames.of(folder, [images[i]["file_name"] for i in keep.tolist()]),
+        ids=ids[keep],
+        sizes=sizes[keep].astype(np.int32),
+        rows=[images[i] for i in keep.tolist()],
+        listed=ids,
+    )
+
+
+def _stated_sizes(
+    images: Sequence[Any],
+    at: np.ndarray,
+    sizes: np.ndarray,
+    bad: np.ndarray,
+    name: Callable[[int], str],
+    faults: Faults,
+) -> None:
+    """Fills in the sizes that the file states, and marks the pictures whose size makes no sense."""
+    rows = [images[i] for i in at.tolist()]
+    for column, key in enumerate(("height", "width")):
+        values, wrong, problems = number_column(rows, key, lambda i: name(at[i]))
+        faults.add(*problems)
+        small = ~wrong & ~((values >= 1) & (values < 2**31) & (values == np.round(values)))
+        faults.add(
+            *(
+                f"{name(at[i])}: {key} is {values[i]:g}; it needs a whole number of pixels > 0"
+                for i in positions(small)
+            )
+        )
+        bad[at[wrong | small]] = True
+        sizes[at, column] = np.where(wrong | small, 0, values)
+
+
+def _position(values: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Returns for each value its position in `table`, -1 if it is not there."""
+    if not len(table):
+        return np.full(len(values), -1)
+    order = np.argsort(table, kind="stable")
+    at = np.searchsorted(table[order], values).clip(max=len(table) - 1)
+    return np.where(table[order][at] == values, order[at], -1)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The N annotations: position of the picture (N,), category id (N,), class (N,), boxes (N, 4)
+    xyxy, the sound ones of known classes `keep` (N,), and how sentences call them."""
+
+    image: np.ndarray
+    category: np.ndarray
+    classes: np.ndarray
+    boxes: np.ndarray
+    keep: np.ndarray
+    name: Callable[[int], str]
+
+    @classmethod
+    def of(
+        cls,
+        rows: Sequence[Any],
+        pictures: Pictures,
+        categories: Categories,
+        where: str,
+        faults: Faults,
+    ) -> "Found":
+        """Reads ids and boxes of all annotations and notes what is wrong with them."""
+        ids, no_id, p1 = number_column(
+            rows, "id", lambda i: f"{where}: annotation at position {i}", whole=True
+        )
+        image_ids, no_image, p2 = number_column(
+            rows, "image_id", lambda i: f"{where}: annotation {ids[i]}", whole=True
+        )
+
+        def name(i: int) -> str:
+            return f"{where}: annotation {ids[i]} of image {image_ids[i]}"
+
+        kinds, no_kind, p3 = number_column(rows, "category_id", name, whole=True)
+        boxes, no_box, p4 = number_column(rows, "bbox", name, width=4)
+        faults.add(*p1, *p2, *p3, *p4)
+        sound = np.flatnonzero(~no_id)
+        again = np.zeros(len(rows), dtype=bool)
+        again[sound] = repeated(ids[sound])
+        faults.add(*(f"{name(i)}: the annotation id is used twice" for i in positions(again)))
+        unlisted = ~no_image & ~np.isin(image_ids, pictures.listed)
+        faults.add(*(f"{name(i)}: there is no such image in 'images'" for i in positions(unlisted)))
+        image = np.where(no_image, -1, _position(image_ids, pictures.ids))
+        at = _position(kinds, categories.ids)
+        strange = (at < 0) & ~no_kind
+        faults.add(*_strange_categories(kinds, strange, name, categories.ids))
+        classes = np.where(at < 0, -1, categories.classes[at])
+        boxes[:, 2:] += boxes[:, :2]
+        checked = np.flatnonzero(~no_box & (image >= 0) & ((classes >= 0) | strange))
+        boxes[checked], wrong, problems = annotation_faults(
+            boxes[checked], image[checked], pictures.sizes, lambda i: name(checked[i])
+        )
+        faults.add(*problems)
+        keep = ~(no_id | again | no_box) & (image >= 0) & (classes >= 0)
+        keep[checked[wrong]] = False
+        return cls(image, kinds, classes, boxes, keep, name)
+
+
+def _strange_categories(
+    kinds: np.ndarray, strange: np.ndarray, name: Callable[[int], str], listed: np.ndarray
+) -> list[str]:
+    """A sentence for each category id that is not in the list, however many annotations have it."""
+    problems = []
+    for kind in np.unique(kinds[strange]):
+        at = np.flatnonzero(strange & (kinds == kind))
+        others = f" (and {len(at) - 1} more annotations)" if len(at) > 1 else ""
+        problems.append(
+            f"{name(at[0])}{others}: category_id is {kind}, which is not in 'categories'; its ids lie "
+            f"between {listed.min()} and {listed.max()}"
+        )
+    return problems
