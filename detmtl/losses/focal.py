@@ -96,7 +96,7 @@ class _FocalSum(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         if outer[0].device.type == "cpu" and outer[0] == 1:  # saves a pass; asking is free there
             gradients = [g.to(t) for g, t in zip(ctx.saved_tensors, ctx.types, strict=True)]
             return None, None, None, *gradients

@@ -120,9 +120,7 @@ def dense(anchors: Tensor, labels: PaddedBoxes, rules: Rules) -> Matches:
     )
 
 
-def windowed(
-    anchors: Tensor, labels: PaddedBoxes, rules: Rules, grids: Sequence[Grid]
-) -> Matches:
+def windowed(anchors: Tensor, labels: PaddedBoxes, rules: Rules, grids: Sequence[Grid]) -> Matches:
     """Returns what `match` returns; looks only at the anchors that can matter to a box.
 
     Numbers of pairs depend on the data: on a GPU each would be waited for.
@@ -228,9 +226,7 @@ def _pair_iou(boxes: Tensor, anchors: Tensor, areas: Tensor, which: Tensor, at: 
     return inter / union.clamp(min=torch.finfo(inter.dtype).tiny)
 
 
-def _inside(
-    boxes: Tensor, regions: Tensor, anchors: Tensor, areas: Tensor, least: float
-) -> Tensor:
+def _inside(boxes: Tensor, regions: Tensor, anchors: Tensor, areas: Tensor, least: float) -> Tensor:
     """Returns (B, A) bool, whether at least the share `least` of an anchor is in one of the boxes
     (B, m, 4) that are `regions` (B, m)."""
     left_top = torch.maximum(boxes[:, :, None, :2], anchors[:, :2])

@@ -6,16 +6,25 @@ Letters: B pictures, C classes, L levels, A anchors per position, H and W positi
 Source: Lin et al. 2017 (RetinaNet), arXiv 1708.02002.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
+from detmtl.losses.normalizer import Normalizer, skip_normalizer
+from detmtl.metrics.coco import CocoMetric
 from detmtl.models.anchors import Anchors, AnchorSettings
-from detmtl.structures.labels import BoxLabels
+from detmtl.models.decoding import Decoder
+from detmtl.models.matching import Rules
+from detmtl.models.retina_head import HeadSettings
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import BoxLabels, Grade
 from detmtl.structures.sample import Batch
 from detmtl.structures.settings import Settings
+from detmtl.tasks.detection_loss import BoxLoss, DetectionLoss
 from detmtl.tasks.task import Metric, Task
 
 
@@ -52,10 +61,10 @@ class LossSettings(Settings):
 
     alpha: float = Field(default=0.25, ge=0, le=1)
     gamma: float = Field(default=2.0, ge=0)
-    box: Literal["smooth_l1", "l1", "giou"] = "giou"
+    box: BoxLoss = "giou"
     beta: float = Field(default=1 / 9, gt=0)
     box_weight: float = Field(default=2.0, ge=0)
-    normalizer: Literal["source", "batch", "image"] = "source"
+    normalizer: Normalizer = "source"
 
 
 class TestSettings(Settings):
@@ -89,6 +98,7 @@ class DetectionConfig(Settings):
     kind: Literal["detection"] = "detection"
     labels: str = "boxes"
     at: str = "fpn"
+    head: HeadSettings = HeadSettings()
     anchors: AnchorSettings = AnchorSettings()
     matching: MatchingSettings = MatchingSettings()
     loss: LossSettings = LossSettings()
@@ -111,7 +121,21 @@ class DetectionConfig(Settings):
             num_classes: C.
             class_names: of the C classes.
         """
-        raise NotImplementedError
+        if len(set(channels)) != 1:
+            raise InputError(
+                f"tasks.{name}: the levels have {list(channels)} channels; one head serves all "
+                "levels, so they must be alike"
+            )
+        anchors = self.anchors.build(list(strides))
+        return DetectionTask(
+            name,
+            self.labels,
+            self.head.build(channels[0], self.anchors.num_anchors, num_classes),
+            anchors,
+            DetectionLoss(anchors, Rules(**self.matching.model_dump()), **self.loss.model_dump()),
+            Decoder(anchors, num_classes, **self.test.model_dump()),
+            class_names,
+        )
 
 
 class DetectionTask(Task):
@@ -123,20 +147,61 @@ class DetectionTask(Task):
         class_names: of the C classes.
     """
 
-    anchors: Anchors
+    def __init__(
+        self,
+        name: str,
+        labels: str,
+        head: nn.Module,
+        anchors: Anchors,
+        loss: DetectionLoss,
+        decoder: Decoder,
+        class_names: Sequence[str],
+    ):
+        """Takes the parts that `DetectionConfig.build` makes."""
+        super().__init__()
+        self.name = name
+        self.labels = labels
+        self.levels = tuple(f"p{round(math.log2(stride))}" for stride in anchors.strides)
+        self.head = head
+        self.anchors = anchors
+        self.class_names = tuple(class_names)
+        self.decoder = decoder
+        self._loss = loss
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Returns logits (B, A * C, H, W) for each level, then deltas (B, A * 4, H, W) for each."""
-        raise NotImplementedError
+        logits, deltas = self.head(features)
+        return logits + deltas
 
     def loss(self, outputs: list[Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Returns the terms "class" and "box"; see `Task.loss`."""
-        raise NotImplementedError
+        """Returns the terms "class" and "box"; see `Task.loss`.
 
+        Padding beyond a picture's true size is learned as background, as torchvision, detectron2 and
+        mmdet do: the exported network sees padding too, and must find nothing there.
+        """
+        labels = batch.labels.get(self.labels)
+        if labels is None:
+            skip_normalizer(batch)
+            return {}
+        with torch.autocast(outputs[0].device.type, enabled=False):
+            return self._loss(outputs, labels, batch)
+
+    @torch.no_grad()
     def decode(self, outputs: list[Tensor], sizes: Tensor) -> list[BoxLabels]:
         """Returns the detections of each picture, best first; see `Task.decode`."""
-        raise NotImplementedError
+        num_classes = len(self.class_names)
+        return [
+            BoxLabels.of(
+                boxes,
+                classes,
+                num_classes,
+                scores,
+                grade=Grade.SILVER,
+                coverage=torch.ones(num_classes, device=boxes.device),
+            )
+            for boxes, scores, classes in self.decoder(outputs, sizes)
+        ]
 
     def metric(self) -> Metric:
         """Returns COCO's metric for the task's classes."""
-        raise NotImplementedError
+        return CocoMetric(self.class_names)

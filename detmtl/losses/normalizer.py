@@ -1,0 +1,69 @@
+"""What sums of losses are divided by, so that neither crowds of boxes nor silver drown the rest.
+
+Letters: B pictures, S slots for sources.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from detmtl.structures.sample import Batch
+
+Normalizer = Literal["source", "batch", "image"]
+
+SOURCES = 256
+"""Most sources of a mix. Sums per source have a fixed number of slots, so that processes whose
+batches hold different sources can add them without asking each other which."""
+
+
+def normalizer(kind: Normalizer, positives: Tensor, present: Tensor, batch: Batch) -> Tensor:
+    """Returns the factor (B,) float32 of each picture's summed loss; 0 where not present.
+
+    With n the positives and w the source's weight of a picture, sums over present pictures of all
+    processes:
+    "source": (the source's sum of w / sum of w) / max(1, the source's sum of n);
+    "batch": w' / max(1, sum of w' * n), w' being w divided by its mean;
+    "image": w / sum of w / max(1, n).
+    Of several processes each counts its own pictures alone; the factors are multiplied by the number
+    of processes, since DistributedDataParallel divides gradients by it.
+
+    Positives count one each, whatever the weights of their boxes: divided by their weights, boxes
+    of little weight would raise the negatives' loss, and would themselves not weigh less.
+
+    Args:
+        kind: which one.
+        positives: (B,) number of positive anchors of each picture.
+        present: (B,) bool, pictures that are labelled for the task.
+        batch: the pictures' sources and weights.
+    """
+    n, w = positives.float() * present, batch.weights * present
+    table = torch.stack([n, w, w * n, present.float()], dim=1)
+    sums = _summed(torch.zeros(SOURCES, 4, device=n.device).index_add_(0, batch.groups, table))
+    total_n_of_source, weight_of_source = sums[batch.groups, 0], sums[batch.groups, 1]
+    _, weight, weighted, pictures = sums.sum(0)
+    weight = weight.clamp(min=torch.finfo(weight.dtype).tiny)
+    if kind == "source":
+        factor = weight_of_source / weight / total_n_of_source.clamp(min=1)
+    elif kind == "batch":
+        factor = w * pictures / weight / (weighted * pictures / weight).clamp(min=1)
+    else:
+        factor = w / weight / n.clamp(min=1)
+    return factor * present * _processes()
+
+
+def skip_normalizer(batch: Batch) -> None:
+    """Takes part in the sums of `normalizer` for a process that has no labelled picture."""
+    if _processes() > 1:
+        _summed(torch.zeros(SOURCES, 4, device=batch.weights.device))
+
+
+def _summed(sums: Tensor) -> Tensor:
+    if _processes() > 1:
+        dist.all_reduce(sums)
+    return sums
+
+
+def _processes() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

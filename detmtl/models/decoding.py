@@ -1,0 +1,127 @@
+"""Raw outputs of a detection head to boxes.
+
+Letters: B pictures, C classes, L levels, A anchors per position, H and W positions of a level,
+N boxes of a picture, K candidates.
+Source: Lin et al. 2017 (RetinaNet), arXiv 1708.02002, section 4.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from detmtl.models.anchors import Anchors
+from detmtl.models.boxcoder import decode
+
+
+class Decoder(nn.Module):
+    """Decodes, selects and suppresses; can be compiled by `torch.jit.script`.
+
+    Scores and boxes are float32 (float64 for float64 outputs) whatever the outputs' type. Candidates
+    are found on logits, so that only theirs see a sigmoid, and only theirs are decoded.
+    """
+
+    def __init__(
+        self,
+        anchors: Anchors,
+        num_classes: int,
+        score_threshold: float = 0.05,
+        candidates: int = 1000,
+        nms: float = 0.5,
+        detections: int = 100,
+        class_agnostic: bool = False,
+    ):
+        """Takes the anchors of the head and what `detmtl.tasks.detection.TestSettings` explains."""
+        super().__init__()
+        self.anchors = anchors
+        self.num_classes = num_classes
+        self.score_threshold = score_threshold
+        self.least_logit = -math.inf
+        if score_threshold > 0:  # a little lower; what is kept is decided on scores
+            self.least_logit = math.log(score_threshold / (1 - score_threshold)) - 1e-3
+        self.candidates = candidates
+        self.nms = nms
+        self.detections = detections
+        self.class_agnostic = class_agnostic
+
+    def forward(self, outputs: list[Tensor], sizes: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Returns for each picture boxes (N, 4) xyxy, scores (N,) in [0, 1], classes (N,) int64.
+
+        Boxes are pixels of the network's picture, within its true size; best first.
+
+        Args:
+            outputs: logits (B, A * C, H, W) for each level, then deltas (B, A * 4, H, W) for each.
+            sizes: (B, 2) true height and width of each picture.
+        """
+        num_levels = len(outputs) // 2
+        anchors = self.anchors(outputs[:num_levels])
+        logits: list[Tensor] = []
+        deltas: list[Tensor] = []
+        for level in range(num_levels):
+            logits.append(_rows(outputs[level], self.num_classes))
+            deltas.append(_rows(outputs[num_levels + level], 4))
+        results: list[tuple[Tensor, Tensor, Tensor]] = []
+        for picture in range(len(sizes)):
+            boxes: list[Tensor] = []
+            scores: list[Tensor] = []
+            classes: list[Tensor] = []
+            for level in range(num_levels):
+                score, row, cls = self._candidates(logits[level][picture])
+                boxes.append(decode(anchors[level][row], deltas[level][picture][row]))
+                scores.append(score)
+                classes.append(cls)
+            height, width = sizes[picture][0], sizes[picture][1]
+            results.append(
+                self._suppress(
+                    _clip(torch.cat(boxes), height, width), torch.cat(scores), torch.cat(classes)
+                )
+            )
+        return results
+
+    def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns the best scores (K,) of a level's logits (R, C), best first, their rows and classes."""
+        rows = torch.nonzero(logits.amax(1) > self.least_logit).squeeze(1)
+        chosen = logits[rows]
+        place = torch.nonzero(chosen.flatten() > self.least_logit).squeeze(1)
+        values = chosen.flatten()[place]
+        if values.dtype != torch.float64:
+            values = values.float()
+        scores = torch.sigmoid(values)
+        above = scores > self.score_threshold
+        scores, place = scores[above], place[above]
+        scores, order = scores.topk(min(self.candidates, scores.size(0)))
+        place = place[order]
+        row = rows[torch.div(place, self.num_classes, rounding_mode="floor")]
+        return scores, row, place % self.num_classes
+
+    def _suppress(
+        self, boxes: Tensor, scores: Tensor, classes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns what is left of candidates (K, 4), (K,), (K,) after suppression, best first.
+
+        Classes are kept apart by shifting their boxes, in float64: in half precision that overflows,
+        in float32 it moves corners by some hundredths of a pixel. Suppression goes from the best
+        down, so a prefix of the candidates that yields enough detections yields the right ones.
+        """
+        scores, order = scores.sort(descending=True, stable=True)
+        boxes, classes = boxes[order], classes[order]
+        apart = boxes.double()
+        if not self.class_agnostic and apart.size(0) > 0:
+            apart = apart + (classes.double() * (apart.max() + 1.0)).unsqueeze(1)
+        count = min(boxes.size(0), 4 * self.detections)
+        keep = torch.ops.torchvision.nms(apart[:count], scores[:count].double(), self.nms)
+        while keep.size(0) < self.detections and count < boxes.size(0):
+            count = min(boxes.size(0), 2 * count)
+            keep = torch.ops.torchvision.nms(apart[:count], scores[:count].double(), self.nms)
+        keep = keep[: self.detections]
+        return boxes[keep], scores[keep], classes[keep]
+
+
+def _rows(maps: Tensor, numbers: int) -> Tensor:
+    """Returns (B, A * numbers, H, W) as (B, H * W * A, numbers); of a channels_last map a view."""
+    return maps.permute(0, 2, 3, 1).reshape(maps.size(0), -1, numbers)
+
+
+def _clip(boxes: Tensor, height: Tensor, width: Tensor) -> Tensor:
+    sides = torch.stack([width, height, width, height]).to(boxes.dtype)
+    return torch.minimum(boxes.clamp(min=0), sides)
