@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, cast
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else its import asks the network for a newer version
 
@@ -49,6 +49,10 @@ REFUSED = {
 
 ROW, VISIBLE = 4, 5
 """Columns behind the four corners: which label the box is, and how much of it is still to be seen."""
+
+
+ROUNDING = 1e-3
+"""Pixels by which a side may come out too short through arithmetic on shares of the picture."""
 
 
 class AugmentSettings(Settings):
@@ -115,7 +119,9 @@ class Augment:
                 "ignore", "Got processor for bboxes"
             )  # only pixels change: fine
             self._compose = albumentations.Compose(list(self._steps), bbox_params=params)
-        self._compose.processors["bboxes"] = _ClippedBoxes(params)
+        # in place, because every step and nested composition holds this very object
+        processor = cast(BboxProcessor, self._compose.processors["bboxes"])
+        processor.filter, processor.check = _clipped, _unchecked
 
     def __call__(
         self, image: np.ndarray, labels: Mapping[str, Labels], seed: int
@@ -179,7 +185,7 @@ class Augment:
         corners = clip(scale_boxes(corners, (1, 1), (height, width)), height, width)
         index = torch.from_numpy(rows[:, ROW].round().astype(np.int64))
         side = (corners[:, 2:] - corners[:, :2]).amin(1)
-        keep = (side > 0) & (side >= self.min_side)
+        keep = (side > 0) & (side >= self.min_side - ROUNDING)
         hidden = torch.from_numpy(rows[:, VISIBLE] < self.min_visibility)
         out: dict[str, Labels] = {}
         first = 0
@@ -196,26 +202,25 @@ class Augment:
         return out
 
 
-class _ClippedBoxes(BboxProcessor):
-    """Clips boxes after every step and multiplies up how much of each is left.
+def _clipped(data: np.ndarray, shape: Any) -> np.ndarray:
+    """Returns boxes clipped at the picture's edges, with how much of each is left multiplied up.
 
-    albumentations' own removes by one step's loss alone, raises on boxes that rounding put 1e-6
-    outside, and gives an array without the extra columns once no box is left.
+    Runs after every step, in place of albumentations' own filter, which looks at one step's loss alone
+    and, once no box is left, gives an array without the extra columns.
     """
+    if not data.size:
+        return np.zeros((0, VISIBLE + 1))
+    data = data.astype(np.float64)
+    whole = (data[:, 2] - data[:, 0]) * (data[:, 3] - data[:, 1])
+    data[:, :4] = data[:, :4].clip(0, 1)
+    left = (data[:, 2] - data[:, 0]) * (data[:, 3] - data[:, 1])
+    data, whole, left = data[left > 0], whole[left > 0], left[left > 0]
+    data[:, VISIBLE] *= left / whole
+    return data
 
-    def filter(self, data: np.ndarray, shape: Any) -> np.ndarray:
-        if not data.size:
-            return np.zeros((0, VISIBLE + 1))
-        data = data.astype(np.float64)
-        whole = (data[:, 2] - data[:, 0]) * (data[:, 3] - data[:, 1])
-        data[:, :4] = data[:, :4].clip(0, 1)
-        left = (data[:, 2] - data[:, 0]) * (data[:, 3] - data[:, 1])
-        data, whole, left = data[left > 0], whole[left > 0], left[left > 0]
-        data[:, VISIBLE] *= left / whole
-        return data
 
-    def check(self, data: np.ndarray, shape: Any) -> None:
-        """Nothing to check: `filter` has made every box legal."""
+def _unchecked(data: np.ndarray, shape: Any) -> None:
+    """In place of albumentations' check, which raises on a box 1e-6 outside; `_clipped` mends it."""
 
 
 def _rows(labels: Mapping[str, Labels], size: Sequence[int]) -> np.ndarray:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from rich.console import Console
 
-from detmtl.data.mixture import Mixture, MixSettings, apportion
+from detmtl.data.mixture import MixSettings, Mixture, apportion
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
 
