@@ -71,9 +71,8 @@ class CocoSource(SourceSettings):
         info = data.get("info") if isinstance(data.get("info"), dict) else {}
         coverage = self.covered(classes, classes.known(categories.names), where)[None]
         coverage = coverage * stated_recall(info, categories, len(classes), where)
-        coverage = picture_coverage(
-            pictures, found, categories, coverage, self.covers, classes, faults, where
-        )
+        always = [classes.names.index(name) for name in self.covers or ()]
+        coverage = picture_coverage(pictures, found, categories, coverage, always, faults, where)
         dropped = faults.settle(self.faults)
         silver = self.grade == "silver" or info.get("grade") == "silver"
         k = np.flatnonzero(found.keep & ~given.bad)

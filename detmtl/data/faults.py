@@ -82,7 +82,7 @@ def annotation_faults(
     """
     height, width = np.moveaxis(sizes[image].astype(np.float64), 1, 0)
     known = (height > 0) & (width > 0)
-    finite = np.isfinite(boxes).all(axis=1)
+    finite: np.ndarray = np.isfinite(boxes).all(axis=1)
     safe = np.where(finite[:, None], boxes, 0)
     sides = safe[:, 2:] - safe[:, :2]
     empty = finite & (sides <= 0).any(axis=1)
@@ -91,7 +91,7 @@ def annotation_faults(
     beyond = finite & ~empty & (np.abs(inside - safe) > OUTSIDE).any(axis=1)
     # In float32, in which they are kept, a box cut at the edge may have nothing left.
     kept = inside.astype(np.float32)
-    nothing = (kept[:, 2:] <= kept[:, :2]).any(axis=1) & finite & ~empty & ~beyond
+    nothing: np.ndarray = (kept[:, 2:] <= kept[:, :2]).any(axis=1) & finite & ~empty & ~beyond
     problems = {}
     for i in positions(~finite):
         problems[i] = f"{names(i)}: {_box(boxes[i])} is not finite; boxes need finite numbers"

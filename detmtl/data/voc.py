@@ -245,7 +245,7 @@ def _element(
     rows = zip(labels.boxes.tolist(), labels.classes.tolist(), labels.ignore.tolist(), strict=True)
     for box, c, ignore in rows:
         element = ElementTree.SubElement(tree, "object")
-        ElementTree.SubElement(element, "name").text = classes[c]
+        ElementTree.SubElement(element, "name").text = classes[int(c)]
         ElementTree.SubElement(element, "difficult").text = str(int(ignore != Ignore.NO))
         corners = ElementTree.SubElement(element, "bndbox")
         for key, value, first in zip(_CORNERS, box, (1, 1, 0, 0), strict=True):
