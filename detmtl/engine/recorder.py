@@ -39,6 +39,7 @@ class Recorder:
         class_names: Mapping[str, Sequence[str]],
         start_step: int = 0,
         progress: bool = True,
+        labels: Mapping[str, str] | None = None,
     ):
         """Opens the files.
 
@@ -48,7 +49,9 @@ class Recorder:
             class_names: task -> names, for pictures.
             start_step: steps already made, when the run goes on.
             progress: whether to show the bar.
+            labels: task -> its key in `Batch.labels`, where that is not the task's name.
         """
+        self._labels = dict(labels or {})
         self.class_names = dict(class_names)
         self.progress: Progress | None = None
         self._writer: SummaryWriter | None = None
@@ -62,15 +65,15 @@ class Recorder:
             str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else 0
         )
         if progress:
-            self.progress = Progress(
+            bars = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[told]}"),
             )
-            self.progress.start()
-            self._bar = self.progress.add_task("train", total=steps, completed=start_step, told="")
+            bars.start()
+            self._bar = bars.add_task("train", total=steps, completed=start_step)
+            self.progress = bars
 
     def __enter__(self) -> "Recorder":
         return self
@@ -111,7 +114,7 @@ class Recorder:
         for name, found in predictions.items():
             if not found or not isinstance(found[0], BoxLabels):
                 continue
-            labels = batch.labels.get(name)
+            labels = batch.labels.get(self._labels.get(name, name))
             truths = [None] * len(batch) if labels is None else unpadded(labels)
             for i, (truth, one) in enumerate(zip(truths[:SHOWN], found, strict=False)):
                 picture = self._picture(batch, i, name, truth, one)
@@ -120,8 +123,8 @@ class Recorder:
     def advance(self, step: int, loss: float | None = None) -> None:
         """Moves the bar to `step`."""
         if self.progress is not None:
-            told = "" if loss is None else f"loss {loss:.4g}"
-            self.progress.update(self._bar, completed=step, told=told)
+            told = "train" if loss is None else f"train (loss {loss:.4g})"
+            self.progress.update(self._bar, completed=step, description=told)
 
     def _picture(
         self, batch: Batch, i: int, task: str, truth: BoxLabels | None, found: BoxLabels

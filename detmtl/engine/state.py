@@ -44,7 +44,8 @@ class Ema:
         weight = 1 - min(self.decay, (1 + step) / (10 + step))
         mine, theirs = self.module.state_dict(), model.state_dict()
         floating = [k for k, v in mine.items() if v.is_floating_point()]
-        torch._foreach_lerp_([mine[k] for k in floating], [theirs[k] for k in floating], weight)
+        averages, targets = [mine[k] for k in floating], [theirs[k] for k in floating]
+        torch._foreach_lerp_(averages, targets, weight)  # pyright: ignore[reportPrivateImportUsage]
         for k in mine.keys() - set(floating):
             mine[k].copy_(theirs[k])
 

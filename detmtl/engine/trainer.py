@@ -160,7 +160,8 @@ def train(
             recorder.advance(step, values.get("loss"))
             pictures = 0
         if drawing:
-            recorder.pictures(step, "train", batch, _decoded(state, outputs, batch))
+            found = _decoded(state, outputs, batch)  # pyright: ignore[reportPossiblyUnboundVariable]
+            recorder.pictures(step, "train", batch, found)  # pyright: ignore[reportPossiblyUnboundVariable]
         if evaluating:
             _average_buffers(state)
             with random_kept():

@@ -1,0 +1,74 @@
+import pytest
+import torch
+
+from detmtl.engine.drawing import GOLD, SILVER, class_color, draw, side_by_side
+from detmtl.structures.labels import BoxLabels, Grade, Ignore
+
+NAMES = ["cat", "dog"]
+BOX = [20.0, 40.0, 90.0, 80.0]
+
+
+def labels(box=BOX, grade=Grade.GOLD, ignore=Ignore.NO, score=1.0, c=0):
+    return BoxLabels.of(
+        torch.tensor([box]),
+        torch.tensor([c]),
+        2,
+        scores=torch.tensor([score]),
+        ignore=torch.tensor([int(ignore)]),
+        grade=grade,
+    )
+
+
+@pytest.fixture
+def image():
+    return torch.full((3, 120, 160), 50, dtype=torch.uint8)
+
+
+def color_at(picture, x, y):
+    return tuple(picture[:, y, x].tolist())
+
+
+@pytest.mark.parametrize(("grade", "color"), [(Grade.GOLD, GOLD), (Grade.SILVER, SILVER)])
+def test_grade_decides_the_color(image, grade, color):
+    drawn = draw(image, labels(grade=grade), NAMES)
+    assert drawn.shape == image.shape and drawn.dtype == torch.uint8
+    for x, y in ((20, 60), (90, 60), (55, 80)):
+        assert color_at(drawn, x, y) == color
+    assert color_at(drawn, 55, 60) == (50, 50, 50)
+    assert (image == 50).all()  # a copy
+
+
+def test_classes_have_their_own_colors(image):
+    colors = {color_at(draw(image, labels(c=c), NAMES, "class"), 20, 60) for c in (0, 1)}
+    assert colors == {class_color(0), class_color(1)} and len(colors) == 2
+    assert len({class_color(c) for c in range(80)}) > 60
+
+
+@pytest.mark.parametrize("ignore", [Ignore.CLASS, Ignore.REGION])
+def test_ignored_boxes_are_hatched(image, ignore):
+    inside = draw(image, labels(ignore=ignore), NAMES)[:, 45:75, 25:85]
+    hatched = (inside != 50).any(0).float().mean()
+    assert 0.05 < hatched < 0.5
+
+
+def test_score_and_name_are_written(image):
+    plain = draw(image, labels(), NAMES)
+    assert not torch.equal(plain, draw(image, labels(score=0.5), NAMES))
+    assert not torch.equal(plain, draw(image, labels(), ["cow", "dog"]))
+
+
+@pytest.mark.parametrize(
+    "box",
+    [[-10, -10, 500, 500], [159.6, 119.6, 160, 120], [10, 10, 10, 10], [300, 300, 310, 310]],
+)
+@pytest.mark.parametrize("ignore", [Ignore.NO, Ignore.REGION])
+def test_any_box_can_be_drawn(image, box, ignore):
+    assert draw(image, labels(box=box, ignore=ignore), NAMES).shape == image.shape
+
+
+def test_no_boxes(image):
+    assert torch.equal(draw(image, BoxLabels.empty(2), NAMES), image)
+
+
+def test_side_by_side(image):
+    assert side_by_side(image, image + 1).shape == (3, 120, 324)

@@ -1,0 +1,333 @@
+import json
+import math
+import os
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.multiprocessing
+from pydantic import ValidationError
+from torch import nn
+
+sys.path.insert(0, os.path.dirname(__file__))
+from engine_stand_ins import CPU, batch_of, batches, prepared, recorder
+
+from detmtl.engine import distributed
+from detmtl.engine.evaluator import evaluate
+from detmtl.engine.optim import OptimSettings
+from detmtl.engine.recorder import read_metrics
+from detmtl.engine.state import read_checkpoint
+from detmtl.engine.trainer import TrainingDiverged, TrainSettings, train
+from detmtl.structures.errors import InputError
+
+OPTIM = OptimSettings(lr=0.02, warmup=2)
+
+
+def settings(**changes) -> TrainSettings:
+    given = {"steps": 12, "precision": "fp32", "ema": 0.9, "log_every": 3, "save_every": 4}
+    return TrainSettings(**{**given, **changes})
+
+
+def score(model: nn.Module) -> dict[str, float]:
+    torch.rand(3)  # an evaluation may draw what it likes
+    return evaluate(model, [batch_of(1000), batch_of(1001)], CPU, "fp32")
+
+
+def run(folder, chosen, state=None, source=None, optim=OPTIM):
+    state = prepared(chosen, optim) if state is None else state
+    source = batches(state.step * chosen.accumulate) if source is None else source
+    with recorder(folder, chosen.steps, state.step) as told:
+        metrics = train(state, source, chosen, optim, score, told, folder)
+    return state, metrics
+
+
+def weights(state):
+    """Returns everything that training changes, by name."""
+    found = {f"model.{k}": v for k, v in state.model.state_dict().items()}
+    if state.ema is not None:
+        found |= {f"ema.{k}": v for k, v in state.ema.module.state_dict().items()}
+    for i, values in state.optimizer.state_dict()["state"].items():
+        found |= {f"optimizer.{i}.{k}": v for k, v in values.items()}
+    return {k: v.clone() for k, v in found.items()}
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    different = [k for k in a if not torch.equal(a[k], b[k])]
+    assert different == []
+
+
+def test_loss_falls_and_files_are_there(tmp_path):
+    _, metrics = run(tmp_path, settings(steps=60, evaluate_every=30, best="boxes/AP50"))
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    losses = [r["train/boxes/box"] for r in records if "train/boxes/box" in r]
+    assert losses[-1] < 0.3 * losses[0]
+    assert metrics.keys() == {k[4:] for k in records[-1] if k != "step"}
+    names = {
+        "train/loss", "train/boxes/size", "train/gradient_norm", "lr/backbone", "lr/rest_no_decay",
+        "time/data", "time/forward", "time/backward", "pictures_per_second",
+    }  # fmt: skip
+    assert names <= records[0].keys()
+    assert all(math.isfinite(records[0][n]) for n in names)
+    assert read_checkpoint(tmp_path / "best.pt")["step"] in (30, 60)
+    assert "optimizer" not in read_checkpoint(tmp_path / "best.pt")
+    assert read_checkpoint(tmp_path / "last.pt")["step"] == 60
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_resumed_equals_uninterrupted(tmp_path, name, accumulate):
+    optim = OptimSettings(name=name, lr=0.02, warmup=2)
+    chosen = settings(accumulate=accumulate, evaluate_every=2, best="boxes/AP")
+    whole, _ = run(tmp_path / "whole", chosen, optim=optim)
+
+    class Killed(Exception):
+        pass
+
+    def killed_after(number):
+        for i, batch in enumerate(batches()):
+            if i == number:
+                raise Killed
+            yield batch
+
+    state = prepared(chosen, optim)
+    with pytest.raises(Killed):
+        run(tmp_path / "part", chosen, state, killed_after(10 * accumulate), optim)
+    resumed = prepared(chosen, optim, seed=99)
+    torch.rand(7)
+    resumed.load(tmp_path / "part" / "last.pt")
+    assert resumed.step == 8
+    run(tmp_path / "part", chosen, resumed, optim=optim)
+    assert_same(weights(resumed), weights(whole))
+    assert resumed.best == whole.best
+
+    def told(folder):
+        records = read_metrics(tmp_path / folder / "metrics.jsonl")
+        measured = ("time/", "pictures_per")
+        return [{k: v for k, v in r.items() if not k.startswith(measured)} for r in records]
+
+    assert told("part") == told("whole")
+
+
+def test_nothing_left_to_do(tmp_path):
+    state, _ = run(tmp_path, settings())
+    before = weights(state)
+    _, metrics = run(tmp_path, settings(), state, iter(()))
+    assert metrics == {}
+    assert_same(weights(state), before)
+
+
+def test_accumulating_two_halves_equals_one_batch(tmp_path):
+    def no_norm(chosen):
+        state = prepared(chosen, OPTIM)
+        state.model.backbone[1].eval()
+        state.model.backbone[1].train = lambda mode=True: state.model.backbone[1]
+        state.model.dropout.p = 0.0
+        return state
+
+    one = no_norm(settings(ema=None))
+    run(tmp_path / "one", settings(ema=None), one, batches(size=4))
+    two = no_norm(settings(ema=None))
+    run(tmp_path / "two", settings(ema=None, accumulate=2), two, batches(size=2))
+    for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def poisoned(at: int, value: float):
+    for i, batch in enumerate(batches()):
+        if i == at:
+            boxes = batch.labels["boxes"]
+            bad = replace(boxes, boxes=boxes.boxes.clone().fill_(value))
+            batch = replace(batch, labels={"boxes": bad})
+        yield batch
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+@pytest.mark.parametrize("at", [0, 5])
+def test_not_finite_stops_with_the_pictures(tmp_path, value, name, at):
+    chosen = settings(log_every=100, save_every=8)
+    optim = OptimSettings(name=name, lr=0.02)
+    state = prepared(chosen, optim)
+    with pytest.raises(TrainingDiverged) as error:
+        run(tmp_path, chosen, state, poisoned(at, value), optim)
+    told = str(error.value)
+    assert f"step {at + 1}:" in told and "boxes/box = " in told and "boxes/size = 0." in told
+    assert [f"pictures/{i}.jpg" in told for i in range(4 * at, 4 * at + 4)] == [True] * 4
+    assert f"pictures/{4 * at + 4}.jpg" not in told
+    assert not (tmp_path / "last.pt").exists()
+    # the bad update was skipped, and those after it had clean weights to start from
+    for key, value in weights(state).items():
+        assert torch.isfinite(value).all(), key
+
+
+def test_skipped_update_changes_nothing(tmp_path):
+    chosen = settings(steps=6, log_every=100, save_every=None, ema=None)
+    before = prepared(chosen, OPTIM)
+    with pytest.raises(TrainingDiverged):
+        run(tmp_path / "a", chosen, before, poisoned(5, float("nan")))
+    clean = settings(steps=6, log_every=100, save_every=5, ema=None)
+    state = prepared(clean, OPTIM)
+
+    def five():
+        for _, batch in zip(range(5), batches(), strict=False):
+            yield batch
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b", clean, state, five())
+    for a, b in zip(before.model.parameters(), state.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_batch_that_nobody_labelled(tmp_path):
+    def some():
+        for i, batch in enumerate(batches()):
+            yield replace(batch, labels={}) if i % 2 else batch
+
+    state, _ = run(tmp_path, settings(log_every=1), source=some())
+    assert state.step == 12
+    losses = [r.get("train/boxes/box") for r in read_metrics(tmp_path / "metrics.jsonl")]
+    assert None in losses and any(losses)
+
+
+def test_best_is_the_best_not_the_last(tmp_path):
+    values = iter([0.1, 0.5, 0.3])
+    chosen = settings(evaluate_every=4, best="boxes/AP")
+    state = prepared(chosen, OPTIM)
+    with recorder(tmp_path, 12) as told:
+        train(state, batches(), chosen, OPTIM, lambda m: {"boxes/AP": next(values)}, told, tmp_path)
+    assert read_checkpoint(tmp_path / "best.pt")["step"] == 8
+    assert state.best == 0.5
+
+
+def test_unknown_best_metric_is_told(tmp_path):
+    with pytest.raises(InputError, match="'boxes/ap' is no metric"):
+        run(tmp_path, settings(best="boxes/ap"))
+
+
+def test_no_truth_still_leaves_a_best(tmp_path):
+    chosen = settings(best="boxes/AP")
+    state = prepared(chosen, OPTIM)
+    with recorder(tmp_path, 12) as told:
+        train(state, batches(), chosen, OPTIM, lambda m: {"boxes/AP": math.nan}, told, tmp_path)
+    assert read_checkpoint(tmp_path / "best.pt")["step"] == 12
+    assert read_metrics(tmp_path / "metrics.jsonl")[-1]["val/boxes/AP"] is None
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_learns(tmp_path, precision):
+    chosen = settings(steps=40, precision=precision, log_every=10)
+    state, _ = run(tmp_path, chosen)
+    losses = [
+        r["train/boxes/box"] for r in read_metrics(tmp_path / "metrics.jsonl") if "train/loss" in r
+    ]
+    assert losses[-1] < 0.5 * losses[0]
+    assert all(p.dtype == torch.float32 for p in state.model.parameters())
+    assert (state.scaler is not None) == (precision == "fp16")
+
+
+def test_float16_survives_an_overflow_that_its_scale_made(tmp_path):
+    chosen = settings(steps=10, precision="fp16", log_every=5)
+    state = prepared(chosen, OPTIM)
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    run(tmp_path, chosen, state)
+    records = read_metrics(tmp_path / "metrics.jsonl")
+    assert records[0]["train/skipped"] > 0
+    assert state.scaler.get_scale() < 2.0**40
+    assert all(torch.isfinite(p).all() for p in state.model.parameters())
+
+
+def test_settings_are_checked():
+    with pytest.raises(ValidationError):
+        TrainSettings(steps=0)
+    with pytest.raises(ValidationError):
+        TrainSettings(steps=3, ema=1.0)
+
+
+def test_no_device_wait_inside_a_step(tmp_path, monkeypatch):
+    """Between two logs nothing reads a tensor's value."""
+    reads = []
+    for name in ("item", "tolist", "__bool__", "__float__"):
+        real = getattr(torch.Tensor, name)
+        monkeypatch.setattr(
+            torch.Tensor, name, lambda t, real=real, name=name: (reads.append(name), real(t))[1]
+        )
+    chosen = settings(steps=9, log_every=100, save_every=None)
+
+    def counted():
+        for i, batch in enumerate(batches()):
+            if i == 3:
+                reads.clear()
+            if i == 8:
+                assert reads == []
+            yield batch
+
+    run(tmp_path, chosen, source=counted())
+
+
+def _rank(rank, folder, port):
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    process = distributed.start("cpu")
+    chosen = settings(ema=None, channels_last=False)
+    state = prepared(chosen, OPTIM, seed=rank)  # rank 1 must take rank 0's weights
+
+    def mine():
+        for whole in batches(size=4):
+            half = slice(2 * rank, 2 * rank + 2)
+            labels = whole.labels["boxes"]
+            part = {k: v[half] for k, v in vars(labels).items()}
+            yield replace(
+                whole,
+                images=whole.images[half], sizes=whole.sizes[half], infos=whole.infos[half],
+                groups=whole.groups[half], weights=whole.weights[half],
+                labels={"boxes": replace(labels, **part)},
+            )  # fmt: skip
+
+    def uneven(model):
+        return evaluate(model, [batch_of(1000), batch_of(1001)][: 1 + rank], process.device, "fp32")
+
+    without_norm(state)
+    with recorder(folder, 12) as told:
+        metrics = train(state, mine(), chosen, OPTIM, uneven, told, folder)
+    everyones = distributed.gather((metrics, [p.detach() for p in state.model.parameters()]))
+    if rank == 0:
+        torch.save(everyones, folder / "everyones.pt")
+    distributed.stop()
+
+
+def without_norm(state):
+    """Takes out what sees the batch as a whole or draws by itself."""
+    norm = state.model.backbone[1]
+    norm.eval()
+    norm.train = lambda mode=True: norm
+    state.model.dropout.p = 0.0
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_two_ranks_equal_one(tmp_path):
+    chosen = settings(ema=None, channels_last=False)
+    one = prepared(chosen, OPTIM)
+    without_norm(one)
+    _, metrics = run(tmp_path / "one", chosen, one)
+    two = tmp_path / "two"
+    port = 29500 + os.getpid() % 1000
+    torch.multiprocessing.spawn(_rank, (two, port), nprocs=2)
+    (first, weights_0), (second, weights_1) = torch.load(two / "everyones.pt")
+    # ranks agree, and each picture counts once though both have batch 1000
+    assert first == pytest.approx(second, abs=0, nan_ok=True)
+    assert first == pytest.approx(metrics, abs=1e-3, nan_ok=True)
+    for a, b, c in zip(weights_0, weights_1, one.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(a, c.detach(), atol=1e-4, rtol=1e-3)
+    assert len(read_checkpoint(two / "last.pt")["random"]) == 2
+    steps = [json.loads(line)["step"] for line in (two / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)
