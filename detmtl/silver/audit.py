@@ -149,7 +149,7 @@ class Audit:
                 )
         if boxes.sum() > 3 * gold and confirmed.sum() < 0.3 * boxes.sum():
             problems.append(
-                f"audit: the teacher has {boxes.sum() / self.pictures:.1f} boxes a picture at a score of 0.5, "
+                f"audit: the teacher has {boxes.sum() / self.pictures:.1f} boxes a picture at score 0.5, "
                 f"gold {gold / self.pictures:.1f}, and gold confirms {confirmed.sum()} of {boxes.sum()}; "
                 "raise the threshold, or choose it by precision"
             )

@@ -1,20 +1,51 @@
 """A teacher labels pictures into a store."""
 
-from collections.abc import Sequence
+import os
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import torch
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from torch import Tensor
 
 from detmtl.data.source import Source
-from detmtl.silver.store import Store
+from detmtl.silver.store import Record, Store
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import BoxLabels
+from detmtl.structures.sample import ImageInfo
 from detmtl.teachers.teacher import Teacher
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """A picture that was read, or the error that came of it."""
+
+    info: ImageInfo
+    image: Tensor | None
+    fault: InputError | None
 
 
 def annotate(
     teacher: Teacher,
     sources: Sequence[Source],
-    store_path: Path,
+    store_path: Path | str,
     floor: float = 0.05,
     batch_size: int = 8,
     rank: int = 0,
@@ -37,8 +68,8 @@ def annotate(
         batch_size: pictures that the teacher sees at once.
         rank, world: this process labels the pictures i with i % world == rank (torchrun).
         progress: whether to show a bar with the time left.
-        root: file names are kept relative to this folder (None: the base name); only used when a
-            selection is made without sources.
+        root: file names are kept relative to this folder (None: absolute); only used when a selection
+            is made without sources.
         faults: what happens at the end where pictures could not be read: an error that names
             them, or a warning. Every other picture is labelled in either case.
         part_pictures, part_seconds: a part is written after so many pictures or so much time,
@@ -50,4 +81,133 @@ def annotate(
         InputError: the store belongs to another teacher or another floor, or pictures could not
             be read.
     """
-    raise NotImplementedError
+    assert 0 <= rank < world and batch_size > 0
+    store = Store.create(Path(store_path), teacher.card, floor)
+    bar = _bar(console) if progress and rank == 0 else None
+    unreadable: list[InputError] = []
+    with bar or nullcontext(), store.writer(rank, part_pictures, part_seconds) as writer:
+        todo, hashes = _todo(sources, store, rank, world, bar)
+        number = None if bar is None else bar.add_task("labelling", total=len(todo))
+        reading = _read_ahead(sources, todo, hashes, readers, 4 * batch_size)
+        while chunk := list(islice(reading, batch_size)):
+            unreadable += [read.fault for read in chunk if read.fault is not None]
+            good = [(read.image, read.info) for read in chunk if read.image is not None]
+            images, infos = [image for image, _ in good], [info for _, info in good]
+            labels = teacher.annotate(images, infos, floor) if good else []
+            for found, info in zip(labels, infos, strict=True):
+                writer.add(_record(found, info, teacher, floor, root))
+            if bar is not None and number is not None:
+                bar.advance(number, len(chunk))
+    problems = [problem for fault in unreadable for problem in fault.problems]
+    if problems and faults == "error":
+        raise InputError(problems)
+    if problems:
+        shown = "; ".join(problems[:3])
+        warnings.warn(
+            f"{len(unreadable)} pictures could not be read and have no labels: {shown}",
+            stacklevel=2,
+        )
+    return Store.open(store.path)
+
+
+def _todo(
+    sources: Sequence[Source], store: Store, rank: int, world: int, bar: Progress | None
+) -> tuple[np.ndarray, list[list[str]]]:
+    """Returns source and position (J, 2) of the pictures that are to be labelled, and all hashes.
+
+    Of several files with the same bytes the first is labelled, once.
+    """
+    hashes = [source.hashes(_reporter(bar, f"hashing {source.name}")) for source in sources]
+    flat = [content_hash for own in hashes for content_hash in own]
+    if not flat:
+        raise InputError("annotate: there are no pictures in " + ", ".join(s.name for s in sources))
+    digests = np.frombuffer(bytes.fromhex("".join(flat)), dtype="S32")
+    first = np.zeros(len(flat), dtype=bool)
+    first[np.unique(digests, return_index=True)[1]] = True
+    mine = np.arange(len(flat)) % world == rank
+    at = np.flatnonzero(first & mine & ~store.known().mask(flat))
+    ends = np.cumsum([len(own) for own in hashes])
+    source = np.searchsorted(ends, at, side="right")
+    return np.stack([source, at - np.append(0, ends)[source]], axis=1), hashes
+
+
+def _read_ahead(
+    sources: Sequence[Source],
+    todo: np.ndarray,
+    hashes: Sequence[Sequence[str]],
+    readers: int,
+    ahead: int,
+) -> Iterator[_Read]:
+    """Yields pictures in order, at most `ahead` of them decoded and waiting."""
+
+    def read(s: int, i: int) -> _Read:
+        info = replace(sources[s].info(i), content_hash=hashes[s][i])
+        try:
+            pixels = sources[s].read(i)
+        except InputError as fault:
+            return _Read(info, None, fault)
+        image = torch.from_numpy(pixels).permute(2, 0, 1)
+        return _Read(info, image, None)
+
+    waiting: deque[Future[_Read]] = deque()
+    with ThreadPoolExecutor(max_workers=max(1, readers)) as pool:
+        try:
+            for s, i in todo:
+                waiting.append(pool.submit(read, int(s), int(i)))
+                if len(waiting) >= ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _record(
+    labels: BoxLabels, info: ImageInfo, teacher: Teacher, floor: float, root: Path | None
+) -> Record:
+    """Returns what is kept of a teacher's labels, checked: later nobody looks at them again."""
+    boxes = labels.boxes.cpu().numpy().astype(np.float64)
+    scores, classes = labels.scores.cpu().numpy(), labels.classes.cpu().numpy()
+    who = f"teacher '{teacher.card.name}', picture {info.path}"
+    if not np.isfinite(boxes).all() or not np.isfinite(scores).all():
+        raise InputError(f"{who}: gave a box or a score that is not finite")
+    if len(scores) and not (0 <= scores.min() and scores.max() <= 1):
+        raise InputError(f"{who}: gave the score {scores.max()}; scores lie in [0, 1]")
+    if len(classes) and not (0 <= classes.min() and classes.max() < len(teacher.card.classes)):
+        raise InputError(
+            f"{who}: gave the class {classes.max()}, but has {len(teacher.card.classes)} classes"
+        )
+    boxes = np.round(boxes.clip(0, [info.width, info.height] * 2), 2)
+    order = np.argsort(-scores, kind="stable")
+    # What lies outside of the picture has no side left after clipping.
+    real = (boxes[order, 2:] > boxes[order, :2]).all(axis=1) & (scores[order] >= floor)
+    rows = order[real]
+    return Record(
+        content_hash=info.content_hash,
+        height=info.height,
+        width=info.width,
+        boxes=boxes[rows],
+        classes=classes[rows],
+        scores=scores[rows],
+        file=info.path if root is None else os.path.relpath(info.path, root),
+    )
+
+
+def _bar(console: Console | None) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TaskProgressColumn(show_speed=True),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def _reporter(bar: Progress | None, what: str) -> Callable[[int, int], None] | None:
+    if bar is None:
+        return None
+    number = bar.add_task(what, total=None)
+    return lambda done, total: bar.update(number, completed=done, total=total)

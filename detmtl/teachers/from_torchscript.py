@@ -1,9 +1,84 @@
 """A TorchScript file as teacher."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from detmtl.teachers.teacher import Teacher, TeacherSettings
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from detmtl.inference.torchscript import EXTRA_FILE, deprecation_expected
+from detmtl.silver.card import TeacherCard
+from detmtl.structures.boxes import clip
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import BoxLabels
+from detmtl.structures.sample import ImageInfo
+from detmtl.teachers.teacher import (
+    Teacher,
+    TeacherSettings,
+    as_silver,
+    class_names,
+    existing,
+    file_sha256,
+)
+
+
+class TorchScriptTeacher(Teacher):
+    """A module that takes and gives what torchvision's detectors do.
+
+    Args:
+        module: list of (3, H, W) -> list of dicts `boxes`, `labels`, `scores`, or a pair of which
+            that list is the second (torchvision's scripted detectors).
+        card: who it is.
+        device: where the module is.
+        scale: pictures are given as float, multiplied by it; None: as uint8.
+        first_label: the label of the first class.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        card: TeacherCard,
+        device: torch.device | str,
+        scale: float | None = None,
+        first_label: int = 0,
+    ):
+        self.card = card
+        self._module, self._device = module, device
+        self._scale, self._first_label = scale, first_label
+
+    @torch.inference_mode()
+    def annotate(
+        self, images: Sequence[Tensor], infos: Sequence[ImageInfo], floor: float = 0.05
+    ) -> list[BoxLabels]:
+        """Returns the boxes of each picture, see `Teacher.annotate`.
+
+        Raises:
+            InputError: a label is none of the classes.
+        """
+        given = [image.to(self._device) for image in images]
+        if self._scale is not None:
+            given = [image.float() * self._scale for image in given]
+        found = self._module(given)
+        if isinstance(found, tuple):
+            found = found[1]
+        return [self._labels(one, image, floor) for one, image in zip(found, images, strict=True)]
+
+    def _labels(self, found: dict[str, Tensor], image: Tensor, floor: float) -> BoxLabels:
+        classes = found["labels"].cpu() - self._first_label
+        wrong = (classes < 0) | (classes >= len(self.card.classes))
+        if wrong.any():
+            label = int(classes[wrong][0]) + self._first_label
+            raise InputError(
+                f"teacher '{self.card.name}': gave the label {label}, but its {len(self.card.classes)} "
+                f"classes are the labels from {self._first_label} on; correct teacher.classes or "
+                "teacher.first_label"
+            )
+        boxes = clip(found["boxes"].cpu().float(), image.shape[1], image.shape[2])
+        labels = BoxLabels.of(boxes, classes, len(self.card.classes), scores=found["scores"].cpu())
+        return as_silver(labels, floor)
 
 
 class TorchScriptTeacherSettings(TeacherSettings):
@@ -12,6 +87,38 @@ class TorchScriptTeacherSettings(TeacherSettings):
     kind: Literal["torchscript"] = "torchscript"
     classes: str | list[str] | None = None
     """Class names or a file of them; None: those inside the file."""
+    scale: float | None = Field(None, gt=0)
+    """Pictures are given as float, multiplied by this (1/255 for torchvision's detectors); None: as
+    uint8, as the files that this package exports want them."""
+    first_label: int = 0
+    """The label of the first class; 1 for torchvision's detectors, where 0 is the background."""
 
-    def load(self, root: Path, device: str = "cpu") -> Teacher:
-        raise NotImplementedError
+    def load(self, root: Path, device: str = "cpu") -> TorchScriptTeacher:
+        """Builds the teacher; files are taken relative to `root`.
+
+        Raises:
+            InputError: there is no such file, it is no TorchScript, or class names are missing.
+        """
+        file = existing(root, self.path, "teacher.path")
+        extra = {EXTRA_FILE: ""}
+        try:
+            with deprecation_expected():
+                module = torch.jit.load(str(file), map_location=device, _extra_files=extra).eval()
+        except RuntimeError as problem:
+            first = str(problem).strip().splitlines()[0]
+            raise InputError(f"{file}: no readable TorchScript file ({first})") from None
+        about = json.loads(extra[EXTRA_FILE] or "{}")
+        names = self.classes if self.classes is not None else about.get("classes")
+        if not names:
+            raise InputError(
+                f"teacher.classes: {file} has no class names inside; give them, in the order of its labels"
+            )
+        scaling = "uint8" if self.scale is None else f"float, times {self.scale}"
+        card = TeacherCard(
+            name=self.name or file.stem,
+            weights_sha256=file_sha256(file),
+            classes=class_names(root, names),
+            preprocessing=f"inside the file; rgb {scaling}; labels from {self.first_label}",
+            versions={"torch": torch.__version__},
+        )
+        return TorchScriptTeacher(module, card, device, self.scale, self.first_label)

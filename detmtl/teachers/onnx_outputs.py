@@ -130,7 +130,7 @@ class AdapterSettings(Settings):
 
     nms: float = Field(0.6, gt=0, le=1)
     """Of two boxes of one class that overlap more than this (IoU), the better stays."""
-    best_class: bool = False
+    best_class: bool = True
     """Whether a candidate box has only its best class, or every class that reaches the floor."""
     max_boxes: PositiveInt = 300
     """The most boxes of a picture."""
@@ -160,7 +160,6 @@ class FastestDetAdapter(AdapterSettings):
 
     kind: Literal["fastestdet"] = "fastestdet"
     nms: float = Field(0.45, gt=0, le=1)
-    best_class: bool = True
     stride: PositiveInt = 16
     words: ClassVar[str] = "bgr 0..1, both sides scaled"
 

@@ -3,17 +3,27 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from detmtl.silver.card import TeacherCard
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import BoxLabels
+from detmtl.structures.labels import BoxLabels, Grade
 from detmtl.structures.sample import ImageInfo
 from detmtl.structures.settings import Settings
 
-__all__ = ["Teacher", "TeacherCard", "TeacherSettings", "class_names", "existing", "file_sha256"]
+__all__ = [
+    "Teacher",
+    "TeacherCard",
+    "TeacherSettings",
+    "as_silver",
+    "class_names",
+    "existing",
+    "file_sha256",
+]
 
 
 class Teacher(ABC):
@@ -93,3 +103,11 @@ def file_sha256(path: Path) -> str:
     """Returns the sha256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def as_silver(labels: BoxLabels, floor: float) -> BoxLabels:
+    """Returns predictions of at least `floor` on the CPU, as silver, by falling score."""
+    labels = replace(labels, **{f.name: getattr(labels, f.name).cpu() for f in fields(labels)})
+    order = torch.argsort(labels.scores, descending=True, stable=True)
+    labels = labels[order[labels.scores[order] >= floor]]
+    return replace(labels, grade=torch.full_like(labels.grade, int(Grade.SILVER)))
