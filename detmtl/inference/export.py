@@ -5,10 +5,11 @@ Letters: B pictures, H and W pixels.
 
 import copy
 import io
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -135,10 +136,10 @@ def export_model(
         for method in METHODS:
             try:
                 _write(loaded, task, unfinished, method, dtype)
-            except Exception as error:  # the compiler raises many kinds for what it cannot read
+                difference = check_parity(loaded, task, unfinished, dtype, pictures)
+            except Exception as error:  # compiler and compiled code raise many kinds
                 found.append(f"{method}: {type(error).__name__}: {_gist(error)}")
                 continue
-            difference = check_parity(loaded, task, unfinished, dtype, pictures)
             if not difference.problems:
                 os.replace(unfinished, path)
                 return ExportReport(path, dtype, method, difference)
@@ -180,7 +181,7 @@ def check_parity(
             lambda batch: loaded.model(batch)[task], file.module.network, padded, tolerance
         )
     decoders = [loaded.model.tasks[task].decoder, file.module.decoder]
-    with _score_threshold(decoders, 0.0 if exact else None):
+    with _every_score(decoders) if exact else nullcontext():
         difference = compare_detections(
             lambda images: [found[task] for found in model.predict(images)],
             lambda images: [found[task] for found in file.predict(images)],
@@ -191,22 +192,25 @@ def check_parity(
 
 
 @contextmanager
-def _score_threshold(decoders: Sequence[Any], threshold: float | None) -> Iterator[None]:
-    before = [decoder.score_threshold for decoder in decoders]
+def _every_score(decoders: Sequence[Any]) -> Iterator[None]:
+    """Lets decoders, eager or compiled, keep boxes of any score for a while."""
+    before = [(decoder.score_threshold, decoder.least_logit) for decoder in decoders]
     assert len(set(before)) == 1, before
     try:
         for decoder in decoders:
-            decoder.score_threshold = before[0] if threshold is None else threshold
+            decoder.score_threshold, decoder.least_logit = 0.0, -math.inf
         yield
     finally:
-        for decoder in decoders:
-            decoder.score_threshold = before[0]
+        for decoder, (threshold, logit) in zip(decoders, before, strict=True):
+            decoder.score_threshold, decoder.least_logit = threshold, logit
 
 
 def _gist(error: Exception) -> str:
-    """Returns the first line of an error that says something."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    return next((line for line in lines if line), "no message")
+    """Returns the line of an error that says what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and "TorchScript interpreter" in lines[0]:  # its call stack comes first
+        lines.reverse()
+    return lines[0] if lines else "no message"
 
 
 class _Network(nn.Module):

@@ -22,7 +22,7 @@ class Tolerance:
     """What counts as agreement.
 
     Attributes:
-        outputs: norm of the difference of each raw output, relative to the norm of the output.
+        outputs: norm of the difference of each raw output, relative to the output's norm.
         pixels: largest difference of a corner of a matching detection; None: `iou` decides.
         iou: least intersection over union of a matching detection.
         scores: largest difference of its score.
@@ -117,10 +117,7 @@ def compare_outputs(
     """
     largest, problems = 0.0, []
     for batch in batches:
-        differences = [
-            _relative(a.float(), b.float())
-            for a, b in zip(expected(batch), found(batch), strict=True)
-        ]
+        differences = _relative(expected(batch), found(batch))
         worst = max(differences)
         largest = max(largest, worst)
         if not worst <= tolerance.outputs:
@@ -180,10 +177,18 @@ def _matches(a: BoxLabels, b: BoxLabels, tolerance: Tolerance) -> tuple[Tensor, 
     return same.any(1), box_gap.gather(1, nearest)[:, 0], score_gap.gather(1, nearest)[:, 0]
 
 
-def _relative(expected: Tensor, found: Tensor) -> float:
-    if expected.shape != found.shape:
-        return torch.inf
-    return float((expected - found).norm() / expected.norm().clamp(min=1e-12))
+def _relative(expected: list[Tensor], found: list[Tensor]) -> list[float]:
+    """Returns for each output its difference in units of its own norm, or of the norm that outputs of
+    its size have on average, whichever is larger: outputs near 0 have no digits to agree in."""
+    if [x.shape for x in expected] != [x.shape for x in found]:
+        return [torch.inf]
+    count = sum(x.numel() for x in expected)
+    average = (sum(float(x.float().square().sum()) for x in expected) / count) ** 0.5
+    return [
+        float((x.float() - y.float()).norm())
+        / max(float(x.float().norm()), average * x.numel() ** 0.5, 1e-12)
+        for x, y in zip(expected, found, strict=True)
+    ]
 
 
 def _size(image: Tensor) -> str:
