@@ -286,7 +286,7 @@ def fit_model(
         optim,
         process,
         settings.resolved(),
-        list(model.class_names),
+        list(settings.data.label_space().names),
     )
     if folder.last.exists():
         state.load(folder.last)
@@ -313,7 +313,7 @@ def fit_model(
             truth=truth_of(val),
         )
 
-    names = {task: list(model.class_names) for task in settings.tasks}
+    names = {task: settings.data.label_space().names for task in settings.tasks}
     with Recorder(folder.path, steps, names, state.step, progress=process.rank == 0) as recorder:
         train(state, stream, settings.train, optim, validate, recorder, folder.path)
     load_weights(model, weights_of(read_checkpoint(folder.best)), str(folder.best))
@@ -330,7 +330,8 @@ def score(
 ) -> dict[str, float]:
     """Returns the final scores of a trained model; computed once and kept in the run folder."""
     if folder.metrics.exists():
-        return json.loads(folder.metrics.read_text(), parse_constant=float)
+        kept = json.loads(folder.metrics.read_text())
+        return {name: float("nan") if value is None else value for name, value in kept.items()}
     with bar(console) as progress:
         task = progress.add_task("Scoring", total=len(source))
         return evaluate(

@@ -33,6 +33,7 @@ from detmtl.structures.labels import Grade
 __all__ = [
     "CocoImage",
     "CocoSource",
+    "category_names",
     "coco_images",
     "coco_info",
     "read_json",
@@ -117,6 +118,17 @@ def read_json(path: Path, where: str) -> Any:
     finally:
         if collecting:
             gc.enable()
+
+
+def category_names(annotations: Path) -> list[str]:
+    """Returns the category names of an annotation file, in its order.
+
+    Raises:
+        InputError: the file is no annotation file.
+    """
+    _, _, listed = _lists(read_json(annotations, str(annotations)), str(annotations), True)
+    names = [c.get("name") if isinstance(c, dict) else None for c in listed]
+    return [name for name in names if isinstance(name, str)]
 
 
 def _lists(data: Any, where: str, nothing_found: bool) -> tuple[list[Any], list[Any], list[Any]]:

@@ -1,0 +1,7 @@
+"""`python -m detmtl VERB ...`."""
+
+import sys
+
+from detmtl.cli import main
+
+sys.exit(main())

@@ -1,0 +1,369 @@
+"""The command line: `detmtl VERB ...`, and the same from `python tools/VERB.py ...`.
+
+Exit status: 0 done; 1 the run failed; 2 what the user gave is wrong, told in a sentence each.
+"""
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from rich.console import Console
+from rich.table import Table
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from detmtl import __version__
+from detmtl.config import find_config, read_settings, settings_schema
+from detmtl.data.coco import CocoSource, category_names
+from detmtl.data.faults import check_source, class_rows
+from detmtl.data.folder import FolderSource
+from detmtl.data.loader import evaluation_batches
+from detmtl.data.source import Source
+from detmtl.engine import distributed
+from detmtl.engine.evaluator import evaluate
+from detmtl.engine.trainer import TrainingDiverged
+from detmtl.inference.export import FORMATS, ExportError, export
+from detmtl.inference.predictor import load_checkpoint, load_predictor
+from detmtl.inference.results import predict_to_files
+from detmtl.metrics.coco import evaluate_files
+from detmtl.recipe import bar, run, truth_of, write_json
+from detmtl.silver.audit import audit
+from detmtl.silver.selection import SelectionSettings, select
+from detmtl.silver.store import Store
+from detmtl.structures.classes import LabelSpace
+from detmtl.structures.errors import InputError
+from detmtl.teachers.annotate import annotate
+from detmtl.teachers.teachers import AnyTeacher
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit status."""
+    warnings.showwarning = _one_line  # type: ignore[assignment]
+    args = _parser().parse_args(arguments)
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        return args.verb(args) or 0
+    except InputError as error:
+        for line in str(error).splitlines():
+            errors.print(f"error: {line}", markup=False)
+        return 2
+    except (TrainingDiverged, ExportError) as error:
+        errors.print(f"failed: {error}", markup=False)
+        return 1
+    except KeyboardInterrupt:
+        errors.print("stopped; the same command goes on from the last checkpoint")
+        return 130
+    finally:
+        distributed.stop()
+
+
+def _train(args: argparse.Namespace) -> None:
+    path = find_config(args.config)
+    out = args.resume or args.out or Path("runs") / path.stem
+    if args.resume and not (args.resume / "settings.yaml").is_file():
+        raise InputError(f"--resume {args.resume}: holds no run (no settings.yaml in it)")
+    run(read_settings(path, args.set), out)
+
+
+def _annotate(args: argparse.Namespace) -> None:
+    process = distributed.start(args.device)
+    teacher = _teacher(args.teacher).load(Path.cwd(), str(process.device))
+    cache = _cache(args.out)
+    pool = FolderSource(images=str(args.images.absolute())).load(
+        "images", Path("/"), LabelSpace.of(["object"]), cache
+    )
+    store = annotate(
+        teacher,
+        [pool],
+        args.out,
+        floor=args.floor,
+        batch_size=args.batch_size,
+        rank=process.rank,
+        world=process.world,
+        progress=process.rank == 0,
+        root=args.images,
+    )
+    distributed.barrier()
+    if process.rank == 0:
+        Console().print(f"{args.out}: {len(Store.open(store.path))} pictures labelled")
+
+
+def _audit(args: argparse.Namespace) -> None:
+    store = Store.open(args.store)
+    space = _space(args, args.annotations)
+    gold = _coco(args.annotations, args.images, space, _cache(args.store))
+    checked = audit(store, gold, space)
+    Console().print(checked.table())
+    if problems := checked.problems():
+        raise InputError([f"{args.store}: {p}" for p in problems])
+
+
+def _select(args: argparse.Namespace) -> None:
+    store = Store.open(args.store)
+    space = _space(args, None, store.card.classes)
+    checked = None
+    if args.annotations:
+        gold = _coco(args.annotations, args.images, space, _cache(args.store))
+        checked = audit(store, gold, space)
+    policy = _values(SelectionSettings, _assignments(args.set), "--set")
+    chosen = select(store, None, space, policy, checked)
+    _write_text(args.out, chosen.read_text())
+    counts = json.loads((chosen.parent / "stats.json").read_text())
+    Console().print_json(data=counts)
+    Console().print(f"labels: {args.out}")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    if args.detections:
+        scores = evaluate_files(args.detections, args.annotations)
+    else:
+        if not (args.checkpoint and args.images):
+            raise InputError("evaluate needs --checkpoint and --images, or --detections")
+        process = distributed.start(args.device)
+        loaded = load_checkpoint(args.checkpoint)
+        data = loaded.settings["data"]
+        space = LabelSpace.of(data["classes"], drop_unmapped=data["unmapped"] == "drop")
+        source = _coco(args.annotations, args.images, space, _cache(args.checkpoint.parent))
+        model = loaded.model.to(process.device)
+        with bar(Console()) as progress:
+            task = progress.add_task("Scoring", total=len(source))
+            scores = evaluate(
+                model,
+                evaluation_batches(
+                    source, loaded.short, loaded.long, 1, 0, process.rank, process.world
+                ),
+                process.device,
+                args.precision,
+                truth=truth_of(source),
+                on_batch=lambda batch, _: progress.advance(task, len(batch) * process.world),
+            )
+    table = Table(title=str(args.annotations), title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in scores.items():
+        table.add_row(name, f"{value:.4f}" if value == value else "-")
+    Console().print(table)
+    if args.json:
+        write_json(args.json, scores)
+
+
+def _predict(args: argparse.Namespace) -> None:
+    device = str(distributed.pick_device(args.device))
+    predictor = load_predictor(args.model, device, args.precision)
+    with bar(Console()) as progress:
+        task = progress.add_task("Predicting", total=None)
+        results = predict_to_files(
+            predictor,
+            args.source,
+            args.out,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    Console().print(f"drawings: {args.out / 'drawn'}\nresults: {results}")
+
+
+def _export(args: argparse.Namespace) -> None:
+    Console().print(str(export(args.checkpoint, args.out, args.format, args.dtype)))
+
+
+def _check(args: argparse.Namespace) -> None:
+    space = LabelSpace.of(category_names(args.annotations))
+    source = _coco(args.annotations, args.images, space, _cache(args.cache))
+    table = Table(title=f"{args.annotations}: {len(source)} pictures", title_justify="left")
+    for column in ("class", "boxes", "pictures", "ignored", "median side (px)", "coverage"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for row in class_rows(source):
+        side = f"{row.side:.0f}" if row.side == row.side else "-"
+        table.add_row(
+            row.name, str(row.boxes), str(row.pictures), str(row.ignored), side, f"{row.coverage:.2f}"
+        )
+    console = Console()
+    console.print(table)
+    with bar(console) as progress:
+        task = progress.add_task("Reading every picture", total=None)
+        problems = check_source(
+            source,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    if problems:
+        raise InputError(problems)
+    console.print("no faults")
+
+
+def _schema(args: argparse.Namespace) -> None:
+    if args.out:
+        _write_text(args.out, settings_schema())
+    else:
+        sys.stdout.write(settings_schema())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="detmtl", description="Object detection from scarce labels.")
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    def verb(name: str, function: Callable[[argparse.Namespace], None], summary: str) -> Any:
+        made = verbs.add_parser(name, help=summary, description=summary)
+        made.set_defaults(verb=function)
+        return made
+
+    p = verb("train", _train, "Runs a whole recipe; the same command again goes on where it stopped.")
+    p.add_argument("--config", required=True, help="a path, or a name in configs/")
+    p.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override a setting")
+    where = p.add_mutually_exclusive_group()
+    where.add_argument("--out", type=Path, help="run folder; by default runs/<config's name>")
+    where.add_argument("--resume", type=Path, metavar="DIR", help="a run folder to go on with")
+
+    p = verb("annotate", _annotate, "Writes a teacher's labels of pictures to a store, or continues one.")
+    p.add_argument("--teacher", required=True, help="a checkpoint, a TorchScript file, or YAML settings")
+    p.add_argument("--images", required=True, type=Path, help="a folder")
+    p.add_argument("--out", required=True, type=Path, help="the store's folder")
+    p.add_argument("--floor", type=float, default=0.05, help="lowest score to keep")
+    p.add_argument("--batch-size", type=int, default=8)
+    p.add_argument("--device", default="auto")
+
+    p = verb("audit", _audit, "Compares a store of silver labels with gold.")
+    p.add_argument("--store", required=True, type=Path)
+    p.add_argument("--annotations", required=True, type=Path, help="gold, a COCO file")
+    p.add_argument("--images", required=True, type=Path)
+    _class_options(p)
+
+    p = verb("select", _select, "Turns a store into labels, a COCO file.")
+    p.add_argument("--store", required=True, type=Path)
+    p.add_argument("--out", required=True, type=Path)
+    p.add_argument("--set", action="append", default=[], metavar="A=VALUE", help="of the policy")
+    p.add_argument("--annotations", type=Path, help="gold for the audit that a wanted precision needs")
+    p.add_argument("--images", type=Path)
+    _class_options(p)
+
+    p = verb("evaluate", _evaluate, "Prints the COCO numbers of a checkpoint or of a results file.")
+    p.add_argument("--checkpoint", type=Path)
+    p.add_argument("--detections", type=Path, help="a COCO results file")
+    p.add_argument("--annotations", required=True, type=Path)
+    p.add_argument("--images", type=Path)
+    p.add_argument("--json", type=Path, help="writes the numbers there too")
+    p.add_argument("--device", default="auto")
+    p.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
+
+    p = verb("predict", _predict, "Finds objects in pictures and videos, draws them and writes a file.")
+    p.add_argument("--model", required=True, type=Path, help="a checkpoint or a TorchScript file")
+    p.add_argument("--source", required=True, nargs="+", help="pictures, folders or videos")
+    p.add_argument("--out", required=True, type=Path)
+    p.add_argument("--device", default="auto")
+    p.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
+
+    p = verb("export", _export, "Writes a file to deploy, after checking that it agrees.")
+    p.add_argument("--checkpoint", required=True, type=Path)
+    p.add_argument("--format", default="torchscript", choices=FORMATS)
+    p.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    p.add_argument("--out", required=True, type=Path)
+
+    p = verb("check", _check, "Tells whether a data set is fit for training.")
+    p.add_argument("--annotations", required=True, type=Path)
+    p.add_argument("--images", required=True, type=Path)
+    p.add_argument("--cache", type=Path, default=Path("runs"), help="folder for what was computed")
+
+    p = verb("schema", _schema, "Writes the JSON schema of the settings, for editors.")
+    p.add_argument("--out", type=Path)
+    return parser
+
+
+def _class_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--classes",
+        help="YAML: a list of classes, or class: [names that count as it]; by default all names",
+    )
+    parser.add_argument("--drop-unmapped", action="store_true", help="drop names of no class")
+
+
+def _space(
+    args: argparse.Namespace, annotations: Path | None, names: Sequence[str] | None = None
+) -> LabelSpace:
+    if args.classes:
+        classes = _yaml(args.classes, "--classes")
+        if not isinstance(classes, list | dict):
+            raise InputError(f"--classes {args.classes}: must be a list or a mapping in YAML")
+        return LabelSpace.of(classes, args.drop_unmapped)
+    if annotations is not None:
+        return LabelSpace.of(category_names(annotations), drop_unmapped=True)
+    return LabelSpace.of(names or [])
+
+
+def _coco(annotations: Path, images: Path | None, space: LabelSpace, cache: Path) -> Source:
+    if images is None:
+        raise InputError("--images is needed beside --annotations")
+    source = CocoSource(annotations=str(annotations.absolute()), images=str(images.absolute()))
+    return source.load(annotations.stem, Path("/"), space, cache)
+
+
+def _cache(folder: Path) -> Path:
+    cache = Path(folder) / "cache"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
+    return cache
+
+
+def _teacher(spec: str) -> Any:
+    """Returns a teacher's settings from the path of a model, of a YAML file, or from YAML."""
+    path = Path(spec)
+    if path.suffix in (".pt", ".pth"):
+        tree: Any = {"kind": "checkpoint", "path": spec}
+    elif path.suffix in (".torchscript", ".ts"):
+        tree = {"kind": "torchscript", "path": spec}
+    else:
+        is_file = path.suffix in (".yaml", ".yml")
+        if is_file and not path.is_file():
+            raise InputError(f"--teacher {spec}: no such file")
+        tree = _yaml(path.read_text() if is_file else spec, "--teacher")
+    return _values(AnyTeacher, tree, "--teacher")
+
+
+def _values(kind: Any, tree: Any, where: str) -> Any:
+    try:
+        return TypeAdapter(kind).validate_python(tree)
+    except ValidationError as error:
+        raise InputError(
+            [f"{where}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        ) from None
+
+
+def _assignments(texts: Sequence[str]) -> dict[str, Any]:
+    values = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--set {text}: must be NAME=VALUE, such as threshold=0.4")
+        values[name] = _yaml(value, f"--set {name}")
+    return values
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        raise InputError(f"{where}: is not YAML: {' '.join(str(error).split())}") from None
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(f"--out {path}: cannot be written ({error.strerror})") from None
+
+
+def _one_line(message: Warning | str, *_: Any, **__: Any) -> None:
+    sys.stderr.write(f"warning: {message}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
