@@ -106,6 +106,7 @@ class Anchors(nn.Module):
     """Sizes whose anchors are kept: enough for training at many sizes, about 50 MB at 800 px."""
 
     __jit_ignored_attributes__ = ["_kept"]
+    _cells: list[list[list[float]]]
 
     def __init__(
         self, cells: Tensor, strides: list[int], offset: float = 0.0, measured: bool = False
@@ -120,12 +121,12 @@ class Anchors(nn.Module):
         """
         super().__init__()
         assert len(cells) == len(strides)
-        self.strides: list[int] = list(strides)
-        self.num_anchors: int = cells.shape[1]
+        self.strides = list(strides)
+        self.num_anchors = cells.shape[1]
         self.offset = offset
         self.measured = measured
-        self._cells: list[list[list[float]]] = cells.tolist()
-        self._kept: dict[object, tuple[Tensor, list[Tensor]]] = {}
+        self._cells = cells.tolist()
+        self._kept = dict[object, tuple[Tensor, list[Tensor]]]()
 
     @torch.jit.export
     def cell(self, level: int) -> Tensor:

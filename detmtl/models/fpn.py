@@ -21,8 +21,8 @@ class FPNSettings(Settings):
     Attributes:
         channels: of every level.
         levels: how many, from P3 on: 5 is P3 to P7, 4 is P3 to P6, 3 is P3 to P5.
-        p6_from: what P6 is computed from: "p5" (torchvision from v2 on, mmdet's on_output) or "c5"
-            (RetinaNet's paper, detectron2).
+        p6_from: what P6 is computed from: "p5" (torchvision) or "c5" (the paper,
+            detectron2, torchvision v2).
         norm: of the lateral and output convolutions.
     """
 

@@ -59,16 +59,19 @@ class Normalize(nn.Module):
         self.register_buffer("shift", shift.float().view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns (image / 255 - mean) / std, float32, channels_last.
+        """Returns (image / 255 - mean) / std, float32, in the memory format of the images.
+
+        Two in-place passes over planes: 0.9 ms for 4 pictures of 320x416 on one core. One addcmul
+        takes 8 ms, since it is not vectorized when it broadcasts, and so does channels_last, whose
+        innermost dimension is 3; the first convolution turns the layout faster.
 
         Args:
             images: (B, 3, H, W) RGB, 0..255, uint8 or float.
         """
-        images = images.contiguous(memory_format=torch.channels_last)
-        return torch.addcmul(self.shift, images.float(), self.scale)
+        return images.to(torch.float32, copy=True).mul_(self.scale).add_(self.shift)
 
     def _apply(self, fn, recurse: bool = True):
-        exact = {name: buffer for name, buffer in self.named_buffers()}
+        exact = dict(self.named_buffers())
         super()._apply(fn, recurse)
         for name, buffer in exact.items():
             setattr(self, name, buffer.to(getattr(self, name).device))
@@ -79,17 +82,34 @@ class MultiTask(nn.Module):
     """Pictures to the raw outputs of every task.
 
     Attributes:
-        backbone, fpn: shared by all tasks.
+        backbone, fpn: shared by all tasks. Their levels are named c3, c4, c5 and p3 .. p7, by the
+            exponent of the stride; a task gets those in its `levels`.
         tasks: name -> task.
     """
 
     def __init__(self, backbone: Backbone, fpn: FPN, tasks: Mapping[str, Task]):
-        """Takes the parts; `build_model` makes them from settings."""
+        """Takes the parts; `build_model` makes them from settings.
+
+        Raises:
+            InputError: a task hangs on a level that there is not.
+        """
         super().__init__()
         self.normalize = Normalize(backbone.mean, backbone.std)
         self.backbone = backbone
         self.fpn = fpn
         self.tasks = nn.ModuleDict(tasks)
+        pyramid = tuple(f"p{level}" for level in _levels(fpn.strides))
+        self._names = (*(f"c{level}" for level in _levels(backbone.strides)), *pyramid)
+        # A task that names no levels hangs on the whole pyramid.
+        self._at = {name: getattr(task, "levels", pyramid) for name, task in tasks.items()}
+        problems = [
+            f"tasks.{name}.at: there is no level {level}; the network has {', '.join(self._names)}"
+            for name, levels in self._at.items()
+            for level in levels
+            if level not in self._names
+        ]
+        if problems:
+            raise InputError(problems)
 
     def forward(self, images: Tensor) -> dict[str, list[Tensor]]:
         """Returns for each task, by name, what its `forward` returns.
@@ -98,8 +118,16 @@ class MultiTask(nn.Module):
             images: (B, 3, H, W) RGB, 0..255, uint8 or float; H and W multiples of 32.
         """
         images = self.normalize(images).to(next(self.backbone.parameters()).dtype)
-        features = self.fpn(self.backbone(images))
-        return {name: task(features) for name, task in self.tasks.items()}
+        features = self.backbone(images)
+        named = dict(zip(self._names, [*features, *self.fpn(features)], strict=True))
+        return {
+            name: task([named[level] for level in self._at[name]])
+            for name, task in self.tasks.items()
+        }
+
+
+def _levels(strides: list[int]) -> list[int]:
+    return [stride.bit_length() - 1 for stride in strides]
 
 
 def build_model(

@@ -1,0 +1,96 @@
+"""The head, alone and on backbone and pyramid against torchvision's RetinaNet."""
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torchvision_retinanet import parts, reference
+
+from detmtl.models.backbone import Backbone
+from detmtl.models.fpn import FPN
+from detmtl.models.retina_head import HeadSettings, RetinaHead
+
+CLASSES = 5
+
+
+def as_torchvision(maps: list[Tensor], size: int) -> Tensor:
+    """Returns (B, positions * anchors, size) of maps (B, anchors * size, H, W)."""
+    return torch.cat([m.permute(0, 2, 3, 1).reshape(len(m), -1, size) for m in maps], 1)
+
+
+def relative(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def test_equal_torchvision_with_its_weights():
+    theirs = reference(CLASSES)
+    body, fpn_weights, head_weights = parts(theirs)
+    network = timm.create_model("resnet50", features_only=True)
+    network.load_state_dict(body)
+    backbone = Backbone(network, (0, 0, 0), (1, 1, 1), frozen_stages=2)
+    fpn, head = FPN(backbone.channels), RetinaHead(256, 9, CLASSES)
+    fpn.load_state_dict(fpn_weights)
+    head.load_state_dict(head_weights)
+    image = torch.randn(1, 3, 96, 160, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        levels = fpn(backbone(image))
+        expected_levels = list(theirs.backbone(image).values())
+        logits, deltas = head(levels)
+        expected = theirs.head(expected_levels)
+    for ours, level in zip(levels, expected_levels, strict=True):
+        assert ours.shape == level.shape and relative(ours, level) < 1e-5
+    spread = expected["cls_logits"].std()
+    assert spread > 0.1  # so that agreement means something
+    assert relative(as_torchvision(logits, CLASSES), expected["cls_logits"]) < 1e-4
+    assert relative(as_torchvision(deltas, 4), expected["bbox_regression"]) < 1e-4
+
+
+def test_shapes_and_memory_format():
+    head = HeadSettings(depth=2, width=24, norm="group").build(16, 3, CLASSES)
+    features = [torch.randn(2, 16, s, s).to(memory_format=torch.channels_last) for s in (8, 4, 1)]
+    logits, deltas = head(features)
+    assert [tuple(x.shape) for x in logits] == [(2, 15, s, s) for s in (8, 4, 1)]
+    assert [tuple(x.shape) for x in deltas] == [(2, 12, s, s) for s in (8, 4, 1)]
+    assert all(
+        x.is_contiguous(memory_format=torch.channels_last) for x in [*logits[:2], *deltas[:2]]
+    )
+
+
+@pytest.mark.parametrize("width", [16, 64, 256])
+@pytest.mark.parametrize("norm", ["none", "group"])
+def test_every_width_starts_alike(width, norm):
+    torch.manual_seed(0)
+    head = RetinaHead(width, 9, CLASSES, depth=4, norm=norm)
+    logits, deltas = head([torch.randn(2, width, 16, 16)])
+    assert 0.005 < logits[0].detach().sigmoid().mean() < 0.03
+    assert 0.1 < logits[0].detach().std() < 1
+    assert 0.1 < deltas[0].detach().std() < 1
+    (logits[0].sum() + deltas[0].sum()).backward()
+    first = head.class_tower[0][0].weight.grad
+    assert first is not None and float(first.abs().mean()) > 0
+
+
+def test_torchvision_initialization():
+    torch.manual_seed(0)
+    head = RetinaHead(64, 9, CLASSES, init="torchvision", prior=0.05)
+    stds = [m.weight.std() for m in head.modules() if isinstance(m, nn.Conv2d)]
+    torch.testing.assert_close(torch.stack(stds), torch.full((10,), 0.01), rtol=0.05, atol=0)
+    torch.testing.assert_close(head.class_logits.bias.sigmoid(), torch.full((45,), 0.05))
+    assert not head.box_deltas.bias.any()
+
+
+def test_no_tower():
+    head = RetinaHead(8, 1, 2, depth=0, width=64)
+    assert head.class_logits.in_channels == 8
+    assert head([torch.randn(1, 8, 3, 3)])[0][0].shape == (1, 2, 3, 3)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
+@pytest.mark.filterwarnings("ignore:Encountering a list:torch.jit.TracerWarning")
+def test_traced_equals_eager_at_other_sizes():
+    head = RetinaHead(8, 3, 2, depth=1, norm="group").eval()
+    traced = torch.jit.trace(
+        head, ([torch.randn(1, 8, 4, 4), torch.randn(1, 8, 2, 2)],), strict=False
+    )
+    features = [torch.randn(2, 8, 6, 5), torch.randn(2, 8, 3, 3)]
+    torch.testing.assert_close(traced(features), head(features))
