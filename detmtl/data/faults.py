@@ -82,7 +82,7 @@ def annotation_faults(
     """
     height, width = np.moveaxis(sizes[image].astype(np.float64), 1, 0)
     known = (height > 0) & (width > 0)
-    finite: np.ndarray = np.isfinite(boxes).all(axis=1)
+    finite = np.asarray(np.isfinite(boxes).all(axis=1))
     safe = np.where(finite[:, None], boxes, 0)
     sides = safe[:, 2:] - safe[:, :2]
     empty = finite & (sides <= 0).any(axis=1)

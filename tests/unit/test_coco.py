@@ -1,0 +1,326 @@
+"""COCO annotation files: reading, what is refused, writing."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from coco_files import NAMES, annotation, coco_data, save_coco
+from pycocotools.coco import COCO
+
+from detmtl.data.coco import CocoImage, CocoSource, write_coco, write_coco_annotations
+from detmtl.structures.classes import LabelSpace
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import BoxLabels, Grade, Ignore
+
+CLASSES = LabelSpace.of(NAMES)
+
+
+def load(root, data=None, num_images=3, classes=CLASSES, **settings):
+    """Writes and reads a COCO folder."""
+    if data is not None:
+        save_coco(root, data, num_images)
+    source = CocoSource(images="images", annotations="coco.json", **settings)
+    return source.load("here", root, classes, root / "cache")
+
+
+def problems_of(root, data, **settings) -> list[str]:
+    """Returns the sentences with which a file is refused."""
+    with pytest.raises(InputError) as caught:
+        load(root, data, **settings)
+    return caught.value.problems
+
+
+def test_reads_boxes_ids_and_gappy_categories(tmp_path):
+    source = load(tmp_path, coco_data())
+    assert len(source) == 3 and source.ids.tolist() == [10, 20, 30]
+    second = source.labels(1)["boxes"]
+    assert second.boxes.tolist() == [[1, 2, 11, 22], [0, 0, 64, 48]]
+    assert second.classes.tolist() == [2, 1]
+    assert second.scores.tolist() == [1, 1] and second.coverage.tolist() == [1, 1, 1]
+    assert len(source.labels(2)["boxes"]) == 0  # looked at, nothing there: not absent
+    assert source.info(0).height == 48 and source.path(0).endswith("0.png")
+    assert source.read(0).shape == (48, 64, 3)
+    assert source.grade is Grade.GOLD
+
+
+def test_classes_are_merged_dropped_or_refused(tmp_path):
+    pets = LabelSpace.of({"pet": ["cat", "dog"], "car": ["car"]}, drop_unmapped=True)
+    source = load(tmp_path, coco_data(), classes=pets)
+    assert source.annotations.classes.tolist() == [0, 0]
+    assert source.labels(0)["boxes"].coverage.tolist() == [1, 0]  # nobody looked for cars
+    kept = LabelSpace.of(["cat", "dogs"])
+    with pytest.raises(InputError, match="'dog' belongs to no class .*nearest: 'dogs'"):
+        load(tmp_path, classes=kept)
+
+
+def test_extension_fields_are_read(tmp_path):
+    data = coco_data()
+    silver = {"grade": "silver", "class_weight": 0.25, "box_weight": 0.5, "teacher": "x"}
+    data["annotations"] = [
+        annotation(1, 10, 1, [1, 1, 5, 5], score=0.75, attributes=silver),
+        annotation(2, 10, 5, [1, 1, 5, 5], iscrowd=1, attributes={"ignore": "class"}),
+        annotation(3, 10, 9, [1, 1, 5, 5], iscrowd=1),
+        annotation(4, 10, 9, [1, 1, 5, 5], ignore=1, attributes={"color": "red"}),
+    ]
+    data["info"] = {"coverage": {"dog": 0.5}}
+    source = load(tmp_path, data)
+    labels = source.labels(0)["boxes"]
+    assert labels.scores.tolist() == [0.75, 1, 1, 1]
+    assert labels.weights.tolist() == [[0.25, 0.5], [1, 1], [1, 1], [1, 1]]
+    assert labels.ignore.tolist() == [0, Ignore.CLASS, Ignore.REGION, Ignore.REGION]
+    assert labels.grade.tolist() == [1, 0, 0, 0]
+    assert labels.coverage.tolist() == [1, 0.5, 1]
+    assert source.grade is Grade.SILVER
+
+
+def test_lvis_fields_say_what_was_searched(tmp_path):
+    data = coco_data()
+    data["images"][0]["neg_category_ids"] = [9]  # a cat is annotated, birds are not there
+    data["images"][1]["not_exhaustive_category_ids"] = [5]
+    source = load(tmp_path, data)
+    assert source.coverage.tolist() == [[1, 0, 1], [1, 0, 1], [1, 1, 1]]
+    both = LabelSpace.of({"pet": ["cat", "dog"], "bird": ["bird"]})
+    merged = load(tmp_path, classes=both)
+    assert merged.coverage[0].tolist() == [0, 1]  # dogs, which are pets, were not searched
+    explicit = load(tmp_path, covers=["dog"])
+    assert explicit.coverage[0].tolist() == [0, 1, 0]
+
+
+def test_boxes_are_cut_within_a_pixel_of_the_edge(tmp_path):
+    data = coco_data()
+    data["annotations"] = [annotation(1, 10, 1, [-0.5, 40, 65, 9])]
+    assert load(tmp_path, data).labels(0)["boxes"].boxes.tolist() == [[0, 40, 64, 48]]
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"bbox": [1, 1, NAN, 5]}, "annotation 3 of image 10: the box .*nan.* is not finite"),
+        ({"bbox": [1, 1, float("inf"), 5]}, "annotation 3 of image 10: .*inf.* is not finite"),
+        ({"bbox": [9, 9, -3, 5]}, "annotation 3 of image 10: width is -3 .*need width and height > 0"),
+        ({"bbox": [9, 9, 3, 0]}, "annotation 3 of image 10: height is 0; boxes need width and height > 0"),
+        ({"bbox": [60, 9, 20, 5]}, "annotation 3 of image 10: .* lies outside its picture of 64 x 48"),
+        ({"bbox": [-9, 9, 20, 5]}, "annotation 3 of image 10: .* lies outside its picture"),
+        ({"bbox": [64, 9, 0.5, 5]}, "annotation 3 of image 10: .* lies outside its picture"),
+        ({"bbox": [1, 2, 3]}, r"annotation 3 of image 10: 'bbox' is \[1, 2, 3\]; it needs 4 numbers"),
+        ({"bbox": "1 2 3 4"}, "annotation 3 of image 10: 'bbox' is '1 2 3 4'; it needs 4 numbers"),
+        ({"category_id": 4}, "annotation 3 of image 10: category_id is 4, which is not in 'categories'"),
+        ({"category_id": "cat"}, "annotation 3 of image 10: 'category_id' is 'cat'; it needs a whole"),
+        ({"image_id": 99}, "annotation 3 of image 99: there is no such image"),
+        ({"image_id": None}, "annotation 3: 'image_id' is None; it needs a whole number"),
+        ({"id": 7}, "annotation 7 of image 10: the annotation id is used twice"),
+        ({"score": 1.5}, r"annotation 3 of image 10: score is 1.5; scores lie in \[0, 1\]"),
+        ({"score": "high"}, "annotation 3 of image 10: 'score' is 'high'; it needs a number"),
+        ({"attributes": {"grade": "bronze"}}, "attributes.grade is 'bronze'; allowed are gold and silver"),
+        ({"attributes": {"ignore": "all"}}, "attributes.ignore is 'all'; allowed are class and region"),
+        ({"attributes": {"box_weight": -1}}, "attributes.box_weight is -1; it needs a number >= 0"),
+    ],
+)
+def test_a_faulty_annotation_is_named_or_dropped(tmp_path, change, sentence):
+    data = coco_data()
+    data["annotations"][1].update(change)
+    problems = problems_of(tmp_path, data)
+    assert "1 fault; correct" in problems[0] and "faults: drop" in problems[0]
+    assert len(problems) == 2 and re.search("coco.json: .*" + sentence, problems[1]), problems
+    for _ in range(2):  # the second time from the cache: the loss is told again
+        with pytest.warns(UserWarning, match="1 fault left out: .*annotation"):
+            source = load(tmp_path, faults="drop")
+        assert len(source) == 3 and source.annotations.classes.tolist() == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"id": 20}, "the image id 20 is listed twice"),
+        ({"id": "x"}, "image at position 2: 'id' is 'x'; it needs a whole number"),
+        ({"file_name": None}, "image 30: has no 'file_name'"),
+        ({"height": 0}, "image 30: height is 0; it needs a whole number of pixels > 0"),
+        ({"file_name": "gone.png"}, r"images/gone\.png: no such picture"),
+    ],
+)
+def test_a_faulty_picture_is_named_or_dropped(tmp_path, change, sentence):
+    data = coco_data()
+    data["images"][2].update(change)
+    problems = problems_of(tmp_path, data)
+    assert len(problems) == 2 and sentence.replace("\\", "") in problems[1], problems
+    with pytest.warns(UserWarning, match="left out"):
+        source = load(tmp_path, faults="drop")
+    assert source.ids.tolist() == [10, 20] and len(source.annotations) == 3
+
+
+def test_everything_wrong_is_told_at_once(tmp_path):
+    data = coco_data()
+    data["annotations"][0]["bbox"][2] = -1
+    data["annotations"][1]["category_id"] = 2
+    data["images"][2]["file_name"] = "gone.png"
+    assert len(problems_of(tmp_path, data)) == 4
+    for row in data["annotations"]:
+        row["category_id"] = 2
+    told = " ".join(problems_of(tmp_path, data))
+    assert told.count("category_id is 2") == 1 and "(and 2 more annotations)" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", r"coco.json: the file is empty \(0 bytes\)"),
+        ("{'a': 1}", "coco.json: is not JSON .*line 1 column 2"),
+        ("[]", r"coco.json: is a list, perhaps of detections"),
+        ("3", "coco.json: is int; it needs to be a JSON object"),
+        ("{}", "coco.json: has no list 'images'"),
+        ({**coco_data(), "images": []}, "coco.json: the list 'images' is empty"),
+        ({**coco_data(), "annotations": []}, "coco.json: has no annotations at all"),
+        ({**coco_data(), "annotations": {}}, "coco.json: 'annotations' is dict; it needs to be a list"),
+        ({**coco_data(), "categories": []}, "coco.json: the list 'categories' is empty"),
+        ({**coco_data(), "categories": [{"id": 1}]}, "coco.json: category 1 has no name"),
+        (
+            {**coco_data(), "categories": [{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}]},
+            "coco.json: the category id 1 is listed twice",
+        ),
+        (
+            {**coco_data(), "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "cat"}]},
+            "coco.json: two categories are named 'cat'",
+        ),
+        ({**coco_data(), "info": {"coverage": {"cow": 1}}}, "info.coverage names 'cow'"),
+        ({**coco_data(), "info": {"coverage": {"cat": 2}}}, "info.coverage of 'cat' is 2"),
+    ],
+)
+@pytest.mark.parametrize("faults", ["error", "drop"])
+def test_a_file_that_cannot_be_used_is_refused_in_any_case(tmp_path, text, sentence, faults):
+    problems = problems_of(tmp_path, text, faults=faults)
+    assert re.search(sentence, problems[0]), problems
+
+
+def test_missing_files_and_folders(tmp_path):
+    save_coco(tmp_path, coco_data())
+    with pytest.raises(InputError, match=r"nowhere\.json: cannot be read"):
+        CocoSource(images="images", annotations="nowhere.json").load(
+            "x", tmp_path, CLASSES, tmp_path / "c"
+        )
+    with pytest.raises(InputError, match="folder of pictures .*nowhere does not exist"):
+        CocoSource(images="nowhere", annotations="coco.json").load(
+            "x", tmp_path, CLASSES, tmp_path / "c"
+        )
+    with pytest.raises(InputError, match="none of its 3 pictures is there"):
+        CocoSource(images="cache", annotations="coco.json").load(
+            "x", tmp_path, CLASSES, tmp_path / "cache"
+        ) if (tmp_path / "cache").mkdir() is None else None
+    load(tmp_path)
+    (tmp_path / "images" / "1.png").unlink()
+    with pytest.raises(InputError, match=r"1\.png: no such picture"):  # though the cache knows it
+        load(tmp_path)
+    with pytest.raises(InputError, match="covers names 'cats', which is no class .*nearest: 'cat'"):
+        load(tmp_path, covers=["cats"], faults="drop")
+
+
+def test_nothing_found_is_legal_if_somebody_looked(tmp_path):
+    source = load(tmp_path, {**coco_data(), "annotations": []}, covers=["cat", "dog"])
+    labels = source.labels(0)["boxes"]
+    assert len(labels) == 0 and labels.coverage.tolist() == [1, 1, 0]
+
+
+def test_sizes_come_from_the_picture_where_the_file_has_none(tmp_path):
+    data = coco_data()
+    del data["images"][0]["height"], data["images"][0]["width"]
+    assert load(tmp_path, data).sizes.tolist() == [[48, 64]] * 3
+
+
+def test_a_wrong_size_is_noticed_when_the_picture_is_read(tmp_path):
+    data = coco_data()
+    data["images"][0].update(height=64, width=48)
+    source = load(tmp_path, data)
+    with pytest.raises(InputError, match=r"64 x 48 pixels .* says 48 x 64"):
+        source.read(0)
+
+
+def silver_images():
+    """Three pictures with every kind of label, with no box, and unlabelled."""
+    labels = BoxLabels.of(
+        torch.tensor([[1.125, 2, 11.5, 22], [0, 0, 64, 48], [5, 5, 6, 6]]),
+        torch.tensor([2, 0, 0]),
+        num_classes=3,
+        scores=torch.tensor([0.5, 0.875, 1]),
+        weights=torch.tensor([[1, 0.5], [1, 1], [0.25, 0]]),
+        ignore=torch.tensor([Ignore.NO, Ignore.CLASS, Ignore.REGION]),
+        grade=torch.tensor([1, 1, 0]),
+        coverage=torch.tensor([1.0, 0, 1]),
+    )
+    teacher = [{"teacher": "t"}] * 3
+    return [
+        CocoImage("0.png", 48, 64, 10, labels, teacher),
+        CocoImage("1.png", 48, 64, 20, BoxLabels.empty(3)),
+        CocoImage("2.png", 48, 64, 30, None),
+    ]
+
+
+def test_written_files_are_read_back_alike(tmp_path):
+    save_coco(tmp_path, "")
+    images = silver_images()
+    count = write_coco(tmp_path / "coco.json", iter(images), NAMES, {"coverage": {"cat": 0.5}})
+    source = load(tmp_path)
+    assert count == 3 and source.grade is Grade.SILVER
+    assert source.coverage.tolist() == [[0.5, 0, 1], [0.5, 1, 1], [0, 0, 0]]
+    first, expected = source.labels(0)["boxes"], images[0].labels
+    for name in ("boxes", "classes", "scores", "weights", "ignore", "grade"):
+        assert torch.equal(getattr(first, name), getattr(expected, name)), name
+    data = json.loads((tmp_path / "coco.json").read_text())
+    assert data["annotations"][0]["attributes"]["teacher"] == "t"
+    assert [a["iscrowd"] for a in data["annotations"]] == [0, 1, 1]
+    assert [a["id"] for a in data["annotations"]] == [1, 2, 3]
+    write_coco_annotations(tmp_path / "again.json", source)
+    again = json.loads((tmp_path / "again.json").read_text())
+    for row in data["annotations"]:
+        row["attributes"].pop("teacher")
+    assert [a.get("bbox") for a in again["annotations"]] == [a["bbox"] for a in data["annotations"]]
+    (tmp_path / "coco.json").write_text(json.dumps(again))
+    np.testing.assert_array_equal(load(tmp_path).coverage, source.coverage)
+
+
+def test_pycocotools_reads_what_is_written(tmp_path, capsys):
+    write_coco(tmp_path / "coco.json", silver_images(), NAMES, {})
+    coco = COCO(tmp_path / "coco.json")
+    assert coco.getCatIds() == [1, 2, 3] and coco.getImgIds() == [10, 20, 30]
+    row = coco.loadAnns(coco.getAnnIds(10, iscrowd=False))[0]
+    assert row["bbox"] == [1.125, 2, 10.375, 20] and row["area"] == pytest.approx(207.5)
+    assert row["category_id"] == 3 and row["score"] == 0.5
+
+
+def test_a_file_of_no_pictures_is_still_json_and_failure_leaves_the_old_one(tmp_path):
+    path = tmp_path / "deep" / "coco.json"
+    assert write_coco(path, [], NAMES) == 0
+    old = json.loads(path.read_text())
+    assert old["images"] == old["annotations"] == []
+
+    def broken():
+        yield silver_images()[0]
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        write_coco(path, broken(), NAMES)
+    assert json.loads(path.read_text()) == old and len(list(path.parent.iterdir())) == 1
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["coco128", "bccd", "chess"])
+def test_real_files_go_round(tmp_path, real_data, name):
+    folder = real_data / "data" / name
+    images = "images/train" if name == "coco128" else "images"
+    path = folder / "annotations" / "instances_train.json"
+    truth = json.loads(path.read_text())
+    classes = LabelSpace.of([c["name"] for c in truth["categories"]])
+    settings = CocoSource(images=images, annotations="annotations/instances_train.json")
+    source = settings.load("real", folder, classes, tmp_path)
+    assert len(source) == len(truth["images"])
+    assert len(source.annotations) == len(truth["annotations"])
+    crowds = sum(a["iscrowd"] for a in truth["annotations"])
+    assert int((source.annotations.ignore == Ignore.REGION).sum()) == crowds
+    write_coco_annotations(tmp_path / "copy.json", source)
+    copy = CocoSource(images=str(folder / images), annotations="copy.json")
+    again = copy.load("copy", tmp_path, classes, tmp_path)
+    np.testing.assert_array_equal(again.annotations.boxes, source.annotations.boxes)
+    np.testing.assert_array_equal(again.annotations.classes, source.annotations.classes)

@@ -1,0 +1,137 @@
+"""Decoding, sizes and hashes of picture files."""
+
+import hashlib
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from detmtl.data.images import (
+    content_hash,
+    content_hashes,
+    image_size,
+    image_sizes,
+    list_pictures,
+    read_image,
+)
+from detmtl.structures.errors import InputError
+
+
+@pytest.fixture
+def picture() -> np.ndarray:
+    """A smooth picture (40, 60, 3), so that JPEG keeps it nearly."""
+    y, x = np.mgrid[:40, :60]
+    return np.stack([4 * x, 6 * y, 2 * (x + y)], axis=2).astype(np.uint8)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "webp", "tiff"])
+def test_reads_every_format_as_rgb(tmp_path, picture, suffix):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(picture).save(path, **({"quality": 98} if suffix == "jpg" else {}))
+    image = read_image(path)
+    assert image.shape == (40, 60, 3) and image.dtype == np.uint8
+    assert np.abs(image.astype(int) - picture).mean() < 5  # channels swapped would be far off
+    assert image_size(path) == (40, 60)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_applies_exif_rotation(tmp_path, picture, suffix, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(picture).save(path, exif=exif.tobytes())
+    turns = {1: 0, 3: 2, 6: 3, 8: 1}[orientation]
+    expected = np.rot90(picture, turns)
+    image = read_image(path)
+    assert image.shape == expected.shape
+    assert image_size(path) == expected.shape[:2]
+    assert np.abs(image.astype(int) - expected).mean() < 8
+
+
+def test_grey_palette_alpha_and_16_bits_become_rgb(tmp_path, picture):
+    grey = picture[..., 0]
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "grey.png"), np.dstack([grey] * 3))
+    alpha = np.dstack([picture, np.zeros((40, 60), np.uint8)])
+    Image.fromarray(alpha).save(tmp_path / "alpha.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "alpha.png"), picture)
+    Image.fromarray(picture).convert("P").save(tmp_path / "palette.gif")
+    assert read_image(tmp_path / "palette.gif").shape == (40, 60, 3)
+    deep = grey.astype(np.uint16) * 256 + 7
+    for suffix in ("png", "tiff"):
+        Image.fromarray(deep).save(tmp_path / f"deep.{suffix}")
+        np.testing.assert_array_equal(read_image(tmp_path / f"deep.{suffix}")[..., 1], grey)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tiff", "gif"])
+@pytest.mark.parametrize("share", [0.6, 0.95])
+def test_a_truncated_picture_is_refused(tmp_path, suffix, share):
+    path = tmp_path / f"cut.{suffix}"
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(InputError, match=rf"cut\.{suffix}: the picture is (truncated|broken)"):
+        read_image(path)
+
+
+def test_bytes_after_the_end_of_a_jpeg_do_no_harm(tmp_path, picture):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(picture).save(path)
+    plain = read_image(path)
+    path.write_bytes(path.read_bytes() + b"appended by a camera")
+    assert np.abs(read_image(path).astype(int) - plain).max() <= 3  # another decoder
+
+
+def test_what_is_no_picture_is_told_in_a_sentence(tmp_path):
+    (tmp_path / "text.jpg").write_text("not a picture")
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    for read in (read_image, image_size):
+        with pytest.raises(InputError, match=r"text\.jpg: is not a picture"):
+            read(tmp_path / "text.jpg")
+        with pytest.raises(InputError, match=r"empty\.jpg: the file is empty"):
+            read(tmp_path / "empty.jpg")
+        with pytest.raises(InputError, match=r"gone\.jpg: no such picture"):
+            read(tmp_path / "gone.jpg")
+    sizes, problems = image_sizes([str(tmp_path / "text.jpg"), str(tmp_path / "gone.jpg")])
+    assert sizes.tolist() == [[0, 0], [0, 0]] and [i for i, _ in problems] == [0, 1]
+
+
+def test_list_pictures_goes_deep_and_leaves_the_rest(tmp_path, picture):
+    for name in ("b/c.JPG", "a.png", ".hidden/x.jpg", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert list_pictures(tmp_path) == ["a.png", os.path.join("b", "c.JPG")]
+
+
+def test_hashes_are_kept_until_a_file_changes(tmp_path, monkeypatch):
+    paths = [str(tmp_path / f"{i} ä.bin") for i in range(3)]
+    for i, path in enumerate(paths):
+        with open(path, "wb") as file:
+            file.write(bytes([i]) * 1000)
+    cache = tmp_path / "cache"
+    done = []
+    first = content_hashes(paths, cache, lambda *step: done.append(step))
+    assert first == [hashlib.sha256(bytes([i]) * 1000).hexdigest() for i in range(3)]
+    assert done == [(3, 3)]
+    with open(cache / "content_hashes.tsv", "a") as file:
+        file.write("torn row without an e")  # what a killed process leaves
+    read: list[str] = []
+
+    def counted(path):
+        read.append(path)
+        return content_hash(path)
+
+    monkeypatch.setattr("detmtl.data.images.content_hash", counted)
+    assert content_hashes(paths, cache) == first and read == []
+    with open(paths[1], "wb") as file:
+        file.write(b"longer than before" * 1000)
+    assert content_hashes(paths, cache)[1] == hashlib.sha256(b"longer than before" * 1000).hexdigest()
+    assert read == [paths[1]]
+    read.clear()
+    content_hashes(paths, cache)
+    assert read == []
+    with pytest.raises(InputError, match="gone"):
+        content_hashes([*paths, str(tmp_path / "gone")], cache)
