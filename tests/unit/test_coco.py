@@ -51,7 +51,7 @@ def test_classes_are_merged_dropped_or_refused(tmp_path):
     assert source.annotations.classes.tolist() == [0, 0]
     assert source.labels(0)["boxes"].coverage.tolist() == [1, 0]  # nobody looked for cars
     kept = LabelSpace.of(["cat", "dogs"])
-    with pytest.raises(InputError, match="'dog' belongs to no class .*nearest: 'dogs'"):
+    with pytest.raises(InputError, match=r"'dog' belongs to no class .*nearest: 'dogs'"):
         load(tmp_path, classes=kept)
 
 
@@ -102,22 +102,46 @@ NAN = float("nan")
     [
         ({"bbox": [1, 1, NAN, 5]}, "annotation 3 of image 10: the box .*nan.* is not finite"),
         ({"bbox": [1, 1, float("inf"), 5]}, "annotation 3 of image 10: .*inf.* is not finite"),
-        ({"bbox": [9, 9, -3, 5]}, "annotation 3 of image 10: width is -3 .*need width and height > 0"),
-        ({"bbox": [9, 9, 3, 0]}, "annotation 3 of image 10: height is 0; boxes need width and height > 0"),
-        ({"bbox": [60, 9, 20, 5]}, "annotation 3 of image 10: .* lies outside its picture of 64 x 48"),
+        (
+            {"bbox": [9, 9, -3, 5]},
+            "annotation 3 of image 10: width is -3 .*need width and height > 0",
+        ),
+        (
+            {"bbox": [9, 9, 3, 0]},
+            "annotation 3 of image 10: height is 0; boxes need width and height > 0",
+        ),
+        (
+            {"bbox": [60, 9, 20, 5]},
+            "annotation 3 of image 10: .* lies outside its picture of 64 x 48",
+        ),
         ({"bbox": [-9, 9, 20, 5]}, "annotation 3 of image 10: .* lies outside its picture"),
         ({"bbox": [64, 9, 0.5, 5]}, "annotation 3 of image 10: .* lies outside its picture"),
-        ({"bbox": [1, 2, 3]}, r"annotation 3 of image 10: 'bbox' is \[1, 2, 3\]; it needs 4 numbers"),
+        (
+            {"bbox": [1, 2, 3]},
+            r"annotation 3 of image 10: 'bbox' is \[1, 2, 3\]; it needs 4 numbers",
+        ),
         ({"bbox": "1 2 3 4"}, "annotation 3 of image 10: 'bbox' is '1 2 3 4'; it needs 4 numbers"),
-        ({"category_id": 4}, "annotation 3 of image 10: category_id is 4, which is not in 'categories'"),
-        ({"category_id": "cat"}, "annotation 3 of image 10: 'category_id' is 'cat'; it needs a whole"),
+        (
+            {"category_id": 4},
+            "annotation 3 of image 10: category_id is 4, which is not in 'categories'",
+        ),
+        (
+            {"category_id": "cat"},
+            "annotation 3 of image 10: 'category_id' is 'cat'; it needs a whole",
+        ),
         ({"image_id": 99}, "annotation 3 of image 99: there is no such image"),
         ({"image_id": None}, "annotation 3: 'image_id' is None; it needs a whole number"),
         ({"id": 7}, "annotation 7 of image 10: the annotation id is used twice"),
         ({"score": 1.5}, r"annotation 3 of image 10: score is 1.5; scores lie in \[0, 1\]"),
         ({"score": "high"}, "annotation 3 of image 10: 'score' is 'high'; it needs a number"),
-        ({"attributes": {"grade": "bronze"}}, "attributes.grade is 'bronze'; allowed are gold and silver"),
-        ({"attributes": {"ignore": "all"}}, "attributes.ignore is 'all'; allowed are class and region"),
+        (
+            {"attributes": {"grade": "bronze"}},
+            "attributes.grade is 'bronze'; allowed are gold and silver",
+        ),
+        (
+            {"attributes": {"ignore": "all"}},
+            "attributes.ignore is 'all'; allowed are class and region",
+        ),
         ({"attributes": {"box_weight": -1}}, "attributes.box_weight is -1; it needs a number >= 0"),
     ],
 )
@@ -128,7 +152,7 @@ def test_a_faulty_annotation_is_named_or_dropped(tmp_path, change, sentence):
     assert "1 fault; correct" in problems[0] and "faults: drop" in problems[0]
     assert len(problems) == 2 and re.search("coco.json: .*" + sentence, problems[1]), problems
     for _ in range(2):  # the second time from the cache: the loss is told again
-        with pytest.warns(UserWarning, match="1 fault left out: .*annotation"):
+        with pytest.warns(UserWarning, match=r"1 fault left out: .*annotation"):
             source = load(tmp_path, faults="drop")
         assert len(source) == 3 and source.annotations.classes.tolist() == [2, 1]
 
@@ -175,7 +199,10 @@ def test_everything_wrong_is_told_at_once(tmp_path):
         ("{}", "coco.json: has no list 'images'"),
         ({**coco_data(), "images": []}, "coco.json: the list 'images' is empty"),
         ({**coco_data(), "annotations": []}, "coco.json: has no annotations at all"),
-        ({**coco_data(), "annotations": {}}, "coco.json: 'annotations' is dict; it needs to be a list"),
+        (
+            {**coco_data(), "annotations": {}},
+            "coco.json: 'annotations' is dict; it needs to be a list",
+        ),
         ({**coco_data(), "categories": []}, "coco.json: the list 'categories' is empty"),
         ({**coco_data(), "categories": [{"id": 1}]}, "coco.json: category 1 has no name"),
         (
@@ -202,7 +229,7 @@ def test_missing_files_and_folders(tmp_path):
         CocoSource(images="images", annotations="nowhere.json").load(
             "x", tmp_path, CLASSES, tmp_path / "c"
         )
-    with pytest.raises(InputError, match="folder of pictures .*nowhere does not exist"):
+    with pytest.raises(InputError, match=r"folder of pictures .*nowhere does not exist"):
         CocoSource(images="nowhere", annotations="coco.json").load(
             "x", tmp_path, CLASSES, tmp_path / "c"
         )
@@ -214,7 +241,7 @@ def test_missing_files_and_folders(tmp_path):
     (tmp_path / "images" / "1.png").unlink()
     with pytest.raises(InputError, match=r"1\.png: no such picture"):  # though the cache knows it
         load(tmp_path)
-    with pytest.raises(InputError, match="covers names 'cats', which is no class .*nearest: 'cat'"):
+    with pytest.raises(InputError, match=r"covers names 'cats', which is no class .*nearest: 'cat'"):
         load(tmp_path, covers=["cats"], faults="drop")
 
 

@@ -128,7 +128,9 @@ def test_hashes_are_kept_until_a_file_changes(tmp_path, monkeypatch):
     assert content_hashes(paths, cache) == first and read == []
     with open(paths[1], "wb") as file:
         file.write(b"longer than before" * 1000)
-    assert content_hashes(paths, cache)[1] == hashlib.sha256(b"longer than before" * 1000).hexdigest()
+    assert (
+        content_hashes(paths, cache)[1] == hashlib.sha256(b"longer than before" * 1000).hexdigest()
+    )
     assert read == [paths[1]]
     read.clear()
     content_hashes(paths, cache)

@@ -1,0 +1,119 @@
+"""Pascal VOC files: reading, what is refused, writing."""
+
+import re
+
+import numpy as np
+import pytest
+from coco_files import NAMES, coco_data, save_coco, save_picture
+
+from detmtl.data.coco import CocoSource
+from detmtl.data.voc import VocSource, write_voc
+from detmtl.structures.classes import LabelSpace
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import Ignore
+
+CLASSES = LabelSpace.of(NAMES)
+
+OBJECT = """<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{box[0]}</xmin>
+<ymin>{box[1]}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox></object>"""
+SIZE = "<size><width>64</width><height>48</height><depth>3</depth></size>"
+
+
+def thing(name="cat", box=(5, 6, 20, 30), difficult=0) -> str:
+    return OBJECT.format(name=name, box=box, difficult=difficult)
+
+
+def save(root, files: dict[str, str]) -> None:
+    """Writes XML files (name -> what stands inside <annotation>) and their pictures."""
+    (root / "xml").mkdir(parents=True, exist_ok=True)
+    for name, inside in files.items():
+        (root / "xml" / f"{name}.xml").write_text(f"<annotation>{inside}</annotation>")
+        save_picture(root / "images" / f"{name}.jpg")
+
+
+def load(root, **settings):
+    settings = VocSource(images="images", annotations="xml", **settings)
+    return settings.load("voc", root, CLASSES, root / "cache")
+
+
+def test_reads_boxes_that_count_from_one(tmp_path):
+    save(tmp_path, {"b": SIZE + thing() + thing("dog", difficult=1), "a": SIZE})
+    save_picture(tmp_path / "images" / "unlabelled.jpg")
+    source = load(tmp_path)
+    assert [source.files.name(i) for i in range(len(source))] == ["a.jpg", "b.jpg"]
+    labels = source.labels(1)["boxes"]
+    assert labels.boxes.tolist() == [[4, 5, 20, 30]] * 2
+    assert labels.classes.tolist() == [0, 1] and labels.ignore.tolist() == [0, Ignore.REGION]
+    assert labels.coverage.tolist() == [1, 1, 0]  # nobody names birds
+    assert len(source.labels(0)["boxes"]) == 0 and source.sizes.tolist() == [[48, 64]] * 2
+    assert load(tmp_path, first_pixel=0).labels(1)["boxes"].boxes[0].tolist() == [5, 6, 20, 30]
+    assert load(tmp_path, covers=NAMES).labels(1)["boxes"].coverage.tolist() == [1, 1, 1]
+
+
+def test_list_and_size_of_the_picture(tmp_path):
+    save(tmp_path, {"a": thing(), "b": thing(), "c": thing()})
+    (tmp_path / "train.txt").write_text("c  1\na -1\n\n")
+    source = load(tmp_path, list="train.txt")
+    assert [source.files.name(i) for i in range(2)] == ["c.jpg", "a.jpg"]
+    assert source.sizes.tolist() == [[48, 64]] * 2
+    (tmp_path / "train.txt").write_text("a\nz\n")
+    with pytest.raises(InputError, match=r"train\.txt: 'z' has no XML file"):
+        load(tmp_path, list="train.txt")
+
+
+@pytest.mark.parametrize(
+    ("inside", "sentence"),
+    [
+        (thing(box=(30, 6, 20, 30)), r"xml/b\.xml: object 1 \(cat\): width is -9 \(inverted"),
+        (thing(box=(5, "nan", 20, 30)), r"xml/b\.xml: object 1 \(cat\): the box .* is not finite"),
+        (thing(box=(5, 6, 90, 30)), r"xml/b\.xml: object 1 \(cat\): .* lies outside its picture"),
+        (thing(box=(5, "", 20, 30)), r"xml/b\.xml: object 1 \(cat\): has the box .*ymin ''"),
+        (thing(name=""), r"xml/b\.xml: object 1: has no name"),
+        ("<object>", r"xml/b\.xml: is not XML"),
+    ],
+)
+def test_a_faulty_file_is_named_or_dropped(tmp_path, inside, sentence):
+    save(tmp_path, {"a": SIZE + thing(), "b": SIZE + inside})
+    with pytest.raises(InputError) as caught:
+        load(tmp_path)
+    assert len(caught.value.problems) == 2
+    assert re.search(sentence, caught.value.problems[1]), caught.value.problems
+    with pytest.warns(UserWarning, match="1 fault left out"):
+        assert len(load(tmp_path, faults="drop").annotations) == 1
+
+
+def test_missing_pictures_empty_files_and_unknown_names(tmp_path):
+    save(tmp_path, {"a": SIZE + thing(), "b": SIZE + thing()})
+    (tmp_path / "images" / "b.jpg").unlink()
+    (tmp_path / "xml" / "c.xml").write_text("")
+    with pytest.raises(InputError) as caught:
+        load(tmp_path)
+    told = str(caught.value)
+    assert "b.xml: there is no picture named 'b'" in told and "c.xml: the file is empty" in told
+    save(tmp_path, {"b": SIZE, "c": SIZE + thing("cow")})
+    with pytest.raises(InputError, match="'cow' belongs to no class"):
+        load(tmp_path)
+
+
+def test_no_annotations_at_all(tmp_path):
+    save(tmp_path, {"a": SIZE})
+    with pytest.raises(InputError, match="xml: has no annotations at all"):
+        load(tmp_path)
+    assert load(tmp_path, covers=["cat"]).labels(0)["boxes"].coverage.tolist() == [1, 0, 0]
+    (tmp_path / "xml" / "a.xml").unlink()
+    with pytest.raises(InputError, match="there are no XML files"):
+        load(tmp_path)
+
+
+def test_written_files_are_read_back_alike(tmp_path):
+    data = coco_data()
+    data["annotations"][0]["iscrowd"] = 1
+    save_coco(tmp_path, data)
+    settings = CocoSource(images="images", annotations="coco.json")
+    source = settings.load("coco", tmp_path, CLASSES, tmp_path / "cache")
+    assert write_voc(tmp_path / "xml", source) == 3
+    again = load(tmp_path)
+    np.testing.assert_array_equal(again.annotations.boxes, source.annotations.boxes)
+    np.testing.assert_array_equal(again.annotations.ignore, source.annotations.ignore)
+    np.testing.assert_array_equal(again.annotations.classes, source.annotations.classes)
+    assert [again.path(i) for i in range(3)] == [source.path(i) for i in range(3)]

@@ -1,0 +1,127 @@
+"""YOLO label files: reading, what is refused, writing."""
+
+import re
+
+import numpy as np
+import pytest
+from coco_files import NAMES, coco_data, save_coco, save_picture
+
+from detmtl.data.coco import CocoSource
+from detmtl.data.yolo import YoloSource, read_names, write_yolo
+from detmtl.structures.classes import LabelSpace
+from detmtl.structures.errors import InputError
+
+CLASSES = LabelSpace.of(NAMES)
+
+
+def save(root, files: dict[str, str]) -> None:
+    """Writes label files (name -> text) and their pictures of 64 x 48 pixels."""
+    (root / "labels").mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        path = root / "labels" / f"{name}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        save_picture(root / "images" / f"{name}.jpg")
+
+
+def load(root, **settings):
+    settings = YoloSource(images="images", labels="labels", **{"names": NAMES, **settings})
+    return settings.load("yolo", root, CLASSES, root / "cache")
+
+
+def test_reads_boxes_scores_and_polygons(tmp_path):
+    lines = "1 0.5 0.5 0.25 0.5\n\n2 0.5 0.5 1 1 0.75\n0 0.25 0.5 0.5 0.25 0.75 1\n"
+    save(tmp_path, {"deep/a": lines, "b": ""})
+    save_picture(tmp_path / "images" / "c.jpg")
+    source = load(tmp_path)
+    assert [source.files.name(i) for i in range(3)] == ["b.jpg", "c.jpg", "deep/a.jpg"]
+    labels = source.labels(2)["boxes"]
+    assert labels.boxes.tolist() == [[24, 12, 40, 36], [0, 0, 64, 48], [16, 12, 48, 48]]
+    assert labels.classes.tolist() == [1, 2, 0] and labels.scores.tolist() == [1, 0.75, 1]
+    assert len(source.labels(1)["boxes"]) == 0 and source.coverage.tolist() == [[1, 1, 1]]
+    assert len(load(tmp_path, unlabelled="skip")) == 2
+
+
+def test_a_changed_label_file_is_read_again(tmp_path):
+    save(tmp_path, {"a": "1 0.5 0.5 0.25 0.5\n"})
+    assert len(load(tmp_path).annotations) == 1
+    (tmp_path / "labels" / "a.txt").write_text("1 0.5 0.5 0.25 0.5\n" * 2)
+    assert len(load(tmp_path).annotations) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("data.yaml", "names:\n  0: cat\n  1: dog\n  2: bird\nnc: 3\n"),
+        ("data.yml", "names: [cat, dog, bird]\n"),
+        ("classes.txt", "cat\ndog\n\nbird\n"),
+    ],
+)
+def test_names_come_from_files(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    assert read_names(tmp_path / name, name) == NAMES
+    save(tmp_path, {"a": "1 0.5 0.5 0.25 0.5\n"})
+    assert load(tmp_path, names=name).annotations.classes.tolist() == [1]
+
+
+@pytest.mark.parametrize("text", ["", "names: []", "names: {1: cat}", "just text", "a: ["])
+def test_names_that_cannot_be_used(tmp_path, text):
+    (tmp_path / "data.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"data\.yaml: "):
+        read_names(tmp_path / "data.yaml", "data.yaml")
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("3 0.5 0.5 0.1 0.1", "the class is 3; there are 3 names, so it lies between 0 and 2"),
+        ("-1 0.5 0.5 0.1 0.1", "the class is -1; there are 3 names"),
+        ("1.5 0.5 0.5 0.1 0.1", "the class is 1.5; there are 3 names"),
+        ("0 0.5 0.5 -0.1 0.1", r"width is -6.4 \(inverted corners\?\); boxes need"),
+        ("0 0.5 0.5 0.1 0", "height is 0; boxes need width and height > 0"),
+        ("0 nan 0.5 0.1 0.1", "is not finite"),
+        ("0 0.9 0.5 0.4 0.1", "lies outside its picture of 64 x 48 pixels"),
+        ("0 30 20 10 10", "lies outside its picture"),
+        ("0 0.5 0.5 0.1", "is '0 0.5 0.5 0.1'; it needs `class x y width height"),
+        ("cat 0.5 0.5 0.1 0.1", "is 'cat 0.5 0.5 0.1 0.1'; it needs `class"),
+        ("0 0.5 0.5 0.1 0.1 7", r"the score is 7; scores lie in \[0, 1\]"),
+    ],
+)
+def test_a_faulty_line_is_named_or_dropped(tmp_path, line, sentence):
+    save(tmp_path, {"a": f"0 0.5 0.5 0.1 0.1\n{line}\n"})
+    with pytest.raises(InputError) as caught:
+        load(tmp_path)
+    assert len(caught.value.problems) == 2
+    assert re.search(r"^labels/a\.txt line 2: .*" + sentence, caught.value.problems[1])
+    with pytest.warns(UserWarning, match="1 fault left out"):
+        assert len(load(tmp_path, faults="drop").annotations) == 1
+
+
+def test_labels_that_are_not_there(tmp_path):
+    save(tmp_path, {"a": ""})
+    with pytest.raises(InputError, match="labels: has no annotations at all"):
+        load(tmp_path)
+    assert len(load(tmp_path, covers=["cat"]).annotations) == 0
+    (tmp_path / "labels" / "a.txt").unlink()
+    with pytest.raises(
+        InputError, match=r"no picture of .* has a text file there; a\.jpg would have a\.txt"
+    ):
+        load(tmp_path)
+    (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    (tmp_path / "images" / "a.jpg").write_text("no picture")
+    with pytest.raises(InputError, match=r"a\.jpg: is not a picture"):
+        load(tmp_path)
+
+
+def test_written_files_are_read_back_alike(tmp_path):
+    data = coco_data()
+    data["annotations"][2]["score"] = 0.5
+    save_coco(tmp_path, data)
+    settings = CocoSource(images="images", annotations="coco.json")
+    source = settings.load("coco", tmp_path, CLASSES, tmp_path / "cache")
+    assert write_yolo(tmp_path / "labels", source) == 3
+    again = load(tmp_path, names="labels/names.txt")
+    np.testing.assert_allclose(again.annotations.boxes, source.annotations.boxes, atol=1e-4)
+    np.testing.assert_array_equal(again.annotations.classes, source.annotations.classes)
+    np.testing.assert_array_equal(again.annotations.scores, source.annotations.scores)
+    assert (tmp_path / "labels" / "2.txt").read_text() == ""
