@@ -1,8 +1,8 @@
 """Ground, walls, far things, sky and weather of the built-in scenes."""
 
 from dataclasses import dataclass
-from functools import lru_cache
-from math import cos, pi, sin
+from functools import cache
+from math import cos, sin
 
 import cv2
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from detmtl.data.scene_mesh import Camera, Light
 
 Rng = np.random.Generator
+Triple = tuple[float, float, float]
 FAR = 400.0
 """Depth of the sky, meters."""
 
@@ -53,7 +54,11 @@ class Setting:
     wall: float
 
 
-@lru_cache(maxsize=None)
+def _rgb(color: Triple) -> np.ndarray:
+    return np.array(color, np.float32)
+
+
+@cache
 def noise(power: float, side: int = 512) -> np.ndarray:
     """Returns a periodic texture (side, side) float32, mean 0, deviation 1, with spectrum f^-power."""
     rng = np.random.default_rng(int(power * 1000))
@@ -154,7 +159,7 @@ def _surface(kind: str, xs: np.ndarray, zs: np.ndarray, fade: np.ndarray, rng: R
     else:
         detail = _patches(xs, zs + shift, 110.0, 0.45) * fade * rough
     jitter = np.float32(rng.uniform(0.88, 1.12, 3) * rng.uniform(0.9, 1.1))
-    color = np.float32(one) * jitter + blend[..., None] * (np.float32(two) - np.float32(one))
+    color = _rgb(one) * jitter + blend[..., None] * (_rgb(two) - _rgb(one))
     color *= (1 + detail)[..., None]
     size = {"paving": rng.uniform(0.4, 1.2), "tiles": rng.uniform(0.5, 1.0)}.get(kind)
     if size:
@@ -240,26 +245,32 @@ def _road(
         color[cross] = color[cross] * 0.25 + 170
 
 
+_SKIES: dict[str, tuple[Triple, Triple, Triple]] = {
+    "day": ((84, 140, 214), (186, 212, 236), (246, 246, 248)),
+    "dusk": ((70, 74, 124), (240, 160, 100), (190, 120, 110)),
+    "night": ((12, 16, 34), (38, 44, 68), (46, 50, 66)),
+}  # high up, at the horizon, clouds
+_OVERCAST: dict[str, Triple] = {
+    "day": (186, 192, 200),
+    "dusk": (132, 122, 128),
+    "night": (34, 36, 46),
+}
+
+
 def _sky(image: np.ndarray, setting: Setting, rng: Rng) -> None:
-    high, low, cloud = {
-        "day": ((84, 140, 214), (186, 212, 236), (246, 246, 248)),
-        "dusk": ((70, 74, 124), (240, 160, 100), (190, 120, 110)),
-        "night": ((12, 16, 34), (38, 44, 68), (46, 50, 66)),
-    }[setting.time]
+    high, low, cloud = map(_rgb, _SKIES[setting.time])
     if setting.weather != "clear":
-        gray = {"day": (186, 192, 200), "dusk": (132, 122, 128), "night": (34, 36, 46)}[
-            setting.time
-        ]
-        high, low, cloud = gray, tuple(c * 1.1 for c in gray), tuple(c * 0.9 for c in gray)
+        gray = _rgb(_OVERCAST[setting.time])
+        high, low, cloud = gray, gray * 1.1, gray * 0.9
     h, w = image.shape[:2]
     t = (np.arange(h, dtype=np.float32) / h)[:, None, None] ** np.float32(rng.uniform(0.7, 1.6))
-    image[:] = np.float32(high) + t * (np.float32(low) - np.float32(high))
+    image[:] = high + t * (low - high)
     xs = np.arange(w, dtype=np.float32)[None] + np.float32(rng.uniform(0, 500))
     ys = 2.6 * np.arange(h, dtype=np.float32)[:, None] + np.float32(rng.uniform(0, 500))
     xs, ys = np.broadcast_to(xs / w, (h, w)), np.broadcast_to(ys / w, (h, w))
     field = _clouds(xs, ys, rng.uniform(160, 320), 1.6)
     cover = np.clip((field - np.float32(rng.uniform(-0.3, 1.2))) * 0.8, 0, 1)[..., None]
-    image += cover * (np.float32(cloud) - image) * np.float32(0.85)
+    image += cover * (cloud - image) * np.float32(0.85)
 
 
 def _horizon(
@@ -278,14 +289,12 @@ def _horizon(
         top = max(0, h - int(edge.max()) - 1)
         mask = rows[top:] >= h - edge[None]
         mix = 0.3 + 0.25 * far
-        shape = mask.shape
-        speckle = 1 + 0.12 * grain(0.6, *shape, rng) * (kind != "roofs")
-        color = (
-            np.float32(base) * bright * (1 - mix) * (tint[None] * speckle)[..., None] + haze * mix
-        )
+        deep = len(mask)
+        speckle = 1 + 0.12 * grain(0.6, deep, w, rng) * (kind != "roofs")
+        color = _rgb(base) * bright * (1 - mix) * (tint[None] * speckle)[..., None] + haze * mix
         if kind == "roofs":
             window = ((rows[top:] // 2) % 3 == 1) & (((np.arange(w) // 2) % 3) == 1)[None]
-            window &= mask & (grain(0.2, *shape, rng) > 0.2)
+            window &= mask & (grain(0.2, deep, w, rng) > 0.2)
             color[window] = np.minimum(
                 color[window] * (1.6 if setting.time != "day" else 0.75), 255
             )
@@ -345,8 +354,8 @@ def _wall(
         some = (
             np.sin(np.floor((xs + 50) / step) * 5.3 + np.floor((ys + 3.2 - low) / 3.2) * 9.1) > -0.3
         )
-        color[pane] = np.float32((70, 86, 104))
-        color[pane & some] = np.float32(glass) * (2.2 if lit else 1.0)
+        color[pane] = _rgb((70, 86, 104))
+        color[pane & some] = _rgb(glass) * (2.2 if lit else 1.0)
     color[ys < 0.25] *= 0.6
     facing = 0.35 if hall else max(0.1, float(light.direction[2]))
     image[:] = color * np.float32(light.ambient + light.sun * facing)
@@ -357,7 +366,7 @@ def _wall(
         rise = np.maximum(camera.horizon - np.arange(h, dtype=np.float32)[:, None] - 0.5, 0.5)
         zs = np.broadcast_to(camera.focal * (top - camera.height) / rise, (h, w))
         beam = 1 - 0.2 * ((zs / 1.5) % 1 < 0.15)
-        image[over] = (np.float32((226, 224, 218)) * 0.75 * beam[..., None])[over]
+        image[over] = (_rgb((226, 224, 218)) * 0.75 * beam[..., None])[over]
         depth[over] = zs[over]
 
 
@@ -366,7 +375,7 @@ def weather_over(
 ) -> np.ndarray:
     """Returns the picture (H, W, 3) float32 behind fog, rain or snow."""
     h, w = image.shape[:2]
-    level = np.float32(
+    level = _rgb(
         {"day": (204, 208, 214), "dusk": (150, 136, 136), "night": (44, 48, 60)}[setting.time]
     )
     reach = {"fog": 26.0, "rain": 80.0, "snow": 70.0, "overcast": 220.0}.get(setting.weather, FAR)

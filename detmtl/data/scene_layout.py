@@ -1,8 +1,9 @@
 """What stands where in a picture of the built-in scenes, and the picture with its truth."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from math import cos, pi, sin
+from math import cos, hypot, pi, sin
 
 import cv2
 import numpy as np
@@ -11,11 +12,11 @@ from detmtl.data.scene_backdrop import (
     FAR,
     Setting,
     draw_backdrop,
-    light_of,
     grain,
+    light_of,
     weather_over,
 )
-from detmtl.data.scene_mesh import Camera, Color, Light, Mesh, Posed
+from detmtl.data.scene_mesh import Camera, Color, Light, Measures, Mesh, Posed
 from detmtl.data.scene_objects import (
     BUILDERS,
     CLUTTER,
@@ -26,6 +27,7 @@ from detmtl.data.scene_objects import (
 )
 
 Rng = np.random.Generator
+Builder = Callable[[Rng, Color], Mesh]
 TAGS = (
     "street", "park", "plaza", "waterfront", "hall",
     "day", "dusk", "night",
@@ -97,7 +99,7 @@ class Scene:
         depth: (H, W) uint16 millimeters, 65535 at 65.535 m or farther. An object is as deep as its
             middle everywhere.
         things: the objects, farthest first.
-        tags: of the whole picture.
+        tags: its place, time and weather.
         quality: JPEG quality that it shall be written with.
     """
 
@@ -151,16 +153,9 @@ def draw_scene(domain: Domain, height: int, width: int, rng: Rng) -> Scene:
         instances=instances,
         depth=np.clip(depth * 1000, 0, 65535).astype(np.uint16),
         things=things,
-        tags=_tags(setting, things, instances),
+        tags=[setting.place, setting.time, setting.weather],
         quality=int(rng.integers(60, 96) if domain is Domain.HOME else rng.integers(45, 92)),
     )
-
-
-def _tags(setting: Setting, things: list[Thing], instances: np.ndarray) -> list[str]:
-    tags = [setting.place, setting.time, setting.weather]
-    if any(t.crowd for t in things):
-        tags.append("crowd")
-    return tags if things else [*tags, "empty"]
 
 
 def _setting(domain: Domain, rng: Rng) -> Setting:
@@ -238,9 +233,10 @@ class _Site:
             paints = _AUTUMN
         color = paints[int(rng.integers(len(paints)))]
         mesh = BUILDERS[name](rng, self._tone(name, color))
+        measures = Measures.of(mesh)
         for _ in range(6):
-            x, depth = self._spot(name, mesh)
-            if self._place(name, color, mesh, x, depth, self._yaw(name)):
+            x, depth = self._spot(name, measures)
+            if self._place(name, color, mesh, measures.radius, x, depth):
                 break
         else:
             return
@@ -251,7 +247,9 @@ class _Site:
         elif name == "person" and rng.random() < 0.07:
             self._companion("umbrella", held_umbrella, last, 1.2, rng.uniform(-0.2, 0.2))
 
-    def _companion(self, name: str, builder, last: _Placed, lift: float, shift: float) -> None:
+    def _companion(
+        self, name: str, builder: Builder, last: _Placed, lift: float, shift: float
+    ) -> None:
         color = _ALL[int(self.rng.integers(len(_ALL)))]
         mesh = builder(self.rng, self._tone(name, color))
         yaw = last.models[0].yaw
@@ -280,18 +278,20 @@ class _Site:
     def add_clutter(self) -> None:
         """Places something that is no class."""
         mesh = CLUTTER[int(self.rng.integers(len(CLUTTER)))](self.rng)
+        measures = Measures.of(mesh)
         for _ in range(3):
-            x, depth = self._spot("", mesh)
-            if self._place("", "", mesh, x, depth, self.rng.uniform(-pi, pi)):
+            x, depth = self._spot("", measures)
+            if self._place("", "", mesh, measures.radius, x, depth):
                 return
 
-    def _place(self, name: str, color: str, mesh: Mesh, x: float, depth: float, yaw: float) -> bool:
-        points = np.array(mesh.points)
-        radius = float(np.hypot(points[:, 0], points[:, 2]).max())
+    def _place(
+        self, name: str, color: str, mesh: Mesh, radius: float, x: float, depth: float
+    ) -> bool:
+        """Puts a model there unless something else is, or it would hardly be in the picture."""
         for other in self.placed:
-            if np.hypot(other.x - x, other.depth - depth) < 0.75 * (radius + other.radius):
+            if hypot(other.x - x, other.depth - depth) < 0.75 * (radius + other.radius):
                 return False
-        posed = Posed(mesh, x, depth, yaw)
+        posed = Posed(mesh, x, depth, self._yaw(name))
         if not posed.in_front():
             return False
         x0, y0, x1, y1 = posed.extent(self.camera)
@@ -304,11 +304,10 @@ class _Site:
         self.placed.append(_Placed([posed], depth, x, radius, label, color))
         return True
 
-    def _spot(self, name: str, mesh: Mesh) -> tuple[float, float]:
+    def _spot(self, name: str, measures: Measures) -> tuple[float, float]:
         """Returns where to try: x and depth, such that all sizes in the picture are common."""
         rng, setting = self.rng, self.setting
-        tall = max(p[1] for p in mesh.points)
-        long = max(p[0] for p in mesh.points) - min(p[0] for p in mesh.points)
+        tall, long = measures.tall, measures.long
         pixels = np.exp(rng.uniform(np.log(13), np.log(175))) * self.height / 256
         depth = self.camera.focal * max(tall, 0.55 * long) / pixels
         near, far = self.nearest, min(60.0, setting.shore - 0.8, setting.wall - 1.2)

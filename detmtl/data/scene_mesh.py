@@ -29,9 +29,10 @@ class Camera:
     def project(self, points: np.ndarray) -> np.ndarray:
         """Returns pixels (P, 2) of world points (P, 3) in front of the camera."""
         scale = self.focal / -points[:, 2]
-        u = self.center + scale * points[:, 0]
-        v = self.horizon + scale * (self.height - points[:, 1])
-        return np.stack([u, v], 1)
+        pixels = np.empty((len(points), 2))
+        pixels[:, 0] = self.center + scale * points[:, 0]
+        pixels[:, 1] = self.horizon + scale * (self.height - points[:, 1])
+        return pixels
 
     def scaled(self, factor: float) -> "Camera":
         """Returns the same camera with `factor` times as many pixels a side."""
@@ -69,7 +70,7 @@ class Mesh:
 
     points: list[tuple[float, float, float]] = field(default_factory=list)
     parts: list[int] = field(default_factory=list)
-    items: list[tuple[int, int, int, Color, float, float]] = field(default_factory=list)
+    items: list[tuple[float, ...]] = field(default_factory=list)
     glows: list[tuple[int, float, Color]] = field(default_factory=list)
     texture: float = 0.0
     _part: int = 0
@@ -86,7 +87,7 @@ class Mesh:
         size: float = 0.0,
         glow: float = 0.0,
     ) -> None:
-        self.items.append((kind, len(self.points), len(points), color, size, glow))
+        self.items.append((kind, len(self.points), len(points), *color, size, glow))
         self.points.extend(points)
         self.parts.extend([self._part] * len(points))
 
@@ -203,6 +204,23 @@ class Mesh:
         self.parts.append(self._part)
 
 
+@dataclass(frozen=True)
+class Measures:
+    """A model's height, length along x and largest distance from its vertical axis, meters."""
+
+    tall: float
+    long: float
+    radius: float
+
+    @classmethod
+    def of(cls, mesh: Mesh) -> "Measures":
+        """Returns the measures of a model."""
+        p = np.array(mesh.points)
+        low, high = p.min(0).tolist(), p.max(0).tolist()
+        radius = float((p[:, 0] ** 2 + p[:, 2] ** 2).max()) ** 0.5
+        return cls(high[1], high[0] - low[0], radius)
+
+
 class Posed:
     """A model in the world.
 
@@ -219,9 +237,10 @@ class Posed:
         c, s = cos(yaw), sin(yaw)
         self.mesh = mesh
         self.depth, self.x, self.yaw = depth, x, yaw
-        self.world = np.stack(
-            [p[:, 0] * c + p[:, 2] * s + x, p[:, 1] + lift, p[:, 2] * c - p[:, 0] * s - depth], 1
-        )
+        self.world = np.empty_like(p)
+        self.world[:, 0] = p[:, 0] * c + p[:, 2] * s + x
+        self.world[:, 1] = p[:, 1] + lift
+        self.world[:, 2] = p[:, 2] * c - p[:, 0] * s - depth
 
     def in_front(self) -> bool:
         """Whether all of it is before the camera, where it can be projected."""
@@ -249,31 +268,32 @@ class Posed:
 
     def draw(self, canvas: np.ndarray, camera: Camera, light: Light, id: int) -> None:
         """Paints it into canvas (H, W, 4) uint8 under `id`."""
-        items, world = self.mesh.items, self.world
-        kinds = np.array([i[0] for i in items])
-        first = np.array([i[1] for i in items])
-        count = np.array([i[2] for i in items])
+        world = self.world
+        table = np.array(self.mesh.items)
+        kinds, first, count = table[:, :3].astype(np.int64).T
         seen, shade = self._lit(kinds, first, count, camera, light)
-        base = np.array([i[3] for i in items], np.float32)
-        own = np.array([i[5] for i in items], np.float32)[:, None] if light.lamps else np.float32(0)
-        colors = np.clip(base * np.maximum(shade, own), 0, 255).astype(np.uint8).tolist()
+        if light.lamps:
+            shade = np.maximum(shade, table[:, 7:8])
+        colors = (table[:, 3:6] * shade).clip(0, 255).astype(np.uint8).tolist()
         pixels = camera.project(world)
-        fixed = np.clip(np.rint(pixels * (1 << _SHIFT)), -80000, 80000).astype(np.int32)
+        fixed = np.rint(pixels * (1 << _SHIFT)).clip(-80000, 80000).astype(np.int32)
         scale = (camera.focal / -world[first, 2]).tolist()
         toward = (float(light.direction[0]), -float(light.direction[1]))
+        plain = table[:, [0, 1, 2]].astype(np.int64).tolist()
+        sizes = table[:, 6].tolist()
         for k in self._order(kinds, first, count, seen):
-            kind, start, n, _, size, _ = items[k]
+            kind, start, n = plain[k]
             ink = (*colors[k], id)
             if kind <= _DECAL:
                 cv2.fillPoly(canvas, [fixed[start : start + n]], ink, cv2.LINE_8, _SHIFT)
             elif kind == _BLOB:
                 _blob(canvas, pixels[start : start + n], ink, toward)
             else:
-                thick = max(1, round(2 * size * scale[k]))
+                thick = max(1, round(2 * sizes[k] * scale[k]))
                 run = fixed[start : start + n]
                 cv2.polylines(canvas, [run], kind == _LOOP, ink, thick, cv2.LINE_8, _SHIFT)
                 if thick > 3 and kind == _LIMB:
-                    bright = (*(min(255, int(c * 1.22) + 4) for c in ink[:3]), id)
+                    bright = (*(min(255, int(c * 1.16) + 3) for c in ink[:3]), id)
                     shift = np.int32(thick * 0.22 * (1 << _SHIFT) * np.sign(toward[0]))
                     line = [run + np.array([shift, 0], np.int32)]
                     cv2.polylines(canvas, line, False, bright, thick // 2, cv2.LINE_8, _SHIFT)
@@ -284,17 +304,15 @@ class Posed:
         """Returns whether each item faces the camera (n,) and its light (n, 3)."""
         world = self.world
         p0 = world[first]
-        p1 = world[first + np.minimum(1, count - 1)]
-        p2 = world[first + np.minimum(2, count - 1)]
-        normal = np.cross(p1 - p0, p2 - p0)
-        normal /= np.linalg.norm(normal, axis=1, keepdims=True) + 1e-9
+        a = world[first + np.minimum(1, count - 1)] - p0
+        b = world[first + np.minimum(2, count - 1)] - p0
+        normal = a[:, [1, 2, 0]] * b[:, [2, 0, 1]] - a[:, [2, 0, 1]] * b[:, [1, 2, 0]]
+        normal /= np.sqrt((normal * normal).sum(1, keepdims=True)) + 1e-9
         flat = kinds <= _DECAL
-        view = np.array([0.0, camera.height, 0.0]) - p0
-        seen = ~flat | ((normal * view).sum(1) > 0)
-        facing = np.where(flat, np.clip(normal @ light.direction, 0, None), 0.55)
+        seen = ~flat | ((normal * ([0.0, camera.height, 0.0] - p0)).sum(1) > 0)
+        facing = np.where(flat, np.maximum(normal @ light.direction, 0), 0.55)
         sky = np.where(flat, 0.85 + 0.15 * normal[:, 1], 0.9)
-        shade = sky[:, None] * light.ambient + facing[:, None] * light.sun
-        return seen, shade.astype(np.float32)
+        return seen, sky[:, None] * light.ambient + facing[:, None] * light.sun
 
     def _order(
         self, kinds: np.ndarray, first: np.ndarray, count: np.ndarray, seen: np.ndarray
@@ -315,16 +333,17 @@ def _blob(
     canvas: np.ndarray, pixels: np.ndarray, ink: tuple[int, ...], toward: tuple[float, float]
 ) -> None:
     """Paints an ellipsoid with a bright side; pixels: its center and six tips."""
-    center = pixels[0]
-    reach = np.abs(pixels - center)
-    rx, ry = float(reach[[1, 2, 5, 6], 0].max()), float(reach[3:5, 1].max())
+    points = pixels.tolist()
+    x, y = points[0]
+    rx = max(abs(points[k][0] - x) for k in (1, 2, 5, 6))
+    ry = max(abs(points[3][1] - y), abs(points[4][1] - y))
     one = 1 << _SHIFT
     tones = [(1.0, 0.74), (0.8, 1.0), (0.45, 1.2)] if rx > 3 else [(1.0, 0.95)]
     for share, tone in tones:
-        x = (center[0] + rx * (1 - share) * 0.75 * toward[0]) * one
-        y = (center[1] + ry * (1 - share) * 0.75 * toward[1]) * one
-        if abs(x) > 80000 or abs(y) > 80000:
+        u = (x + rx * (1 - share) * 0.75 * toward[0]) * one
+        v = (y + ry * (1 - share) * 0.75 * toward[1]) * one
+        if abs(u) > 80000 or abs(v) > 80000:
             return
         axes = (max(1, int(rx * share * one)), max(1, int(ry * share * one)))
         color = (*(min(255, int(c * tone)) for c in ink[:3]), ink[3])
-        cv2.ellipse(canvas, (int(x), int(y)), axes, 0, 0, 360, color, -1, cv2.LINE_8, _SHIFT)
+        cv2.ellipse(canvas, (int(u), int(v)), axes, 0, 0, 360, color, -1, cv2.LINE_8, _SHIFT)

@@ -341,10 +341,8 @@ def house(rng: Rng, color: Color) -> Mesh:
     mesh.part()
     eave = 0.35
     for side in (-1, 1):
-        tip = [(half + eave) * side, ridge, 0.0]
-        del tip
-        slope = [(-half - eave, wall - 0.15, (deep + eave) * side), (half + eave, wall - 0.15, (deep + eave) * side),
-                 (half + eave, ridge, 0.0), (-half - eave, ridge, 0.0)]  # fmt: skip
+        x, y, z = half + eave, wall - 0.15, (deep + eave) * side
+        slope = [(-x, y, z), (x, y, z), (x, ridge, 0.0), (-x, ridge, 0.0)]
         mesh.face(slope if side > 0 else slope[::-1], roof)
         gable = [
             (half * side, wall, deep * side),

@@ -200,8 +200,11 @@ def boat(rng: Rng, color: Color) -> Mesh:
         mesh.decal(stripe if side > 0 else stripe[::-1], (240, 240, 236))
     mesh.face([(stern, deck, half), (stern, deck, -half), (stern * 0.92, 0, -half * 0.6),
                (stern * 0.92, 0, half * 0.6)], _dim(color))  # fmt: skip
-    mesh.face([(stern, deck, half), (long * 0.3, deck, half), bow, (long * 0.3, deck, -half), (stern, deck, -half)],
-              (176, 142, 100))  # fmt: skip
+    beam = long * 0.3
+    mesh.face(
+        [(stern, deck, half), (beam, deck, half), bow, (beam, deck, -half), (stern, deck, -half)],
+        (176, 142, 100),
+    )
     mesh.part()
     if kind < 0.45:
         mast = long * rng.uniform(1.9, 2.4)
@@ -216,8 +219,8 @@ def boat(rng: Rng, color: Color) -> Mesh:
             ],
             sail,
         )
-        mesh.sheet([(0.16 * long, mast * 0.9, 0), (0.16 * long, deck * 1.6, 0), (long * 1.08, deck * 1.5, bulge * 0.4)],
-                   _dim(sail, 0.92))  # fmt: skip
+        x, tip = 0.16 * long, (long * 1.08, deck * 1.5, bulge * 0.4)
+        mesh.sheet([(x, mast * 0.9, 0), (x, deck * 1.6, 0), tip], _dim(sail, 0.92))
     elif kind < 0.8:
         top = deck + long * 0.42
         mesh.prism([(-0.55 * long, deck), (0.35 * long, deck), (0.12 * long, top), (-0.55 * long, top)],

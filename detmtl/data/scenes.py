@@ -88,7 +88,7 @@ class _Job(NamedTuple):
     root: str
     seed: int
     split: str
-    index: int
+    number: int
     height: int
     width: int
 
@@ -193,9 +193,9 @@ def _render_into(
     (folder / "annotations").mkdir()
     height, width = settings.size
     jobs = [
-        _Job(str(folder), settings.seed, split, index, height, width)
+        _Job(str(folder), settings.seed, split, number, height, width)
         for split in SPLITS
-        for index in range(counts[split])
+        for number in range(1, counts[split] + 1)
     ]
     records: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     for done, (job, record) in enumerate(zip(jobs, _records(jobs, processes), strict=True), 1):
@@ -227,32 +227,37 @@ def _usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _domain(split: str, index: int) -> Domain:
+def _domain(split: str, number: int) -> Domain:
     if split in ("val", "test"):
-        return Domain.HOME if index % 2 == 0 else Domain.AWAY
+        return Domain.HOME if number % 2 else Domain.AWAY
     return Domain.HOME if split == "gold" else Domain.AWAY
 
 
 def _render(job: _Job) -> dict[str, Any]:
     """Draws one picture, writes its files and returns its record for the annotation file."""
-    rng = np.random.default_rng([job.seed, zlib.crc32(job.split.encode()), job.index])
-    scene = draw_scene(_domain(job.split, job.index), job.height, job.width, rng)
-    stem = f"{job.index + 1:06d}"
+    rng = np.random.default_rng([job.seed, zlib.crc32(job.split.encode()), job.number])
+    domain = _domain(job.split, job.number)
+    scene = draw_scene(domain, job.height, job.width, rng)
+    stem = f"{job.number:06d}"
     folder = Path(job.root)
     quality = [cv2.IMWRITE_JPEG_QUALITY, scene.quality]
     _write(folder / "images" / job.split / f"{stem}.jpg", scene.image[..., ::-1], quality)
     png = [cv2.IMWRITE_PNG_COMPRESSION, 1]
     _write(folder / "semantic" / job.split / f"{stem}.png", scene.semantic(), png)
     _write(folder / "depth" / job.split / f"{stem}.png", scene.depth, png)
+    annotations = _annotations(scene, job.number)
+    crowd = ["crowd"] if any(a["iscrowd"] for a in annotations) else []
+    empty = [] if annotations else ["empty"]
     return {
         "image": {
-            "id": job.index + 1,
+            "id": job.number,
             "file_name": f"{stem}.jpg",
             "height": job.height,
             "width": job.width,
-            "tags": scene.tags,
+            "domain": domain.value,
+            "tags": scene.tags + crowd + empty,
         },
-        "annotations": _annotations(scene, job.index + 1),
+        "annotations": annotations,
     }
 
 
@@ -274,7 +279,7 @@ def _annotations(scene: Scene, image_id: int) -> list[dict[str, Any]]:
         x, y, w, h = cv2.boundingRect(mask)
         if min(w, h) < MIN_SIDE:
             continue
-        rle = coco_mask.encode(np.asfortranarray(mask))
+        counts = coco_mask.encode(np.asfortranarray(mask))["counts"]
         attributes = {"visible": round(min(1.0, visible), 3)}
         found.append(
             {
@@ -284,7 +289,10 @@ def _annotations(scene: Scene, image_id: int) -> list[dict[str, Any]]:
                 "bbox": [x, y, w, h],
                 "area": area,
                 "iscrowd": int(thing.crowd),
-                "segmentation": {"size": list(mask.shape), "counts": rle["counts"].decode()},
+                "segmentation": {
+                    "size": list(mask.shape),
+                    "counts": counts.decode() if isinstance(counts, bytes) else counts,
+                },
                 "attributes": {} if thing.crowd else {"color": thing.color, **attributes},
             }
         )
