@@ -29,7 +29,6 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from detmtl.data.fit import InputSettings, fit, scale_boxes
-from detmtl.structures.boxes import clip
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Ignore, Labels
 from detmtl.structures.settings import Settings
@@ -181,23 +180,22 @@ class Augment:
         self, labels: Mapping[str, Labels], rows: np.ndarray, height: int, width: int
     ) -> dict[str, Labels]:
         rows = rows[np.argsort(rows[:, ROW], kind="stable")]
-        corners = torch.from_numpy(np.ascontiguousarray(rows[:, :4])).float()
-        corners = clip(scale_boxes(corners, (1, 1), (height, width)), height, width)
-        index = torch.from_numpy(rows[:, ROW].round().astype(np.int64))
-        side = (corners[:, 2:] - corners[:, :2]).amin(1)
+        corners = (rows[:, :4] * (width, height, width, height)).astype(np.float32)
+        side = (corners[:, 2:] - corners[:, :2]).min(axis=1)
         keep = (side > 0) & (side >= self.min_side - ROUNDING)
-        hidden = torch.from_numpy(rows[:, VISIBLE] < self.min_visibility)
+        index = rows[:, ROW].round().astype(np.int64)
+        hidden = rows[:, VISIBLE] < self.min_visibility
         out: dict[str, Labels] = {}
         first = 0
         for name, known in labels.items():
-            mine = keep & (index >= first) & (index < first + len(known))
-            kept = known[index[mine] - first]
-            ignore = torch.where(
-                hidden[mine] & (kept.ignore == Ignore.NO),
-                torch.full_like(kept.ignore, Ignore.REGION),
-                kept.ignore,
+            mine = np.flatnonzero(keep & (index >= first) & (index < first + len(known)))
+            kept = known[torch.from_numpy(index[mine] - first)]
+            fragment = torch.from_numpy(hidden[mine]) & (kept.ignore == Ignore.NO)
+            out[name] = replace(
+                kept,
+                boxes=torch.from_numpy(corners[mine]),
+                ignore=kept.ignore.masked_fill(fragment, int(Ignore.REGION)),
             )
-            out[name] = replace(kept, boxes=corners[mine], ignore=ignore)
             first += len(known)
         return out
 

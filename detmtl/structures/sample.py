@@ -76,7 +76,8 @@ class Batch:
         """Pads and stacks samples (at least one)."""
         sizes = torch.tensor([s.image.shape[-2:] for s in samples])
         height, width = ((int(n) + divisor - 1) // divisor * divisor for n in sizes.amax(0))
-        images = torch.zeros(len(samples), 3, height, width, dtype=torch.uint8)
+        # channels last, as pictures come from the decoder and as the network wants them
+        images = torch.zeros(len(samples), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
         for i, s in enumerate(samples):
             images[i, :, : s.image.shape[1], : s.image.shape[2]] = s.image
         tasks = sorted({name for s in samples for name in s.labels})

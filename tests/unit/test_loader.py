@@ -101,6 +101,7 @@ def test_a_batch_holds_what_the_mixture_drew(mixture):
     assert batch.infos == tuple(mixture.sources[p.source].info(p.index) for p in picks)
     assert batch.images.dtype == torch.uint8
     assert batch.images.shape == (6, 3, 64, 64)
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
     for slot, pick in enumerate(picks):
         source = mixture.sources[pick.source]
         seed = sample_seed(0, 3, slot)
@@ -243,7 +244,7 @@ def test_no_worker_and_no_thread_is_left(mixture, ending):
     while children() - before and time.monotonic() < deadline:
         time.sleep(0.02)
     assert children() - before == set()
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
 
 
 @pytest.mark.slow
