@@ -145,7 +145,7 @@ class Anchors(nn.Module):
             changed in place.
         """
         shapes = [(m.size(-2), m.size(-1)) for m in maps]
-        if torch.jit.is_scripting():
+        if torch.jit.is_scripting():  # pyright: ignore[reportPrivateImportUsage]
             return self.of_shapes(shapes, maps[0].device)
         return self._cached(shapes, maps[0].device)[1]
 

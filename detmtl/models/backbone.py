@@ -219,7 +219,7 @@ def _create(name: str, args: dict[str, Any], **also: Any) -> nn.Module:
         ) from error
 
 
-def _factory(name: str) -> Callable[..., nn.Module]:
+def _factory(name: str) -> Callable[..., Any]:
     if ":" not in name:
         base = name.split(".")[0]
         if not timm.is_model(base):

@@ -6,7 +6,8 @@ fixed statistics and weights instead.
 """
 
 import torch
-from timm.layers import Conv2dSame, freeze_batch_norm_2d
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.norm_act import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 PLAIN_CONVOLUTIONS = (nn.Conv2d, Conv2dSame)

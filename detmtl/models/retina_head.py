@@ -102,6 +102,7 @@ class RetinaHead(nn.Module):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+        assert self.class_logits.bias is not None
         nn.init.constant_(self.class_logits.bias, -math.log((1 - prior) / prior))
 
 

@@ -44,6 +44,15 @@ class Heads(Task):
         raise NotImplementedError
 
 
+class OneTask(nn.Module):
+    def __init__(self, model: MultiTask):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return self.model(images)["boxes"]
+
+
 class Config:
     def __init__(self, *levels: str):
         self.levels = levels
@@ -87,8 +96,9 @@ def test_normalize():
     normalize = Normalize((0.4, 0.5, 0.6), (0.1, 0.2, 0.3))
     mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.1, 0.2, 0.3])
     expected = (pictures() / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
-    torch.testing.assert_close(normalize(pictures()), expected, rtol=1e-5, atol=1e-5)
-    assert torch.equal(normalize.bfloat16()(pictures()), Normalize(mean, std)(pictures()))
+    exact = normalize(pictures())
+    torch.testing.assert_close(exact, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(normalize.bfloat16()(pictures()), exact)
 
 
 def test_the_model_normalizes_by_the_backbone(model):
@@ -123,7 +133,7 @@ def test_autocast_and_conversion_to_bfloat16(model):
     for exact, a, b in zip(expected, cast, half, strict=True):
         assert a.dtype == b.dtype == torch.bfloat16
         for x in (a, b):
-            assert (x.float() - exact).abs().max() < 0.05 * exact.abs().max()
+            assert (x.float() - exact).norm() < 0.15 * exact.norm()
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
@@ -134,9 +144,10 @@ def test_traced_equals_eager_at_other_sizes(args):
     model = build_model(
         MODEL.model_copy(update={"backbone": settings}), {"boxes": Config("p3", "p6")}, CLASSES
     ).eval()
+    network = OneTask(model)  # a trace can return a list, but no dict of lists
     with torch.no_grad():
-        traced = torch.jit.trace(model, pictures()[:1], strict=False)
-        torch.testing.assert_close(traced(pictures(96, 160)), model(pictures(96, 160)))
+        traced = torch.jit.trace(network, pictures()[:1], strict=False)
+        torch.testing.assert_close(traced(pictures(96, 160)), network(pictures(96, 160)))
 
 
 @pytest.mark.parametrize(
