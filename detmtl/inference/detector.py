@@ -36,7 +36,7 @@ def pad_images(images: list[Tensor], divisor: int) -> tuple[Tensor, Tensor]:
     return batch, torch.tensor(sizes, dtype=torch.int64, device=images[0].device)
 
 
-def to_original(boxes: Tensor, fitted: list[int], original: list[int]) -> Tensor:
+def to_original(boxes: Tensor, fitted: tuple[int, int], original: tuple[int, int]) -> Tensor:
     """Returns boxes (N, 4) of a fitted picture in pixels of the original one, cut at its edges.
 
     Args:
@@ -44,7 +44,7 @@ def to_original(boxes: Tensor, fitted: list[int], original: list[int]) -> Tensor
         fitted: its height and width.
         original: height and width of the picture as it was given.
     """
-    scaled = scale_boxes(boxes, (fitted[0], fitted[1]), (original[0], original[1]))
+    scaled = scale_boxes(boxes, fitted, original)
     return clip(scaled, float(original[0]), float(original[1]))
 
 
@@ -107,7 +107,11 @@ class Detector(nn.Module):
         batch, sizes = pad_images(fitted, self.divisor)
         found = self.decoder(self.network(batch), sizes)
         for i, (boxes, scores, classes) in enumerate(found):
-            boxes = to_original(boxes, fitted[i].shape[1:], images[i].shape[1:])
+            boxes = to_original(
+                boxes,
+                (fitted[i].shape[1], fitted[i].shape[2]),
+                (images[i].shape[1], images[i].shape[2]),
+            )
             results.append({"boxes": boxes, "labels": classes, "scores": scores})
         return results
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.jit._trace import TracerWarning
 
 import detmtl
 from detmtl.data.fit import fit
@@ -36,6 +37,7 @@ from detmtl.inference.predictor import (
     load_checkpoint,
 )
 from detmtl.inference.torchscript import deprecation_expected, save_torchscript
+from detmtl.models.decoding import Decoder
 from detmtl.models.fold import fold_batch_norms, has_batch_norm
 from detmtl.structures.errors import InputError
 from detmtl.tasks.detection import DetectionTask
@@ -180,7 +182,7 @@ def check_parity(
         outputs, problems = compare_outputs(
             lambda batch: loaded.model(batch)[task], file.module.network, padded, tolerance
         )
-    decoders = [loaded.model.tasks[task].decoder, file.module.decoder]
+    decoders = [_decoder(loaded, task), file.module.decoder]
     with _every_score(decoders) if exact else nullcontext():
         difference = compare_detections(
             lambda images: [found[task] for found in model.predict(images)],
@@ -237,10 +239,16 @@ def _detection_task(loaded: LoadedModel, path: Path) -> str:
     return names[0]
 
 
+def _decoder(loaded: LoadedModel, task: str) -> Decoder:
+    detection = loaded.model.tasks[task]
+    assert isinstance(detection, DetectionTask)
+    return detection.decoder
+
+
 def _write(loaded: LoadedModel, task: str, path: Path, method: Method, dtype: ExportDtype) -> None:
     names = list(loaded.class_names)
     network = _captured(_Network(_in_dtype(loaded.model, dtype), task), method, loaded.short)
-    decoder = loaded.model.tasks[task].decoder
+    decoder = _decoder(loaded, task)
     detector = Detector(network, decoder, names, loaded.short, loaded.long, DIVISOR).eval()
     about = {
         "format": 1,
@@ -277,7 +285,7 @@ def _captured(network: nn.Module, method: Method, side: int) -> torch.jit.Script
     example = torch.zeros(2, 3, height, height + DIVISOR, dtype=torch.uint8)
     with deprecation_expected(), torch.no_grad(), warnings.catch_warnings():
         # whether a size became a constant is found out by comparing, not guessed from advice
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", TracerWarning)
         if method == "traced":
             captured = torch.jit.trace(network, example, strict=False, check_trace=False)
         else:

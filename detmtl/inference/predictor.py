@@ -20,6 +20,7 @@ from detmtl.inference.torchscript import is_torchscript, load_torchscript
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Grade, Labels
 from detmtl.tasks.multitask import ModelSettings, MultiTask, build_model
+from detmtl.tasks.task import Task
 from detmtl.tasks.tasks import TaskConfig
 
 DIVISOR = 32
@@ -96,6 +97,7 @@ class Predictor:
             outputs = self.model(batch)
         results: list[dict[str, Labels]] = [{} for _ in images]
         for name, task in self.model.tasks.items():
+            assert isinstance(task, Task)
             for i, labels in enumerate(task.decode(outputs[name], sizes)):
                 results[i][name] = _in_original(labels, fitted[i], images[i])
         return results
@@ -158,6 +160,11 @@ def load_checkpoint(path: str | Path) -> LoadedModel:
     """
     path = Path(path)
     checkpoint = read_checkpoint(path)
+    missing = [key for key in ("settings", "classes") if key not in checkpoint]
+    if missing:
+        raise InputError(
+            [f"{path}: {key} is missing; give best.pt or last.pt of a run" for key in missing]
+        )
     settings, class_names = checkpoint["settings"], tuple(checkpoint["classes"])
     model_settings = _validated(ModelSettings, settings, "model", path)
     tasks = _validated(dict[str, TaskConfig], settings, "tasks", path)
@@ -168,9 +175,9 @@ def load_checkpoint(path: str | Path) -> LoadedModel:
 
 
 def _in_original(labels: Labels, fitted: Tensor, original: Tensor) -> Labels:
-    return labels.with_boxes(
-        to_original(labels.boxes, list(fitted.shape[1:]), list(original.shape[1:]))
-    )
+    before = (fitted.shape[1], fitted.shape[2])
+    after = (original.shape[1], original.shape[2])
+    return labels.with_boxes(to_original(labels.boxes, before, after))
 
 
 def _validated(kind: Any, settings: Mapping[str, Any], key: str, path: Path) -> Any:

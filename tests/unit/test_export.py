@@ -236,7 +236,7 @@ def test_padding_and_the_way_back():
     assert sizes.tolist() == [[40, 70], [64, 20]]
     assert batch[0, :, :40, :70].eq(9).all()
     assert batch[0].sum() == 9 * 3 * 40 * 70
-    boxes = to_original(torch.tensor([[10.0, 10.0, 70.0, 41.0]]), [40, 70], [20, 140])
+    boxes = to_original(torch.tensor([[10.0, 10.0, 70.0, 41.0]]), (40, 70), (20, 140))
     assert boxes.tolist() == [[20.0, 5.0, 140.0, 20.0]]
 
 

@@ -1,0 +1,225 @@
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from detmtl.inference.predictor import (
+    Predictor,
+    load_checkpoint,
+    load_predictor,
+)
+from detmtl.inference.results import find_sources, predict_to_files
+from detmtl.models.backbone import BackboneSettings
+from detmtl.models.fpn import FPNSettings
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import BoxLabels
+from detmtl.tasks.detection import DetectionConfig
+from detmtl.tasks.multitask import ModelSettings, build_model
+from detmtl.tasks.tasks import TaskConfig
+
+CLASSES = ["cat", "dog"]
+
+
+@pytest.fixture(scope="module")
+def content():
+    """A checkpoint of a random model that finds many boxes."""
+    model = ModelSettings(
+        backbone=BackboneSettings(name="test_efficientnet"), fpn=FPNSettings(channels=8)
+    )
+    settings = {
+        "model": model.model_dump(mode="json"),
+        "tasks": {"boxes": DetectionConfig().model_dump(mode="json")},
+        "input": {"short": 64, "long": 96},
+        "train": {"a part that": "prediction does not read"},
+    }
+    torch.manual_seed(0)
+    network = build_model(model, {"boxes": DetectionConfig()}, CLASSES)
+    with torch.no_grad():
+        network.tasks["boxes"].head.class_logits.bias.fill_(0.5)
+    weights = network.state_dict()
+    return {"format": 1, "settings": settings, "classes": CLASSES, "step": 1, "model": weights}
+
+
+@pytest.fixture
+def checkpoint(content, tmp_path):
+    torch.save(content, tmp_path / "best.pt")
+    return tmp_path / "best.pt"
+
+
+def test_averaged_weights_are_used_where_there_are_some(content, checkpoint, tmp_path):
+    averaged = {k: v + 1 if v.is_floating_point() else v for k, v in content["model"].items()}
+    torch.save(content | {"ema": averaged}, tmp_path / "last.pt")
+    torch.save(content | {"ema": None}, tmp_path / "none.pt")
+    name = "tasks.boxes.head.class_logits.bias"
+    bias = {
+        f: load_checkpoint(tmp_path / f).model.state_dict()[name][0].item()
+        for f in ("best.pt", "last.pt", "none.pt")
+    }
+    assert bias == {"best.pt": 0.5, "last.pt": 1.5, "none.pt": 0.5}
+
+
+def test_nothing_is_downloaded_or_read_beside_the_checkpoint(content, tmp_path):
+    backbone = content["settings"]["model"]["backbone"] | {"weights": "no/such/file.pth"}
+    model = content["settings"]["model"] | {"backbone": backbone}
+    torch.save(content | {"settings": content["settings"] | {"model": model}}, tmp_path / "a.pt")
+    loaded = load_checkpoint(tmp_path / "a.pt")
+    assert loaded.class_names == ("cat", "dog")
+    assert (loaded.short, loaded.long) == (64, 96)
+    assert not loaded.model.training
+
+
+def test_unusable_checkpoints_are_explained(content, tmp_path):
+    def message(change) -> str:
+        torch.save(change, tmp_path / "x.pt")
+        with pytest.raises(InputError) as error:
+            load_checkpoint(tmp_path / "x.pt")
+        return str(error.value)
+
+    settings = content["settings"]
+    assert "settings is missing" in message({k: v for k, v in content.items() if k != "settings"})
+    assert "settings.input.short" in message(
+        content | {"settings": settings | {"input": {"short": "wide", "long": 96}}}
+    )
+    assert "settings.tasks" in message(
+        content | {"settings": settings | {"tasks": {"boxes": {"kind": "juggling"}}}}
+    )
+    fewer = {k: v for k, v in content["model"].items() if "class_logits" not in k}
+    assert "class_logits" in message(content | {"model": fewer})
+    with pytest.raises(InputError, match=r"none\.pt"):
+        load_predictor(tmp_path / "none.pt")
+
+
+def test_boxes_are_in_pixels_of_the_picture_as_given(checkpoint):
+    """A plain picture looks the same to the network in any size; its boxes come out in its own."""
+    predictor = Predictor(load_checkpoint(checkpoint))
+    plain = [torch.full((3, 64 * n, 96 * n), 77, dtype=torch.uint8) for n in (1, 2, 5)]
+    one, two, five = (predictor.predict([picture])[0]["boxes"] for picture in plain)
+    assert len(one) == 100
+    assert (one.boxes[:, 2].max(), one.boxes[:, 3].max()) == (96, 64)
+    torch.testing.assert_close(two.boxes, one.boxes * 2)
+    torch.testing.assert_close(five.boxes, one.boxes * 5)
+
+
+def test_precision_of_the_network_and_of_the_scores(checkpoint):
+    loaded = load_checkpoint(checkpoint)
+    picture = torch.randint(0, 256, (3, 64, 96), generator=torch.Generator().manual_seed(0)).byte()
+    exact, rough = (
+        Predictor(loaded, precision=p).predict([picture])[0]["boxes"] for p in ("fp32", "bf16")
+    )
+    assert rough.scores.dtype == rough.boxes.dtype == torch.float32
+    assert not torch.equal(exact.scores, rough.scores)
+    torch.testing.assert_close(exact.scores[:5], rough.scores[:5], atol=0.05, rtol=0)
+
+
+def test_wrong_pictures_are_refused(checkpoint):
+    predictor = load_predictor(checkpoint)
+    assert predictor.predict([]) == []
+    with pytest.raises(ValueError, match="not uint8"):
+        predictor.predict([torch.zeros(3, 9, 9)])
+    with pytest.raises(ValueError, match="RGB"):
+        predictor.predict([torch.zeros(9, 9, 3, dtype=torch.uint8)])
+
+
+class Everywhere:
+    """A stand-in that finds one box: the middle of the picture."""
+
+    class_names = ("cat", "dog")
+
+    def predict(self, images):
+        found = []
+        for image in images:
+            height, width = image.shape[1:]
+            box = torch.tensor([[width / 4, height / 4, width / 2, height / 2]])
+            labels = BoxLabels.of(box, torch.tensor([1]), 2, scores=torch.tensor([0.75]))
+            found.append({"boxes": labels})
+        return found
+
+
+def write_picture(path, height=40, width=60):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.full((height, width, 3), 90, np.uint8))
+
+
+def test_pictures_of_a_folder_to_files(tmp_path):
+    for name in ("in/a.jpg", "in/b/c.png", "in/b/d.tif"):
+        write_picture(tmp_path / name)
+    calls = []
+    path = predict_to_files(
+        Everywhere(), [tmp_path / "in"], tmp_path / "out", 2, lambda *done: calls.append(done)
+    )
+    results = json.loads(path.read_text())
+    assert [i["file_name"] for i in results["images"]] == ["a.jpg", "b/c.png", "b/d.tif"]
+    assert results["categories"] == [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    first = results["annotations"][0]
+    assert first["bbox"] == [15, 10, 15, 10]
+    assert (first["category_id"], first["score"], first["image_id"]) == (2, 0.75, 1)
+    for name in ("a.jpg", "b/c.png", "b/d.tif.jpg"):
+        drawn = cv2.imread(str(tmp_path / "out/drawn" / name))
+        assert drawn.shape == (40, 60, 3)
+        assert np.abs(drawn.astype(int) - 90).max() > 20  # something was drawn
+    assert calls == [(2, 3), (3, 3)]
+
+
+def test_video_to_files(tmp_path):
+    codec = cv2.VideoWriter.fourcc(*"mp4v")
+    writer = cv2.VideoWriter(str(tmp_path / "v.mp4"), codec, 10, (64, 48))
+    for level in range(5):
+        writer.write(np.full((48, 64, 3), 40 * level, np.uint8))
+    writer.release()
+    results = json.loads(
+        predict_to_files(Everywhere(), [tmp_path / "v.mp4"], tmp_path / "out", 2).read_text()
+    )
+    assert [(i["file_name"], i["frame"]) for i in results["images"]] == [
+        ("v.mp4", i) for i in range(5)
+    ]
+    assert len(results["annotations"]) == 5
+    drawn = cv2.VideoCapture(str(tmp_path / "out/drawn/v.mp4"))
+    assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 5
+    assert drawn.get(cv2.CAP_PROP_FPS) == 10
+    drawn.release()
+
+
+def test_unreadable_files_are_named_and_the_others_done(tmp_path):
+    write_picture(tmp_path / "in/good.jpg")
+    (tmp_path / "in/bad.jpg").write_bytes(b"nothing")
+    (tmp_path / "in/bad.mp4").write_bytes(b"nothing")
+    with pytest.raises(InputError) as error:
+        predict_to_files(
+            Everywhere(), [tmp_path / "in", tmp_path / "in/bad.mp4"], tmp_path / "out", 4
+        )
+    assert all(str(tmp_path / "in" / name) in str(error.value) for name in ("bad.jpg", "bad.mp4"))
+    assert len(error.value.problems) == 2
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert [i["file_name"] for i in results["images"]] == ["good.jpg"]
+
+
+def test_wrong_sources_are_all_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(InputError) as error:
+        find_sources([tmp_path / "empty", tmp_path / "notes.txt", tmp_path / "none.jpg"])
+    assert len(error.value.problems) == 3
+    write_picture(tmp_path / "out/drawn/a.jpg")
+    with pytest.raises(InputError, match="overwritten"):
+        predict_to_files(Everywhere(), [tmp_path / "out/drawn"], tmp_path / "out")
+
+
+def test_tasks_are_told_apart_by_kind_and_may_live_elsewhere():
+    adapter = TypeAdapter(TaskConfig)
+    assert isinstance(adapter.validate_python({"kind": "detection"}), DetectionConfig)
+    elsewhere = adapter.validate_python({"kind": f"{__name__}:OtherConfig", "depth": 3})
+    assert isinstance(elsewhere, OtherConfig)
+    dumped = adapter.dump_python(elsewhere, mode="json")
+    assert dumped["depth"] == 3
+    assert adapter.validate_python(dumped) == elsewhere
+    for wrong in ("json:loads", "no.such.module:Config", "juggling"):
+        with pytest.raises(ValidationError):
+            adapter.validate_python({"kind": wrong})
+
+
+class OtherConfig(DetectionConfig):
+    kind: str = ""
+    depth: int = 1
