@@ -101,7 +101,7 @@ class _FocalSum(torch.autograd.Function):
             gradients = [g.to(t) for g, t in zip(ctx.saved_tensors, ctx.types, strict=True)]
             return None, None, None, *gradients
         scaled = [
-            torch.mul(gradient, outer[0].to(gradient.dtype)).to(kind)
+            torch.mul(gradient, outer[0]).to(kind)
             for gradient, kind in zip(ctx.saved_tensors, ctx.types, strict=True)
         ]
         return None, None, None, *scaled

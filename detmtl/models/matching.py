@@ -188,16 +188,37 @@ def _complete(
     """Finds, in place, the best box of forced anchors whose windows need not have shown it.
 
     An anchor below the background threshold is in the windows of the boxes that force it, not in
-    those of a box that overlaps it more and has better anchors elsewhere.
+    those of a box that overlaps it more and has better anchors elsewhere. Where these are many, those
+    of one size and neighborhood are compared with the boxes near them only.
     """
     todo = (forced & (best < background)).nonzero()[:, 0]
     m = labels.valid.shape[1]
     ordinary = labels.valid & (labels.ignore == Ignore.NO)
-    for part in todo.split(max(1, PAIRS // m)):
-        picture = torch.div(part, len(anchors), rounding_mode="floor")
-        own = anchors[part % len(anchors)]
+    picture = torch.div(todo, len(anchors), rounding_mode="floor")
+    own = anchors[todo % len(anchors)]
+    if len(todo) * m <= PAIRS:
         overlap = iou(labels.boxes[picture], own[:, None])[..., 0]
-        best[part], index[part] = overlap.mul_(ordinary[picture]).max(1)
+        if len(todo):
+            best[todo], index[todo] = overlap.mul_(ordinary[picture]).max(1)
+        return
+    for part in _neighborhoods(picture, own):
+        i, mine = int(picture[part[0]]), own[part]
+        hull = torch.cat([mine[:, :2].amin(0), mine[:, 2:].amax(0)])
+        boxes = labels.boxes[i]
+        apart = (boxes[:, :2] >= hull[2:]) | (boxes[:, 2:] <= hull[:2])
+        near = (ordinary[i] & ~apart[:, 0] & ~apart[:, 1]).nonzero()[:, 0]
+        for some in part.split(max(1, PAIRS // len(near))):
+            value, which = iou(own[some], boxes[near]).max(1)
+            best[todo[some]], index[todo[some]] = value, near[which]
+
+
+def _neighborhoods(picture: Tensor, boxes: Tensor) -> list[Tensor]:
+    """Returns groups of positions in (K,) and (K, 4): same picture, similar area, near each other."""
+    scale = area(boxes).sqrt().log2().floor()
+    center = (boxes[:, :2] + boxes[:, 2:]) / 2 / (4 * 2**scale[:, None])
+    keys = torch.stack([picture.float(), scale, center[:, 0].floor(), center[:, 1].floor()], dim=1)
+    _, group, counts = torch.unique(keys, dim=0, return_inverse=True, return_counts=True)
+    return list(group.argsort(stable=True).split(counts.tolist()))
 
 
 def _decide(

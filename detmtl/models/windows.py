@@ -71,8 +71,8 @@ def reach(boxes: Tensor, of: Sequence[Grid]) -> Tensor:
         start = low + torch.minimum(place.clamp(min=0), count - 1) * stride
         end = torch.minimum(start + side, box[..., 2:])
         overlaps.append((end - torch.maximum(start, box[..., :2])).clamp(min=0))
-    inter = torch.maximum(*overlaps).prod(-1)
-    union = (box[..., 2:] - box[..., :2]).prod(-1) + side.prod(-1) - inter
+    inter = _product(torch.maximum(*overlaps))
+    union = _product(box[..., 2:] - box[..., :2]) + _product(side) - inter
     return (inter / union).amax(1).float()
 
 
@@ -91,14 +91,15 @@ def windows(boxes: Tensor, least: Tensor, of: Sequence[Grid]) -> tuple[Tensor, T
     box, low, side, stride, count = _parts(boxes, of)
     t = (least.double() * (1 - SLACK))[:, None]
     sides = box[..., 2:] - box[..., :2]
-    needed = t / (1 + t) * (sides.prod(-1) + side.prod(-1))  # (N, G) square pixels
+    needed = t / (1 + t) * (_product(sides) + _product(side))  # (N, G) square pixels
     most = torch.minimum(sides, side)
     width = needed[..., None] / most.flip(-1)  # needed overlap in x at full height, and in y
     begin = ((box[..., :2] + width - (low + side)) / stride - SLACK).ceil().clamp(min=0)
     end = torch.minimum(((box[..., 2:] - width - low) / stride + SLACK).floor(), count - 1)
-    possible = (width <= most * (1 + SLACK)).all(-1) & (t > 0)
+    fits = width <= most * (1 + SLACK)
+    possible = fits[..., 0] & fits[..., 1] & (t > 0)
     length = ((end - begin + 1).clamp(min=0) * possible[..., None]).long()  # (N, G, 2) x, y
-    sizes = length.prod(-1).reshape(-1)
+    sizes = _product(length).reshape(-1)
     used = sizes.nonzero()[:, 0]
     sizes = sizes[used]
     of_pair = torch.repeat_interleave(torch.arange(len(used)), sizes)
@@ -128,3 +129,8 @@ def _parts(boxes: Tensor, of: Sequence[Grid]) -> tuple[Tensor, Tensor, Tensor, T
         stride,
         count,
     )
+
+
+def _product(pairs: Tensor) -> Tensor:
+    """Returns the product (...) of x and y of (..., 2); ten times faster than `prod`."""
+    return pairs[..., 0] * pairs[..., 1]
