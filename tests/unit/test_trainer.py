@@ -121,18 +121,24 @@ def test_nothing_left_to_do(tmp_path):
 
 def test_accumulating_two_halves_equals_one_batch(tmp_path):
     def no_norm(chosen):
-        state = prepared(chosen, OPTIM)
-        state.model.backbone[1].eval()
-        state.model.backbone[1].train = lambda mode=True: state.model.backbone[1]
-        state.model.dropout.p = 0.0
+        state = prepared(chosen, optim)
+        without_norm(state)
         return state
 
+    # without clipping, and a method that feels the gradient's scale
+    optim = OptimSettings(name="sgd", lr=0.05, warmup=0, clip=None)
     one = no_norm(settings(ema=None))
-    run(tmp_path / "one", settings(ema=None), one, batches(size=4))
+    run(tmp_path / "one", settings(ema=None), one, batches(size=4), optim)
     two = no_norm(settings(ema=None))
-    run(tmp_path / "two", settings(ema=None, accumulate=2), two, batches(size=2))
+    run(tmp_path / "two", settings(ema=None, accumulate=2), two, batches(size=2), optim)
     for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_evaluating_more_often_changes_no_weight(tmp_path):
+    seldom, _ = run(tmp_path / "a", settings())
+    often, _ = run(tmp_path / "b", settings(evaluate_every=1))
+    assert_same(weights(seldom), weights(often))
 
 
 def poisoned(at: int, value: float):
