@@ -74,7 +74,8 @@ def test_one_pass_equals_elementwise_with_weights(gamma, holes, monkeypatch):
     theirs = [x.clone().requires_grad_() for x in levels]
     total = focal_sum(ours, targets, 0.25, gamma)
     expected = sum(
-        (sigmoid_focal(x, t, 0.25, gamma) * w).sum() for x, (t, w) in zip(theirs, dense, strict=True)
+        (sigmoid_focal(x, t, 0.25, gamma) * w).sum()
+        for x, (t, w) in zip(theirs, dense, strict=True)
     )
     torch.testing.assert_close(total, expected)
     (3 * total).backward()
@@ -120,7 +121,13 @@ def test_loss_scaling_saves_small_gradients_in_float16():
     x = torch.full((1, 1, 1), -6.0, dtype=torch.float16, requires_grad=True)
     none = torch.zeros(0)
     target = FocalTargets(
-        torch.zeros(1, 1, dtype=torch.bool), None, torch.ones(1, 1), none.long(), none.bool(), none, none
+        torch.zeros(1, 1, dtype=torch.bool),
+        None,
+        torch.ones(1, 1),
+        none.long(),
+        none.bool(),
+        none,
+        none,
     )
     total = focal_sum([x], [target], 0.25, 2.0)
     (total * 65536).backward()

@@ -1,0 +1,110 @@
+"""What the trainer, the evaluator and the exporter ask of every task."""
+
+import pytest
+import torch
+
+from detmtl.structures.labels import BoxLabels
+from detmtl.structures.sample import Batch, ImageInfo, Sample
+from detmtl.tasks.detection import DetectionConfig
+from detmtl.tasks.task import Task
+
+STRIDES = [8, 16, 32]
+NAMES = ["a", "b"]
+
+
+def _detection() -> tuple[Task, BoxLabels]:
+    task = DetectionConfig().build("boxes", [8, 8, 8], STRIDES, len(NAMES), NAMES)
+    boxes = torch.tensor([[4.0, 4, 30, 40]])
+    return task, BoxLabels.of(boxes, torch.tensor([1]), len(NAMES))
+
+
+TASKS = {"detection": _detection}
+
+
+@pytest.fixture(params=TASKS)
+def task_and_labels(request):
+    torch.manual_seed(0)
+    return TASKS[request.param]()
+
+
+def _features(pictures=2):
+    return [torch.randn(pictures, 8, 64 // s, 64 // s) for s in STRIDES]
+
+
+def _batch(task, *labels):
+    samples = [
+        Sample(
+            torch.zeros(3, 64, 64, dtype=torch.uint8),
+            {} if x is None else {task.labels: x},
+            ImageInfo(i, f"{i}.jpg", 64, 64, "s"),
+        )
+        for i, x in enumerate(labels)
+    ]
+    return Batch.of(samples)
+
+
+def test_outputs_are_a_list_of_tensors(task_and_labels):
+    task, _ = task_and_labels
+    outputs = task(_features())
+    assert isinstance(outputs, list) and all(isinstance(x, torch.Tensor) for x in outputs)
+    assert all(len(x) == 2 for x in outputs)
+    assert len(task.levels) == len(STRIDES)
+
+
+def test_terms_are_float32_scalars_that_reach_every_parameter(task_and_labels):
+    task, labels = task_and_labels
+    for dtype in (torch.float32, torch.bfloat16):
+        task.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            terms = task.loss(task(_features()), _batch(task, labels, labels))
+        assert terms
+        for term in terms.values():
+            assert term.shape == () and term.dtype == torch.float32 and torch.isfinite(term)
+        sum(terms.values()).backward()
+        assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in task.parameters())
+
+
+def test_nobody_looked_means_no_term(task_and_labels):
+    task, _ = task_and_labels
+    assert task.loss(task(_features()), _batch(task, None, None)) == {}
+
+
+def test_a_picture_that_nobody_looked_at_has_no_gradient(task_and_labels):
+    task, labels = task_and_labels
+    outputs = [x.detach().requires_grad_() for x in task(_features())]
+    sum(task.loss(outputs, _batch(task, labels, None)).values()).backward()
+    assert all((x.grad[1] == 0).all() for x in outputs)
+    assert any((x.grad[0] != 0).any() for x in outputs)
+
+
+def test_loss_does_not_change_outputs_or_batch(task_and_labels):
+    task, labels = task_and_labels
+    outputs = task(_features())
+    kept = [x.clone() for x in outputs]
+    batch = _batch(task, labels, labels)
+    first = task.loss(outputs, batch)
+    second = task.loss(outputs, batch)
+    assert all(torch.equal(x, y) for x, y in zip(outputs, kept, strict=True))
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_decoding_gives_labels_per_picture(task_and_labels):
+    task, labels = task_and_labels
+    with torch.no_grad():
+        found = task.decode(task(_features()), torch.tensor([[64, 64], [50, 40]]))
+    assert len(found) == 2 and all(type(x) is type(labels) for x in found)
+
+
+def test_metric_scores_predictions(task_and_labels):
+    task, labels = task_and_labels
+    metric = task.metric()
+    infos = [ImageInfo(i, "", 64, 64, "s") for i in range(2)]
+    metric.update([labels, labels], [labels, None], infos)
+    other = task.metric()
+    other.merge([metric.state()])
+    values = metric.compute()
+    assert values and all(isinstance(v, float) for v in values.values())
+    assert next(iter(values.values())) == pytest.approx(1)
+    merged = other.compute()
+    assert merged.keys() == values.keys()
+    assert next(iter(merged.values())) == pytest.approx(1)

@@ -1,0 +1,129 @@
+"""Decoding against torchvision's RetinaNet."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection.retinanet import RetinaNet
+
+from detmtl.models.anchors import AnchorSettings
+from detmtl.models.decoding import Decoder
+
+STRIDES = [8, 16, 32]
+C, A = 4, 9
+
+
+def _decoder(**kwargs):
+    return Decoder(AnchorSettings().build(STRIDES), C, **kwargs)
+
+
+def _outputs(pictures=2, height=96, width=128, level=-3.0, dtype=torch.float32, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    shapes = [(height // s, width // s) for s in STRIDES]
+    logits = [torch.randn(pictures, A * C, *s, generator=g) * 1.5 + level for s in shapes]
+    deltas = [torch.randn(pictures, A * 4, *s, generator=g) * 0.5 for s in shapes]
+    return [x.to(dtype) for x in logits + deltas]
+
+
+def _torchvision(decoder, outputs, sizes):
+    """Detections of torchvision's own code from the same logits and deltas."""
+    half = len(outputs) // 2
+
+    def rows(x, n):
+        b, _, h, w = x.shape
+        return x.view(b, A, n, h, w).permute(0, 3, 4, 1, 2).reshape(b, -1, n)
+
+    model = SimpleNamespace(
+        score_thresh=decoder.score_threshold,
+        topk_candidates=decoder.candidates,
+        nms_thresh=decoder.nms,
+        detections_per_img=decoder.detections,
+        box_coder=BoxCoder((1.0, 1.0, 1.0, 1.0)),
+    )
+    heads = {
+        "cls_logits": [rows(x, C) for x in outputs[:half]],
+        "bbox_regression": [rows(x, 4) for x in outputs[half:]],
+    }
+    anchors = [decoder.anchors(outputs[:half])] * len(outputs[0])
+    shapes = [tuple(s) for s in sizes.tolist()]
+    return RetinaNet.postprocess_detections(model, heads, anchors, shapes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "level"),
+    [
+        ({}, -3.0),
+        ({"candidates": 50, "detections": 7}, -1.0),
+        ({"score_threshold": 0.3, "nms": 0.2}, 0.0),
+    ],
+)
+def test_detections_equal_torchvisions(settings, level):
+    decoder, outputs = _decoder(**settings), _outputs(level=level)
+    sizes = torch.tensor([[96, 128], [77, 101]])
+    for ours, theirs in zip(
+        decoder(outputs, sizes), _torchvision(decoder, outputs, sizes), strict=True
+    ):
+        boxes, scores, classes = ours
+        assert len(boxes) > 5
+        torch.testing.assert_close(boxes, theirs["boxes"], rtol=0, atol=1e-4)
+        torch.testing.assert_close(scores, theirs["scores"])
+        assert torch.equal(classes, theirs["labels"])
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
+def test_scripted_equals_eager():
+    decoder, sizes = _decoder(), torch.tensor([[96, 128], [77, 101]])
+    scripted = torch.jit.script(decoder)
+    for level in (-3.0, -30.0):
+        outputs = _outputs(level=level)
+        for ours, theirs in zip(decoder(outputs, sizes), scripted(outputs, sizes), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_nothing_found():
+    for boxes, scores, classes in _decoder()(_outputs(level=-40.0), torch.tensor([[96, 128]] * 2)):
+        assert boxes.shape == (0, 4) and scores.shape == (0,) and classes.shape == (0,)
+        assert classes.dtype == torch.int64
+
+
+def test_boxes_stay_in_the_true_picture_and_scores_fall():
+    for boxes, scores, _ in _decoder()(_outputs(), torch.tensor([[50, 60]] * 2)):
+        assert boxes.min() >= 0 and boxes[:, 0::2].max() <= 60 and boxes[:, 1::2].max() <= 50
+        assert (scores[:-1] >= scores[1:]).all() and scores.min() > 0.05 and len(scores) <= 100
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_outputs_are_decoded_in_float32(dtype):
+    halves = _outputs(dtype=dtype)
+    sizes = torch.tensor([[96, 128]] * 2)
+    for ours, theirs in zip(
+        _decoder()(halves, sizes), _decoder()([x.float() for x in halves], sizes), strict=True
+    ):
+        assert ours[0].dtype == ours[1].dtype == torch.float32
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def _two_overlapping():
+    """One anchor at which two classes are found."""
+    outputs = _outputs(1, level=-40.0)
+    outputs[0].fill_(-40.0)
+    for x in outputs[3:]:
+        x.zero_()
+    outputs[0][0, 4 * C + 1, 6, 8] = 2.0
+    outputs[0][0, 4 * C + 3, 6, 8] = 1.0
+    return outputs
+
+
+def test_classes_suppress_each_other_only_if_agnostic():
+    sizes = torch.tensor([[96, 128]])
+    assert _decoder()(_two_overlapping(), sizes)[0][2].tolist() == [1, 3]
+    assert _decoder(class_agnostic=True)(_two_overlapping(), sizes)[0][2].tolist() == [1]
+
+
+def test_early_exit_changes_nothing():
+    """Suppression of a prefix must give what suppression of all candidates gives."""
+    outputs, sizes = _outputs(level=1.0), torch.tensor([[96, 128]] * 2)
+    few, all_of_them = _decoder(detections=3), _decoder(detections=5000)
+    for short, long in zip(few(outputs, sizes), all_of_them(outputs, sizes), strict=True):
+        assert all(torch.equal(a, b[:3]) for a, b in zip(short, long, strict=True))
