@@ -91,7 +91,7 @@ def read_pictures(images: Sequence[Any], folder: Path, where: str, faults: Fault
     _stated_sizes(images, good[stated], sizes, bad, name, faults)
     unstated = good[~stated]
     paths = FileNames.of(folder, [images[i]["file_name"] for i in unstated.tolist()])
-    measured, unreadable = image_sizes([paths[i] for i in range(len(paths))])
+    measured, unreadable = image_sizes(list(paths.paths()))
     sizes[unstated] = measured
     faults.add(*(text for _, text in unreadable if not text.endswith("no such picture")))
     bad[unstated[[i for i, _ in unreadable]]] = True

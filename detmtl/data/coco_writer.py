@@ -97,8 +97,7 @@ def write_coco(
     return count
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
 def _image(image: CocoImage, unsearched: np.ndarray) -> dict[str, Any]:

@@ -10,8 +10,9 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,12 @@ class FileNames(Flat):
         """Returns the name relative to `folder`."""
         i = range(len(self))[i]
         return os.fsdecode(self.text[self.offsets[i] : self.offsets[i + 1]].tobytes())
+
+    def paths(self) -> Iterator[str]:
+        """Yields all absolute paths, in less time than one by one."""
+        text, offsets = self.text.tobytes(), self.offsets.tolist()
+        for start, end in pairwise(offsets):
+            yield os.path.join(self.folder, os.fsdecode(text[start:end]))
 
     def take(self, indices: np.ndarray) -> "FileNames":
         """Returns the names at `indices`."""

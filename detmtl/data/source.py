@@ -7,21 +7,29 @@ Letters: I pictures, N boxes of all pictures, C classes.
 
 import hashlib
 import json
-import os
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveFloat
 
-from detmtl.data.flat import Annotations, FileNames, Flat, load_arrays, save_arrays
+from detmtl.data.flat import Annotations, FileNames, Flat
 from detmtl.data.images import Progress, content_hashes, read_image
+from detmtl.data.parsed import (
+    Parsed,
+    load_parsed,
+    missing_files,
+    missing_problems,
+    nothing_covered,
+    save_parsed,
+)
+from detmtl.data.subset import Subset
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Grade, Labels
@@ -140,77 +148,13 @@ class Source(Flat):
         Args:
             progress: called with (pictures done, pictures in all).
         """
-        paths = [self.files[i] for i in range(len(self))]
-        return content_hashes(paths, None if self.cache is None else Path(self.cache), progress)
+        return content_hashes(
+            list(self.files.paths()), None if self.cache is None else Path(self.cache), progress
+        )
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.array(array))  # a copy: mapped arrays are read-only
-
-
-class Subset(Settings):
-    """A part of a source, the same on every machine: pictures in the order of
-    sha256(seed, content hash), of which the first are taken. A smaller part of the same seed lies
-    within a larger one.
-
-    Attributes:
-        count: how many pictures; or
-        share: which share of them, in (0, 1].
-        seed: another seed, another part.
-        rest: takes the pictures that the same settings without `rest` leave.
-    """
-
-    count: PositiveInt | None = None
-    share: float | None = Field(default=None, gt=0, le=1)
-    seed: int = 0
-    rest: bool = False
-
-    @model_validator(mode="after")
-    def _one_size(self) -> "Subset":
-        if (self.count is None) == (self.share is None):
-            raise ValueError("give either count or share")
-        return self
-
-    def pick(self, hashes: Sequence[str], where: str) -> np.ndarray:
-        """Returns the positions (int64, ascending) of the pictures that are taken.
-
-        Args:
-            hashes: content hash of each picture.
-            where: the source, for the error.
-
-        Raises:
-            InputError: there are fewer pictures than `count`, or none is left.
-        """
-        wanted = self.count if self.count is not None else round(len(hashes) * (self.share or 0))
-        if wanted > len(hashes):
-            raise InputError(
-                f"{where}: subset.count is {wanted}, but there are only {len(hashes)} pictures"
-            )
-        ranks = [hashlib.sha256(f"{self.seed}:{h}".encode()).digest() for h in hashes]
-        order = sorted(range(len(hashes)), key=lambda i: (ranks[i], i))
-        taken = order[wanted:] if self.rest else order[:wanted]
-        if not taken:
-            raise InputError(f"{where}: subset leaves none of {len(hashes)} pictures")
-        return np.sort(np.asarray(taken, dtype=np.int64))
-
-
-@dataclass(frozen=True, eq=False)
-class Parsed:
-    """What a reader found in the files of a source, checked.
-
-    Attributes:
-        files, ids, sizes, annotations, coverage: as in `Source`.
-        silver: whether the files say that a model wrote labels in them.
-        dropped: sentence on what was left out because of faults; "" if nothing was.
-    """
-
-    files: FileNames
-    ids: np.ndarray
-    sizes: np.ndarray
-    annotations: Annotations | None
-    coverage: np.ndarray
-    silver: bool = False
-    dropped: str = ""
 
 
 class SourceSettings(Settings):
@@ -271,10 +215,10 @@ class SourceSettings(Settings):
                 self.fingerprint(root, cache),
             ]
         )
-        parsed = _load_parsed(cache / "sources" / key)
+        parsed = load_parsed(cache / "sources" / key)
         if parsed is None:
-            _save_parsed(cache / "sources" / key, self.parse(root, classes))
-            parsed = _load_parsed(cache / "sources" / key)
+            save_parsed(cache / "sources" / key, self.parse(root, classes))
+            parsed = load_parsed(cache / "sources" / key)
             assert parsed is not None
         if parsed.dropped:
             warnings.warn(f"source '{name}': {parsed.dropped}", stacklevel=2)
@@ -309,11 +253,11 @@ class SourceSettings(Settings):
     def _part(self, source: Source, key: str, subset: Subset) -> Source:
         indices = subset.pick(source.hashes(), f"source '{source.name}'")
         folder = Path(str(source.cache)) / "sources" / _digest([key, indices.tolist()])
-        part = _load_parsed(folder)
+        part = load_parsed(folder)
         if part is None:
             picked = source.subset(indices)
-            _save_parsed(folder, Parsed(**{name: getattr(picked, name) for name in _ARRAYS}))
-            part = _load_parsed(folder)
+            save_parsed(folder, Parsed(**{name: getattr(picked, name) for name in _ARRAYS}))
+            part = load_parsed(folder)
             assert part is not None
         return replace(source, **{name: getattr(part, name) for name in _ARRAYS})
 
@@ -337,67 +281,5 @@ class SourceSettings(Settings):
         return np.asarray([name in self.covers for name in classes.names], dtype=np.float32)
 
 
-def nothing_covered(num_classes: int) -> np.ndarray:
-    """Returns the (1, C) coverage of pictures in which nobody looked for anything."""
-    return np.zeros((1, num_classes), dtype=np.float32)
-
-
-def missing_files(files: FileNames) -> list[int]:
-    """Returns the positions of files that are not there, listing each folder once."""
-    listed: dict[str, set[str]] = {}
-    missing = []
-    for i in range(len(files)):
-        folder, name = os.path.split(files[i])
-        if folder not in listed:
-            listed[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        if name not in listed[folder]:
-            missing.append(i)
-    return missing
-
-
-def missing_problems(files: FileNames, where: str) -> list[str]:
-    """Returns a sentence for each picture that is not there, or one if none is."""
-    missing = missing_files(files)
-    if missing and len(missing) == len(files):
-        return [
-            f"{where}: none of its {len(files)} pictures is there, the first would be {files[0]}; set "
-            "`images` to the folder that the file names start from"
-        ]
-    return [f"{where}: {files[i]}: no such picture" for i in missing]
-
-
 def _digest(facts: Any) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _save_parsed(folder: Path, parsed: Parsed) -> None:
-    arrays = {
-        "text": parsed.files.text,
-        "starts": parsed.files.offsets,
-        "ids": np.asarray(parsed.ids, np.int64),
-        "sizes": np.asarray(parsed.sizes, np.int32).reshape(-1, 2),
-        "coverage": np.asarray(parsed.coverage, np.float32),
-    }
-    if parsed.annotations is not None:
-        arrays |= {f.name: getattr(parsed.annotations, f.name) for f in fields(Annotations)}
-    facts = {"folder": parsed.files.folder, "silver": parsed.silver, "dropped": parsed.dropped}
-    save_arrays(folder, arrays, facts)
-
-
-def _load_parsed(folder: Path) -> Parsed | None:
-    stored = load_arrays(folder)
-    if stored is None:
-        return None
-    arrays, facts = stored
-    labelled = "boxes" in arrays
-    return Parsed(
-        files=FileNames(facts["folder"], arrays["text"], arrays["starts"]),
-        ids=arrays["ids"],
-        sizes=arrays["sizes"],
-        annotations=Annotations(**{f.name: arrays[f.name] for f in fields(Annotations)})
-        if labelled
-        else None,
-        coverage=arrays["coverage"],
-        silver=facts["silver"],
-        dropped=facts["dropped"],
-    )

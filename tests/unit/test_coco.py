@@ -241,7 +241,9 @@ def test_missing_files_and_folders(tmp_path):
     (tmp_path / "images" / "1.png").unlink()
     with pytest.raises(InputError, match=r"1\.png: no such picture"):  # though the cache knows it
         load(tmp_path)
-    with pytest.raises(InputError, match=r"covers names 'cats', which is no class .*nearest: 'cat'"):
+    with pytest.raises(
+        InputError, match=r"covers names 'cats', which is no class .*nearest: 'cat'"
+    ):
         load(tmp_path, covers=["cats"], faults="drop")
 
 

@@ -108,8 +108,8 @@ def test_settle_counts_and_names_the_first_few():
     assert caught.value.problems[1:] == ["p1", "p2", "p3", "p4", "p5"]
 
 
-def test_a_million_good_boxes_take_no_loop():
-    corner = np.random.default_rng(0).uniform(0, 20, (1_000_000, 2))
+def test_many_good_boxes_take_no_loop():
+    corner = np.random.default_rng(0).uniform(0, 20, (300_000, 2))
     boxes = np.concatenate([corner, corner + 10], axis=1)
     begun = time.process_time()
     _, bad, _ = annotation_faults(boxes, np.zeros(len(boxes), np.int64), SIZES, lambda i: "x")

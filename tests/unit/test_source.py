@@ -37,6 +37,7 @@ def test_file_names_are_flat_and_pickled_small():
         "/pictures/ü/b c.jpg",
         "/elsewhere/d.png",
     ]
+    assert list(names.paths()) == [names[i] for i in range(3)]
     assert names[-1] == "/elsewhere/d.png" and names.name(1) == "ü/b c.jpg"
     with pytest.raises(IndexError):
         names[3]
@@ -179,6 +180,8 @@ def test_folder_with_faults(tmp_path):
     settings = FolderSource(images="pool")
     with pytest.raises(InputError, match="pool: has no pictures"):
         settings.load("pool", tmp_path, CLASSES, tmp_path / "cache")
+    with pytest.raises(InputError, match="`covers` is set, but a folder has no labels"):
+        FolderSource(images="pool", covers=["cat"]).load("p", tmp_path, CLASSES, tmp_path / "c")
     (tmp_path / "pool" / "a.jpg").write_text("no picture")
     for faults in ("error", "drop"):
         with pytest.raises(InputError, match=r"a\.jpg: is not a picture"):

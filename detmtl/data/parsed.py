@@ -1,0 +1,92 @@
+"""What a reader found in the files of a source, and its copy in the cache."""
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from detmtl.data.flat import Annotations, FileNames, load_arrays, save_arrays
+
+
+@dataclass(frozen=True, eq=False)
+class Parsed:
+    """What a reader found in the files of a source, checked.
+
+    Attributes:
+        files, ids, sizes, annotations, coverage: as in `Source`.
+        silver: whether the files say that a model wrote labels in them.
+        dropped: sentence on what was left out because of faults; "" if nothing was.
+    """
+
+    files: FileNames
+    ids: np.ndarray
+    sizes: np.ndarray
+    annotations: Annotations | None
+    coverage: np.ndarray
+    silver: bool = False
+    dropped: str = ""
+
+
+def save_parsed(folder: Path, parsed: Parsed) -> None:
+    """Writes what a reader found as a folder of arrays."""
+    arrays = {
+        "text": parsed.files.text,
+        "starts": parsed.files.offsets,
+        "ids": np.asarray(parsed.ids, np.int64),
+        "sizes": np.asarray(parsed.sizes, np.int32).reshape(-1, 2),
+        "coverage": np.asarray(parsed.coverage, np.float32),
+    }
+    if parsed.annotations is not None:
+        arrays |= {f.name: getattr(parsed.annotations, f.name) for f in fields(Annotations)}
+    facts = {"folder": parsed.files.folder, "silver": parsed.silver, "dropped": parsed.dropped}
+    save_arrays(folder, arrays, facts)
+
+
+def load_parsed(folder: Path) -> Parsed | None:
+    """Returns what `save_parsed` wrote, its arrays mapped; None if it is not there."""
+    stored = load_arrays(folder)
+    if stored is None:
+        return None
+    arrays, facts = stored
+    labelled = "boxes" in arrays
+    return Parsed(
+        files=FileNames(facts["folder"], arrays["text"], arrays["starts"]),
+        ids=arrays["ids"],
+        sizes=arrays["sizes"],
+        annotations=Annotations(**{f.name: arrays[f.name] for f in fields(Annotations)})
+        if labelled
+        else None,
+        coverage=arrays["coverage"],
+        silver=facts["silver"],
+        dropped=facts["dropped"],
+    )
+
+
+def nothing_covered(num_classes: int) -> np.ndarray:
+    """Returns the (1, C) coverage of pictures in which nobody looked for anything."""
+    return np.zeros((1, num_classes), dtype=np.float32)
+
+
+def missing_files(files: FileNames) -> list[int]:
+    """Returns the positions of files that are not there, listing each folder once."""
+    listed: dict[str, set[str]] = {}
+    missing = []
+    for i, path in enumerate(files.paths()):
+        folder, name = os.path.split(path)
+        if folder not in listed:
+            listed[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        if name not in listed[folder]:
+            missing.append(i)
+    return missing
+
+
+def missing_problems(files: FileNames, where: str) -> list[str]:
+    """Returns a sentence for each picture that is not there, or one if none is."""
+    missing = missing_files(files)
+    if missing and len(missing) == len(files):
+        return [
+            f"{where}: none of its {len(files)} pictures is there, the first would be {files[0]}; set "
+            "`images` to the folder that the file names start from"
+        ]
+    return [f"{where}: {files[i]}: no such picture" for i in missing]
