@@ -1,6 +1,6 @@
 """Silver measured against gold.
 
-Letters: C classes, D_c the teacher's boxes of class c, D boxes of one picture, G gold boxes of one.
+Letters: C classes, D_c the teacher's boxes of class c.
 """
 
 import hashlib
@@ -10,21 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.table import Table
 
 from detmtl.data.source import Source
+from detmtl.silver.comparison import IOU, Comparison
+from detmtl.silver.held_out import overlap, refuse_overlap
 from detmtl.silver.mapping import ClassMap
 from detmtl.silver.parts import atomic_write
-from detmtl.silver.record import Record
 from detmtl.silver.store import Store
-from detmtl.structures.boxes import area, intersection, iou
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import BoxLabels, Ignore
+from detmtl.structures.labels import BoxLabels
 
-IOU = 0.5
-"""From this overlap on a gold box confirms one of the teacher's."""
+__all__ = ["Audit", "audit", "overlap", "refuse_overlap", "wilson"]
 
 LEAST = 10
 """A class with fewer boxes is judged by all classes together: a share of so few says nothing."""
@@ -234,7 +232,7 @@ def audit(store: Store, gold: Source, classes: LabelSpace, nms: float | None = 0
         if kept.store_digest == store.digest():
             return kept
     pictures = {content_hash: i for i, content_hash in enumerate(hashes)}
-    comparison = _Comparison(len(classes))
+    comparison = Comparison(len(classes))
     for record in store.records():
         if record.content_hash in pictures:
             labels = gold.labels(pictures[record.content_hash])["boxes"]
@@ -245,92 +243,21 @@ def audit(store: Store, gold: Source, classes: LabelSpace, nms: float | None = 0
             f"{store.path}: has none of the {len(gold)} pictures of source '{gold.name}'; let the teacher "
             "annotate them into this store first"
         )
-    missing = len(pictures) - comparison.pictures
-    result = comparison.audit(classes, mapping.known, missing, gold_hash, store.digest())
+    scores, hits = comparison.judged()
+    result = Audit(
+        classes=classes.names,
+        known=mapping.known,
+        pictures=comparison.pictures,
+        missing=len(pictures) - comparison.pictures,
+        gold_boxes=comparison.gold_boxes,
+        confusion=comparison.confusion,
+        scores=scores,
+        hits=hits,
+        gold_hash=gold_hash,
+        store_digest=store.digest(),
+    )
     result.save(path)
     return result
-
-
-class _Comparison:
-    """Collects what gold says of the teacher's boxes, picture by picture."""
-
-    def __init__(self, num_classes: int):
-        self.pictures = 0
-        self._gold_boxes = np.zeros(num_classes, dtype=np.int64)
-        self._confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
-        self._judged: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-
-    def add(self, record: Record, gold: BoxLabels) -> None:
-        """Judges a record in the label space's classes by the picture's gold boxes."""
-        self.pictures += 1
-        looked = (gold.coverage > 0).numpy()
-        gold = gold[torch.from_numpy(looked)[gold.classes]]
-        real = (gold.ignore == Ignore.NO).numpy()
-        classes = gold.classes.numpy()
-        self._gold_boxes += np.bincount(classes[real], minlength=len(looked))
-        found = torch.from_numpy(record.boxes)
-        overlap = iou(found, gold.boxes).numpy()
-        inside = intersection(found, gold.boxes) / area(found).clamp(min=1e-6)[:, None]
-        overlap = np.where(real, overlap, inside.numpy())
-        verdict = _judge(overlap, record.classes, classes, real)
-        judged = (verdict >= 0) & looked[record.classes]
-        self._judged.append((record.classes[judged], record.scores[judged], verdict[judged] == 1))
-        if len(record.scores) and real.any():
-            sure = np.where(record.scores[:, None] >= 0.3, overlap[:, real], 0)
-            best, on = sure.argmax(axis=0), sure.max(axis=0) >= IOU
-            np.add.at(self._confusion, (classes[real][on], record.classes[best[on]]), 1)
-
-    def audit(
-        self,
-        classes: LabelSpace,
-        known: np.ndarray,
-        missing: int,
-        gold_hash: str,
-        store_digest: str,
-    ) -> Audit:
-        """Returns what was collected."""
-        of, scores, hits = (np.concatenate(parts) for parts in zip(*self._judged, strict=True))
-        # Ties by verdict, so that the result does not depend on the order of the pictures.
-        order = np.lexsort((~hits, -scores, of))
-        cuts = np.searchsorted(of[order], np.arange(1, len(classes)))
-        return Audit(
-            classes=classes.names,
-            known=known,
-            pictures=self.pictures,
-            missing=missing,
-            gold_boxes=self._gold_boxes,
-            confusion=self._confusion,
-            scores=tuple(np.split(scores[order], cuts)),
-            hits=tuple(np.split(hits[order], cuts)),
-            gold_hash=gold_hash,
-            store_digest=store_digest,
-        )
-
-
-def _judge(
-    overlap: np.ndarray, classes: np.ndarray, gold_classes: np.ndarray, real: np.ndarray
-) -> np.ndarray:
-    """Returns (D,) int: 1 confirmed, 0 refuted, -1 not to be judged (on a crowd).
-
-    Greedy by falling score as pycocotools does it: each box takes the free gold box of its class that
-    it overlaps most; a crowd is never used up.
-
-    Args:
-        overlap: (D, G), IoU, or for crowds intersection over the teacher's box; D by falling score.
-        classes: (D,). gold_classes: (G,). real: (G,) bool, no crowd.
-    """
-    verdict = np.zeros(len(classes), dtype=np.int64)
-    if not len(gold_classes):
-        return verdict
-    free = real.copy()
-    overlap = np.where(classes[:, None] == gold_classes, overlap, 0)
-    for d, row in enumerate(overlap):
-        at = int(np.where(free, row, 0).argmax())
-        if free[at] and row[at] >= IOU:
-            verdict[d], free[at] = 1, False
-        elif np.where(real, 0, row).max() >= IOU:
-            verdict[d] = -1
-    return verdict
 
 
 def _lowest(scores: np.ndarray, hits: np.ndarray, precision: float) -> float:
@@ -371,33 +298,3 @@ def _gold_hash(gold: Source, hashes: Sequence[str], classes: LabelSpace, nms: fl
     for array in (a.offsets, a.boxes, a.classes, a.ignore, gold.coverage):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
-
-
-def overlap(a: Sequence[Source], b: Sequence[Source]) -> list[tuple[str, str]]:
-    """Returns pairs of files, one of `a` and one of `b`, that are the same picture byte by byte."""
-    first: dict[str, str] = {}
-    for source in a:
-        for i, content_hash in enumerate(source.hashes()):
-            first.setdefault(content_hash, source.path(i))
-    return [
-        (first[content_hash], source.path(i))
-        for source in b
-        for i, content_hash in enumerate(source.hashes())
-        if content_hash in first
-    ]
-
-
-def refuse_overlap(training: Sequence[Source], held_out: Sequence[Source]) -> None:
-    """Refuses training pictures that are also among those that measure the result.
-
-    Raises:
-        InputError: names the pairs.
-    """
-    pairs = overlap(training, held_out)
-    if pairs:
-        raise InputError(
-            [
-                f"{a}: a training picture that is also held out as {b}; take it out of one of them"
-                for a, b in pairs
-            ]
-        )

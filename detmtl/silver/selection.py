@@ -5,10 +5,8 @@ Letters: I pictures, N boxes, C classes.
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
@@ -24,6 +22,7 @@ from detmtl.data.source import Source
 from detmtl.silver.audit import Audit
 from detmtl.silver.mapping import ClassMap
 from detmtl.silver.parts import atomic_write
+from detmtl.silver.pictures import Pictures, as_digests
 from detmtl.silver.record import Record
 from detmtl.silver.store import Store
 from detmtl.structures.classes import LabelSpace
@@ -113,7 +112,7 @@ def select(
     mapping = ClassMap.of(store.card, classes, settings.nms)
     thresholds = resolve_thresholds(store, classes, settings, audit)
     coverage = _coverage(classes, mapping, settings, audit, thresholds)
-    pictures = _Pictures.of_store(store) if sources is None else _Pictures.of_sources(sources, root)
+    pictures = Pictures.of_store(store) if sources is None else Pictures.of_sources(sources, root)
     policy = {
         "version": VERSION,
         "teacher": store.card.name,
@@ -224,61 +223,9 @@ def _coverage(
     }
 
 
-@dataclass(frozen=True, eq=False)
-class _Pictures:
-    """The I pictures of a selection, in the order of the file.
-
-    Attributes:
-        hashes: content hashes as 32 bytes each; several files may have one content.
-        names: for the annotation file.
-        ids: (I,) int64. sizes: (I, 2) height, width.
-    """
-
-    hashes: np.ndarray
-    names: list[str]
-    ids: np.ndarray
-    sizes: np.ndarray
-
-    @classmethod
-    def of_sources(cls, sources: Sequence[Source], root: Path | None) -> "_Pictures":
-        hexes = [h for source in sources for h in source.hashes()]
-        paths = [source.path(i) for source in sources for i in range(len(source))]
-        names = paths if root is None else [os.path.relpath(p, root) for p in paths]
-        if not hexes:
-            raise InputError("selection: the sources have no pictures")
-        ids = np.concatenate([source.ids for source in sources]).astype(np.int64)
-        if len(np.unique(ids)) < len(ids):  # several sources count from 1
-            ids = np.arange(1, len(ids) + 1)
-        sizes = np.concatenate([source.sizes for source in sources])
-        return cls(_digests(hexes), names, ids, sizes)
-
-    @classmethod
-    def of_store(cls, store: Store) -> "_Pictures":
-        found = sorted((r.content_hash, r.file, r.height, r.width) for r in store.records())
-        if not found:
-            raise InputError(f"{store.path}: holds no labelled pictures")
-        hexes, names, heights, widths = (list(column) for column in zip(*found, strict=True))
-        sizes = np.stack([heights, widths], axis=1)
-        return cls(_digests(hexes), names, np.arange(1, len(names) + 1), sizes)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def digest(self) -> str:
-        """Returns a hash of all that the annotation file says of the pictures."""
-        digest = hashlib.sha256("\0".join(self.names).encode("utf-8", "surrogateescape"))
-        for array in (self.hashes, self.ids, self.sizes.astype(np.int64)):
-            digest.update(array.tobytes())
-        return digest.hexdigest()[:16]
-
-
-def _digests(hexes: Sequence[str]) -> np.ndarray:
-    return np.frombuffer(bytes.fromhex("".join(hexes)), dtype="S32")
-
-
 def _choose(
     store: Store,
-    pictures: _Pictures,
+    pictures: Pictures,
     mapping: ClassMap,
     settings: SelectionSettings,
     thresholds: Mapping[str, float],
@@ -290,7 +237,7 @@ def _choose(
     limits = np.array(list(thresholds.values()))
     flat = bytearray()  # one buffer: a million small arrays would cost many times the memory
     for record in store.records():
-        key = _digests([record.content_hash])
+        key = as_digests([record.content_hash])
         first, end = (int(np.searchsorted(rising, key, side)[0]) for side in ("left", "right"))
         if first == end:
             continue
@@ -318,7 +265,7 @@ def _chosen(record: Record, limits: np.ndarray, settings: SelectionSettings) -> 
 
 
 def _images(
-    pictures: _Pictures,
+    pictures: Pictures,
     labelled: np.ndarray,
     rows: np.ndarray,
     settings: SelectionSettings,

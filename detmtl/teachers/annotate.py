@@ -172,9 +172,9 @@ def _record(
     who = f"teacher '{teacher.card.name}', picture {info.path}"
     if not np.isfinite(boxes).all() or not np.isfinite(scores).all():
         raise InputError(f"{who}: gave a box or a score that is not finite")
-    if len(scores) and not (0 <= scores.min() and scores.max() <= 1):
+    if len(scores) and not (scores.min() >= 0 and scores.max() <= 1):
         raise InputError(f"{who}: gave the score {scores.max()}; scores lie in [0, 1]")
-    if len(classes) and not (0 <= classes.min() and classes.max() < len(teacher.card.classes)):
+    if len(classes) and not (classes.min() >= 0 and classes.max() < len(teacher.card.classes)):
         raise InputError(
             f"{who}: gave the class {classes.max()}, but has {len(teacher.card.classes)} classes"
         )

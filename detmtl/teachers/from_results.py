@@ -154,9 +154,9 @@ def _columns(
     boxes[:, 2:] += boxes[:, :2]
     of = np.array([classes[row["category_id"]] for row in results], dtype=np.int64)
     order = np.lexsort((-scores, numbers))
-    found, first = np.unique(numbers[order], return_index=True)
-    ends = [*first[1:].tolist(), len(order)]
-    starts = {int(n): (int(a), b) for n, a, b in zip(found, first, ends, strict=True)}
+    found, first, counts = np.unique(numbers[order], return_index=True, return_counts=True)
+    ends = first + counts
+    starts = {int(n): (int(a), int(b)) for n, a, b in zip(found, first, ends, strict=True)}
     return starts, boxes[order].astype(np.float32), of[order], scores[order]
 
 

@@ -1,0 +1,153 @@
+import json
+
+import numpy as np
+import pytest
+from silver_stand_ins import gold, pictures, store_of
+
+from detmtl.data.coco import CocoSource
+from detmtl.silver.audit import audit
+from detmtl.silver.selection import AtPrecision, SelectionSettings, select
+from detmtl.structures.classes import LabelSpace
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import Grade, Ignore
+
+TEACHER = ("human", "rider", "auto")
+SPACE = LabelSpace.of({"person": ["human", "rider"], "car": ["auto"], "dog": ["hound"]})
+A, B, C = [0, 0, 10, 10], [15, 5, 25, 20], [2, 12, 9, 20]
+
+
+@pytest.fixture
+def source(tmp_path):
+    return pictures(tmp_path / "images", 3)
+
+
+@pytest.fixture
+def store(tmp_path, source):
+    found = [
+        [(A, 0, 0.9), ([0, 0, 10, 9], 1, 0.8), (B, 2, 0.7)],
+        [(A, 2, 0.4), (B, 0, 0.2), (C, 2, 0.6)],
+        [],
+    ]
+    return store_of(tmp_path / "store", TEACHER, source, found)
+
+
+def read(path, root, tmp_path):
+    """Reads a selection as training does."""
+    settings = CocoSource(kind="coco", images=str(root), annotations=str(path))
+    return settings.load("silver", tmp_path, LabelSpace.of(SPACE.names), tmp_path / "cache")
+
+
+def test_threshold_ignore_band_duplicates_and_empty_pictures(tmp_path, store, source):
+    path = select(store, [source], SPACE, SelectionSettings(), root=tmp_path / "images")
+    silver = read(path, tmp_path / "images", tmp_path)
+    assert silver.ids.tolist() == source.ids.tolist() and silver.grade == Grade.SILVER
+    first, second, third = (silver.labels(i)["boxes"] for i in range(3))
+    # The rider on the human is a duplicate once both are persons.
+    assert first.classes.tolist() == [0, 1] and first.boxes[0].tolist() == A
+    assert first.scores.tolist() == [1, 1] and first.ignore.tolist() == [0, 0]
+    assert dict(zip(second.ignore.tolist(), second.boxes.tolist(), strict=True)) == {
+        int(Ignore.NO): C,
+        int(Ignore.CLASS): A,
+    }
+    assert len(third) == 0
+    for labels in (first, second, third):
+        assert labels.coverage.tolist() == [1, 1, 0]  # the teacher never heard of dogs
+        assert (labels.grade == int(Grade.SILVER)).all()
+
+
+def test_soft_targets_and_weights_travel_in_the_file(tmp_path, store, source):
+    settings = SelectionSettings(soft_targets=True, class_weight=0.7, box_weight=0.25, coverage=0.5)
+    path = select(store, [source], SPACE, settings, root=tmp_path / "images")
+    labels = read(path, tmp_path / "images", tmp_path).labels(0)["boxes"]
+    assert labels.scores.tolist() == pytest.approx([0.9, 0.7])
+    np.testing.assert_allclose(labels.weights, [[0.7, 0.25]] * 2, rtol=1e-6)
+    assert labels.coverage.tolist() == [0.5, 0.5, 0]
+
+
+def test_per_class_threshold_nms_and_most_boxes(tmp_path, store, source):
+    def classes_of(**settings):
+        path = select(store, [source], SPACE, SelectionSettings(**settings))
+        stats = json.loads((path.parent / "stats.json").read_text())
+        return {name: row["labels"] for name, row in stats["per_class"].items()}
+
+    assert classes_of() == {"person": 1, "car": 2, "dog": 0}
+    assert classes_of(per_class={"car": 0.65}) == {"person": 1, "car": 1, "dog": 0}
+    assert classes_of(nms=None) == {"person": 2, "car": 2, "dog": 0}
+    assert classes_of(max_boxes=1) == {"person": 1, "car": 1, "dog": 0}
+    assert classes_of(threshold=0.3, ignore_from=None) == {"person": 1, "car": 3, "dog": 0}
+
+
+def test_it_is_kept_by_policy_and_deterministic(tmp_path, store, source):
+    settings = SelectionSettings()
+    path = select(store, [source], SPACE, settings)
+    stamp, content = path.stat().st_mtime_ns, path.read_bytes()
+    assert select(store, [source], SPACE, settings) == path
+    assert path.stat().st_mtime_ns == stamp
+    assert (path.parent / "policy.yaml").read_text().startswith("audit:")
+    assert select(store, [source], SPACE, SelectionSettings(threshold=0.6)) != path
+    assert select(store, [source.subset([0, 1])], SPACE, settings) != path
+    path.unlink()
+    assert select(store, [source], SPACE, settings).read_bytes() == content
+
+
+def test_all_of_a_store_without_sources(store):
+    path = select(store, None, SPACE, SelectionSettings())
+    content = json.loads(path.read_text())
+    assert [image["id"] for image in content["images"]] == [1, 2, 3]
+    assert sorted(i["file_name"] for i in content["images"]) == ["000.png", "001.png", "002.png"]
+    assert len(content["annotations"]) == 4
+
+
+def test_the_file_is_valid_for_pycocotools(store, source):
+    import contextlib
+    import io
+
+    from pycocotools.coco import COCO
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(str(select(store, [source], SPACE, SelectionSettings())))
+    assert len(coco.anns) == 4 and sum(a["iscrowd"] for a in coco.anns.values()) == 1
+    assert {a["attributes"]["teacher_score"] for a in coco.anns.values()} == {0.9, 0.7, 0.6, 0.4}
+
+
+def test_precision_and_coverage_come_from_the_audit(tmp_path, store, source):
+    labelled = gold(source, [(0, A, 0, 0), (0, B, 1, 0), (1, C, 1, 0), (2, A, 1, 0)], ((1, 1, 1),))
+    labelled.__dict__["classes"] = SPACE.names
+    found = audit(store, labelled, SPACE)
+    settings = SelectionSettings(threshold=AtPrecision(precision=1.0))
+    with pytest.raises(InputError, match="audit"):
+        select(store, [source], SPACE, settings)
+    path = select(store, [source], SPACE, settings, found)
+    stats = json.loads((path.parent / "stats.json").read_text())
+    # Pooled, since there are few: hits at .9, .7, .6; misses at .4 and .2.
+    assert stats["per_class"]["car"]["threshold"] == pytest.approx(0.6)
+    info = json.loads(path.read_text())["info"]
+    assert info["coverage"] == {"person": 0.75, "car": 0.75, "dog": 0.0}
+
+
+def test_what_is_wrong_is_said(store, source):
+    with pytest.raises(InputError, match="'rider' belongs to no class"):
+        select(store, [source], LabelSpace.of({"person": ["human"]}), SelectionSettings())
+    with pytest.raises(InputError, match="nearest: 'car'"):
+        select(store, [source], SPACE, SelectionSettings(per_class={"cars": 0.5}))
+    with pytest.raises(InputError, match=r"below 0\.05"):
+        select(store, [source], SPACE, SelectionSettings(ignore_from=0.01))
+    with pytest.raises(ValueError, match="ignore_from"):
+        SelectionSettings(threshold=0.2)
+    with pytest.raises(ValueError, match="no score"):
+        SelectionSettings(threshold=50.0)
+
+
+def test_a_dropped_class_gives_no_labels(store, source):
+    space = LabelSpace.of({"car": ["auto"]}, drop_unmapped=True)
+    path = select(store, [source], space, SelectionSettings())
+    assert len(json.loads(path.read_text())["annotations"]) == 3
+
+
+def test_pictures_without_a_record_are_left_out_with_a_warning(tmp_path, store, source):
+    more = pictures(tmp_path / "more", 2, first=50)
+    with pytest.warns(UserWarning, match="2 of 5 pictures"):
+        path = select(store, [source, more], SPACE, SelectionSettings())
+    assert len(json.loads(path.read_text())["images"]) == 3
+    with pytest.raises(InputError, match="none of the 2 pictures"):
+        select(store, [more], SPACE, SelectionSettings())
