@@ -155,8 +155,11 @@ def windowed(anchors: Tensor, labels: PaddedBoxes, rules: Rules, grids: Sequence
         if ignored is not None:
             hit = ~counts & (reached | (overlap >= rules.background))
             ignored[place[hit], classes[row[hit]]] = True
-    best = (keys >> 32).to(torch.int32).view(torch.float32)
-    index = torch.where(keys > 0, m - (keys & 0xFFFFFFFF), 0)
+    touched = keys.nonzero()[:, 0]  # few of all anchors
+    keys = keys[touched]
+    best, index = torch.zeros(b * a), torch.zeros(b * a, dtype=torch.long)
+    best[touched] = (keys >> 32).to(torch.int32).view(torch.float32)
+    index[touched] = m - (keys & 0xFFFFFFFF)
     _complete(best, index, forced, anchors, labels, rules.background)
     inside = torch.zeros(b, a, dtype=torch.bool)
     regions = labels.valid & (labels.ignore == Ignore.REGION)
@@ -215,7 +218,7 @@ def _complete(
 def _neighborhoods(picture: Tensor, boxes: Tensor) -> list[Tensor]:
     """Returns groups of positions in (K,) and (K, 4): same picture, similar area, near each other."""
     scale = area(boxes).sqrt().log2().floor()
-    center = (boxes[:, :2] + boxes[:, 2:]) / 2 / (4 * 2**scale[:, None])
+    center = (boxes[:, :2] + boxes[:, 2:]) / 2 / (4 * 2 ** scale[:, None])
     keys = torch.stack([picture.float(), scale, center[:, 0].floor(), center[:, 1].floor()], dim=1)
     _, group, counts = torch.unique(keys, dim=0, return_inverse=True, return_counts=True)
     return list(group.argsort(stable=True).split(counts.tolist()))

@@ -93,7 +93,8 @@ def test_plain_labels_give_torchvisions_loss(box):
         for b in boxes
     ]
     targets = [
-        {"boxes": b, "labels": c} for b, c in zip(boxes, [CLASSES, CLASSES[:0], CLASSES[1:2]])
+        {"boxes": b, "labels": c}
+        for b, c in zip(boxes, [CLASSES, CLASSES[:0], CLASSES[1:2]], strict=True)
     ]
     expected = head.compute_loss(
         targets, {"cls_logits": logits, "bbox_regression": deltas}, [anchors] * 3, matched
