@@ -8,9 +8,8 @@ import cv2
 import numpy as np
 
 from detmtl.data.scene_mesh import Camera, Light
+from detmtl.data.scene_paint import Color, Rng
 
-Rng = np.random.Generator
-Triple = tuple[float, float, float]
 FAR = 400.0
 """Depth of the sky, meters."""
 
@@ -54,7 +53,7 @@ class Setting:
     wall: float
 
 
-def _rgb(color: Triple) -> np.ndarray:
+def _rgb(color: Color) -> np.ndarray:
     return np.array(color, np.float32)
 
 
@@ -197,14 +196,31 @@ def _ground(
         bend = xs + 1.5 * np.sin(zs * 0.12 + rng.uniform(0, 6)) - rng.uniform(-4, 4)
         bend = bend + zs * np.float32(rng.uniform(-0.5, 0.5))
         path = np.abs(bend) < rng.uniform(0.8, 1.6)
-        color[path] = _surface("gravel", xs, zs, fade, rng)[path]
+        _lay(color, path, "gravel", xs, zs, fade, rng)
     if setting.shore < FAR:
         sea = zs > setting.shore + 0.4 * np.sin(xs * 0.7) + 0.2 * np.sin(xs * 1.9)
-        color[sea] = _surface("water", xs, zs, fade, rng)[sea]
+        _lay(color, sea, "water", xs, zs, fade, rng)
         foam = sea & (zs < setting.shore + 0.5 + 0.4 * np.sin(xs * 0.7))
         color[foam] = color[foam] * 0.5 + 110
     bright = light.ambient + light.sun * light.direction[1]
     np.multiply(color, np.float32(bright), out=image)
+
+
+def _lay(
+    color: np.ndarray,
+    where: np.ndarray,
+    kind: str,
+    xs: np.ndarray,
+    zs: np.ndarray,
+    fade: np.ndarray,
+    rng: Rng,
+) -> None:
+    """Covers the ground at `where` (h, W) bool with a surface."""
+    x, y, w, h = cv2.boundingRect(where.view(np.uint8))
+    if w and h:
+        part = np.s_[y : y + h, x : x + w]
+        cover = _surface(kind, xs[part], zs[part], fade[y : y + h], rng)
+        color[part][where[part]] = cover[where[part]]
 
 
 def _ground_kind(setting: Setting, rng: Rng) -> str:
@@ -230,7 +246,8 @@ def _road(
     along = xs * s + zs * c
     off = np.abs(across)
     road = off < setting.half
-    color[road] = _surface("asphalt", xs, zs, fade, rng)[road] * np.float32(rng.uniform(0.7, 1.1))
+    _lay(color, road, "asphalt", xs, zs, fade, rng)
+    color[road] *= np.float32(rng.uniform(0.75, 1.1))
     if setting.weather == "snow":
         color[road] = color[road] * 0.6 + 70
     kerb = (off >= setting.half) & (off < setting.half + 0.22)
@@ -245,12 +262,12 @@ def _road(
         color[cross] = color[cross] * 0.25 + 170
 
 
-_SKIES: dict[str, tuple[Triple, Triple, Triple]] = {
+_SKIES: dict[str, tuple[Color, Color, Color]] = {
     "day": ((84, 140, 214), (186, 212, 236), (246, 246, 248)),
     "dusk": ((70, 74, 124), (240, 160, 100), (190, 120, 110)),
     "night": ((12, 16, 34), (38, 44, 68), (46, 50, 66)),
 }  # high up, at the horizon, clouds
-_OVERCAST: dict[str, Triple] = {
+_OVERCAST: dict[str, Color] = {
     "day": (186, 192, 200),
     "dusk": (132, 122, 128),
     "night": (34, 36, 46),
@@ -336,7 +353,7 @@ def _wall(
     xs, ys = (np.broadcast_to(a, (h, w)).astype(np.float32) for a in (xs, ys))
     hall = setting.place == "hall"
     base = rng.uniform(110, 225) * rng.uniform(0.85, 1.1, 3)
-    color = np.float32(base) * (1 + 0.05 * _clouds(xs, ys, 30.0, 1.0))[..., None]
+    color = base.astype(np.float32) * (1 + 0.05 * _clouds(xs, ys, 30.0, 1.0))[..., None]
     if not hall and rng.random() < 0.6:  # bricks
         row = np.floor(ys / 0.25)
         color *= (1 + 0.12 * np.sin(row * 7.1 + np.floor(xs / 0.5 + 0.5 * (row % 2)) * 3.7))[

@@ -12,7 +12,8 @@ from math import cos, pi, sin
 import cv2
 import numpy as np
 
-Color = tuple[float, float, float]
+from detmtl.data.scene_paint import Color
+
 _SHIFT = 3  # fractional bits of pixel coordinates
 _FACE, _DECAL, _BLOB, _LIMB, _LOOP = range(5)
 

@@ -1,4 +1,4 @@
-"""The classes of the built-in scenes that are no vehicles, and things that are no class.
+"""The classes of the built-in scenes that are no vehicles, and the list of all classes.
 
 Every function builds one variant: a size, a pose, a shape. Measures are meters.
 """
@@ -8,7 +8,8 @@ from math import cos, pi, sin
 
 import numpy as np
 
-from detmtl.data.scene_mesh import Color, Mesh
+from detmtl.data.scene_mesh import Mesh
+from detmtl.data.scene_paint import Color, Rng, any_color, rectangle, scaled, varied
 from detmtl.data.scene_vehicles import (
     bicycle,
     boat,
@@ -19,25 +20,8 @@ from detmtl.data.scene_vehicles import (
     van,
 )
 
-COLORS: dict[str, tuple[int, int, int]] = {
-    "black": (44, 44, 50),
-    "white": (238, 238, 234),
-    "gray": (142, 144, 148),
-    "red": (204, 40, 38),
-    "orange": (238, 130, 30),
-    "yellow": (242, 210, 50),
-    "green": (56, 148, 64),
-    "blue": (42, 88, 196),
-    "purple": (130, 60, 162),
-    "brown": (124, 80, 46),
-    "pink": (242, 144, 180),
-}
-"""Names of the attribute `color` and their RGB in white light."""
-
 _SKIN: tuple[Color, ...] = ((232, 190, 160), (206, 156, 120), (150, 100, 70), (94, 62, 44))
-_WOOD: Color = (134, 96, 60)
 _IRON: Color = (66, 68, 74)
-Rng = np.random.Generator
 
 
 def person(rng: Rng, color: Color) -> Mesh:
@@ -45,11 +29,11 @@ def person(rng: Rng, color: Color) -> Mesh:
     mesh = Mesh()
     size = rng.uniform(0.92, 1.08) if rng.random() < 0.85 else rng.uniform(0.6, 0.75)
     skin = _SKIN[int(rng.integers(4))]
-    trousers = _any(rng)
+    trousers = any_color(rng)
     figure(mesh, rng, size, color, trousers, skin)
     if rng.random() < 0.2:  # a bag
         mesh.part()
-        mesh.box(-0.32 * size, -0.12 * size, 1.0 * size, 1.4 * size, -0.15, 0.15, _any(rng))
+        mesh.box(-0.32 * size, -0.12 * size, 1.0 * size, 1.4 * size, -0.15, 0.15, any_color(rng))
     return mesh
 
 
@@ -97,7 +81,7 @@ def figure(
     mesh.part()
     mesh.blob(-0.03 * s, 1.67 * s, 0, 0.125 * s, 0.095 * s, 0.118 * s, hair)
     if rng.random() < 0.2:  # a hat
-        hat = _any(rng)
+        hat = any_color(rng)
         mesh.part()
         mesh.column(0, 0, 0.22 * s, 0.22 * s, 1.68 * s, 1.7 * s, hat)
         mesh.column(0, 0, 0.13 * s, 0.11 * s, 1.7 * s, 1.82 * s, hat)
@@ -134,7 +118,7 @@ def dog(rng: Rng, color: Color) -> Mesh:
     mesh.blob(*head, 0.11 * s, 0.1 * s, 0.09 * s, color)
     mesh.limb(head, (0.6 * s, head[1] - 0.04 * s, 0), 0.05 * s, color)
     mesh.blob(0.64 * s, head[1] - 0.03 * s, 0, 0.03 * s, 0.03 * s, 0.03 * s, (24, 20, 20))
-    dark = _scale(color, 0.62)
+    dark = scaled(color, 0.62)
     hang = rng.random() < 0.5
     for side in (-1, 1):
         tip = head[1] + (-0.12 if hang else 0.2) * s
@@ -152,7 +136,7 @@ def horse(rng: Rng, color: Color) -> Mesh:
     mesh = Mesh()
     s = rng.uniform(0.9, 1.1)
     _four_legs(mesh, rng, 0.62 * s, 0.88 * s, 0.16 * s, 0.075 * s, color)
-    dark = _scale(color, 0.45)
+    dark = scaled(color, 0.45)
     mesh.part()
     mesh.limb((-0.58 * s, 1.18 * s, 0), (0.55 * s, 1.14 * s, 0), 0.31 * s, color)
     grazing = rng.random() < 0.25
@@ -177,14 +161,14 @@ def tree(rng: Rng, color: Color) -> Mesh:
     mesh = Mesh(texture=0.2)
     s = rng.uniform(0.7, 1.3)
     kind = rng.random()
-    bark = _scale((104, 78, 56), rng.uniform(0.7, 1.2))
+    bark = scaled((104, 78, 56), rng.uniform(0.7, 1.2))
     if kind < 0.3:
         mesh.column(0, 0, 0.16 * s, 0.12 * s, 0, 1.2 * s, bark, 6)
         for k in range(4):
             mesh.part()
             low = (0.8 + 1.1 * k) * s
             mesh.column(
-                0, 0, (1.5 - 0.3 * k) * s, 0, low, low + 1.9 * s, _vary(rng, color, 0.1), 10
+                0, 0, (1.5 - 0.3 * k) * s, 0, low, low + 1.9 * s, varied(rng, color, 0.1), 10
             )
         return mesh
     tall = kind > 0.82
@@ -198,7 +182,7 @@ def tree(rng: Rng, color: Color) -> Mesh:
         size = rng.uniform(0.4, 0.62) * wide * s
         mesh.part()
         mesh.blob(r * wide * s * cos(a), center + t * high * s, r * wide * s * sin(a),
-                  size, size * (1.3 if tall else 0.85), size, _vary(rng, color, 0.13))  # fmt: skip
+                  size, size * (1.3 if tall else 0.85), size, varied(rng, color, 0.13))  # fmt: skip
     return mesh
 
 
@@ -275,7 +259,7 @@ def canopy(rng: Rng, color: Color, radius: float, top: float) -> Mesh:
     mesh = Mesh()
     mesh.limb((0, 0, 0), (0, top, 0), 0.022 + 0.012 * radius, (200, 196, 190))
     mesh.part()
-    other = (236, 236, 230) if rng.random() < 0.35 else _scale(color, 0.86)
+    other = (236, 236, 230) if rng.random() < 0.35 else scaled(color, 0.86)
     drop = radius * rng.uniform(0.35, 0.6)
     ring = [(cos(2 * pi * k / 8), -sin(2 * pi * k / 8)) for k in range(8)]
     for k in range(8):
@@ -288,7 +272,7 @@ def canopy(rng: Rng, color: Color, radius: float, top: float) -> Mesh:
         ]
         mesh.face([*low, *mid], ink)
         mesh.face([mid[1], mid[0], (0.0, top + 0.04, 0.0)], ink)
-        mesh.face([*mid[::-1], *low[::-1]], _scale(ink, 0.6))
+        mesh.face([*mid[::-1], *low[::-1]], scaled(ink, 0.6))
     return mesh
 
 
@@ -330,11 +314,11 @@ def house(rng: Rng, color: Color) -> Mesh:
         y = 2.7 * floor
         for k, x in enumerate(xs):
             if floor == 0 and k == door:
-                panel = _any(rng)
-                mesh.sides(_rect(x - 0.5, x + 0.5, 0, 2.1), deep + 0.01, panel)
+                panel = any_color(rng)
+                mesh.sides(rectangle(x - 0.5, x + 0.5, 0, 2.1), deep + 0.01, panel)
                 continue
-            mesh.sides(_rect(x - 0.6, x + 0.6, y + 0.85, y + 2.15), deep + 0.01, frame)
-            mesh.sides(_rect(x - 0.5, x + 0.5, y + 0.95, y + 2.05), deep + 0.02, dark,
+            mesh.sides(rectangle(x - 0.6, x + 0.6, y + 0.85, y + 2.15), deep + 0.01, frame)
+            mesh.sides(rectangle(x - 0.5, x + 0.5, y + 0.95, y + 2.05), deep + 0.02, dark,
                        glow=float(rng.random() < 0.5) * 1.6)  # fmt: skip
         for end in (half + 0.01, -half - 0.01):
             mesh.end(end, y + 0.9, y + 2.1, -0.6, 0.6, dark)
@@ -357,133 +341,6 @@ def house(rng: Rng, color: Color) -> Mesh:
     return mesh
 
 
-def _rect(x0: float, x1: float, y0: float, y1: float) -> list[tuple[float, float]]:
-    return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
-
-
-def _scale(color: Color, by: float) -> Color:
-    return color[0] * by, color[1] * by, color[2] * by
-
-
-def _vary(rng: Rng, color: Color, by: float) -> Color:
-    return _scale(color, 1 + rng.uniform(-by, by))
-
-
-def _any(rng: Rng) -> Color:
-    names = list(COLORS)
-    return COLORS[names[int(rng.integers(len(names)))]]
-
-
-# --- things that are no class ---------------------------------------------------------------------
-
-
-def bush(rng: Rng) -> Mesh:
-    """A round shrub."""
-    mesh = Mesh(texture=0.2)
-    green = _vary(rng, (70, 120, 58), 0.3)
-    for _ in range(6):
-        r = rng.uniform(0.25, 0.45)
-        mesh.part()
-        mesh.blob(rng.uniform(-0.5, 0.5), r * rng.uniform(0.8, 1.3), rng.uniform(-0.3, 0.3),
-                  r, r * 0.9, r, _vary(rng, green, 0.12))  # fmt: skip
-    return mesh
-
-
-def rock(rng: Rng) -> Mesh:
-    """Two or three stones."""
-    mesh = Mesh(texture=0.2)
-    for _ in range(int(rng.integers(1, 4))):
-        r = rng.uniform(0.15, 0.5)
-        mesh.part()
-        mesh.blob(rng.uniform(-0.5, 0.5), r * 0.5, rng.uniform(-0.3, 0.3), r * 1.2, r * 0.7, r,
-                  _vary(rng, (128, 124, 118), 0.2))  # fmt: skip
-    return mesh
-
-
-def barrel(rng: Rng) -> Mesh:
-    """A drum or a litter bin."""
-    mesh = Mesh()
-    ink = _any(rng)
-    mesh.column(0, 0, 0.28, 0.3, 0, 0.85, ink, 10)
-    mesh.part()
-    mesh.column(0, 0, 0.31, 0.31, 0.55, 0.62, _scale(ink, 0.6), 10)
-    return mesh
-
-
-def crate(rng: Rng) -> Mesh:
-    """Boxes, some stacked."""
-    mesh = Mesh()
-    for k in range(int(rng.integers(1, 4))):
-        s = rng.uniform(0.25, 0.45)
-        x, y = (k % 2) * 0.8 - 0.3, 0.8 if k == 2 else 0.0
-        mesh.part()
-        mesh.box(x - s, x + s, y, y + 2 * s, -s, s, _vary(rng, (176, 136, 88), 0.2))
-        mesh.sides(_rect(x - s * 0.8, x + s * 0.8, y + s * 0.85, y + s * 1.15), s + 0.01, _WOOD)
-    return mesh
-
-
-def cone(rng: Rng) -> Mesh:
-    """A traffic cone."""
-    mesh = Mesh()
-    mesh.box(-0.22, 0.22, 0, 0.05, -0.22, 0.22, (60, 56, 54))
-    mesh.part()
-    mesh.column(0, 0, 0.17, 0.1, 0.05, 0.38, (240, 100, 30))
-    mesh.part()
-    mesh.column(0, 0, 0.1, 0.06, 0.38, 0.55, (240, 240, 236))
-    mesh.part()
-    mesh.column(0, 0, 0.06, 0.02, 0.55, 0.75, (240, 100, 30))
-    return mesh
-
-
-def sign(rng: Rng) -> Mesh:
-    """A plate on a post."""
-    mesh = Mesh()
-    mesh.limb((0, 0, 0), (0, 2.1, 0), 0.04, (140, 140, 144))
-    mesh.part()
-    n = int(rng.choice([3, 4, 12]))
-    turn = pi / 2 if n == 3 else pi / 4
-    ring = [
-        (0.38 * cos(turn + 2 * pi * k / n), 2.2 + 0.38 * sin(turn + 2 * pi * k / n))
-        for k in range(n)
-    ]
-    mesh.prism(ring, 0.02, 0.06, _any(rng))
-    mesh.sides([(x * 0.6, 2.2 + (y - 2.2) * 0.6) for x, y in ring], 0.07, (240, 240, 236))
-    return mesh
-
-
-def fence(rng: Rng) -> Mesh:
-    """Two rails on posts."""
-    mesh = Mesh()
-    ink = (226, 224, 216) if rng.random() < 0.5 else _WOOD
-    half = rng.uniform(1.2, 2.6)
-    for x in np.linspace(-half, half, 5):
-        mesh.part()
-        mesh.box(x - 0.05, x + 0.05, 0, 1.0, -0.04, 0.04, ink)
-    for y in (0.4, 0.78):
-        mesh.part()
-        mesh.box(-half, half, y, y + 0.1, 0.03, 0.07, ink)
-    return mesh
-
-
-def kiosk(rng: Rng) -> Mesh:
-    """A booth with a flat roof: not a house."""
-    mesh = Mesh()
-    ink = _any(rng)
-    mesh.box(-1.1, 1.1, 0, 2.3, -0.8, 0.8, ink)
-    mesh.sides(_rect(-0.8, 0.8, 1.1, 1.9), 0.81, (60, 66, 76))
-    mesh.part()
-    mesh.box(-1.4, 1.4, 2.3, 2.45, -1.1, 1.1, _scale(ink, 0.55))
-    return mesh
-
-
-def post_box(rng: Rng) -> Mesh:
-    """A small cabinet on the pavement."""
-    mesh = Mesh()
-    mesh.box(-0.3, 0.3, 0, rng.uniform(0.7, 1.4), -0.22, 0.22, _any(rng))
-    mesh.sides(_rect(-0.2, 0.2, 0.45, 0.5), 0.23, (40, 40, 44))
-    return mesh
-
-
 BUILDERS: dict[str, Callable[[Rng, Color], Mesh]] = {
     "person": person,
     "bicycle": bicycle,
@@ -503,6 +360,3 @@ BUILDERS: dict[str, Callable[[Rng, Color], Mesh]] = {
     "house": house,
 }
 SCENE_CLASSES: tuple[str, ...] = tuple(BUILDERS)
-CLUTTER: tuple[Callable[[Rng], Mesh], ...] = (
-    bush, rock, barrel, crate, cone, sign, fence, kiosk, post_box,
-)  # fmt: skip

@@ -4,15 +4,14 @@ from math import cos, sin
 
 import numpy as np
 
-from detmtl.data.scene_mesh import Color, Mesh
+from detmtl.data.scene_mesh import Mesh
+from detmtl.data.scene_paint import Color, Profile, Rng, lightened, rectangle, scaled
 
 _GLASS: Color = (66, 84, 100)
 _TIRE: Color = (34, 34, 36)
 _RIM: Color = (170, 172, 176)
 _LIGHT: Color = (252, 246, 220)
 _TAIL: Color = (210, 30, 30)
-Rng = np.random.Generator
-Profile = list[tuple[float, float]]
 
 
 def _wheels(mesh: Mesh, xs: tuple[float, ...], half: float, radius: float) -> None:
@@ -60,7 +59,7 @@ def car(rng: Rng, color: Color) -> Mesh:
     mesh.end(long + 0.01, 0.3, 0.42, -half * 0.5, half * 0.5, (50, 50, 54))
     mesh.end(-long - 0.01, 0.42, 0.54, -0.26, 0.26, (228, 226, 210))
     mesh.sides([(0.02, waist * 0.5), (0.05, waist * 0.5), (0.05, waist), (0.02, waist)], half + 0.01,
-               _dim(color))  # fmt: skip
+               scaled(color, 0.65))  # fmt: skip
     mesh.part()
     cabin: Profile = [
         (rear[0] * long, waist),
@@ -98,11 +97,13 @@ def van(rng: Rng, color: Color) -> Mesh:
                half + 0.01, _GLASS)  # fmt: skip
     if rng.random() < 0.4:  # windows all along
         for x in np.linspace(-long * 0.92, nose * 0.1, 3):
-            mesh.sides(_rect(x, x + long * 0.36, 1.2, tall - 0.22), half + 0.01, _GLASS)
+            mesh.sides(rectangle(x, x + long * 0.36, 1.2, tall - 0.22), half + 0.01, _GLASS)
     else:
-        mesh.sides(_rect(0.0, 0.03, 0.4, tall - 0.15), half + 0.01, _dim(color))
+        mesh.sides(rectangle(0.0, 0.03, 0.4, tall - 0.15), half + 0.01, scaled(color, 0.65))
         if rng.random() < 0.5:
-            mesh.sides(_rect(-long * 0.85, -long * 0.15, 1.05, 1.4), half + 0.01, _light(color))
+            mesh.sides(
+                rectangle(-long * 0.85, -long * 0.15, 1.05, 1.4), half + 0.01, lightened(color)
+            )
     for side in (-1, 1):
         inner, outer = sorted((side * 0.08, side * 0.8))
         mesh.end(-long - 0.01, 1.2, tall - 0.2, inner, outer, _GLASS)
@@ -124,21 +125,21 @@ def bus(rng: Rng, color: Color) -> Mesh:
     )  # fmt: skip
     _wheel_faces(mesh, xs, half, r)
     if rng.random() < 0.4:
-        mesh.sides(_rect(-long, long, 0.72, 1.0), half + 0.005, _light(color))
+        mesh.sides(rectangle(-long, long, 0.72, 1.0), half + 0.005, lightened(color))
     panes = int(rng.integers(5, 8))
     step = 2 * long / panes
     for deck in range(decks):
         low = 1.3 + 1.5 * deck
         for k in range(panes):
             x = -long + k * step + 0.12
-            mesh.sides(_rect(x, x + step - 0.2, low, low + 0.95), half + 0.01, _GLASS, 1.5)
+            mesh.sides(rectangle(x, x + step - 0.2, low, low + 0.95), half + 0.01, _GLASS, 1.5)
         for end in (long + 0.01, -long - 0.01):
             mesh.end(
                 end, low - (0.2 if end > 0 else 0), low + 1.0, -half * 0.88, half * 0.88, _GLASS
             )
     mesh.end(long + 0.02, tall - 0.5, tall - 0.28, -0.7, 0.7, (250, 190, 60), 1.0)
     for x in (long * 0.82, -long * 0.05):
-        mesh.sides(_rect(x, x + 0.8, 0.4, 2.2), half + 0.02, _dim(_GLASS))
+        mesh.sides(rectangle(x, x + 0.8, 0.4, 2.2), half + 0.02, scaled(_GLASS, 0.65))
     _lights(mesh, long + 0.02, -long - 0.02, 0.62, half)
     return mesh
 
@@ -155,12 +156,12 @@ def truck(rng: Rng, color: Color) -> Mesh:
     kind = rng.random()
     mesh.part()
     if kind < 0.6:
-        load = (226, 226, 222) if rng.random() < 0.5 else _light(color)
+        load = (226, 226, 222) if rng.random() < 0.5 else lightened(color)
         mesh.box(-long, split - 0.12, 0.75, rng.uniform(2.7, 3.3), -half, half, load)
         if rng.random() < 0.5:
-            mesh.sides(_rect(-long * 0.7, split * 0.2, 1.5, 2.2), half + 0.01, color)
+            mesh.sides(rectangle(-long * 0.7, split * 0.2, 1.5, 2.2), half + 0.01, color)
     elif kind < 0.8:
-        mesh.box(-long, split - 0.12, 0.75, 1.5, -half, half, _dim(color))
+        mesh.box(-long, split - 0.12, 0.75, 1.5, -half, half, scaled(color, 0.65))
         mesh.part()
         mesh.blob(-long * 0.3, 1.5, 0, long * 0.6, 0.55, 0.9, (140, 110, 76))
     else:
@@ -199,7 +200,7 @@ def boat(rng: Rng, color: Color) -> Mesh:
                   (stern, deck * 0.9, z)]  # fmt: skip
         mesh.decal(stripe if side > 0 else stripe[::-1], (240, 240, 236))
     mesh.face([(stern, deck, half), (stern, deck, -half), (stern * 0.92, 0, -half * 0.6),
-               (stern * 0.92, 0, half * 0.6)], _dim(color))  # fmt: skip
+               (stern * 0.92, 0, half * 0.6)], scaled(color, 0.65))  # fmt: skip
     beam = long * 0.3
     mesh.face(
         [(stern, deck, half), (beam, deck, half), bow, (beam, deck, -half), (stern, deck, -half)],
@@ -208,7 +209,7 @@ def boat(rng: Rng, color: Color) -> Mesh:
     mesh.part()
     if kind < 0.45:
         mast = long * rng.uniform(1.9, 2.4)
-        sail: Color = (242, 240, 232) if rng.random() < 0.7 else _light(color)
+        sail: Color = (242, 240, 232) if rng.random() < 0.7 else lightened(color)
         mesh.limb((0.1 * long, deck, 0), (0.1 * long, mast, 0), 0.045, (120, 96, 70))
         bulge = rng.uniform(-0.25, 0.25) * long
         mesh.sheet(
@@ -220,13 +221,13 @@ def boat(rng: Rng, color: Color) -> Mesh:
             sail,
         )
         x, tip = 0.16 * long, (long * 1.08, deck * 1.5, bulge * 0.4)
-        mesh.sheet([(x, mast * 0.9, 0), (x, deck * 1.6, 0), tip], _dim(sail, 0.92))
+        mesh.sheet([(x, mast * 0.9, 0), (x, deck * 1.6, 0), tip], scaled(sail, 0.92))
     elif kind < 0.8:
         top = deck + long * 0.42
         mesh.prism([(-0.55 * long, deck), (0.35 * long, deck), (0.12 * long, top), (-0.55 * long, top)],
                    -half * 0.65, half * 0.65, (236, 236, 232), {1: _GLASS})  # fmt: skip
         mesh.sides(
-            _rect(-0.45 * long, 0.05 * long, deck + 0.18 * long, top - 0.08 * long),
+            rectangle(-0.45 * long, 0.05 * long, deck + 0.18 * long, top - 0.08 * long),
             half * 0.66,
             _GLASS,
             1.4,
@@ -297,19 +298,3 @@ def motorcycle(rng: Rng, color: Color) -> Mesh:
     mesh.blob(x * 0.75, 0.9, 0, 0.09, 0.1, 0.1, _LIGHT)
     mesh.glow(x * 0.85, 0.9, 0, 0.25, (255, 244, 210))
     return mesh
-
-
-def _rect(x0: float, x1: float, y0: float, y1: float) -> Profile:
-    return [(x0, y0), (x1, y0), (x1, y1), (x0, y1)]
-
-
-def _dim(color: Color, by: float = 0.65) -> Color:
-    return color[0] * by, color[1] * by, color[2] * by
-
-
-def _light(color: Color) -> Color:
-    return (
-        255 - (255 - color[0]) * 0.45,
-        255 - (255 - color[1]) * 0.45,
-        255 - (255 - color[2]) * 0.45,
-    )

@@ -33,8 +33,10 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from pydantic import Field
 
-from detmtl.data.scene_layout import TAGS, Domain, Scene, draw_scene
-from detmtl.data.scene_objects import COLORS, SCENE_CLASSES
+from detmtl.data.scene_layout import TAGS, Domain
+from detmtl.data.scene_objects import SCENE_CLASSES
+from detmtl.data.scene_paint import COLORS
+from detmtl.data.scene_picture import Scene, draw_scene
 from detmtl.structures.errors import InputError
 from detmtl.structures.settings import Settings
 
@@ -65,12 +67,12 @@ class ScenesSettings(Settings):
         seed: another seed, other pictures.
     """
 
-    gold: int = Field(64, ge=0)
-    pool: int = Field(800, ge=0)
-    val: int = Field(100, ge=0)
-    test: int = Field(300, ge=0)
+    gold: int = Field(default=64, ge=0)
+    pool: int = Field(default=800, ge=0)
+    val: int = Field(default=100, ge=0)
+    test: int = Field(default=300, ge=0)
     size: tuple[int, int] = (256, 320)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
 
     def digest(self) -> str:
         """Returns a hash of everything that the pictures depend on."""

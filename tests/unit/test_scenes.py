@@ -9,8 +9,9 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pydantic import ValidationError
 
-from detmtl.data.scene_layout import Domain, draw_scene
+from detmtl.data.scene_layout import Domain
 from detmtl.data.scene_mesh import Camera, Mesh, Posed
+from detmtl.data.scene_picture import draw_scene
 from detmtl.data.scenes import COLORS, SCENE_CLASSES, TAGS, ScenesSettings, render_scenes
 from detmtl.structures.errors import InputError
 
@@ -30,6 +31,12 @@ def scenes(tmp_path_factory) -> Path:
 
 def _read(root: Path, split: str) -> dict:
     return json.loads((root / "annotations" / f"{split}.json").read_text())
+
+
+def _map(path: Path) -> np.ndarray:
+    values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    assert values is not None
+    return values
 
 
 def _files(root: Path) -> dict[str, bytes]:
@@ -75,7 +82,7 @@ def test_masks_do_not_overlap_and_agree_with_the_semantic_map(scenes):
     for image in data["images"]:
         name = image["file_name"].replace("jpg", "png")
         path = scenes / "semantic" / "gold" / name
-        semantic = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        semantic = _map(path)
         count = np.zeros(semantic.shape, int)
         for annotation in data["annotations"]:
             if annotation["image_id"] == image["id"]:
@@ -87,7 +94,7 @@ def test_masks_do_not_overlap_and_agree_with_the_semantic_map(scenes):
 
 def test_depth_is_nearer_towards_the_bottom(scenes):
     for path in sorted((scenes / "depth" / "gold").iterdir()):
-        depth = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        depth = _map(path)
         assert depth.dtype == np.uint16 and depth.min() > 500
         assert np.median(depth[-1]) < np.median(depth[len(depth) // 2])
 
