@@ -173,7 +173,7 @@ def _matches(a: BoxLabels, b: BoxLabels, tolerance: Tolerance) -> tuple[Tensor, 
         else box_gap <= tolerance.pixels
     )
     same = (a.classes[:, None] == b.classes[None]) & (score_gap <= tolerance.scores) & same_place
-    nearest = box_gap.masked_fill(~same, torch.inf).argmin(1, keepdim=True)
+    nearest = (box_gap + score_gap).masked_fill(~same, torch.inf).argmin(1, keepdim=True)
     return same.any(1), box_gap.gather(1, nearest)[:, 0], score_gap.gather(1, nearest)[:, 0]
 
 
