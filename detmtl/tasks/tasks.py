@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Discriminator, Tag
+from pydantic import BeforeValidator, Discriminator, Tag, WithJsonSchema
 
 from detmtl.structures.settings import Settings
 from detmtl.tasks.detection import DetectionConfig
@@ -36,9 +36,20 @@ def _from_elsewhere(value: Any) -> Settings:
     return config.model_validate(value)
 
 
+_SCHEMA_ELSEWHERE = {
+    "type": "object",
+    "properties": {"kind": {"type": "string", "pattern": "^[^:]+:[^:]+$"}},
+    "required": ["kind"],
+}
+
 TaskConfig = Annotated[
     Annotated[DetectionConfig, Tag("detection")]
-    | Annotated[Any, BeforeValidator(_from_elsewhere), Tag(_ELSEWHERE)],
+    | Annotated[
+        Any,
+        BeforeValidator(_from_elsewhere),
+        WithJsonSchema(_SCHEMA_ELSEWHERE),
+        Tag(_ELSEWHERE),
+    ],
     Discriminator(_kind),
 ]
 """Settings of one task, told apart by `kind`: a name of ours, or `package.module:Config`."""

@@ -1,0 +1,185 @@
+"""Settings: reading, overriding, and every mistake told at once."""
+
+import json
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from detmtl.config import (
+    find_config,
+    read_settings,
+    settings_from,
+    settings_schema,
+    write_settings,
+)
+from detmtl.structures.errors import InputError
+from detmtl.tasks.multitask import build_model
+
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
+
+MINIMAL = """\
+data:
+  root: here
+  classes: [cat, dog]
+  sources:
+    gold: {kind: coco, images: images, annotations: gold.json}
+  val: {kind: coco, images: images, annotations: val.json}
+  batch_size: 2
+model:
+  backbone: {name: resnet18}
+tasks:
+  boxes: {kind: detection}
+mix: {mode: gold}
+augment: {steps: [{HorizontalFlip: {p: 0.5}}]}
+train: {steps: 3}
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Returns a function that writes a config and returns its path."""
+
+    def write(text: str) -> Path:
+        path = tmp_path / "run.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def problems(path: Path, *overrides: str) -> list[str]:
+    with pytest.raises(InputError) as caught:
+        read_settings(path, overrides)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_configs_load_build_and_say_how_they_are_run(path, tmp_path):
+    settings = read_settings(path)
+    head = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert any("--config " + path.name in line for line in head)
+    assert any("Machine:" in line for line in head)
+    assert any("result" in line.lower() or "Not yet run" in line for line in head)
+    plain = {"pretrained": False, "weights": None}
+    backbone = settings.model.backbone.model_copy(update=plain)
+    names = settings.data.label_space().names
+    model = build_model(
+        settings.model.model_copy(update={"backbone": backbone}), settings.tasks, names
+    )
+    assert list(model.tasks) == list(settings.tasks)
+    settings.augment.build(settings.input)
+    settings.balancing.build(list(settings.tasks))
+    write_settings(settings, tmp_path / "resolved.yaml")
+    assert read_settings(tmp_path / "resolved.yaml") == settings
+
+
+def test_resolved_settings_spell_out_defaults(write, tmp_path):
+    settings = read_settings(write(MINIMAL))
+    write_settings(settings, tmp_path / "settings.yaml")
+    assert "weight_decay: 0.02" in (tmp_path / "settings.yaml").read_text()
+    assert settings_from(settings.resolved()) == settings
+
+
+def test_all_mistakes_at_once_with_lines(write):
+    text = MINIMAL.replace("steps: 3", "stepz: 3").replace("batch_size: 2", "batch_size: none")
+    text = text.replace("name: resnet18", "name: resnet18, frozen_stage: 1")
+    found = problems(write(text))
+    assert len(found) == 4
+    by_setting = {p.split(": ")[1]: p for p in found}
+    assert "did you mean 'steps'?" in by_setting["train.stepz"]
+    assert "run.yaml:14" in by_setting["train.stepz"]
+    assert "required and missing" in by_setting["train.steps"]
+    assert "did you mean 'frozen_stages'?" in by_setting["model.backbone.frozen_stage"]
+    assert 'found "none"' in by_setting["data.batch_size"]
+    assert "run.yaml:7" in by_setting["data.batch_size"]
+
+
+def test_unknown_setting_inside_a_union_names_its_neighbors(write):
+    found = problems(write(MINIMAL.replace("annotations: gold.json", "annotation: gold.json")))
+    assert any("data.sources.gold.annotation: unknown setting; did you mean 'annotations'?" in p for p in found)
+    found = problems(write(MINIMAL.replace("{kind: detection}", "{kind: detection, anchor: {}}")))
+    assert any("tasks.boxes.anchor" in p and "'anchors'" in p for p in found)
+
+
+def test_unknown_kind_lists_the_known(write):
+    found = problems(write(MINIMAL.replace("gold: {kind: coco", "gold: {kind: cocoa")))
+    assert any("coco" in p and "voc" in p and "yolo" in p for p in found)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.steps", "NAME.NAME=VALUE"),
+        ("train.stps=3", "did you mean 'steps'?"),
+        ("train.steps=many", "found"),
+        ("train.steps=[1", "not YAML"),
+        ("augment.steps.7.p=1", "position in a list"),
+    ],
+)
+def test_mistakes_in_overrides_name_the_override(write, override, words):
+    (problem,) = problems(write(MINIMAL), override)
+    assert "--set " + override.split("=")[0] in problem
+    assert words in problem
+
+
+def test_overrides_reach_any_depth(write):
+    settings = read_settings(
+        write(MINIMAL),
+        ["train.steps=7", "silver=null", "tasks.boxes.test.nms=0.4", "data.sources.gold.weight=2"],
+    )
+    assert settings.train.steps == 7
+    assert settings.tasks["boxes"].test.nms == 0.4
+    assert settings.data.sources["gold"].weight == 2
+
+
+def test_yaml_is_read_as_version_1_2(write):
+    text = MINIMAL.replace("classes: [cat, dog]", "classes: [no, on]")
+    settings = read_settings(write(text + "optim: {lr: 1e-4}\n"))
+    assert settings.data.classes == ["no", "on"]
+    assert settings.optim.lr == 1e-4
+
+
+def test_repeated_key_is_refused(write):
+    (problem,) = problems(write(MINIMAL + "train: {steps: 4}\n"))
+    assert "train" in problem and "run.yaml:" in problem
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("mix: {mode: gold}", "mix: {mode: silver}", "leaves no source"),
+        ("mix: {mode: gold}", "mix: {mode: batch, shares: {golden: 1}}", "'golden' is no source"),
+        ("val: {kind: coco,", "val: {kind: coco, grade: silver,", "labelled by people"),
+        (
+            "    gold:",
+            "    pool: {kind: folder, images: pool}\n    gold:",
+            "nothing can be learned from it",
+        ),
+    ],
+)
+def test_what_no_part_can_see_alone(write, old, new, words):
+    assert any(words in p for p in problems(write(MINIMAL.replace(old, new))))
+
+
+def test_silver_needs_known_pools_and_audit(write):
+    silver = "silver: {teacher: {kind: gold}, pools: [lake], audit: vall}\n"
+    found = problems(write(MINIMAL + silver))
+    assert any("'lake' is no source" in p for p in found)
+    assert any("'vall' is neither 'val' nor" in p for p in found)
+
+
+def test_config_by_name_and_unknown_name():
+    assert find_config("retina_electrum").name == "retina_electrum.yaml"
+    with pytest.raises(InputError, match="nearest: retina_electrum.yaml"):
+        find_config("retina_electrm.yaml")
+
+
+def test_schema_accepts_the_configs_and_refuses_a_mistake():
+    schema = json.loads(settings_schema())
+    Draft202012Validator.check_schema(schema)
+    validator = Draft202012Validator(schema)
+    settings = read_settings(CONFIGS[0]).resolved()
+    assert not list(validator.iter_errors(settings))
+    settings["train"]["stepz"] = 1
+    assert list(validator.iter_errors(settings))
