@@ -25,8 +25,8 @@ TAGS = (
 )  # fmt: skip
 
 _LIKELY: dict[str, dict[str, float]] = {
-    "street": {"car": 5, "van": 3, "bus": 2, "truck": 3, "person": 4, "bicycle": 2.5, "motorcycle": 2.5,
-               "dog": 1.2, "tree": 2, "lamp": 2, "bench": 1, "umbrella": 0.6, "house": 2, "horse": 0.4},
+    "street": {"car": 5, "van": 3.5, "bus": 3.5, "truck": 3.5, "person": 4, "bicycle": 2.5, "motorcycle": 2.5,
+               "dog": 1.2, "tree": 2, "lamp": 2, "bench": 0.7, "umbrella": 0.6, "house": 2.5, "horse": 0.4},
     "park": {"person": 4, "dog": 3, "horse": 2.5, "tree": 4, "bench": 3, "lamp": 1.5, "bicycle": 2,
              "ball": 2.5, "umbrella": 1, "house": 1, "truck": 0.4, "motorcycle": 0.5},
     "plaza": {"person": 5, "bench": 2.5, "lamp": 2, "umbrella": 2.5, "bicycle": 2.5, "dog": 2, "ball": 2,
@@ -75,7 +75,7 @@ class Placed:
 def draw_setting(domain: Domain, rng: Rng) -> Setting:
     """Returns a place, a time and a weather that are common in a domain."""
     home = domain is Domain.HOME
-    place = str(rng.choice(list(_LIKELY), p=[0.34, 0.22, 0.17, 0.17, 0.1]))
+    place = str(rng.choice(list(_LIKELY), p=[0.42, 0.2, 0.17, 0.14, 0.07]))
     time = str(
         rng.choice(["day", "dusk", "night"], p=[0.95, 0.05, 0] if home else [0.45, 0.28, 0.27])
     )
@@ -147,7 +147,7 @@ class _Site:
         color = paints[int(rng.integers(len(paints)))]
         mesh = BUILDERS[name](rng, self._tone(name, color))
         measures = Measures.of(mesh)
-        for _ in range(6):
+        for _ in range(9):
             x, depth = self._spot(name, measures)
             if self._place(name, color, mesh, measures.radius, x, depth):
                 break
