@@ -234,7 +234,8 @@ def _choose(
     order = np.argsort(pictures.hashes, kind="stable")
     rising = pictures.hashes[order]
     labelled = np.zeros(len(pictures), dtype=bool)
-    limits = np.array(list(thresholds.values()))
+    # As precise as the scores: 0.7 is not below 0.7.
+    limits = np.array(list(thresholds.values()), dtype=np.float32)
     flat = bytearray()  # one buffer: a million small arrays would cost many times the memory
     for record in store.records():
         key = as_digests([record.content_hash])

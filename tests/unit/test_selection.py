@@ -72,6 +72,7 @@ def test_per_class_threshold_nms_and_most_boxes(tmp_path, store, source):
 
     assert classes_of() == {"person": 1, "car": 2, "dog": 0}
     assert classes_of(per_class={"car": 0.65}) == {"person": 1, "car": 1, "dog": 0}
+    assert classes_of(threshold=0.7) == {"person": 1, "car": 1, "dog": 0}
     assert classes_of(nms=None) == {"person": 2, "car": 2, "dog": 0}
     assert classes_of(max_boxes=1) == {"person": 1, "car": 1, "dog": 0}
     assert classes_of(threshold=0.3, ignore_from=None) == {"person": 1, "car": 3, "dog": 0}
