@@ -25,6 +25,7 @@ from detmtl.data.source import Source
 from detmtl.engine import distributed
 from detmtl.engine.distributed import Process
 from detmtl.engine.evaluator import evaluate
+from detmtl.engine.memory import keep_freed_memory
 from detmtl.engine.recorder import Recorder
 from detmtl.engine.state import load_weights, read_checkpoint, seed_everything, weights_of
 from detmtl.engine.trainer import train
@@ -155,6 +156,7 @@ def run(settings: RunSettings, out: Path, console: Console | None = None) -> Sum
         InputError: something that the user gave is wrong.
         TrainingDiverged: a loss was not finite.
     """
+    keep_freed_memory()
     process = distributed.start(settings.device)
     console = (console or Console()) if process.rank == 0 else Console(quiet=True)
     folder = RunFolder(Path(out))
@@ -376,7 +378,7 @@ def label_pools(
     labelled: dict[str, Source] = {}
     if process.rank == 0:
         store = Store.open(store_path)
-        checked = audit(store, gold, space)
+        checked = audit(store, gold, space, silver.select.nms)
         console.print(checked.table())
         if problems := checked.problems():
             raise InputError([f"audit of {store_path} on '{gold.name}': {p}" for p in problems])
@@ -384,7 +386,7 @@ def label_pools(
             select(store, [pool], space, silver.select, checked)
     distributed.barrier()
     store = Store.open(store_path)
-    checked = audit(store, gold, space)
+    checked = audit(store, gold, space, silver.select.nms)
     for pool in pools:
         file = select(store, [pool], space, silver.select, checked)
         labelled[pool.name] = read_selection(pool, file, settings, space, folder.cache)
