@@ -88,6 +88,8 @@ class SilverSettings(Settings):
         floor: lowest score that is kept in the store.
         store: folder of the store; by default `silver/` in the run folder. A store can serve many runs.
         batch_size: pictures that the teacher sees at once.
+        gates: what happens when the audit finds a reason not to trust the labels: the run stops, or
+            warns and goes on.
         select: which of the teacher's boxes become labels.
     """
 
@@ -97,6 +99,7 @@ class SilverSettings(Settings):
     floor: float = Field(default=0.05, ge=0, lt=1)
     store: Path | None = None
     batch_size: int = Field(default=8, ge=1)
+    gates: Literal["stop", "warn"] = "stop"
     select: SelectionSettings = SelectionSettings()
 
 
@@ -180,7 +183,8 @@ class RunSettings(Settings):
         pools = set(self.silver.pools) if self.silver else set()
         silver = {n for n, s in self.data.sources.items() if n in pools or s.grade == "silver"}
         if self.mix.mode == "gold":
-            return [n for n in self.data.sources if n not in silver]
+            unlabelled = {n for n, s in self.data.sources.items() if s.kind == "folder"}
+            return [n for n in self.data.sources if n not in silver | unlabelled]
         if self.mix.mode == "silver":
             return [n for n in self.data.sources if n in silver]
         if self.mix.shares:

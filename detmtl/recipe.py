@@ -6,6 +6,7 @@ the same folder goes on where the last one stopped, wherever that was.
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from detmtl.engine.state import load_weights, read_checkpoint, seed_everything, 
 from detmtl.engine.trainer import train
 from detmtl.inference.export import export_torchscript
 from detmtl.silver.audit import Audit, audit, refuse_overlap
-from detmtl.silver.selection import select
+from detmtl.silver.selection import resolve_thresholds, select
 from detmtl.silver.store import Store
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
@@ -379,9 +380,8 @@ def label_pools(
     if process.rank == 0:
         store = Store.open(store_path)
         checked = audit(store, gold, space, silver.select.nms)
-        console.print(checked.table())
-        if problems := checked.problems():
-            raise InputError([f"audit of {store_path} on '{gold.name}': {p}" for p in problems])
+        console.print(checked.table(resolve_thresholds(store, space, silver.select, checked)))
+        _pass_gates(checked, f"{store_path} on '{gold.name}'", silver.gates)
         for pool in pools:
             select(store, [pool], space, silver.select, checked)
     distributed.barrier()
@@ -391,6 +391,14 @@ def label_pools(
         file = select(store, [pool], space, silver.select, checked)
         labelled[pool.name] = read_selection(pool, file, settings, space, folder.cache)
     return labelled, store_path
+
+
+def _pass_gates(checked: Audit, where: str, gates: str) -> None:
+    problems = [f"{where}: {problem}" for problem in checked.problems()]
+    if problems and gates == "stop":
+        raise InputError([*problems, "set silver.gates: warn to go on all the same"])
+    for problem in problems:
+        warnings.warn(problem, stacklevel=2)
 
 
 def read_selection(

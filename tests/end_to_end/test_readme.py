@@ -58,7 +58,7 @@ def test_main_job(tmp_path):
     extra = [w for s in sizes for w in ("--set", s)]
     # a teacher of two steps finds nothing worth a label, and the audit rightly says so
     extra += ["--set", "silver.select.threshold=0.05", "--set", "silver.select.ignore_from=null"]
-    extra += ["--set", "silver.floor=0.001", "--set", "silver.select.coverage=1.0"]
+    extra += ["--set", "silver.floor=0.001", "--set", "silver.gates=warn"]
     extra += ["--set", "tasks.boxes.head.prior=0.2"]
     out = run(command, tmp_path, [*SMALL, *extra, "--set", "train.evaluate_every=null"])
     for what in ("teacher", "AP50", "best.pt", "model.torchscript", "silver", "tensorboard"):
@@ -84,6 +84,7 @@ def test_own_data_in_three_commands(tmp_path):
     check, train, predict = block("own data")
     assert "no faults" in run(check, tmp_path)
     extra = ["--set", "silver.floor=0.001", "--set", "silver.select.threshold=0.05"]
+    extra += ["--set", "silver.gates=warn"]
     extra += ["--set", "silver.select.ignore_from=null", "--set", "tasks.boxes.head.prior=0.2"]
     run(train, tmp_path, [*SMALL, *extra])
     run(predict, tmp_path)
