@@ -81,7 +81,11 @@ def _report(args: argparse.Namespace, arms: dict, scores: dict[str, list[dict]])
     if "teacher" in args.baseline:
         cells = [_mean(_values(_baseline(args, scores, "teacher"), args.task, m)) for m in METRICS]
         lines.append(f"| teacher | the run's own, gold alone | {' | '.join(cells)} | |")
-    lines += ["", "Mean over seeds with the 95 % interval of the mean (Student's t over seeds).", ""]
+    lines += [
+        "",
+        "Mean over seeds with the 95 % interval of the mean (Student's t over seeds).",
+        "",
+    ]
     for baseline in args.baseline:
         others = [arm for arm in arms if arm != baseline]
         lines += [f"Paired difference to `{baseline}`, per seed:", ""]
@@ -91,7 +95,9 @@ def _report(args: argparse.Namespace, arms: dict, scores: dict[str, list[dict]])
         for arm in others:
             for m in METRICS:
                 d = _values(scores[arm], args.task, m) - _values(base, args.task, m)
-                lines.append(f"| {arm} | {m} | {_mean(d, sign='+')} | {' | '.join(f'{v:+.3f}' for v in d)} |")
+                lines.append(
+                    f"| {arm} | {m} | {_mean(d, sign='+')} | {' | '.join(f'{v:+.3f}' for v in d)} |"
+                )
         lines.append("")
     return "\n".join(lines)
 
@@ -118,7 +124,9 @@ def _mean(values: np.ndarray, sign: str = "") -> str:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--config", required=True)
     parser.add_argument("--arm", action="append", nargs="+", required=True, metavar="NAME CHANGE")
     parser.add_argument("--set", action="append", default=[])

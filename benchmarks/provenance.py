@@ -31,7 +31,9 @@ def processor() -> str:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return f"{platform.processor()}, {os.cpu_count()} cores"
-    name = next((x.split(":")[1].strip() for x in text.splitlines() if x.startswith("model name")), "?")
+    name = next(
+        (x.split(":")[1].strip() for x in text.splitlines() if x.startswith("model name")), "?"
+    )
     flags = next((x.split(":")[1].split() for x in text.splitlines() if x.startswith("flags")), [])
     units = ", ".join(u for u in UNITS if u in flags)
     return f"{name}, {len(os.sched_getaffinity(0))} cores ({units})"

@@ -54,7 +54,9 @@ class Config(Settings):
         class_names: Sequence[str],
     ) -> "TorchvisionRetinaNet":
         """Makes the task."""
-        sizes = tuple(tuple(int(self.base_scale * s * 2 ** (i / 3)) for i in range(3)) for s in strides)
+        sizes = tuple(
+            tuple(int(self.base_scale * s * 2 ** (i / 3)) for i in range(3)) for s in strides
+        )
         anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
         norm = partial(nn.GroupNorm, 32) if self.group_norm else None
         head = RetinaNetHead(channels[0], anchors.num_anchors_per_location()[0], num_classes, norm)
@@ -63,7 +65,11 @@ class Config(Settings):
             _fit_to_width(head)
         features = _Features(channels[0])
         model = RetinaNet(
-            features, num_classes, anchor_generator=anchors, head=head, detections_per_img=self.detections
+            features,
+            num_classes,
+            anchor_generator=anchors,
+            head=head,
+            detections_per_img=self.detections,
         )
         return TorchvisionRetinaNet(name, model, class_names, self.box_weight)
 
@@ -125,7 +131,11 @@ class TorchvisionRetinaNet(Task):
         )
         return [
             BoxLabels.of(
-                d["boxes"], d["labels"], len(self.class_names), scores=d["scores"], grade=Grade.SILVER
+                d["boxes"],
+                d["labels"],
+                len(self.class_names),
+                scores=d["scores"],
+                grade=Grade.SILVER,
             )
             for d in found
         ]

@@ -180,7 +180,12 @@ def _check(args: argparse.Namespace) -> None:
     for row in class_rows(source):
         side = f"{row.side:.0f}" if row.side == row.side else "-"
         table.add_row(
-            row.name, str(row.boxes), str(row.pictures), str(row.ignored), side, f"{row.coverage:.2f}"
+            row.name,
+            str(row.boxes),
+            str(row.pictures),
+            str(row.ignored),
+            side,
+            f"{row.coverage:.2f}",
         )
     console = Console()
     console.print(table)
@@ -203,7 +208,9 @@ def _schema(args: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="detmtl", description="Object detection from scarce labels.")
+    parser = argparse.ArgumentParser(
+        prog="detmtl", description="Object detection from scarce labels."
+    )
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
@@ -212,15 +219,23 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(verb=function)
         return made
 
-    p = verb("train", _train, "Runs a whole recipe; the same command again goes on where it stopped.")
+    p = verb(
+        "train", _train, "Runs a whole recipe; the same command again goes on where it stopped."
+    )
     p.add_argument("--config", required=True, help="a path, or a name in configs/")
-    p.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="override a setting")
+    p.add_argument(
+        "--set", action="append", default=[], metavar="A.B=VALUE", help="override a setting"
+    )
     where = p.add_mutually_exclusive_group()
     where.add_argument("--out", type=Path, help="run folder; by default runs/<config's name>")
     where.add_argument("--resume", type=Path, metavar="DIR", help="a run folder to go on with")
 
-    p = verb("annotate", _annotate, "Writes a teacher's labels of pictures to a store, or continues one.")
-    p.add_argument("--teacher", required=True, help="a checkpoint, a TorchScript file, or YAML settings")
+    p = verb(
+        "annotate", _annotate, "Writes a teacher's labels of pictures to a store, or continues one."
+    )
+    p.add_argument(
+        "--teacher", required=True, help="a checkpoint, a TorchScript file, or YAML settings"
+    )
     p.add_argument("--images", required=True, type=Path, help="a folder")
     p.add_argument("--out", required=True, type=Path, help="the store's folder")
     p.add_argument("--floor", type=float, default=0.05, help="lowest score to keep")
@@ -237,7 +252,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--store", required=True, type=Path)
     p.add_argument("--out", required=True, type=Path)
     p.add_argument("--set", action="append", default=[], metavar="A=VALUE", help="of the policy")
-    p.add_argument("--annotations", type=Path, help="gold for the audit that a wanted precision needs")
+    p.add_argument(
+        "--annotations", type=Path, help="gold for the audit that a wanted precision needs"
+    )
     p.add_argument("--images", type=Path)
     _class_options(p)
 
@@ -250,7 +267,9 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--device", default="auto")
     p.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
 
-    p = verb("predict", _predict, "Finds objects in pictures and videos, draws them and writes a file.")
+    p = verb(
+        "predict", _predict, "Finds objects in pictures and videos, draws them and writes a file."
+    )
     p.add_argument("--model", required=True, type=Path, help="a checkpoint or a TorchScript file")
     p.add_argument("--source", required=True, nargs="+", help="pictures, folders or videos")
     p.add_argument("--out", required=True, type=Path)

@@ -161,14 +161,20 @@ class RunSettings(Settings):
             "nothing can be learned from it"
             for name in sorted(unlabelled & set(trained) - pools)
         ]
-        if self.silver and self.silver.audit != "val" and self.silver.audit not in sources - unlabelled:
+        if (
+            self.silver
+            and self.silver.audit != "val"
+            and self.silver.audit not in sources - unlabelled
+        ):
             problems.append(
                 f"silver.audit: '{self.silver.audit}' is neither 'val' nor a labelled source"
             )
         for split in ("val", "test"):
             source = getattr(self.data, split)
             if source is not None and (source.kind == "folder" or source.grade != "gold"):
-                problems.append(f"data.{split}: must be labelled by people (grade gold), not by a model")
+                problems.append(
+                    f"data.{split}: must be labelled by people (grade gold), not by a model"
+                )
         if not trained:
             problems.append(
                 f"mix.mode: {self.mix.mode} leaves no source to train on; "
@@ -275,7 +281,9 @@ def _plain(node: Any, at: tuple, lines: dict[tuple, str], file: str) -> Any:
         out = {}
         for key, value in node.items():
             lines[(*at, str(key))] = f"{file}:{node.lc.key(key)[0] + 1}"  # type: ignore[attr-defined]
-            out[str(key) if isinstance(key, str) else key] = _plain(value, (*at, str(key)), lines, file)
+            out[str(key) if isinstance(key, str) else key] = _plain(
+                value, (*at, str(key)), lines, file
+            )
         return out
     if isinstance(node, list):
         out_list = []
@@ -297,7 +305,9 @@ def _override(tree: dict, lines: dict[tuple, str], text: str) -> None:
     try:
         parsed = YAML(typ="safe", pure=True).load(value)
     except YAMLError as error:
-        raise InputError(f"--set {text}: the value is not YAML: {' '.join(str(error).split())}") from None
+        raise InputError(
+            f"--set {text}: the value is not YAML: {' '.join(str(error).split())}"
+        ) from None
     at: Any = tree
     for i, key in enumerate(keys[:-1]):
         if isinstance(at, list):

@@ -172,9 +172,7 @@ def run(settings: RunSettings, out: Path, console: Console | None = None) -> Sum
     return summary
 
 
-def _run(
-    settings: RunSettings, folder: RunFolder, process: Process, console: Console
-) -> Summary:
+def _run(settings: RunSettings, folder: RunFolder, process: Process, console: Console) -> Summary:
     render(settings, process, console)
     space = settings.data.label_space()
     sources, val, test = load_sources(settings, space, folder.cache, process)

@@ -22,5 +22,7 @@ def real_data() -> Path:
     """The folder with real pictures (`data/`) and real pretrained models (`weights/`)."""
     folder = Path(os.environ.get("DETMTL_REAL_DATA", REPOSITORY.parent / "shared"))
     if not (folder / "data").is_dir():
-        pytest.skip("real data is not there: set DETMTL_REAL_DATA to the folder that has data/ and weights/")
+        pytest.skip(
+            "real data is not there: set DETMTL_REAL_DATA to the folder that has data/ and weights/"
+        )
     return folder

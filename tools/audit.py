@@ -1,4 +1,7 @@
-"""Compares a silver store with gold: `python tools/audit.py --store STORE --annotations GOLD.json --images DIR`."""
+"""Measures silver against gold.
+
+`python tools/audit.py --store STORE --annotations GOLD.json --images DIR`
+"""
 
 import sys
 

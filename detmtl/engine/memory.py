@@ -26,4 +26,5 @@ def keep_freed_memory() -> bool:
         (M_TOP_PAD, 64 * 2**20),
         (M_ARENA_MAX, 1),  # the backward pass runs in a thread of its own
     )
-    return all([mallopt(option, value) == 1 for option, value in wanted])
+    heard = [mallopt(option, value) == 1 for option, value in wanted]
+    return all(heard)

@@ -97,7 +97,10 @@ def test_all_mistakes_at_once_with_lines(write):
 
 def test_unknown_setting_inside_a_union_names_its_neighbors(write):
     found = problems(write(MINIMAL.replace("annotations: gold.json", "annotation: gold.json")))
-    assert any("data.sources.gold.annotation: unknown setting; did you mean 'annotations'?" in p for p in found)
+    assert any(
+        "data.sources.gold.annotation: unknown setting; did you mean 'annotations'?" in p
+        for p in found
+    )
     found = problems(write(MINIMAL.replace("{kind: detection}", "{kind: detection, anchor: {}}")))
     assert any("tasks.boxes.anchor" in p and "'anchors'" in p for p in found)
 
@@ -171,7 +174,7 @@ def test_silver_needs_known_pools_and_audit(write):
 
 def test_config_by_name_and_unknown_name():
     assert find_config("retina_electrum").name == "retina_electrum.yaml"
-    with pytest.raises(InputError, match="nearest: retina_electrum.yaml"):
+    with pytest.raises(InputError, match=r"nearest: retina_electrum\.yaml"):
         find_config("retina_electrm.yaml")
 
 
