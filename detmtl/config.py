@@ -346,7 +346,7 @@ def _sentences(error: ValidationError, lines: Mapping[tuple, str], where: str) -
         elif e["type"] == "missing":
             yield f"{line}: {'.'.join((*path, loc[-1]))}: is required and missing"
         elif e["type"] == "value_error" or e["type"] == "assertion_error":
-            for problem in str(e["ctx"]["error"]).splitlines():
+            for problem in str(e.get("ctx", {}).get("error", e["msg"])).splitlines():
                 yield f"{line}: {name + ': ' if name else ''}{problem}"
         else:
             found = json.dumps(e["input"], default=str)

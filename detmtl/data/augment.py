@@ -60,9 +60,9 @@ class AugmentSettings(Settings):
     steps: list[Step] = [{"HorizontalFlip": {"p": 0.5}}]
     """Each a transform of albumentations and its arguments: `- HorizontalFlip: {p: 0.5}`. Nested:
     `- OneOf: {p: 0.5, transforms: [{Blur: {}}, {GaussNoise: {}}]}`."""
-    min_visibility: float = Field(0.1, ge=0, le=1)
+    min_visibility: float = Field(default=0.1, ge=0, le=1)
     """A box of which less than this share is left becomes a region without class loss."""
-    min_side: float = Field(1.0, ge=0)
+    min_side: float = Field(default=1.0, ge=0)
     """A box narrower or lower than this, in pixels of the network's picture, is removed."""
 
     def build(self, size: InputSettings) -> "Augment":

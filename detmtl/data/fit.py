@@ -21,9 +21,9 @@ class InputSettings(Settings):
     longer side is `long`, whichever comes first. Padding, at the right and the bottom, comes later.
     """
 
-    short: int = Field(480, ge=32, le=8192)
+    short: int = Field(default=480, ge=32, le=8192)
     """Pixels of the shorter side, at most."""
-    long: int = Field(640, ge=32, le=8192)
+    long: int = Field(default=640, ge=32, le=8192)
     """Pixels of the longer side, at most."""
 
     @model_validator(mode="after")

@@ -51,20 +51,20 @@ class SelectionSettings(Settings):
     """Boxes of at least this score are labels."""
     per_class: dict[str, float | AtPrecision] = {}
     """Class name -> its own threshold."""
-    ignore_from: float | None = Field(0.3, ge=0, le=1)
+    ignore_from: float | None = Field(default=0.3, ge=0, le=1)
     """Boxes from this score up to the threshold have no loss of their class; None: no such band.
     Where a class's threshold is lower than this, it has no band."""
     soft_targets: bool = False
     """Whether a label's score is its target in the class loss; otherwise the target is 1."""
-    class_weight: float = Field(1.0, ge=0)
+    class_weight: float = Field(default=1.0, ge=0)
     """Of the class loss of each label."""
-    box_weight: float = Field(1.0, ge=0)
+    box_weight: float = Field(default=1.0, ge=0)
     """Of the box loss of each label."""
-    nms: float | None = Field(0.6, gt=0, le=1)
+    nms: float | None = Field(default=0.6, gt=0, le=1)
     """Of two boxes of one class that overlap more than this (IoU), the better stays; None: all."""
     max_boxes: PositiveInt = 300
     """The most boxes of one picture, the best of them, ignored ones included."""
-    coverage: float | None = Field(None, ge=0, le=1)
+    coverage: float | None = Field(default=None, ge=0, le=1)
     """Of the classes that the teacher knows; None: their audited recall, 1 without an audit."""
 
     @model_validator(mode="after")

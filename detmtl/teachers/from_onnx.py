@@ -105,7 +105,7 @@ class OnnxTeacherSettings(TeacherSettings):
     """How pictures go in and what the outputs mean."""
     size: tuple[PositiveInt, PositiveInt] | None = None
     """Height and width of the input, for a network that does not say it."""
-    threads: int = Field(0, ge=0)
+    threads: int = Field(default=0, ge=0)
     """Threads of onnxruntime; 0: as many as this process may use cores."""
 
     def load(self, root: Path, device: str = "cpu") -> OnnxTeacher:

@@ -87,7 +87,7 @@ class TorchScriptTeacherSettings(TeacherSettings):
     kind: Literal["torchscript"] = "torchscript"
     classes: str | list[str] | None = None
     """Class names or a file of them; None: those inside the file."""
-    scale: float | None = Field(None, gt=0)
+    scale: float | None = Field(default=None, gt=0)
     """Pictures are given as float, multiplied by this (1/255 for torchvision's detectors); None: as
     uint8, as the files that this package exports want them."""
     first_label: int = 0

@@ -128,7 +128,7 @@ class FastestDet(Format):
 class AdapterSettings(Settings):
     """The base of the families; a family adds `kind`, and builds its `Format`."""
 
-    nms: float = Field(0.6, gt=0, le=1)
+    nms: float = Field(default=0.6, gt=0, le=1)
     """Of two boxes of one class that overlap more than this (IoU), the better stays."""
     best_class: bool = True
     """Whether a candidate box has only its best class, or every class that reaches the floor."""
@@ -159,7 +159,7 @@ class FastestDetAdapter(AdapterSettings):
     """FastestDet."""
 
     kind: Literal["fastestdet"] = "fastestdet"
-    nms: float = Field(0.45, gt=0, le=1)
+    nms: float = Field(default=0.45, gt=0, le=1)
     stride: PositiveInt = 16
     words: ClassVar[str] = "bgr 0..1, both sides scaled"
 
