@@ -120,18 +120,22 @@ def _select(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    console = Console()
+    if args.json:
+        _writable(args.json.parent, f"--json {args.json}")
     if args.detections:
         scores = evaluate_files(args.detections, args.annotations)
     else:
         if not (args.checkpoint and args.images):
             raise InputError("evaluate needs --checkpoint and --images, or --detections")
         process = distributed.start(args.device)
+        console = Console(quiet=process.rank > 0)
         loaded = load_checkpoint(args.checkpoint)
         data = loaded.settings["data"]
         space = LabelSpace.of(data["classes"], drop_unmapped=data["unmapped"] == "drop")
         source = _coco(args.annotations, args.images, space, _cache(args.checkpoint.parent))
         model = loaded.model.to(process.device)
-        with bar(Console()) as progress:
+        with bar(console) as progress:
             task = progress.add_task("Scoring", total=len(source))
             scores = evaluate(
                 model,
@@ -148,12 +152,13 @@ def _evaluate(args: argparse.Namespace) -> None:
     table.add_column("value", justify="right")
     for name, value in scores.items():
         table.add_row(name, f"{value:.4f}" if value == value else "-")
-    Console().print(table)
-    if args.json:
+    console.print(table)
+    if args.json and distributed.rank() == 0:
         write_json(args.json, scores)
 
 
 def _predict(args: argparse.Namespace) -> None:
+    _writable(args.out, f"--out {args.out}")
     device = str(distributed.pick_device(args.device))
     predictor = load_predictor(args.model, device, args.precision)
     with bar(Console()) as progress:
@@ -168,6 +173,7 @@ def _predict(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
+    _writable(args.out.parent, f"--out {args.out}")
     Console().print(str(export(args.checkpoint, args.out, args.format, args.dtype)))
 
 
@@ -238,8 +244,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--images", required=True, type=Path, help="a folder")
     p.add_argument("--out", required=True, type=Path, help="the store's folder")
-    p.add_argument("--floor", type=float, default=0.05, help="lowest score to keep")
-    p.add_argument("--batch-size", type=int, default=8)
+    p.add_argument("--floor", type=_share, default=0.05, help="lowest score to keep")
+    p.add_argument("--batch-size", type=_count, default=8)
     p.add_argument("--device", default="auto")
 
     p = verb("audit", _audit, "Compares a store of silver labels with gold.")
@@ -292,6 +298,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"found {text}; it lies in [0, 1)")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"found {text}; it is at least 1")
+    return value
+
+
+_share.__name__, _count.__name__ = "number", "whole number"  # argparse tells them to the user
+
+
 def _class_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--classes",
@@ -322,11 +345,18 @@ def _coco(annotations: Path, images: Path | None, space: LabelSpace, cache: Path
 
 def _cache(folder: Path) -> Path:
     cache = Path(folder) / "cache"
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
+    _writable(cache, str(folder))
     return cache
+
+
+def _writable(folder: Path, where: str) -> None:
+    """Makes a folder for what a verb writes: before its work, not after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{where}: cannot be written ({error.strerror})") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{where}: cannot be written (no permission)")
 
 
 def _teacher(spec: str) -> Any:

@@ -121,14 +121,14 @@ def read_json(path: Path, where: str) -> Any:
 
 
 def category_names(annotations: Path) -> list[str]:
-    """Returns the category names of an annotation file, in its order.
+    """Returns the category names of an annotation file in its order, each once.
 
     Raises:
         InputError: the file is no annotation file.
     """
     _, _, listed = _lists(read_json(annotations, str(annotations)), str(annotations), True)
     names = [c.get("name") if isinstance(c, dict) else None for c in listed]
-    return [name for name in names if isinstance(name, str)]
+    return list(dict.fromkeys(name for name in names if isinstance(name, str)))
 
 
 def _lists(data: Any, where: str, nothing_found: bool) -> tuple[list[Any], list[Any], list[Any]]:
