@@ -122,19 +122,24 @@ class Summary:
             the run trained.
         files: what -> path.
         scored_on: `test` or `val`.
+        trained_on: `gold`, `silver` or `electrum`.
     """
 
     metrics: Mapping[str, float]
     files: Mapping[str, Path]
     scored_on: str
+    trained_on: str
 
     def tables(self) -> list[Table]:
         """Returns the table of scores and the table of files."""
         scores = Table(title=f"Scores on {self.scored_on}", title_justify="left")
-        names = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "F1@.5"]
+        names = ["AP", "AP50", "AP75", "F1@.5"]
         for column in ("model", "task", *names):
             scores.add_column(column, justify="left" if column in ("model", "task") else "right")
-        for prefix, who in (("teacher/", "teacher (gold alone)"), ("", "this run's model")):
+        for prefix, who in (
+            ("teacher/", "teacher (gold alone)"),
+            ("", f"model ({self.trained_on})"),
+        ):
             for task in sorted(
                 k.removeprefix(prefix).split("/")[0]
                 for k in self.metrics
@@ -210,7 +215,8 @@ def _run(settings: RunSettings, folder: RunFolder, process: Process, console: Co
         "detections": folder.detections,
         "settings": folder.settings,
     }
-    return Summary(metrics, files, scored_on)
+    grades = {sources[n].grade.name.lower() for n in wanted}
+    return Summary(metrics, files, scored_on, grades.pop() if len(grades) == 1 else "electrum")
 
 
 def render(settings: RunSettings, process: Process, console: Console) -> None:
