@@ -111,12 +111,12 @@ def coco_file(folder: Path, everything: list[list[dict]], kind: str = "jpg") -> 
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def make_data(root: Path) -> Path:
+def make_data(root: Path, sizes: Sequence[tuple[int, int]] = SIZES) -> Path:
     """Draws all splits below `root`, writes their annotations and the recipe, and returns `root`."""
     for seed, (split, count) in enumerate(SPLITS.items()):
         # pictures of one size need no padding, and score the same whatever the batch
-        sizes = SIZES[:1] if split == "test" else SIZES
-        boxes = draw_pictures(root / "images" / split, count, seed, sizes=sizes)
+        own = sizes[:1] if split == "test" else sizes
+        boxes = draw_pictures(root / "images" / split, count, seed, sizes=own)
         if split != "pool":
             coco = coco_file(root / "images" / split, boxes)
             (root / f"{split}.json").write_text(json.dumps(coco))

@@ -104,7 +104,11 @@ def test_malformed_set(text, told, train):
 
 
 def test_unknown_config(refused):
-    one(refused("train", "--config", "retina_elektrum"), "--config retina_elektrum", "retina_electrum")
+    one(
+        refused("train", "--config", "retina_elektrum"),
+        "--config retina_elektrum",
+        "retina_electrum",
+    )
     one(refused("train", "--config", "/nowhere/x.yaml"), "/nowhere/x.yaml", "no such file")
 
 
@@ -272,7 +276,9 @@ def test_missing_annotation_file(train, check, own_data):
 
 
 def test_category_that_is_no_class(train):
-    error = one(train("--set", "data.classes=[red, blu]"), "gold.json", "'blue' belongs to no class")
+    error = one(
+        train("--set", "data.classes=[red, blu]"), "gold.json", "'blue' belongs to no class"
+    )
     assert "nearest: 'blu'" in error and "data.unmapped: drop" in error
 
 
@@ -401,6 +407,4 @@ def test_a_process_ends_with_status_2_and_no_traceback(own_data):
         text=True,
     )
     assert done.returncode == 2
-    assert done.stderr == (
-        "error: gold.json: the file is empty (0 bytes); it needs to be JSON\n"
-    )
+    assert done.stderr == ("error: gold.json: the file is empty (0 bytes); it needs to be JSON\n")
