@@ -47,7 +47,7 @@ tasks:
     kind: detection
     head: {{depth: 1, prior: 0.2}}
     anchors: {{base_scale: 3}}
-    test: {{score_threshold: 0.02}}
+    test: {{score_threshold: 0.02, candidates: 300}}
 silver:
   teacher: {{kind: gold, train: {{steps: 8}}}}
   pools: [pool]

@@ -44,14 +44,14 @@ def recorded(run):
 @pytest.mark.slow
 def test_training(data, detmtl, tmp_path):
     words = ["--config", data / "recipe.yaml", *GOLD_ALONE]
-    words += settings_words(device="cpu", train__steps=36, train__save_every=3)
+    words += settings_words(device="cpu", train__steps=24, train__save_every=3)
     words += settings_words(train__evaluate_every=12, train__best="boxes/AP", export__format="null")
     done = detmtl("train", *words, "--out", tmp_path / "whole")
     assert done.status == 0, done.err
 
     run = tmp_path / "run"
     kill_when((run / "last.pt").exists, "train", *words, "--out", run, folder=tmp_path)
-    assert torch.load(run / "last.pt", weights_only=True)["step"] < 36
+    assert torch.load(run / "last.pt", weights_only=True)["step"] < 24
     assert not (run / "metrics.json").exists()
     process = start_verb("train", *words, "--out", run, folder=tmp_path)
     told, _ = process.communicate()
