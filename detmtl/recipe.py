@@ -259,8 +259,13 @@ def load_sources(
     if problems:
         raise InputError(problems)
     held_out = [loaded[name] for name in ("val", "test") if name in loaded]
-    if process.rank == 0:
-        refuse_overlap([loaded[name] for name in chosen], held_out)
+    try:
+        if process.rank == 0:
+            refuse_overlap([loaded[name] for name in chosen], held_out)
+    except InputError as error:
+        problems = error.problems
+    if problems := distributed.from_first(problems):
+        raise InputError(problems)
     return {n: loaded[n] for n in chosen}, loaded["val"], loaded.get("test")
 
 

@@ -16,11 +16,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from detmtl.data.augment import Augment
-from detmtl.data.fit import fit, scale_boxes
+from detmtl.data.fit import fit, fit_size, scale_boxes
 from detmtl.data.mixture import Mixture
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Labels
-from detmtl.structures.sample import Batch, Sample
+from detmtl.structures.sample import DIVISOR, Batch, Sample
 
 if TYPE_CHECKING:
     from detmtl.data.source import Source
@@ -72,15 +72,31 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """Yields every picture that falls to this rank once, unchanged but for its size.
 
-    Rank r takes pictures r, r + world, ... in the source's order; the last batch may be smaller, and
-    a rank may get none at all. Labels are at the network's size, none removed.
+    Rank r takes pictures r, r + world, ... of the source; a rank may get none at all. The pictures of
+    a batch have one padded size, so that no score depends on the company that a picture is in.
+    Labels are at the network's size, none removed.
 
     Raises:
         InputError: a picture cannot be read.
     """
-    mine = range(rank, len(source), world)
-    work = _EvaluationBatches(source, short, long, mine, batch_size)
-    return _serve(work, range((len(mine) + batch_size - 1) // batch_size), workers, pin)
+    chunks = _of_one_size(source, short, long, range(rank, len(source), world), batch_size)
+    work = _EvaluationBatches(source, short, long, chunks)
+    return _serve(work, range(len(chunks)), workers, pin)
+
+
+def _of_one_size(
+    source: "Source", short: int, long: int, pictures: Sequence[int], batch_size: int
+) -> list[list[int]]:
+    """Returns `pictures` in chunks of at most `batch_size` whose padded size is the same."""
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for i in pictures:
+        height, width = fit_size(int(source.sizes[i, 0]), int(source.sizes[i, 1]), short, long)
+        by_size.setdefault((-(-height // DIVISOR), -(-width // DIVISOR)), []).append(i)
+    return [
+        group[k : k + batch_size]
+        for group in by_size.values()
+        for k in range(0, len(group), batch_size)
+    ]
 
 
 class _Batches(Protocol):
@@ -115,12 +131,10 @@ class _EvaluationBatches:
     source: "Source"
     short: int
     long: int
-    pictures: Sequence[int]
-    batch_size: int
+    chunks: Sequence[Sequence[int]]
 
     def batch(self, number: int) -> Batch:
-        first = number * self.batch_size
-        return Batch.of([self._sample(i) for i in self.pictures[first : first + self.batch_size]])
+        return Batch.of([self._sample(i) for i in self.chunks[number]])
 
     def _sample(self, i: int) -> Sample:
         pixels = self.source.read(i)

@@ -30,7 +30,6 @@ from detmtl.inference.parity import (
     trial_pictures,
 )
 from detmtl.inference.predictor import (
-    DIVISOR,
     LoadedModel,
     Predictor,
     ScriptPredictor,
@@ -40,6 +39,7 @@ from detmtl.inference.torchscript import deprecation_expected, save_torchscript
 from detmtl.models.decoding import Decoder
 from detmtl.models.fold import fold_batch_norms, has_batch_norm
 from detmtl.structures.errors import InputError
+from detmtl.structures.sample import DIVISOR
 from detmtl.tasks.detection import DetectionTask
 from detmtl.tasks.multitask import MultiTask
 

@@ -19,12 +19,10 @@ from detmtl.inference.detector import check_images, pad_images, to_original
 from detmtl.inference.torchscript import is_torchscript, load_torchscript
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Grade, Labels
+from detmtl.structures.sample import DIVISOR
 from detmtl.tasks.multitask import ModelSettings, MultiTask, build_model
 from detmtl.tasks.task import Task
 from detmtl.tasks.tasks import TaskConfig
-
-DIVISOR = 32
-"""Padded sides are multiples of it: the stride of the backbone's last level."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from detmtl.structures.labels import Labels, PaddedBoxes, pad_boxes
 
+DIVISOR = 32
+"""Sides of a batch are multiples of it: the stride of the backbone's last level."""
+
 
 @dataclass(frozen=True)
 class ImageInfo:
@@ -72,7 +75,7 @@ class Batch:
     weights: Tensor
 
     @classmethod
-    def of(cls, samples: Sequence[Sample], divisor: int = 32) -> "Batch":
+    def of(cls, samples: Sequence[Sample], divisor: int = DIVISOR) -> "Batch":
         """Pads and stacks samples (at least one)."""
         sizes = torch.tensor([s.image.shape[-2:] for s in samples])
         height, width = ((int(n) + divisor - 1) // divisor * divisor for n in sizes.amax(0))

@@ -185,6 +185,21 @@ def test_evaluation_over_ranks_sees_each_picture_once(sources):
         assert sorted(ids) == list(range(100, 111))
 
 
+def test_pictures_of_an_evaluation_batch_have_one_padded_size(sources, tmp_path):
+    source = make_source(tmp_path, "two", 6)
+    sizes = source.sizes.copy()
+    for i in (1, 4):
+        cv2.imwrite(source.path(i), np.ascontiguousarray(np.rot90(source.read(i))))
+        sizes[i] = sizes[i][::-1]
+    mixed = replace(source, sizes=sizes)
+    got = list(evaluation_batches(mixed, 32, 96, 3))
+    assert [b.images.shape[2:] for b in got] == [(32, 64), (64, 32), (32, 32)]
+    alone = {b.infos[0].id: b for b in evaluation_batches(mixed, 32, 96, 1)}
+    for batch in got:
+        for i, info in enumerate(batch.infos):
+            assert torch.equal(batch.images[i], alone[info.id].images[0])
+
+
 def test_evaluation_keeps_the_smallest_boxes(sources):
     source = sources[1]
     boxes = source.annotations.boxes.copy()
