@@ -24,7 +24,8 @@ def weights_path(weights: str) -> str:
         InputError: there is no such package or function.
     """
     module, colon, function = weights.partition(":")
-    if not colon or Path(weights).exists() or not module.replace(".", "").isidentifier():
+    dotted = module.split(".") + function.split(".")
+    if not colon or not all(part.isidentifier() for part in dotted):
         return weights
     try:
         return str(attrgetter(function)(import_module(module))())
