@@ -122,7 +122,8 @@ class _TrainingBatches:
                 sample_seed(self.seed, number, slot),
             )
             weight = self.mixture.weights[pick.source]
-            samples.append(Sample(image, labels, source.info(pick.index), pick.source, weight))
+            info = source.info(pick.index)
+            samples.append(Sample(image, labels, info, pick.source, weight, source.grade))
         return Batch.of(samples)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from detmtl.structures.labels import Grade
 from detmtl.structures.sample import Batch
 
 Normalizer = Literal["source", "batch", "image"]
@@ -18,12 +19,19 @@ SOURCES = 256
 batches hold different sources can add them without asking each other which."""
 
 
+COLUMNS = 6
+"""Sums of each source."""
+
+
 def normalizer(kind: Normalizer, positives: Tensor, present: Tensor, batch: Batch) -> Tensor:
     """Returns the factor (B,) float32 of each picture's summed loss; 0 where not present.
 
     With n the positives and w the source's weight of a picture, sums over present pictures of all
     processes:
-    "source": (the source's sum of w / sum of w) / max(1, the source's sum of n);
+    "source": (the source's sum of w / sum of w) / max(1, the source's sum of n), where a silver
+        source's n is at least its number of pictures * n per gold picture: many silver boxes cannot
+        drown gold, and neither can the background of silver pictures with few boxes, which divided
+        by those few would count many times;
     "batch": w' / max(1, sum of w' * n), w' being w divided by its mean;
     "image": w / sum of w / max(1, n).
     Of several processes each counts its own pictures alone; the factors are multiplied by the number
@@ -39,13 +47,18 @@ def normalizer(kind: Normalizer, positives: Tensor, present: Tensor, batch: Batc
         batch: the pictures' sources and weights.
     """
     n, w = positives.float() * present, batch.weights * present
-    table = torch.stack([n, w, w * n, present.float()], dim=1)
-    sums = _summed(torch.zeros(SOURCES, 4, device=n.device).index_add_(0, batch.groups, table))
-    total_n_of_source, weight_of_source = sums[batch.groups, 0], sums[batch.groups, 1]
-    _, weight, weighted, pictures = sums.sum(0)
+    gold = present * (batch.grades == Grade.GOLD)
+    table = torch.stack([n, w, w * n, present.float(), gold.float(), gold * n], dim=1)
+    sums = _summed(
+        torch.zeros(SOURCES, COLUMNS, device=n.device).index_add_(0, batch.groups, table)
+    )
+    _, weight, weighted, pictures, gold_pictures, gold_total = sums.sum(0)
     weight = weight.clamp(min=torch.finfo(weight.dtype).tiny)
     if kind == "source":
-        factor = weight_of_source / weight / total_n_of_source.clamp(min=1)
+        least = sums[:, 3] * (gold_total / gold_pictures.clamp(min=1))
+        least = torch.where(sums[:, 4] > 0, 0, least)  # of gold its own positives count
+        divisor = torch.maximum(sums[:, 0], least).clamp(min=1)
+        factor = (sums[:, 1] / weight / divisor)[batch.groups]
     elif kind == "batch":
         factor = w * pictures / weight / (weighted * pictures / weight).clamp(min=1)
     else:
@@ -56,7 +69,7 @@ def normalizer(kind: Normalizer, positives: Tensor, present: Tensor, batch: Batc
 def skip_normalizer(batch: Batch) -> None:
     """Takes part in the sums of `normalizer` for a process that has no labelled picture."""
     if _processes() > 1:
-        _summed(torch.zeros(SOURCES, 4, device=batch.weights.device))
+        _summed(torch.zeros(SOURCES, COLUMNS, device=batch.weights.device))
 
 
 def _summed(sums: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from detmtl.structures.labels import Labels, PaddedBoxes, pad_boxes
+from detmtl.structures.labels import Grade, Labels, PaddedBoxes, pad_boxes
 
 DIVISOR = 32
 """Sides of a batch are multiples of it: the stride of the backbone's last level."""
@@ -45,6 +45,7 @@ class Sample:
         info: of the file, before any resizing.
         group: index of the source in the mix.
         weight: weight of the source's loss.
+        grade: of the source.
     """
 
     image: Tensor
@@ -52,6 +53,7 @@ class Sample:
     info: ImageInfo
     group: int = 0
     weight: float = 1.0
+    grade: Grade = Grade.GOLD
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +67,7 @@ class Batch:
         infos: of each picture.
         groups: (B,) int64, index of each picture's source in the mix.
         weights: (B,) float32, weight of each picture's source.
+        grades: (B,) uint8, `Grade` of each picture's source.
     """
 
     images: Tensor
@@ -73,6 +76,7 @@ class Batch:
     infos: tuple[ImageInfo, ...]
     groups: Tensor
     weights: Tensor
+    grades: Tensor
 
     @classmethod
     def of(cls, samples: Sequence[Sample], divisor: int = DIVISOR) -> "Batch":
@@ -91,6 +95,7 @@ class Batch:
             infos=tuple(s.info for s in samples),
             groups=torch.tensor([s.group for s in samples]),
             weights=torch.tensor([s.weight for s in samples], dtype=torch.float32),
+            grades=torch.tensor([int(s.grade) for s in samples], dtype=torch.uint8),
         )
 
     def __len__(self) -> int:
@@ -105,6 +110,7 @@ class Batch:
             labels={k: v.to(device, non_blocking) for k, v in self.labels.items()},
             groups=self.groups.to(device, non_blocking=non_blocking),
             weights=self.weights.to(device, non_blocking=non_blocking),
+            grades=self.grades.to(device, non_blocking=non_blocking),
         )
 
     def pin_memory(self) -> "Batch":
@@ -116,4 +122,5 @@ class Batch:
             labels={k: v.pin_memory() for k, v in self.labels.items()},
             groups=self.groups.pin_memory(),
             weights=self.weights.pin_memory(),
+            grades=self.grades.pin_memory(),
         )

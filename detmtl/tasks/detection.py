@@ -54,9 +54,9 @@ class LossSettings(Settings):
         beta: where smooth L1 turns from square to straight, in deltas.
         box_weight: factor of the term "box".
         normalizer: what the sums are divided by; positives are counted with at least 1.
-            "source": the positives of each source's pictures; the sources are then averaged by
-            their weights. "batch": the positives of all pictures. "image": each picture's own
-            positives; the pictures are then averaged (torchvision).
+            "source": the positives of each source's pictures, of silver at least as many a picture
+            as gold has; the sources are then averaged by their weights. "batch": the positives of
+            all pictures. "image": each picture's own positives; the pictures are then averaged (torchvision).
     """
 
     alpha: float = Field(default=0.25, ge=0, le=1)

@@ -12,6 +12,7 @@ POSITIVES = torch.tensor([10, 30, 0, 5])
 PRESENT = torch.tensor([True, True, True, False])
 GROUPS = torch.tensor([0, 2, 2, 0])
 WEIGHTS = torch.tensor([1.0, 0.5, 0.5, 1.0])
+GRADES = torch.tensor([0, 1, 1, 0], dtype=torch.uint8)
 
 
 def _batch(rows):
@@ -23,6 +24,7 @@ def _batch(rows):
         infos=(),
         groups=GROUPS[rows],
         weights=WEIGHTS[rows],
+        grades=GRADES[rows],
     )
 
 
@@ -32,6 +34,19 @@ ALL = slice(None)
 def test_source():
     factor = normalizer("source", POSITIVES, PRESENT, _batch(ALL))
     torch.testing.assert_close(factor, torch.tensor([0.5 / 10, 0.5 / 30, 0.5 / 30, 0]))
+
+
+def test_pictures_with_few_silver_boxes_count_no_more_than_gold_ones():
+    few = torch.tensor([10, 1, 0, 5])
+    factor = normalizer("source", few, PRESENT, _batch(ALL))
+    torch.testing.assert_close(factor, torch.tensor([0.5 / 10, 0.5 / 20, 0.5 / 20, 0]))
+    none = torch.tensor([10, 0, 0, 5])
+    torch.testing.assert_close(normalizer("source", none, PRESENT, _batch(ALL)), factor)
+
+
+def test_without_gold_in_the_batch_its_own_positives_count():
+    factor = normalizer("source", POSITIVES[1:3], PRESENT[1:3], _batch(slice(1, 3)))
+    torch.testing.assert_close(factor, torch.tensor([1 / 30, 1 / 30]))
 
 
 def test_batch():
