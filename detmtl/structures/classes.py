@@ -15,7 +15,8 @@ class LabelSpace:
 
     Attributes:
         names: the C class names; a class is its index in this tuple everywhere in memory.
-        members: for each class the source names that mean it, its own name included only if listed.
+        members: for each class the source names that mean it. Its own name does so too, unless it is
+            a member of another class.
         drop_unmapped: whether a source name that no class lists is dropped (its boxes are not
             labels) or refused with an error.
     """
@@ -64,7 +65,7 @@ class LabelSpace:
             InputError: a name belongs to no class and `drop_unmapped` is false, or no name belongs
                 to any class.
         """
-        index = {m: i for i, ms in enumerate(self.members) for m in ms}
+        index = self._index()
         source_names = list(source_names)
         found = [index.get(name, -1) for name in source_names]
         if not self.drop_unmapped:
@@ -88,8 +89,13 @@ class LabelSpace:
 
         Somebody who never heard of a class did not look for it: such a class has coverage 0.
         """
-        given = set(source_names)
-        return [any(m in given for m in ms) for ms in self.members]
+        index = self._index()
+        found = {index[name] for name in source_names if name in index}
+        return [i in found for i in range(len(self.names))]
+
+    def _index(self) -> dict[str, int]:
+        own = {name: i for i, name in enumerate(self.names)}
+        return own | {m: i for i, ms in enumerate(self.members) for m in ms}
 
     def digest(self) -> str:
         """Returns a hash of names, members and their order."""
