@@ -70,11 +70,16 @@ class DataSettings(Settings):
 class GoldTeacher(Settings):
     """A teacher that the run trains itself, on its gold sources alone, before it writes silver.
 
-    It has the student's settings; `train` overrides some of `train` (fewer steps, say).
+    It has the student's settings.
+
+    Attributes:
+        train: overrides some of the run's `train` (more steps, say).
+        burn_in: whether the student starts from the teacher's weights rather than from the backbone's.
     """
 
     kind: Literal["gold"]
     train: dict[str, Any] = {}
+    burn_in: bool = False
 
 
 class SilverSettings(Settings):

@@ -198,6 +198,10 @@ def _run(settings: RunSettings, folder: RunFolder, process: Process, console: Co
         files["silver store"] = store
 
     model = build(settings, space)
+    teacher = settings.silver.teacher if settings.silver and pools else None
+    if isinstance(teacher, GoldTeacher) and teacher.burn_in:
+        start = folder.teacher.best
+        load_weights(model, weights_of(read_checkpoint(start)), str(start))
     fit_model(settings, model, [sources[n] for n in wanted], val, folder, process, console)
     metrics = {**score(settings, model, final, folder, process, console), **metrics}
     if process.rank == 0:
