@@ -155,14 +155,23 @@ def test_repeated_key_is_refused(write):
         ("mix: {mode: gold}", "mix: {mode: batch, shares: {golden: 1}}", "'golden' is no source"),
         ("val: {kind: coco,", "val: {kind: coco, grade: silver,", "labelled by people"),
         (
-            "    gold:",
-            "    pool: {kind: folder, images: pool}\n    gold:",
+            "mix: {mode: gold}",
+            "mix: {mode: concat}",
             "nothing can be learned from it",
         ),
     ],
 )
 def test_what_no_part_can_see_alone(write, old, new, words):
-    assert any(words in p for p in problems(write(MINIMAL.replace(old, new))))
+    pool = "    pool: {kind: folder, images: pool}\n    gold:"
+    text = MINIMAL.replace(old, new)
+    if words == "nothing can be learned from it":
+        text = text.replace("    gold:", pool)
+    assert any(words in p for p in problems(write(text)))
+
+
+def test_gold_alone_passes_over_pictures_without_labels(write):
+    pool = "    pool: {kind: folder, images: pool}\n    gold:"
+    assert read_settings(write(MINIMAL.replace("    gold:", pool))).mix_sources() == ["gold"]
 
 
 def test_silver_needs_known_pools_and_audit(write):

@@ -1,5 +1,6 @@
 """Batches: the same for any number of workers and ranks, from any step on; errors; processes."""
 
+import contextlib
 import gc
 import os
 import pickle
@@ -86,9 +87,10 @@ def children() -> set[int]:
     found = set()
     for task in Path("/proc/self/task").iterdir():
         for pid in (task / "children").read_text().split():
-            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-            if state != "Z":
-                found.add(int(pid))
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+                if state != "Z":
+                    found.add(int(pid))
     return found
 
 
