@@ -85,12 +85,14 @@ def same(a: Batch, b: Batch) -> bool:
 def children() -> set[int]:
     """Returns the living child processes of this one."""
     found = set()
+    gone = contextlib.suppress(FileNotFoundError, ProcessLookupError)  # it has just ended
     for task in Path("/proc/self/task").iterdir():
-        for pid in (task / "children").read_text().split():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
-                state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-                if state != "Z":
-                    found.add(int(pid))
+        with gone:
+            for pid in (task / "children").read_text().split():
+                with gone:
+                    state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+                    if state != "Z":
+                        found.add(int(pid))
     return found
 
 
