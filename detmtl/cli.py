@@ -371,6 +371,12 @@ def _teacher(spec: str) -> Any:
         if is_file and not path.is_file():
             raise InputError(f"--teacher {spec}: no such file")
         tree = _yaml(path.read_text() if is_file else spec, "--teacher")
+        if not isinstance(tree, dict):
+            raise InputError(
+                f"--teacher {spec}: is neither a checkpoint (.pt) nor a TorchScript file nor settings; "
+                "an ONNX file needs settings such as '{kind: onnx, path: F, classes: NAMES.txt, "
+                "adapter: {kind: yolox}}'"
+            )
     return _values(AnyTeacher, tree, "--teacher")
 
 

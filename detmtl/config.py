@@ -37,6 +37,10 @@ CONFIG_FOLDERS = (Path("configs"), Path(__file__).resolve().parents[1] / "config
 """Where a config given by name alone is looked for."""
 
 
+SHARED = ("batch", "alternate")
+"""Modes of the mix in which `mix.shares` count."""
+
+
 class DataSettings(Settings):
     """Pictures and labels of a run; every path inside is relative to `root`.
 
@@ -185,6 +189,16 @@ class RunSettings(Settings):
                 f"mix.mode: {self.mix.mode} leaves no source to train on; "
                 f"data.sources has {_listed(sources)}, silver.pools {_listed(pools)}"
             )
+        if self.export.format and len(self.tasks) != 1:
+            problems.append(
+                f"export.format: {self.export.format} holds one task, and there are "
+                f"{len(self.tasks)}; set export.format: null"
+            )
+        if self.train.best and self.train.best.split("/")[0] not in self.tasks:
+            problems.append(
+                f"train.best: '{self.train.best}' names no task; a metric is task/metric, such as "
+                f"{next(iter(self.tasks))}/AP"
+            )
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -198,9 +212,20 @@ class RunSettings(Settings):
             return [n for n in self.data.sources if n not in silver | unlabelled]
         if self.mix.mode == "silver":
             return [n for n in self.data.sources if n in silver]
-        if self.mix.shares:
+        if self.mix.shares and self.mix.mode in SHARED:
             return [n for n in self.data.sources if n in self.mix.shares]
         return list(self.data.sources)
+
+    def mix_for(self, names: list[str]) -> MixSettings:
+        """Returns the mix cut down to the sources of these names, so that a mode can be changed
+        without changing the shares."""
+        shares = self.mix.shares if self.mix.mode in SHARED else {}
+        return self.mix.model_copy(
+            update={
+                "shares": {n: s for n, s in shares.items() if n in names},
+                "weights": {n: w for n, w in self.mix.weights.items() if n in names},
+            }
+        )
 
     def resolved(self) -> dict[str, Any]:
         """Returns the settings with every default spelled out, as plain YAML values."""
@@ -215,7 +240,7 @@ def find_config(name: str) -> Path:
     """
     tried = [Path(name), *(folder / name for folder in CONFIG_FOLDERS)]
     for path in tried:
-        for candidate in (path, path.with_name(path.name + ".yaml")):
+        for candidate in (path, Path(f"{path}.yaml")):
             if candidate.is_file():
                 return candidate
     known = sorted({p.name for folder in CONFIG_FOLDERS for p in folder.glob("*.yaml")})
@@ -285,7 +310,8 @@ def _plain(node: Any, at: tuple, lines: dict[tuple, str], file: str) -> Any:
     if isinstance(node, dict):
         out = {}
         for key, value in node.items():
-            lines[(*at, str(key))] = f"{file}:{node.lc.key(key)[0] + 1}"  # type: ignore[attr-defined]
+            place = (node.lc.data or {}).get(key)  # type: ignore[attr-defined]  # none if merged
+            lines[(*at, str(key))] = f"{file}:{place[0] + 1}" if place else file
             out[str(key) if isinstance(key, str) else key] = _plain(
                 value, (*at, str(key)), lines, file
             )
@@ -318,10 +344,14 @@ def _override(tree: dict, lines: dict[tuple, str], text: str) -> None:
         if isinstance(at, list):
             at = at[_position(at, key, text)]
             continue
+        if not isinstance(at, dict):
+            break
         if not isinstance(at.get(key), dict | list):
             at[key] = {}
             lines[tuple(keys[: i + 1])] = f"--set {path}"
         at = at[key]
+    if not isinstance(at, dict | list):
+        raise InputError(f"--set {text}: '{'.'.join(keys[:-1])}' is {at!r}, which has no parts")
     if isinstance(at, list):
         at[_position(at, keys[-1], text)] = parsed
     else:

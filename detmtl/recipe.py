@@ -36,6 +36,7 @@ from detmtl.silver.selection import resolve_thresholds, select
 from detmtl.silver.store import Store
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
+from detmtl.structures.labels import Grade
 from detmtl.tasks.multitask import MultiTask, build_model
 from detmtl.teachers.annotate import annotate
 from detmtl.teachers.from_checkpoint import CheckpointTeacherSettings
@@ -102,12 +103,22 @@ class RunFolder:
         if self.settings.exists():
             from_before = read_resolved(self.settings)
             changed = sorted(_differences(from_before, settings.resolved()))
-            if changed:
+            if changed and not self._holds_work():
+                self._write(settings)
+            elif changed:
                 raise InputError(
                     f"--out {self.path}: holds a run with other settings ({'; '.join(changed[:6])}); "
                     "choose another folder, or repeat that run's settings to continue it"
                 )
-        elif distributed.rank() == 0:
+        else:
+            self._write(settings)
+
+    def _holds_work(self) -> bool:
+        kept = (self.last, self.best, self.metrics, self.path / "silver")
+        return any(p.exists() for p in kept) or self.teacher.last.exists()
+
+    def _write(self, settings: RunSettings) -> None:
+        if distributed.rank() == 0:
             partial = self.settings.with_suffix(".tmp")
             write_settings(settings, partial)
             partial.replace(self.settings)
@@ -186,6 +197,7 @@ def _run(settings: RunSettings, folder: RunFolder, process: Process, console: Co
     files: dict[str, Path] = {}
 
     wanted = settings.mix_sources()
+    mixture_of(settings, [sources[n] for n in wanted])  # its mistakes are told before the work
     pools = [n for n in (settings.silver.pools if settings.silver else []) if n in wanted]
     if pools:
         assert settings.silver is not None
@@ -263,11 +275,17 @@ def load_sources(
     if problems:
         raise InputError(problems)
     held_out = [loaded[name] for name in ("val", "test") if name in loaded]
+    problems += [
+        f"data.{source.name}: its labels were written by a model; measure on people's"
+        for source in held_out
+        if source.grade != Grade.GOLD
+    ]
     try:
         if process.rank == 0:
             refuse_overlap([loaded[name] for name in chosen], held_out)
+            refuse_overlap(held_out[:1], held_out[1:])
     except InputError as error:
-        problems = error.problems
+        problems += error.problems
     if problems := distributed.from_first(problems):
         raise InputError(problems)
     return {n: loaded[n] for n in chosen}, loaded["val"], loaded.get("test")
@@ -277,6 +295,12 @@ def build(settings: RunSettings, space: LabelSpace) -> MultiTask:
     """Returns the network of a run, its weights decided by the seed alone."""
     seed_everything(settings.seed)
     return build_model(settings.model, settings.tasks, space.names)
+
+
+def mixture_of(settings: RunSettings, sources: list[Source]) -> Mixture:
+    """Returns the mix of a run's sources."""
+    mix = settings.mix_for([source.name for source in sources])
+    return Mixture(sources, mix, settings.data.batch_size, settings.seed)
 
 
 def fit_model(
@@ -294,7 +318,7 @@ def fit_model(
         load_weights(model, weights_of(read_checkpoint(folder.best)), str(folder.best))
         model.to(process.device).eval()
         return
-    mixture = Mixture(sources, settings.mix, settings.data.batch_size, settings.seed)
+    mixture = mixture_of(settings, sources)
     console.print(mixture.plan_table(steps * settings.train.accumulate))
     state = settings.train.prepare(
         model,
@@ -330,7 +354,8 @@ def fit_model(
         )
 
     names = {task: settings.data.label_space().names for task in settings.tasks}
-    with Recorder(folder.path, steps, names, state.step, progress=process.rank == 0) as recorder:
+    labels = {name: task.labels for name, task in state.tasks.items()}
+    with Recorder(folder.path, steps, names, state.step, process.rank == 0, labels) as recorder:
         train(state, stream, settings.train, optim, validate, recorder, folder.path)
     load_weights(model, weights_of(read_checkpoint(folder.best)), str(folder.best))
     model.eval()
@@ -423,6 +448,7 @@ def read_selection(
         annotations=str(file.absolute()),
         images="/",
         grade="silver",
+        covers=list(space.names),  # a teacher that finds nothing has looked all the same
         weight=settings.data.sources[pool.name].weight,
     )
     return read.load(pool.name, Path("/"), LabelSpace.of(space.names), cache)
@@ -441,7 +467,12 @@ def load_teacher(settings: RunSettings, folder: RunFolder, process: Process) -> 
 def _gold_sources(settings: RunSettings) -> list[str]:
     assert settings.silver is not None
     pools = set(settings.silver.pools)
-    return [n for n, s in settings.data.sources.items() if n not in pools and s.grade == "gold"]
+    apart = pools | {settings.silver.audit}  # a teacher is not measured on what it was trained on
+    return [
+        n
+        for n, s in settings.data.sources.items()
+        if n not in apart and s.grade == "gold" and s.kind != "folder"
+    ]
 
 
 def _gold_teacher(

@@ -36,6 +36,28 @@ def pad_images(images: list[Tensor], divisor: int) -> tuple[Tensor, Tensor]:
     return batch, torch.tensor(sizes, dtype=torch.int64, device=images[0].device)
 
 
+def of_one_size(images: list[Tensor], divisor: int) -> list[list[int]]:
+    """Returns the positions of pictures (3, H, W) in groups of one padded size.
+
+    Padded for the sake of larger company, a picture would get other scores than alone.
+    """
+    groups: list[list[int]] = []
+    shapes: list[tuple[int, int]] = []
+    for i, image in enumerate(images):
+        height = (image.shape[1] + divisor - 1) // divisor
+        width = (image.shape[2] + divisor - 1) // divisor
+        group = -1
+        for k, shape in enumerate(shapes):
+            if shape[0] == height and shape[1] == width:
+                group = k
+        if group < 0:
+            shapes.append((height, width))
+            groups.append([i])
+        else:
+            groups[group].append(i)
+    return groups
+
+
 def to_original(boxes: Tensor, fitted: tuple[int, int], original: tuple[int, int]) -> Tensor:
     """Returns boxes (N, 4) of a fitted picture in pixels of the original one, cut at its edges.
 
@@ -100,19 +122,22 @@ class Detector(nn.Module):
             as given, `labels` (N,) int64 index into `class_names()`, `scores` (N,) in [0, 1].
         """
         check_images(images)
-        results: list[dict[str, Tensor]] = []
-        if len(images) == 0:
-            return results
         fitted = [fit(image, self.short, self.long) for image in images]
-        batch, sizes = pad_images(fitted, self.divisor)
-        found = self.decoder(self.network(batch), sizes)
-        for i, (boxes, scores, classes) in enumerate(found):
-            boxes = to_original(
-                boxes,
-                (fitted[i].shape[1], fitted[i].shape[2]),
-                (images[i].shape[1], images[i].shape[2]),
-            )
-            results.append({"boxes": boxes, "labels": classes, "scores": scores})
+        results: list[dict[str, Tensor]] = []
+        for _ in images:
+            unfilled: dict[str, Tensor] = {}
+            results.append(unfilled)
+        for together in of_one_size(fitted, self.divisor):
+            batch, sizes = pad_images([fitted[i] for i in together], self.divisor)
+            found = self.decoder(self.network(batch), sizes)
+            for k, i in enumerate(together):
+                boxes, scores, classes = found[k]
+                boxes = to_original(
+                    boxes,
+                    (fitted[i].shape[1], fitted[i].shape[2]),
+                    (images[i].shape[1], images[i].shape[2]),
+                )
+                results[i] = {"boxes": boxes, "labels": classes, "scores": scores}
         return results
 
     @torch.jit.export

@@ -15,7 +15,7 @@ from torch import Tensor
 from detmtl.data.fit import InputSettings, fit
 from detmtl.engine.precision import Precision, autocast, dtype_of
 from detmtl.engine.state import load_weights, read_checkpoint, weights_of
-from detmtl.inference.detector import check_images, pad_images, to_original
+from detmtl.inference.detector import check_images, of_one_size, pad_images, to_original
 from detmtl.inference.torchscript import is_torchscript, load_torchscript
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Grade, Labels
@@ -80,7 +80,7 @@ class Predictor:
         """Returns per picture its labels by task name, in pixels of the picture as given.
 
         Args:
-            images: (3, H, W) uint8 RGB each, of any sizes. They are padded to one size and go
+            images: (3, H, W) uint8 RGB each, of any sizes; those of one padded size go
                 through the network together.
 
         Raises:
@@ -90,14 +90,26 @@ class Predictor:
         if not images:
             return []
         fitted = [fit(image.to(self.device), self.short, self.long) for image in images]
+        results: list[dict[str, Labels]] = [{} for _ in images]
+        for together in of_one_size(fitted, DIVISOR):
+            found = self._predict_together([fitted[i] for i in together])
+            for i, labels in zip(together, found, strict=True):
+                results[i] = {
+                    name: _in_original(of_task, fitted[i], images[i])
+                    for name, of_task in labels.items()
+                }
+        return results
+
+    def _predict_together(self, fitted: list[Tensor]) -> list[dict[str, Labels]]:
+        """Returns labels of pictures of one padded size, in their own pixels."""
         batch, sizes = pad_images(fitted, DIVISOR)
         with autocast(self.device, self.dtype):
             outputs = self.model(batch)
-        results: list[dict[str, Labels]] = [{} for _ in images]
+        results: list[dict[str, Labels]] = [{} for _ in fitted]
         for name, task in self.model.tasks.items():
             assert isinstance(task, Task)
             for i, labels in enumerate(task.decode(outputs[name], sizes)):
-                results[i][name] = _in_original(labels, fitted[i], images[i])
+                results[i][name] = labels
         return results
 
 

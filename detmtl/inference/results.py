@@ -165,6 +165,7 @@ class _Results:
         content = {
             "images": self.images,
             "annotations": self.annotations,
+            "info": {"grade": "silver"},
             "categories": categories,
         }
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ def normalizer(kind: Normalizer, positives: Tensor, present: Tensor, batch: Batc
     "batch": w' / max(1, sum of w' * n), w' being w divided by its mean;
     "image": w / sum of w / max(1, n).
     Of several processes each counts its own pictures alone; the factors are multiplied by the number
-    of processes, since DistributedDataParallel divides gradients by it.
+    of processes, since gradients are averaged over them.
 
     Positives count one each, whatever the weights of their boxes: divided by their weights, boxes
     of little weight would raise the negatives' loss, and would themselves not weigh less.

@@ -44,8 +44,7 @@ def atomic_write(path: Path, content: bytes, replace: bool = True) -> None:
         content: its bytes.
         replace: whether a file that is already there is replaced, or left as it is.
     """
-    own = "" if replace else f".{secrets.token_hex(4)}"
-    waiting = path.with_name(f"{path.name}{own}.tmp")
+    waiting = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     with waiting.open("wb") as file:
         file.write(content)
         file.flush()

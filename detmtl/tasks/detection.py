@@ -92,12 +92,10 @@ class DetectionConfig(Settings):
 
     Attributes:
         labels: the key of a picture's labels that the task learns from.
-        at: names of the feature maps it hangs on; "fpn": all levels of the pyramid.
     """
 
     kind: Literal["detection"] = "detection"
     labels: str = "boxes"
-    at: str = "fpn"
     head: HeadSettings = HeadSettings()
     anchors: AnchorSettings = AnchorSettings()
     matching: MatchingSettings = MatchingSettings()

@@ -195,3 +195,39 @@ def test_schema_accepts_the_configs_and_refuses_a_mistake():
     assert not list(validator.iter_errors(settings))
     settings["train"]["stepz"] = 1
     assert list(validator.iter_errors(settings))
+
+
+def test_a_mode_can_be_changed_without_its_shares(write):
+    text = MINIMAL.replace(
+        "    gold:", "    pool: {kind: folder, images: pool}\n    gold:"
+    ).replace("mix: {mode: gold}", "mix: {mode: batch, shares: {gold: 1, pool: 3}}")
+    text += "silver: {teacher: {kind: gold}, pools: [pool]}\n"
+    settings = read_settings(write(text))
+    assert settings.mix_for(settings.mix_sources()).shares == {"gold": 1, "pool": 3}
+    alone = read_settings(write(text), ["mix.mode=gold"])
+    assert alone.mix_sources() == ["gold"]
+    assert alone.mix_for(["gold"]).shares == {}
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.best=boxez/AP", "names no task"),
+        ("tasks.more={kind: detection}", "holds one task"),
+        ("data.classes.0.x=1", "has no parts"),
+    ],
+)
+def test_what_would_show_only_after_hours_is_told_at_once(write, override, words):
+    assert any(words in p for p in problems(write(MINIMAL), override))
+
+
+def test_merged_keys_of_yaml_are_read(write):
+    text = MINIMAL.replace("  val: {kind: coco,", "  val: {<<: *g,")
+    text = text.replace("gold: {kind", "gold: &g {kind")
+    assert read_settings(write(text)).data.val.kind == "coco"
+
+
+@pytest.mark.parametrize("name", [".", "", "/"])
+def test_a_folder_is_no_config(name):
+    with pytest.raises(InputError, match="no such file"):
+        find_config(name)
