@@ -261,7 +261,7 @@ def load_sources(
     if settings.silver:
         wanted |= {settings.silver.audit} & set(data.sources)
         if isinstance(settings.silver.teacher, GoldTeacher):
-            wanted |= set(_gold_sources(settings))
+            wanted |= set(gold_sources(settings))
     problems: list[str] = []
     loaded: dict[str, Source] = {}
     chosen = {n: s for n, s in data.sources.items() if n in wanted}
@@ -464,15 +464,22 @@ def load_teacher(settings: RunSettings, folder: RunFolder, process: Process) -> 
     return teacher.load(Path.cwd(), str(process.device))
 
 
-def _gold_sources(settings: RunSettings) -> list[str]:
+def gold_sources(settings: RunSettings) -> list[str]:
+    """Returns the names of the sources that a teacher of the run is trained on."""
     assert settings.silver is not None
     pools = set(settings.silver.pools)
     apart = pools | {settings.silver.audit}  # a teacher is not measured on what it was trained on
-    return [
+    gold = [
         n
         for n, s in settings.data.sources.items()
         if n not in apart and s.grade == "gold" and s.kind != "folder"
     ]
+    if not gold:
+        raise InputError(
+            "silver.teacher: kind gold has no gold source to learn from; data.sources has "
+            f"{', '.join(settings.data.sources)}, of which the audit keeps '{settings.silver.audit}'"
+        )
+    return gold
 
 
 def _gold_teacher(
@@ -490,15 +497,14 @@ def _gold_teacher(
     tree["mix"] = {"mode": "gold"}
     tree["train"] |= settings.silver.teacher.train
     tree["silver"] = None
-    gold = _gold_sources(settings)
+    gold = gold_sources(settings)
     tree["data"]["sources"] = {n: tree["data"]["sources"][n] for n in gold}
     alone = settings_from(tree, where="silver.teacher.train")
     folder.teacher.claim(alone)
     distributed.barrier()
     console.rule("Teacher: gold alone")
     model = build(alone, alone.data.label_space())
-    gold_sources = [sources[n] for n in gold]
-    fit_model(alone, model, gold_sources, val, folder.teacher, process, console)
+    fit_model(alone, model, [sources[n] for n in gold], val, folder.teacher, process, console)
     metrics = score(alone, model, final, folder.teacher, process, console)
     if process.rank == 0:
         write_json(folder.teacher.metrics, metrics)
