@@ -4,6 +4,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +52,7 @@ def provenance(command: str | None = None) -> str:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return "\n".join(
         [
-            f"- command: `{command or 'python ' + ' '.join(sys.argv)}`",
+            f"- command: `{command or 'python ' + shlex.join(sys.argv)}`",
             f"- commit: {commit()}",
             f"- date: {datetime.date.today()}",
             f"- processor: {processor()}; GPU: {gpu}",
