@@ -71,7 +71,8 @@ class Config(Settings):
             head=head,
             detections_per_img=self.detections,
         )
-        return TorchvisionRetinaNet(name, model, class_names, self.box_weight)
+        levels = tuple(f"p{stride.bit_length() - 1}" for stride in strides)
+        return TorchvisionRetinaNet(name, model, class_names, self.box_weight, levels)
 
 
 class _Features(nn.Module):
@@ -85,9 +86,16 @@ class _Features(nn.Module):
 class TorchvisionRetinaNet(Task):
     """The parts of `RetinaNet.forward` behind the backbone."""
 
-    def __init__(self, name: str, model: RetinaNet, class_names: Sequence[str], box_weight: float):
+    def __init__(
+        self,
+        name: str,
+        model: RetinaNet,
+        class_names: Sequence[str],
+        box_weight: float,
+        levels: tuple[str, ...],
+    ):
         super().__init__()
-        self.name, self.labels, self.levels = name, "boxes", ()
+        self.name, self.labels, self.levels = name, "boxes", levels
         self.model, self.class_names, self.box_weight = model, tuple(class_names), box_weight
         self._shapes: list[torch.Size] = []
 

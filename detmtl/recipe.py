@@ -5,7 +5,6 @@ the same folder goes on where the last one stopped, wherever that was.
 """
 
 import json
-import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from detmtl.config import GoldTeacher, RunSettings, settings_from, write_settings
+from detmtl.config import GoldTeacher, RunSettings, settings_from
 from detmtl.data.coco import CocoSource
 from detmtl.data.loader import batches, evaluation_batches
 from detmtl.data.mixture import Mixture
@@ -31,6 +30,7 @@ from detmtl.engine.recorder import Recorder
 from detmtl.engine.state import load_weights, read_checkpoint, seed_everything, weights_of
 from detmtl.engine.trainer import train
 from detmtl.inference.export import export_torchscript
+from detmtl.run_folder import RunFolder
 from detmtl.silver.audit import Audit, audit, refuse_overlap
 from detmtl.silver.selection import resolve_thresholds, select
 from detmtl.silver.store import Store
@@ -41,87 +41,6 @@ from detmtl.tasks.multitask import MultiTask, build_model
 from detmtl.teachers.annotate import annotate
 from detmtl.teachers.from_checkpoint import CheckpointTeacherSettings
 from detmtl.teachers.teacher import Teacher
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """Where everything of a run is."""
-
-    path: Path
-
-    @property
-    def settings(self) -> Path:
-        return self.path / "settings.yaml"
-
-    @property
-    def cache(self) -> Path:
-        return self.path / "cache"
-
-    @property
-    def best(self) -> Path:
-        return self.path / "best.pt"
-
-    @property
-    def last(self) -> Path:
-        return self.path / "last.pt"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.json"
-
-    @property
-    def detections(self) -> Path:
-        return self.path / "detections.json"
-
-    @property
-    def torchscript(self) -> Path:
-        return self.path / "model.torchscript"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
-
-    @property
-    def teacher(self) -> "RunFolder":
-        return RunFolder(self.path / "teacher")
-
-    def claim(self, settings: RunSettings) -> None:
-        """Makes the folder this run's, or continues it.
-
-        Raises:
-            InputError: it cannot be written, or belongs to a run of other settings.
-        """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / f".writable-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise InputError(
-                f"--out {self.path}: cannot be written ({error.strerror}); choose another folder"
-            ) from None
-        if self.settings.exists():
-            from_before = read_resolved(self.settings)
-            changed = sorted(_differences(from_before, settings.resolved()))
-            if changed and not self._holds_work():
-                self._write(settings)
-            elif changed:
-                raise InputError(
-                    f"--out {self.path}: holds a run with other settings ({'; '.join(changed[:6])}); "
-                    "choose another folder, or repeat that run's settings to continue it"
-                )
-        else:
-            self._write(settings)
-
-    def _holds_work(self) -> bool:
-        kept = (self.last, self.best, self.metrics, self.path / "silver")
-        return any(p.exists() for p in kept) or self.teacher.last.exists()
-
-    def _write(self, settings: RunSettings) -> None:
-        if distributed.rank() == 0:
-            partial = self.settings.with_suffix(".tmp")
-            write_settings(settings, partial)
-            partial.replace(self.settings)
 
 
 @dataclass(frozen=True)
@@ -532,13 +451,6 @@ def truth_of(source: Source) -> Any:
     return lambda info: source.labels(position[info.id])
 
 
-def read_resolved(path: Path) -> dict[str, Any]:
-    """Returns the resolved settings that a run has saved, as plain values."""
-    from detmtl.config import read_settings
-
-    return read_settings(path).resolved()
-
-
 def write_json(path: Path, values: Mapping[str, float]) -> None:
     """Writes values at once or not at all; numbers that are not finite become null."""
     finite = {k: (v if v == v else None) for k, v in values.items()}
@@ -557,13 +469,3 @@ def bar(console: Console) -> Progress:
         console=console,
         transient=True,
     )
-
-
-def _differences(a: Any, b: Any, at: str = "") -> list[str]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        return [
-            d
-            for key in sorted({*a, *b}, key=str)
-            for d in _differences(a.get(key), b.get(key), f"{at}.{key}" if at else str(key))
-        ]
-    return [] if a == b else [f"{at} was {a}, now {b}"]

@@ -32,6 +32,8 @@ class Given:
 def read_given(
     rows: Sequence[Any], keep: np.ndarray, name: Callable[[int], str], grade: Grade, faults: Faults
 ) -> Given:
+    """Returns what the annotations at `keep` (N,) say of themselves beyond box and category; faults
+    are collected in `faults`."""
     n = len(rows)
     scores, wrong, problems = number_column(_kept(rows, keep), "score", name, default=1.0)
     faults.add(*problems)

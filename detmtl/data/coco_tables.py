@@ -35,6 +35,11 @@ class Categories:
 
 
 def read_categories(listed: Sequence[Any], classes: LabelSpace, where: str) -> Categories:
+    """Returns the categories of a file.
+
+    Raises:
+        InputError: ids or names are missing or repeated, or a name belongs to no class.
+    """
     ids, _, problems = number_column(
         listed, "id", lambda i: f"{where}: category at position {i}", whole=True
     )
@@ -69,6 +74,8 @@ class Pictures:
 
 
 def read_pictures(images: Sequence[Any], folder: Path, where: str, faults: Faults) -> Pictures:
+    """Returns the pictures that are fit for use, relative to `folder`; what is wrong with the others
+    is collected in `faults`."""
     ids, bad, problems = number_column(
         images, "id", lambda i: f"{where}: image at position {i}", whole=True
     )

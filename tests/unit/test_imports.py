@@ -15,6 +15,7 @@ LAYERS = [
     {"inference"},
     {"teachers"},
     {"config"},
+    {"run_folder"},
     {"recipe"},
     {"cli"},
     {"__main__"},

@@ -3,7 +3,8 @@
 import pytest
 
 from detmtl.config import read_settings
-from detmtl.recipe import RunFolder, gold_sources
+from detmtl.recipe import gold_sources
+from detmtl.run_folder import RunFolder
 from detmtl.structures.errors import InputError
 
 TEXT = """\
