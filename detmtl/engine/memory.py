@@ -11,8 +11,8 @@ def keep_freed_memory() -> bool:
     """Tells glibc to reuse freed memory rather than give it back; returns whether it listened.
 
     A training step allocates and frees the same large tensors again and again. By default glibc maps
-    each anew, and the kernel then clears it page by page, which on virtual machines takes longer than
-    the arithmetic (`benchmarks/allocator.py`). Other systems and allocators are left alone.
+    each anew, and the kernel then clears it page by page, which on virtual machines can take as long as
+    the arithmetic (`benchmarks/allocator.py` measures it). Other systems and allocators are left alone.
     """
     if not sys.platform.startswith("linux"):
         return False
