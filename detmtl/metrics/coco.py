@@ -90,11 +90,8 @@ class CocoMetric:
         for predicted, true, info in zip(predictions, truth, infos, strict=True):
             if true is None:
                 continue
-            found = _rows(predicted, crowd=False)
-            unseen = np.flatnonzero(true.coverage.cpu().numpy() == 0)
-            everywhere = [[c, *EVERYWHERE, 1, 1] for c in unseen if (found[:, 0] == c).any()]
-            rows = np.concatenate([_rows(true, crowd=True), np.reshape(everywhere, (-1, 7))])
-            self._pictures[info.source, info.id] = rows, found
+            found = rows_of(predicted, crowd=False)
+            self._pictures[info.source, info.id] = truth_rows(true, found[:, 0]), found
 
     def state(self) -> Any:
         """Returns what was added so far, to be sent to another process."""
@@ -108,8 +105,8 @@ class CocoMetric:
         """Returns name -> value in [0, 1] or NaN."""
         pictures = [self._pictures[key] for key in sorted(self._pictures)]
         return score(
-            _boxes([rows for rows, _ in pictures]),
-            _boxes([rows for _, rows in pictures]),
+            boxes_of([rows for rows, _ in pictures]),
+            boxes_of([rows for _, rows in pictures]),
             list(range(len(pictures))),
             dict(enumerate(self.class_names)),
             self.backend,
@@ -185,7 +182,15 @@ def f1(
     return float(np.mean(values)) if values else float("nan")
 
 
-def _rows(labels: BoxLabels, crowd: bool) -> np.ndarray:
+def truth_rows(true: BoxLabels, found_classes: np.ndarray) -> np.ndarray:
+    """Returns the rows of a picture's truth, with a crowd all over it for each class that was found
+    and that nobody looked for."""
+    unseen = np.flatnonzero(true.coverage.cpu().numpy() == 0)
+    everywhere = [[c, *EVERYWHERE, 1, 1] for c in unseen if (found_classes == c).any()]
+    return np.concatenate([rows_of(true, crowd=True), np.reshape(everywhere, (-1, 7))])
+
+
+def rows_of(labels: BoxLabels, crowd: bool) -> np.ndarray:
     """Returns (N, 7): class, x, y, width, height, score, crowd."""
     ignored = (labels.ignore != Ignore.NO) if crowd else labels.ignore * 0
     columns = (
@@ -197,7 +202,8 @@ def _rows(labels: BoxLabels, crowd: bool) -> np.ndarray:
     return np.concatenate([c.detach().cpu().double().numpy() for c in columns], axis=1)
 
 
-def _boxes(rows_of_pictures: list[np.ndarray]) -> Boxes:
+def boxes_of(rows_of_pictures: list[np.ndarray]) -> Boxes:
+    """Returns the rows of many pictures, whose positions are their ids."""
     rows = np.concatenate([np.zeros((0, 7)), *rows_of_pictures])
     images = np.repeat(np.arange(len(rows_of_pictures)), [len(r) for r in rows_of_pictures])
     return Boxes(
