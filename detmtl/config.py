@@ -259,18 +259,24 @@ def read_settings(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
     Raises:
         InputError: with every mistake in it, each with file and line.
     """
-    tree, lines = _read_yaml(path)
+    tree, lines = read_yaml(path)
     for text in overrides:
-        _override(tree, lines, text)
+        override(tree, lines, text)
     return settings_from(tree, lines, str(path))
 
 
-def settings_from(tree: Any, lines: Mapping[tuple, str] | None = None, where: str = "settings"):
-    """Returns checked settings from plain values, e.g. those saved in a checkpoint."""
+def settings_from(
+    tree: Any,
+    lines: Mapping[tuple, str] | None = None,
+    where: str = "settings",
+    kind: type[BaseModel] = RunSettings,
+):
+    """Returns checked settings (of a run, or of another `kind`) from plain values, e.g. those saved in
+    a checkpoint."""
     try:
-        return RunSettings.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
-        raise InputError(list(_sentences(error, lines or {}, where))) from None
+        raise InputError(list(_sentences(error, lines or {}, where, kind))) from None
 
 
 def write_settings(settings: RunSettings, path: Path) -> None:
@@ -290,7 +296,7 @@ def settings_schema() -> str:
     return json.dumps(schema, indent=2) + "\n"
 
 
-def _read_yaml(path: Path) -> tuple[dict, dict[tuple, str]]:
+def read_yaml(path: Path) -> tuple[dict, dict[tuple, str]]:
     """Returns the plain values of a YAML file, and `file:line` of every key path in it."""
     try:
         node = YAML(typ="rt", pure=True).load(path.read_text())
@@ -328,7 +334,15 @@ def _plain(node: Any, at: tuple, lines: dict[tuple, str], file: str) -> Any:
     return node
 
 
-def _override(tree: dict, lines: dict[tuple, str], text: str) -> None:
+def override(tree: dict, lines: dict[tuple, str], text: str) -> None:
+    """Changes one setting of a tree, and says in `lines` where it comes from.
+
+    Args:
+        text: `a.b.c=value`, the value read as YAML.
+
+    Raises:
+        InputError: it is not of that form, or there is nothing at that place.
+    """
     path, equals, value = text.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
@@ -367,14 +381,16 @@ def _position(items: list, key: str, text: str) -> int:
     return int(key)
 
 
-def _sentences(error: ValidationError, lines: Mapping[tuple, str], where: str) -> Iterator[str]:
+def _sentences(
+    error: ValidationError, lines: Mapping[tuple, str], where: str, kind: type[BaseModel]
+) -> Iterator[str]:
     """Yields one sentence per mistake: file and line, setting, what was found, what is allowed."""
     for e in error.errors():
         loc = tuple(str(part) for part in e["loc"])
         path, line = _locate(loc, lines, where)
         name = ".".join(path)
         if e["type"] == "extra_forbidden":
-            known = sorted(_fields_at(loc[:-1]))
+            known = sorted(_fields_at(loc[:-1], kind))
             close = get_close_matches(loc[-1], known, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"known here: {_listed(known)}"
             yield f"{line}: {name}: unknown setting; {hint}"
@@ -402,9 +418,9 @@ def _locate(loc: tuple, lines: Mapping[tuple, str], where: str) -> tuple[tuple, 
     return at, lines.get(at, where)
 
 
-def _fields_at(loc: tuple) -> set[str]:
+def _fields_at(loc: tuple, kind: type[BaseModel]) -> set[str]:
     """Returns the names of the settings that are known at a location."""
-    found: list[Any] = [RunSettings]
+    found: list[Any] = [kind]
     for part in loc:
         found = [inner for annotation in found for inner in _descend(annotation, part)]
     return {name for a in found for model in _models(a) for name in model.model_fields}

@@ -401,6 +401,17 @@ def gold_sources(settings: RunSettings) -> list[str]:
     return gold
 
 
+def teacher_settings(settings: RunSettings) -> RunSettings:
+    """Returns the settings by which a run trains its own teacher: gold alone."""
+    assert settings.silver is not None and isinstance(settings.silver.teacher, GoldTeacher)
+    tree = settings.resolved()
+    tree["mix"] = {"mode": "gold"}
+    tree["train"] |= settings.silver.teacher.train
+    tree["silver"] = None
+    tree["data"]["sources"] = {n: tree["data"]["sources"][n] for n in gold_sources(settings)}
+    return settings_from(tree, where="silver.teacher.train")
+
+
 def _gold_teacher(
     settings: RunSettings,
     folder: RunFolder,
@@ -411,21 +422,14 @@ def _gold_teacher(
     final: Source,
 ) -> dict[str, float]:
     """Trains and scores the teacher on gold alone, in a run folder of its own."""
-    assert settings.silver is not None and isinstance(settings.silver.teacher, GoldTeacher)
-    tree = settings.resolved()
-    tree["mix"] = {"mode": "gold"}
-    tree["train"] |= settings.silver.teacher.train
-    tree["silver"] = None
-    gold = gold_sources(settings)
-    tree["data"]["sources"] = {n: tree["data"]["sources"][n] for n in gold}
-    alone = settings_from(tree, where="silver.teacher.train")
+    gold, alone = gold_sources(settings), teacher_settings(settings)
     folder.teacher.claim(alone)
     distributed.barrier()
     console.rule("Teacher: gold alone")
     model = build(alone, alone.data.label_space())
     fit_model(alone, model, [sources[n] for n in gold], val, folder.teacher, process, console)
     metrics = score(alone, model, final, folder.teacher, process, console)
-    if process.rank == 0:
+    if process.rank == 0 and not folder.teacher.metrics.exists():  # several students may share it
         write_json(folder.teacher.metrics, metrics)
     distributed.barrier()
     console.rule("Student")

@@ -20,16 +20,23 @@ class Subset(Settings):
         share: which share of them, in (0, 1].
         seed: another seed, another part.
         rest: takes the pictures that the same settings without `rest` leave.
+        part: looks only at the pictures whose hash falls between these two shares of all hashes:
+            [0, 0.6], [0.6, 0.8] and [0.8, 1] cut a source into three parts, and a picture's part stays
+            the same whatever other pictures come and go. Without count and share: all of the part.
     """
 
     count: PositiveInt | None = None
     share: float | None = Field(default=None, gt=0, le=1)
     seed: int = 0
     rest: bool = False
+    part: tuple[float, float] | None = None
 
     @model_validator(mode="after")
     def _one_size(self) -> "Subset":
-        if (self.count is None) == (self.share is None):
+        sizes = (self.count is not None) + (self.share is not None)
+        if self.part is not None and not 0 <= self.part[0] < self.part[1] <= 1:
+            raise ValueError(f"part: {list(self.part)} is no range within [0, 1]")
+        if sizes == 2 or (sizes == 0 and (self.part is None or self.rest)):
             raise ValueError("give either count or share")
         return self
 
@@ -43,14 +50,18 @@ class Subset(Settings):
         Raises:
             InputError: there are fewer pictures than `count`, or none is left.
         """
-        wanted = self.count if self.count is not None else round(len(hashes) * (self.share or 0))
-        if wanted > len(hashes):
-            raise InputError(
-                f"{where}: subset.count is {wanted}, but there are only {len(hashes)} pictures"
-            )
         ranks = [hashlib.sha256(f"{self.seed}:{h}".encode()).digest() for h in hashes]
         order = sorted(range(len(hashes)), key=lambda i: (ranks[i], i))
+        among = f"{len(hashes)} pictures"
+        if self.part is not None:
+            low, high = (share * 2.0**64 for share in self.part)
+            order = [i for i in order if low <= int.from_bytes(ranks[i][:8], "big") < high]
+            among = f"{len(order)} pictures of the part {list(self.part)} of {among}"
+        share = 1.0 if self.share is None else self.share
+        wanted = self.count if self.count is not None else round(len(order) * share)
+        if wanted > len(order):
+            raise InputError(f"{where}: subset.count is {wanted}, but there are only {among}")
         taken = order[wanted:] if self.rest else order[:wanted]
         if not taken:
-            raise InputError(f"{where}: subset leaves none of {len(hashes)} pictures")
+            raise InputError(f"{where}: subset leaves none of {among}")
         return np.sort(np.asarray(taken, dtype=np.int64))

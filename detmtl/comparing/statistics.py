@@ -1,0 +1,174 @@
+"""What a difference between two arms says, with what certainty.
+
+Two things are left to chance: the seed of a training, and the pictures that happen to be in the test
+set. An arm is called better only if neither alone could have made the difference.
+
+Letters: S seeds, B resamples of the pictures, K comparisons.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+LEVEL = 0.05
+"""Of all intervals (95 %) and of verdicts."""
+
+Word = Literal["better", "worse", "cannot tell"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval; NaN where there is nothing to estimate it from.
+
+    Attributes:
+        mean: of the values.
+        low, high: ends of the interval.
+        p: two-sided probability of a mean at least as far from 0 if the true one were 0.
+        count: values, or resamples.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    count: int
+
+    @property
+    def known(self) -> bool:
+        """Returns whether there is an interval."""
+        return not math.isnan(self.low)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What may be said of an arm against a baseline.
+
+    Attributes:
+        word: see `verdict`.
+        reason: a sentence.
+        p: the larger of the two probabilities, before and
+        corrected: after Holm's correction.
+    """
+
+    word: Word
+    reason: str
+    p: float
+    corrected: float
+
+
+def over_seeds(values: Sequence[float] | np.ndarray) -> Estimate:
+    """Returns mean and Student's t interval of the S values of an arm, or of paired differences.
+
+    One value has no interval. Values that are all equal have one of no width, and p is 0, or 1 if
+    they are 0.
+
+    Source: Student 1908, The probable error of a mean.
+    """
+    from scipy.stats import t as student  # slow to import, and of no use to other verbs
+
+    values = np.asarray(values, dtype=float)
+    values, nan = values[~np.isnan(values)], float("nan")
+    n = len(values)
+    if n < 2:
+        return Estimate(float(values.mean()) if n else nan, nan, nan, nan, n)
+    mean, error = float(values.mean()), float(values.std(ddof=1) / math.sqrt(n))
+    half = float(student.ppf(1 - LEVEL / 2, n - 1)) * error
+    if error == 0:
+        p = float(mean == 0)
+    else:
+        p = float(2 * student.sf(abs(mean) / error, n - 1))
+    return Estimate(mean, mean - half, mean + half, p, n)
+
+
+def over_pictures(mean: float, resampled: np.ndarray | None) -> Estimate:
+    """Returns the percentile interval of B resampled means (of all seeds, on the same pictures).
+
+    p is twice the share of resamples on the other side of 0, each counted once more than seen.
+
+    Args:
+        mean: on the pictures as they are.
+        resampled: (B,), or None where nothing per picture is kept.
+
+    Source: Efron and Tibshirani 1993, An introduction to the bootstrap, 13.3.
+    """
+    nan = float("nan")
+    if resampled is None:
+        return Estimate(mean, nan, nan, nan, 0)
+    resampled = resampled[~np.isnan(resampled)]
+    if not len(resampled):
+        return Estimate(mean, nan, nan, nan, 0)
+    low, high = np.quantile(resampled, [LEVEL / 2, 1 - LEVEL / 2])
+    beyond = 1 + min(np.count_nonzero(resampled <= 0), np.count_nonzero(resampled >= 0))
+    p = min(1.0, 2 * beyond / (len(resampled) + 1))
+    return Estimate(mean, float(low), float(high), p, len(resampled))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Returns K probabilities corrected for being K: compared with a level, they keep the chance of any
+    false finding among them below it. NaN stays, and does not count.
+
+    Source: Holm 1979, A simple sequentially rejective multiple test procedure.
+    """
+    values = np.asarray(p, dtype=float)
+    corrected = np.full(len(values), np.nan)
+    known = np.flatnonzero(~np.isnan(values))
+    order = known[np.argsort(values[known], kind="stable")]
+    factors = np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(1, np.maximum.accumulate(factors * values[order]))
+    return corrected.tolist()
+
+
+def joint_p(seeds: Estimate, pictures: Estimate) -> float:
+    """Returns the probability by which a difference is judged: the larger of the two, so that neither
+    source of chance explains it (NaN without several seeds; seeds alone where nothing per picture is
+    kept).
+
+    Source: Berger 1982, Multiparameter hypothesis testing and acceptance sampling (intersection-union).
+    """
+    if math.isnan(seeds.p) or not pictures.known:
+        return seeds.p
+    return max(seeds.p, pictures.p)
+
+
+def verdicts(pairs: Sequence[tuple[Estimate, Estimate]]) -> list[Verdict]:
+    """Returns what may be said of each of K differences, (over seeds, over pictures), judged together."""
+    raw = [joint_p(seeds, pictures) for seeds, pictures in pairs]
+    return [
+        _verdict(seeds, pictures, p, corrected, len(pairs))
+        for (seeds, pictures), p, corrected in zip(pairs, raw, holm(raw), strict=True)
+    ]
+
+
+def _verdict(
+    seeds: Estimate, pictures: Estimate, p: float, corrected: float, comparisons: int
+) -> Verdict:
+    """Better or worse: the corrected probability is at most .05; otherwise the reason it is not."""
+    if seeds.count == 0:
+        return Verdict("cannot tell", "no seed is finished in both arms", p, corrected)
+    if math.isnan(seeds.p):
+        reason = "one seed: how much another one would differ is not known"
+        return Verdict("cannot tell", reason, p, corrected)
+    if corrected <= LEVEL:
+        word: Word = "better" if seeds.mean > 0 else "worse"
+        who = "neither seeds nor pictures" if pictures.known else "seeds do not"
+        reason = f"{who} explain it: corrected p = {told_p(corrected)}"
+        return Verdict(word, reason, p, corrected)
+    reasons = [
+        f"the interval over {what} [{e.low:+.3f}, {e.high:+.3f}] holds 0"
+        for what, e in (("seeds", seeds), ("pictures", pictures))
+        if e.known and e.low <= 0 <= e.high
+    ]
+    if not reasons:
+        arms = f"{comparisons} comparisons" if comparisons > 1 else "one comparison"
+        reasons = [f"p = {told_p(p)} alone, {told_p(corrected)} corrected for {arms}"]
+    return Verdict("cannot tell", "; ".join(reasons), p, corrected)
+
+
+def told_p(p: float) -> str:
+    """Returns a probability as people write it."""
+    if math.isnan(p):
+        return "-"
+    return f"{p:.3f}".removeprefix("0") if p >= 0.001 else "< .001"

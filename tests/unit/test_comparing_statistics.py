@@ -1,0 +1,132 @@
+"""Intervals, corrections and verdicts, against values by hand and from scipy."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from detmtl.comparing.statistics import (
+    Estimate,
+    holm,
+    joint_p,
+    over_pictures,
+    over_seeds,
+    told_p,
+    verdicts,
+)
+
+
+def test_interval_over_seeds_by_hand():
+    # mean 2, standard deviation 1, t(.975, 2) = 4.30265, half = 4.30265 / sqrt(3)
+    found = over_seeds([1, 2, 3])
+    assert (found.mean, found.count) == (2, 3)
+    assert found.high - 2 == pytest.approx(2.48414, abs=1e-5)
+    assert 2 - found.low == pytest.approx(2.48414, abs=1e-5)
+
+
+def test_probability_over_seeds_is_scipys():
+    values = np.random.default_rng(0).normal(0.3, 1, 7)
+    assert over_seeds(values).p == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+    interval = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert over_seeds(values).low == pytest.approx(interval.low)
+
+
+def test_one_value_has_no_interval_and_equal_values_one_of_no_width():
+    assert over_seeds([0.4]).mean == 0.4 and not over_seeds([0.4]).known
+    assert math.isnan(over_seeds([]).mean)
+    same = over_seeds([0.5, 0.5])
+    assert (same.low, same.high, same.p) == (0.5, 0.5, 0.0)
+    assert over_seeds([0.0, 0.0]).p == 1
+    assert over_seeds([1.0, float("nan"), 3.0]).count == 2
+
+
+def test_holm_reference_values():
+    # statsmodels.stats.multitest.multipletests([.01, .04, .03, .005], method="holm")
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == pytest.approx([1, 1])
+    assert holm([0.02]) == [0.02]
+    with_gap = holm([0.01, float("nan"), 0.04])
+    assert with_gap[0] == pytest.approx(0.02) and math.isnan(with_gap[1])
+    assert with_gap[2] == pytest.approx(0.04)
+
+
+def test_interval_over_pictures():
+    resampled = np.arange(-5, 995) / 1000
+    found = over_pictures(0.5, resampled)
+    assert found.low == pytest.approx(np.quantile(resampled, 0.025))
+    # six of the thousand are <= 0, and each is counted once more than seen
+    assert found.p == pytest.approx(2 * 7 / 1001)
+    assert not over_pictures(0.5, None).known
+    assert not over_pictures(float("nan"), np.full(3, np.nan)).known
+
+
+def estimate(mean, half, p, count=5):
+    return Estimate(mean, mean - half, mean + half, p, count)
+
+
+def test_both_sources_of_chance_must_be_ruled_out():
+    sure, unsure = estimate(0.1, 0.02, 0.001), estimate(0.1, 0.2, 0.4)
+    (found,) = verdicts([(sure, sure)])
+    assert found.word == "better" and found.corrected == 0.001
+    for seeds, pictures, what in ((unsure, sure, "seeds"), (sure, unsure, "pictures")):
+        (found,) = verdicts([(seeds, pictures)])
+        assert found.word == "cannot tell"
+        assert f"interval over {what} [-0.100, +0.300] holds 0" in found.reason
+    (found,) = verdicts([(estimate(-0.1, 0.02, 0.001), estimate(-0.1, 0.02, 0.002))])
+    assert found.word == "worse" and found.corrected == 0.002
+
+
+def test_a_correction_may_take_a_finding_away_and_says_so():
+    close = estimate(0.1, 0.09, 0.03)
+    assert verdicts([(close, close)])[0].word == "better"
+    three = verdicts([(close, close)] * 3)
+    assert [v.word for v in three] == ["cannot tell"] * 3
+    assert three[0].reason == "p = .030 alone, .090 corrected for 3 comparisons"
+
+
+def test_one_seed_cannot_tell():
+    nan = float("nan")
+    (found,) = verdicts([(Estimate(0.2, nan, nan, nan, 1), estimate(0.2, 0.01, 0.001))])
+    assert found.word == "cannot tell" and "one seed" in found.reason
+    (found,) = verdicts([(Estimate(nan, nan, nan, nan, 0), Estimate(nan, nan, nan, nan, 0))])
+    assert found.word == "cannot tell" and "no seed" in found.reason
+
+
+def test_without_pictures_seeds_decide_alone():
+    nan = float("nan")
+    nothing = Estimate(0.1, nan, nan, nan, 0)
+    assert joint_p(estimate(0.1, 0.02, 0.01), nothing) == 0.01
+    (found,) = verdicts([(estimate(0.1, 0.02, 0.01), nothing)])
+    assert found.word == "better" and "pictures" not in found.reason
+
+
+def experiment(rng, effect, seeds=5, pictures=80, resamples=200):
+    """Returns the two estimates of one made-up experiment, in which a picture's difference varies about
+    the effect, and every seed adds its own."""
+    of_picture = effect + rng.normal(0, 0.1, pictures)
+    values = of_picture + rng.normal(0, 0.01, (seeds, 1)) + rng.normal(0, 0.1, (seeds, pictures))
+    weights = rng.multinomial(pictures, np.full(pictures, 1 / pictures), size=resamples)
+    resampled = (weights @ values.mean(axis=0)) / pictures
+    return over_seeds(values.mean(axis=1)), over_pictures(float(values.mean()), resampled)
+
+
+def test_a_planted_difference_is_found_and_none_is_found_at_the_nominal_rate_at_most():
+    rng = np.random.default_rng(1)
+    found = [verdicts([experiment(rng, 0.08)])[0].word for _ in range(100)]
+    assert found.count("better") >= 95 and "worse" not in found
+    null = [verdicts([experiment(rng, 0.0)])[0].word for _ in range(600)]
+    false = 1 - null.count("cannot tell") / len(null)
+    # .05 is the level; three standard errors of a rate of .05 over 600 experiments are .027
+    assert 0.003 < false < 0.05 + 0.027
+
+
+def test_with_one_source_of_chance_alone_the_rate_is_the_level():
+    rng = np.random.default_rng(2)
+    nothing = over_pictures(0.0, None)
+    p = [verdicts([(over_seeds(rng.normal(0, 1, 4)), nothing)])[0].p for _ in range(1000)]
+    assert abs(np.mean(np.array(p) <= 0.05) - 0.05) < 0.021
+
+
+def test_probabilities_as_words():
+    assert [told_p(p) for p in (0.0421, 0.0002, 1.0, float("nan"))] == [".042", "< .001", "1.000", "-"]
