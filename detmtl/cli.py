@@ -19,6 +19,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from detmtl import __version__
+from detmtl.compare import Request, compare
+from detmtl.comparing.settings import parse_seeds
 from detmtl.config import find_config, read_settings, settings_schema
 from detmtl.data.coco import CocoSource, category_names
 from detmtl.data.faults import check_source, class_rows
@@ -69,6 +71,25 @@ def _train(args: argparse.Namespace) -> None:
     if args.resume and not (args.resume / "settings.yaml").is_file():
         raise InputError(f"--resume {args.resume}: holds no run (no settings.yaml in it)")
     run(read_settings(path, args.set), out)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    path = find_config(args.config)
+    request = Request(
+        config=path,
+        out=args.out or Path("runs") / path.stem,
+        overrides=args.set,
+        seeds=parse_seeds(args.seeds) if args.seeds else None,
+        only=args.only,
+        parallel=args.jobs,
+        threads=args.threads,
+        report_only=args.report_only,
+    )
+    try:
+        return compare(request)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("--report-only reports what is finished")
+        raise
 
 
 def _annotate(args: argparse.Namespace) -> None:
@@ -220,7 +241,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
-    def verb(name: str, function: Callable[[argparse.Namespace], None], summary: str) -> Any:
+    def verb(name: str, function: Callable[[argparse.Namespace], int | None], summary: str) -> Any:
         made = verbs.add_parser(name, help=summary, description=summary)
         made.set_defaults(verb=function)
         return made
@@ -235,6 +256,22 @@ def _parser() -> argparse.ArgumentParser:
     where = p.add_mutually_exclusive_group()
     where.add_argument("--out", type=Path, help="run folder; by default runs/<config's name>")
     where.add_argument("--resume", type=Path, metavar="DIR", help="a run folder to go on with")
+
+    p = verb(
+        "compare", _compare, "Trains several arms over the same seeds and says which is better."
+    )
+    p.add_argument("--config", required=True, help="a path, or a name in configs/")
+    p.add_argument(
+        "--set", action="append", default=[], metavar="A.B=VALUE", help="a setting of all arms"
+    )
+    p.add_argument("--seeds", help="a count (5), a range (0-4) or a list (0,3,7)")
+    p.add_argument("--only", action="append", default=[], metavar="ARM", help="runs this arm alone")
+    p.add_argument("--jobs", type=_count, default=1, help="runs at once")
+    p.add_argument("--threads", type=_count, help="of each run")
+    p.add_argument("--out", type=Path, help="folder; by default runs/<config's name>")
+    p.add_argument(
+        "--report-only", action="store_true", help="runs nothing, reports what is finished"
+    )
 
     p = verb(
         "annotate", _annotate, "Writes a teacher's labels of pictures to a store, or continues one."

@@ -270,7 +270,7 @@ def settings_from(
     lines: Mapping[tuple, str] | None = None,
     where: str = "settings",
     kind: type[BaseModel] = RunSettings,
-):
+) -> Any:
     """Returns checked settings (of a run, or of another `kind`) from plain values, e.g. those saved in
     a checkpoint."""
     try:
@@ -334,11 +334,12 @@ def _plain(node: Any, at: tuple, lines: dict[tuple, str], file: str) -> Any:
     return node
 
 
-def override(tree: dict, lines: dict[tuple, str], text: str) -> None:
+def override(tree: dict, lines: dict[tuple, str], text: str, place: str = "--set") -> None:
     """Changes one setting of a tree, and says in `lines` where it comes from.
 
     Args:
         text: `a.b.c=value`, the value read as YAML.
+        place: where the text stands.
 
     Raises:
         InputError: it is not of that form, or there is nothing at that place.
@@ -346,38 +347,38 @@ def override(tree: dict, lines: dict[tuple, str], text: str) -> None:
     path, equals, value = text.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
-        raise InputError(f"--set {text}: must be NAME.NAME=VALUE, such as train.steps=500")
+        raise InputError(f"{place} {text}: must be NAME.NAME=VALUE, such as train.steps=500")
     try:
         parsed = YAML(typ="safe", pure=True).load(value)
     except YAMLError as error:
         raise InputError(
-            f"--set {text}: the value is not YAML: {' '.join(str(error).split())}"
+            f"{place} {text}: the value is not YAML: {' '.join(str(error).split())}"
         ) from None
     at: Any = tree
     for i, key in enumerate(keys[:-1]):
         if isinstance(at, list):
-            at = at[_position(at, key, text)]
+            at = at[_position(at, key, f"{place} {text}")]
             continue
         if not isinstance(at, dict):
             break
         if not isinstance(at.get(key), dict | list):
             at[key] = {}
-            lines[tuple(keys[: i + 1])] = f"--set {path}"
+            lines[tuple(keys[: i + 1])] = f"{place} {path}"
         at = at[key]
     if not isinstance(at, dict | list):
-        raise InputError(f"--set {text}: '{'.'.join(keys[:-1])}' is {at!r}, which has no parts")
+        raise InputError(f"{place} {text}: '{'.'.join(keys[:-1])}' is {at!r}, which has no parts")
     if isinstance(at, list):
-        at[_position(at, keys[-1], text)] = parsed
+        at[_position(at, keys[-1], f"{place} {text}")] = parsed
     else:
         at[keys[-1]] = parsed
     for old in [k for k in lines if k[: len(keys)] == tuple(keys)]:
         del lines[old]
-    lines[tuple(keys)] = f"--set {path}"
+    lines[tuple(keys)] = f"{place} {path}"
 
 
 def _position(items: list, key: str, text: str) -> int:
     if not key.isdecimal() or int(key) >= len(items):
-        raise InputError(f"--set {text}: '{key}' must be a position in a list of {len(items)}")
+        raise InputError(f"{text}: '{key}' must be a position in a list of {len(items)}")
     return int(key)
 
 

@@ -76,10 +76,7 @@ def over_seeds(values: Sequence[float] | np.ndarray) -> Estimate:
         return Estimate(float(values.mean()) if n else nan, nan, nan, nan, n)
     mean, error = float(values.mean()), float(values.std(ddof=1) / math.sqrt(n))
     half = float(student.ppf(1 - LEVEL / 2, n - 1)) * error
-    if error == 0:
-        p = float(mean == 0)
-    else:
-        p = float(2 * student.sf(abs(mean) / error, n - 1))
+    p = float(mean == 0) if error == 0 else float(2 * student.sf(abs(mean) / error, n - 1))
     return Estimate(mean, mean - half, mean + half, p, n)
 
 

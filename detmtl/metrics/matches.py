@@ -80,9 +80,7 @@ class Matches:
         return cls(class_names=tuple(fields.pop("class_names").tolist()), **fields)
 
 
-def match(
-    truth: Boxes, detections: Boxes, num_images: int, class_names: Sequence[str]
-) -> Matches:
+def match(truth: Boxes, detections: Boxes, num_images: int, class_names: Sequence[str]) -> Matches:
     """Matches detections to truth at every IoU threshold and size range, as pycocotools does.
 
     Args:
@@ -267,9 +265,7 @@ def _outside(areas: np.ndarray, ranges: np.ndarray) -> np.ndarray:
     return (areas < ranges[:, :1]) | (areas > ranges[:, 1:])
 
 
-def _groups(
-    boxes: Boxes, rows: np.ndarray, num_classes: int
-) -> Iterator[tuple[int, np.ndarray]]:
+def _groups(boxes: Boxes, rows: np.ndarray, num_classes: int) -> Iterator[tuple[int, np.ndarray]]:
     """Yields for each picture and class a key and those of `rows`, in their order."""
     if not len(rows):
         return

@@ -129,4 +129,9 @@ def test_with_one_source_of_chance_alone_the_rate_is_the_level():
 
 
 def test_probabilities_as_words():
-    assert [told_p(p) for p in (0.0421, 0.0002, 1.0, float("nan"))] == [".042", "< .001", "1.000", "-"]
+    assert [told_p(p) for p in (0.0421, 0.0002, 1.0, float("nan"))] == [
+        ".042",
+        "< .001",
+        "1.000",
+        "-",
+    ]

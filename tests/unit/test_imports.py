@@ -18,6 +18,8 @@ LAYERS = [
     {"config"},
     {"run_folder"},
     {"recipe"},
+    {"comparing"},
+    {"compare"},
     {"cli"},
     {"__main__"},
 ]

@@ -39,7 +39,9 @@ def test_a_count_and_its_rest_lie_within_the_part():
 
 
 def test_mistakes():
-    with pytest.raises(InputError, match=r"count is 300, but there are only \d+ pictures of the part"):
+    with pytest.raises(
+        InputError, match=r"count is 300, but there are only \d+ pictures of the part"
+    ):
         Subset(part=(0, 0.5), count=300).pick(HASHES, "source")
     with pytest.raises(InputError, match="leaves none of 0 pictures of the part"):
         Subset(part=(0, 0.01)).pick(HASHES[:3], "source")

@@ -1,0 +1,239 @@
+"""Many runs as one experiment: arms over paired seeds, and a verdict.
+
+    data and settings are checked -> a plan of runs -> teachers, stores and trainings, each once
+    -> report.json, report.md, report.html and a table
+
+Everything is in one folder: `runs/` (ordinary run folders, named by a hash of all that decides them),
+`stores/` (a teacher's labels, shared by all its students), and the reports. The same command again goes
+on where the last one stopped; what is done is not repeated.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from detmtl.comparing.jobs import Job, Pool
+from detmtl.comparing.ledger import earlier_uses, record_use
+from detmtl.comparing.plan import Plan, Planner, digest, makes_silver
+from detmtl.comparing.prepare import Prepared, prepare
+from detmtl.comparing.results import result
+from detmtl.comparing.scores import is_done, read_scores
+from detmtl.comparing.settings import CompareSettings, chosen, read_compare
+from detmtl.engine import distributed
+from detmtl.report import compare_page, page
+from detmtl.report.provenance import facts
+from detmtl.structures.errors import InputError
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for.
+
+    Attributes:
+        config: file of the comparison.
+        out: its folder.
+        overrides: `a.b=value`, for all arms.
+        seeds: instead of the file's.
+        only: arms to run; [] all.
+        parallel: runs at once.
+        threads: of each run.
+        report_only: runs nothing, and reports what is finished.
+    """
+
+    config: Path
+    out: Path
+    overrides: Sequence[str] = ()
+    seeds: Sequence[int] | None = None
+    only: Sequence[str] = ()
+    parallel: int = 1
+    threads: int | None = None
+    report_only: bool = False
+
+
+def compare(request: Request, console: Console | None = None) -> int:
+    """Runs what is not done yet, writes the reports, and returns 0, or 1 if a run failed.
+
+    Raises:
+        InputError: settings or data are wrong, or arms are not comparable; told before any run starts.
+    """
+    console = console or Console()
+    page.require()
+    settings = read_compare(request.config)
+    arms = chosen(settings, request.only)
+    seeds = list(request.seeds or settings.all_seeds)
+    planner = Planner(settings, request.config, request.overrides)
+    process = distributed.start("cpu")
+    _writable(request.out)
+    prepared = prepare(planner, list(settings.arms), seeds, request.out, process, console)
+    jobs = jobs_of(prepared.plan, request.out, {*arms})
+    if not request.report_only:
+        _use_tests(prepared, request.out, planner.digest())
+        todo = [job for job in jobs if not job.done]
+        if todo:
+            console.print(_plan_line(prepared.plan, todo, jobs), markup=False)
+            Pool(request.parallel, request.threads, console).run(jobs)
+    _warn_of_earlier_uses(prepared, request.out, planner.digest())
+    found = collect(settings, prepared, request.out)
+    found |= _about(settings, request, prepared, jobs)
+    _write(found, request.out)
+    _tell(found, request.out, console)
+    return 1 if any(job.failure for job in jobs) else 0
+
+
+def jobs_of(plan: Plan, out: Path, arms: set[str]) -> list[Job]:
+    """Returns the jobs behind the runs of these arms, in an order in which they can be done."""
+    jobs: dict[str, Job] = {}
+    wanted = list(dict.fromkeys(key for (_, arm, _), key in plan.at.items() if arm in arms))
+    sharing: defaultdict[Path, list[str]] = defaultdict(list)
+    for key in wanted:
+        settings = plan.runs[key].settings
+        if plan.runs[key].kind == "train" and makes_silver(settings):
+            assert settings.silver is not None and settings.silver.store is not None
+            sharing[settings.silver.store].append(key)
+
+    def job(key: str) -> Job:
+        if key not in jobs:
+            run = plan.runs[key]
+            content = {
+                "kind": run.kind,
+                "settings": run.settings.resolved(),
+                "teacher": run.teacher,
+            }
+            before = [job(run.teacher)] if run.teacher else []
+            jobs[key] = Job(out / "runs" / key, plan.names(key), content, run.steps, before)
+        return jobs[key]
+
+    for key in wanted:
+        job(key)
+    for store, keys in sharing.items():
+        students = [jobs[key] for key in keys]
+        if all(student.done for student in students):
+            continue
+        content = {"kind": "label", "runs": sorted(keys)}
+        before = list({id(b): b for s in students for b in s.after}.values())
+        name = f"label-{digest([store.name, *sorted(keys)])}"
+        label = Job(out / "runs" / name, f"labels of {students[0].name}", content, 0, before)
+        jobs[name] = label
+        for student in students:
+            student.after.append(label)
+    return list(jobs.values())
+
+
+def collect(settings: CompareSettings, prepared: Prepared, out: Path) -> dict[str, Any]:
+    """Returns the result over all runs that are finished."""
+    task = settings.metrics[0].split("/")[0]
+    kept: dict[str, Any] = {}
+    scores = {}
+    for place, key in prepared.plan.at.items():
+        folder = out / "runs" / key
+        if not is_done(folder):
+            continue
+        if key not in kept:
+            kept[key] = read_scores(folder, task, settings.resamples)
+        scores[place] = kept[key]
+    known = {name for s in kept.values() for name in s.metrics}
+    if known and (unknown := [m for m in settings.metrics if m not in known]):
+        raise InputError(
+            f"metrics: '{unknown[0]}' is no metric of these runs; there are {', '.join(sorted(known))}"
+        )
+    return result(settings, prepared, scores)
+
+
+def _about(
+    settings: CompareSettings, request: Request, prepared: Prepared, jobs: Sequence[Job]
+) -> dict[str, Any]:
+    """Returns what a report says of itself."""
+    keys = set(prepared.plan.at.values())
+    finished = sum(is_done(request.out / "runs" / key) for key in keys)
+    return {
+        "title": settings.title or f"Comparison {request.config.stem}",
+        "note": settings.note,
+        "provenance": facts(),
+        "finished": finished,
+        "planned": len(keys),
+        "failures": [
+            {"name": j.name, "why": j.failure, "log": str(j.folder / "log.txt")}
+            for j in jobs
+            if j.failure
+        ],
+    }
+
+
+def _use_tests(prepared: Prepared, out: Path, experiment: str) -> None:
+    for source, name in prepared.scored.values():
+        if name == "test":
+            record_use(out, source, experiment)
+
+
+def _warn_of_earlier_uses(prepared: Prepared, out: Path, experiment: str) -> None:
+    for source, name in prepared.scored.values():
+        uses = earlier_uses(out, source, experiment) if name == "test" else []
+        if uses:
+            told = "; ".join(f"{use.date} in {use.folder}" for use in uses)
+            caution = (
+                f"These test pictures were scored before with other settings ({told}): what was changed "
+                "since may have been changed because of their scores."
+            )
+            if caution not in prepared.cautions:
+                prepared.cautions.append(caution)
+
+
+def _plan_line(plan: Plan, todo: Sequence[Job], jobs: Sequence[Job]) -> str:
+    steps = sum(job.steps for job in todo)
+    return (
+        f"{len(plan.at)} places in {len(set(plan.at.values()))} runs; {len(todo)} of {len(jobs)} jobs to "
+        f"do, {steps} training steps"
+    )
+
+
+def _writable(out: Path) -> None:
+    try:
+        (out / "runs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out}: cannot be written ({error.strerror})") from None
+
+
+def _write(found: dict[str, Any], out: Path) -> None:
+    for name, text in (
+        ("report.json", json.dumps(found, indent=1) + "\n"),
+        ("report.md", compare_page.markdown(found)),
+        ("report.html", compare_page.html(found)),
+    ):
+        partial = out / f"{name}.tmp"
+        partial.write_text(text)
+        partial.replace(out / name)
+
+
+def _tell(found: dict[str, Any], out: Path, console: Console) -> None:
+    """Prints the table, the verdict, and where everything is."""
+    table = Table(title=found["title"], title_justify="left")
+    columns, rows = compare_page.summary(found)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    said = (v["text"] for v in found["verdict"])
+    for line in (*said, *(f"caution: {c}" for c in found["cautions"])):
+        console.print(line, markup=False)
+    if found["finished"] < found["planned"]:
+        console.print(f"{found['finished']} of {found['planned']} runs are finished", markup=False)
+    for failure in found["failures"]:
+        console.print(f"failed: {failure['name']}: {failure['why']}", markup=False)
+    files = Table(title="Files", title_justify="left")
+    files.add_column("what")
+    files.add_column("where", overflow="fold")
+    for what, name in (
+        ("report", "report.html"),
+        ("report in Markdown", "report.md"),
+        ("all numbers", "report.json"),
+        ("runs", "runs"),
+    ):
+        files.add_row(what, str(out / name))
+    console.print(files)

@@ -1,0 +1,221 @@
+"""Runs jobs in processes of their own: several at once, in order of what they need, and told about."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from detmtl.comparing.scores import is_done
+
+PACKAGE_ROOT = Path(__file__).resolve().parents[2]
+POLL_SECONDS = 0.2
+OVERHEAD_STEPS = 10
+"""What starting, scoring and exporting count on the bar, in training steps."""
+
+
+@dataclass(eq=False)
+class Job:
+    """Something to be done by one process.
+
+    Attributes:
+        folder: where it works and leaves done.json; has the job's content as job.json.
+        name: for people.
+        content: of job.json.
+        steps: of training, for the bar.
+        after: jobs that come before it.
+        failure: why it cannot be done, or None.
+    """
+
+    folder: Path
+    name: str
+    content: dict[str, Any]
+    steps: int = 0
+    after: "list[Job]" = field(default_factory=list)
+    failure: str | None = None
+
+    def write(self) -> None:
+        """Writes job.json; equal content leaves the file alone."""
+        text = json.dumps(self.content, indent=1)
+        file = self.folder / "job.json"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not file.is_file() or file.read_text() != text:
+            partial = file.with_suffix(".tmp")
+            partial.write_text(text)
+            partial.replace(file)
+
+    @property
+    def done(self) -> bool:
+        return is_done(self.folder)
+
+    @property
+    def size(self) -> int:
+        """Returns its length on the bar."""
+        return self.steps + OVERHEAD_STEPS
+
+    def progress(self) -> int:
+        """Returns how far it is on the bar."""
+        if self.done or self.failure:
+            return self.size
+        return min(_last_step(self.folder / "metrics.jsonl"), self.steps)
+
+
+class Pool:
+    """Runs jobs, at most `parallel` at once.
+
+    Args:
+        parallel: processes.
+        threads: of each process; None: as many as the environment says.
+        console: where it is told.
+    """
+
+    def __init__(self, parallel: int, threads: int | None, console: Console):
+        self.parallel, self.threads, self.console = parallel, threads, console
+        self._running: dict[Job, tuple[subprocess.Popen, IO[bytes], TaskID]] = {}
+
+    def run(self, jobs: Iterable[Job]) -> None:
+        """Runs all jobs that are not done; those that fail, and those that need them, get a `failure`."""
+        waiting = [job for job in jobs if not job.done]
+        for job in waiting:
+            job.write()
+        everything, ended = list(waiting), 0
+        with _bar(self.console) as bar:
+            total = bar.add_task("all runs", total=sum(j.size for j in everything))
+            try:
+                while waiting or self._running:
+                    self._start(waiting, bar)
+                    time.sleep(POLL_SECONDS)
+                    for job in self._ended(bar):
+                        ended += 1
+                        self._tell(job, ended, len(everything))
+                    waiting = [j for j in waiting if not self._hopeless(j)]
+                    for job, (_, _, line) in self._running.items():
+                        bar.update(line, completed=job.progress())
+                    bar.update(total, completed=sum(j.progress() for j in everything))
+            finally:
+                self._stop()
+
+    def _start(self, waiting: list[Job], bar: Progress) -> None:
+        for job in list(waiting):
+            if len(self._running) >= self.parallel:
+                return
+            if any(not before.done for before in job.after):
+                continue
+            waiting.remove(job)
+            log = (job.folder / "log.txt").open("ab")
+            process = subprocess.Popen(
+                [sys.executable, "-m", "detmtl.comparing.worker", str(job.folder)],
+                stdin=subprocess.PIPE,  # closed when this process is gone, however it went
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment(),
+            )
+            self._running[job] = process, log, bar.add_task(job.name, total=job.size)
+
+    def _ended(self, bar: Progress) -> list[Job]:
+        ended = [j for j, (process, _, _) in self._running.items() if process.poll() is not None]
+        for job in ended:
+            process, log, line = self._running.pop(job)
+            log.close()
+            if process.stdin is not None:
+                process.stdin.close()
+            bar.remove_task(line)
+            if not job.done:
+                job.failure = _why(job.folder / "log.txt", process.returncode)
+        return ended
+
+    def _hopeless(self, job: Job) -> bool:
+        """Notes, and returns, whether a job waits for one that has failed."""
+        for before in job.after:
+            if before.failure is not None:
+                job.failure = f"needs {before.name}, which failed"
+                return True
+        return False
+
+    def _stop(self) -> None:
+        for process, log, _ in self._running.values():
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            process.kill()
+            log.close()
+        self._running.clear()
+
+    def _tell(self, job: Job, ended: int, count: int) -> None:
+        if job.failure:
+            self.console.print(
+                f"{job.name}: failed: {job.failure}; see {job.folder / 'log.txt'}", markup=False
+            )
+            return
+        seconds = json.loads((job.folder / "done.json").read_text())["seconds"]
+        self.console.print(f"{job.name}: {seconds:.0f} s ({ended} of {count})", markup=False)
+
+    def _environment(self) -> dict[str, str]:
+        added = {"PYTHONPATH": os.pathsep.join(_paths()), "PYTHONUNBUFFERED": "1"}
+        if self.threads:
+            names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+            added |= dict.fromkeys(names, str(self.threads))
+        kept = {
+            k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+        }
+        return kept | added
+
+
+def _paths() -> list[str]:
+    """Returns where the process finds this package, and what the user has on the path."""
+    given = os.environ.get("PYTHONPATH", "")
+    return [str(PACKAGE_ROOT), *([given] if given else [])]
+
+
+def _last_step(path: Path) -> int:
+    """Returns the last step of a metrics.jsonl without reading all of it."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 4096))
+            lines = file.read().splitlines()
+    except OSError:
+        return 0
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return 0
+
+
+def _why(log: Path, status: int) -> str:
+    """Returns the last error in a log, or its last line."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    told = [line for line in lines[-200:] if line.startswith(("error: ", "failed: "))]
+    if told:
+        return told[-1].split(": ", 1)[1]
+    if status < 0:
+        return f"killed by signal {-status}"
+    return lines[-1] if lines else f"exit status {status}"
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        speed_estimate_period=600,
+    )

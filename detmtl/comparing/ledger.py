@@ -1,0 +1,72 @@
+"""What the test pictures were scored for, so that nobody forgets that they are used up.
+
+A set of test pictures answers one question honestly. Who changes settings after looking at its scores
+and scores again has made it a validation set. The file `test_uses.jsonl` beside the folders of
+comparisons keeps every use, a line each.
+"""
+
+import datetime
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from detmtl.data.source import Source
+
+FILE = "test_uses.jsonl"
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of one set of test pictures.
+
+    Attributes:
+        test: hash of the pictures.
+        experiment: hash of the settings that were compared on them.
+        folder: name of the comparison's folder.
+        date: of the first time.
+    """
+
+    test: str
+    experiment: str
+    folder: str
+    date: str
+
+
+def record_use(out: Path, test: Source, experiment: str) -> None:
+    """Notes that an experiment scores these pictures; once."""
+    use = Use(_digest(test), experiment, out.name, str(datetime.date.today()))
+    if any((u.test, u.experiment) == (use.test, use.experiment) for u in _uses(out)):
+        return
+    target = os.open(out.absolute().parent / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:  # one write, with a newline first: a torn line of a killed process is ended
+        os.write(target, f"\n{json.dumps(asdict(use))}\n".encode())
+    finally:
+        os.close(target)
+
+
+def earlier_uses(out: Path, test: Source, experiment: str) -> list[Use]:
+    """Returns the uses of these pictures by other experiments, before this one's own."""
+    name, earlier = _digest(test), []
+    for use in _uses(out):
+        if use.test == name and use.experiment == experiment:
+            break
+        if use.test == name:
+            earlier.append(use)
+    return earlier
+
+
+def _uses(out: Path) -> list[Use]:
+    file, found = out.absolute().parent / FILE, []
+    if file.is_file():
+        for line in file.read_text().splitlines():
+            try:
+                found.append(Use(**json.loads(line)))
+            except (ValueError, TypeError):
+                continue
+    return found
+
+
+def _digest(test: Source) -> str:
+    return hashlib.sha256("".join(sorted(test.hashes())).encode()).hexdigest()[:16]

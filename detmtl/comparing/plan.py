@@ -1,0 +1,279 @@
+"""Which runs a comparison consists of: cells x arms x seeds, each run once however many need it."""
+
+import copy
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from detmtl.comparing.settings import TEACHER, Changes, CompareSettings, SplitSettings, base_config
+from detmtl.config import GoldTeacher, RunSettings, override, read_yaml, settings_from
+from detmtl.recipe import teacher_settings
+from detmtl.structures.errors import InputError
+
+VERSION = 1
+"""Part of every run's key: raise it when the same settings give another result."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of the grid and the curve.
+
+    Attributes:
+        name: for people; "" where there is only one.
+        axes: axis -> name.
+        x: place on the horizontal axis, or None.
+        changes: of its settings.
+    """
+
+    name: str
+    axes: Mapping[str, str]
+    x: float | None
+    changes: Changes
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder.
+
+    Attributes:
+        key: its name, a hash of all that decides its result.
+        kind: a training, or a teacher that is only scored.
+        settings: of the run.
+        steps: of its own training.
+        teacher: key of the run that trains its teacher, or None.
+    """
+
+    key: str
+    kind: Literal["train", "teacher"]
+    settings: RunSettings
+    steps: int
+    teacher: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All runs, and who needs them.
+
+    Attributes:
+        cells: in order.
+        runs: key -> run.
+        at: (cell's position, arm, seed) -> key.
+    """
+
+    cells: list[Cell]
+    runs: dict[str, Run] = field(default_factory=dict)
+    at: dict[tuple[int, str, int], str] = field(default_factory=dict)
+
+    def names(self, key: str) -> str:
+        """Returns for whom a run is, in words."""
+        told = []
+        for (cell, arm, seed), of in self.at.items():
+            if of == key:
+                where = self.cells[cell].name
+                told.append(f"{arm}, seed {seed}" + (f" ({where})" if where else ""))
+        more = f" and {len(told) - 1} more" if len(told) > 1 else ""
+        return told[0] + more if told else "a teacher"
+
+    def needed(self) -> set[str]:
+        """Returns the keys of the runs that an arm or another run needs."""
+        wanted = set(self.at.values())
+        return wanted | {t for k in wanted if (t := self.runs[k].teacher) is not None}
+
+
+def cells_of(settings: CompareSettings) -> list[Cell]:
+    """Returns every combination of the grid's axes and the curve's points."""
+    axes = [[(axis, name) for name in names] for axis, names in settings.grid.items()]
+    points = list(range(len(settings.points))) or [None]
+    found = []
+    for combination in itertools.product(*axes):
+        for point in points:
+            changes: Changes = {}
+            for axis, name in combination:
+                changes |= settings.grid[axis][name]
+            words, x = [name for _, name in combination], None
+            if point is not None:
+                changes |= {name: values[point] for name, values in settings.curve.items()}
+                x = float(settings.points[point])
+                words.append(
+                    f"{next(iter(settings.curve)).split('.')[-2]} {settings.points[point]}"
+                )
+            found.append(Cell(", ".join(words), dict(combination), x, changes))
+    return found
+
+
+class Planner:
+    """Turns cells, arms and seeds into settings of runs.
+
+    Args:
+        settings: of the comparison.
+        path: its file.
+        overrides: `a.b=value`, for all arms, after the file's own.
+    """
+
+    def __init__(self, settings: CompareSettings, path: Path, overrides: Sequence[str]) -> None:
+        self.settings, self.path, self.overrides = settings, path, list(overrides)
+        self._tree, self._lines = read_yaml(base_config(settings, path))
+
+    def digest(self) -> str:
+        """Returns a hash of all that decides results but for the seeds and what is told of them."""
+        told = {"title", "note", "seeds", "metrics", "baseline", "ceiling", "resamples"}
+        mine = self.settings.model_dump(mode="json", exclude=told)
+        return digest([VERSION, mine, self._tree, self.overrides])
+
+    def of_arm(self, cell: Cell, arm: str, seed: int) -> RunSettings:
+        """Returns the settings of one run.
+
+        Raises:
+            InputError: the arm's, the cell's or the base's settings are wrong.
+        """
+        changes = self.settings.arms[arm]
+        layers = [("set", self.settings.set), (f"cell '{cell.name}'", cell.changes)]
+        if isinstance(changes, dict):
+            layers.append((f"arms.{arm}", changes))
+        seeds = dict.fromkeys(self.settings.seeded, seed) | {"seed": seed}
+        return self._read([*layers, ("seeded", seeds)])
+
+    def _read(self, layers: list[tuple[str, Changes]]) -> RunSettings:
+        tree, lines = copy.deepcopy(self._tree), dict(self._lines)
+        for n, (where, changes) in enumerate(layers):
+            for name, value in changes.items():
+                override(tree, lines, f"{name}={json.dumps(value)}", f"{self.path}: {where}:")
+            if n == 0:
+                for text in self.overrides:
+                    override(tree, lines, text)
+        if self.settings.split is not None:
+            cut(tree, self.settings.split, str(self.path))
+        return settings_from(tree, lines, str(self.path))
+
+
+def cut(tree: dict[str, Any], split: SplitSettings, where: str) -> None:
+    """Applies a split to plain settings of a run.
+
+    Raises:
+        InputError: it is not clear which source is to be cut, or there is a test source already.
+    """
+    data = _mapping(tree, "data")
+    sources = _mapping(data, "sources")
+    labelled = [
+        name
+        for name, s in sources.items()
+        if isinstance(s, dict) and s.get("kind") != "folder" and s.get("grade", "gold") == "gold"
+    ]
+    if data.get("test"):
+        raise InputError(f"{where}: split: the base config has data.test already; leave one out")
+    if split.source is None and len(labelled) != 1:
+        raise InputError(
+            f"{where}: split: which source is to be cut? people labelled {', '.join(labelled) or 'none'}; "
+            "name it in split.source"
+        )
+    name = split.source or labelled[0]
+    if name not in labelled:
+        raise InputError(
+            f"{where}: split.source: '{name}' is no source with labels by people; there are "
+            f"{', '.join(labelled)}"
+        )
+    first, second = split.train, split.train + split.audit
+    pictures = sources[name].get("images")
+    whole = {k: v for k, v in sources[name].items() if k != "subset"}
+    for source in sources.values():
+        if isinstance(source, dict) and source.get("images") == pictures:
+            kept = _mapping(source, "subset")
+            source["subset"] = {**kept, "part": [0.0, first], "seed": split.seed}
+    data["val"] = {**whole, "subset": {"part": [first, second], "seed": split.seed}}
+    data["test"] = {**whole, "subset": {"part": [second, 1.0], "seed": split.seed}}
+    if isinstance(tree.get("silver"), dict):
+        tree["silver"]["audit"] = "val"
+
+
+def _mapping(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    """Returns what is there, or {} where that is no mapping: the settings' own check tells it."""
+    found = tree.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def canonical(settings: RunSettings) -> RunSettings:
+    """Returns settings without what does not touch the result, so that equal runs look equal: gold alone
+    needs neither teacher nor pool."""
+    if settings.mix.mode != "gold":
+        return settings
+    names = settings.mix_sources()
+    tree = settings.resolved()
+    tree["silver"] = None
+    tree["data"]["sources"] = {n: tree["data"]["sources"][n] for n in names}
+    tree["mix"] = settings.mix_for(names).model_dump(mode="json")
+    return settings_from(tree)
+
+
+def makes_silver(settings: RunSettings) -> bool:
+    """Returns whether a run has its pools labelled."""
+    return settings.silver is not None and bool(
+        {*settings.silver.pools} & {*settings.mix_sources()}
+    )
+
+
+def store_name(settings: RunSettings, teacher: str | None) -> str:
+    """Returns the name of the store that runs of one teacher share.
+
+    Args:
+        teacher: key of the run that trains the teacher, or None.
+    """
+    assert settings.silver is not None
+    what = settings.silver.model_dump(mode="json", include={"teacher", "floor"})
+    return digest([teacher, what["floor"]] if teacher else what)
+
+
+def total_steps(settings: RunSettings) -> int:
+    """Returns the optimizer steps behind a model's weights, those of a teacher it starts from included."""
+    teacher = settings.silver.teacher if settings.silver and makes_silver(settings) else None
+    before = 0
+    if isinstance(teacher, GoldTeacher) and teacher.burn_in:
+        before = teacher_settings(settings).train.steps
+    return before + settings.train.steps
+
+
+def effort(settings: RunSettings) -> tuple[int, int]:
+    """Returns optimizer steps and pictures per step."""
+    return total_steps(settings), settings.data.batch_size * settings.train.accumulate
+
+
+def digest(facts: Any) -> str:
+    """Returns a short hash of JSON-able facts."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def run_key(settings: RunSettings, fingerprints: Any) -> str:
+    """Returns the key of a training: everything but where its store is and how it is fed."""
+    tree = settings.resolved()
+    tree["data"].pop("workers")
+    if tree["silver"]:
+        tree["silver"].pop("store")
+    return digest([VERSION, tree, fingerprints])
+
+
+def teacher_key(settings: RunSettings, fingerprints: Any) -> str:
+    """Returns the key of the scoring of a teacher that nobody trains here."""
+    assert settings.silver is not None
+    data = settings.data.model_dump(mode="json", include={"root", "classes", "unmapped"})
+    final = settings.data.test or settings.data.val
+    silver = settings.silver.model_dump(mode="json", include={"teacher", "floor"})
+    nms = settings.silver.select.nms
+    return digest([VERSION, data, final.model_dump(mode="json"), silver, nms, fingerprints])
+
+
+def is_teacher(settings: CompareSettings, arm: str) -> bool:
+    """Returns whether an arm is the teacher itself."""
+    return settings.arms[arm] == TEACHER
+
+
+def places(
+    settings: CompareSettings, cells: list[Cell], arms: list[str], seeds: list[int]
+) -> Iterator[tuple[int, str, int]]:
+    """Yields (cell's position, arm, seed): seed by seed, so that an early report has all arms."""
+    for seed in seeds:
+        for i in range(len(cells)):
+            for arm in arms:
+                yield i, arm, seed

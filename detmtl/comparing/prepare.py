@@ -1,0 +1,232 @@
+"""From settings to a plan: data is read and checked, arms are checked for fairness, runs get their keys."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from detmtl.comparing.plan import (
+    Plan,
+    Planner,
+    Run,
+    canonical,
+    cells_of,
+    digest,
+    effort,
+    is_teacher,
+    makes_silver,
+    places,
+    run_key,
+    store_name,
+    teacher_key,
+)
+from detmtl.comparing.start import start_digest
+from detmtl.config import GoldTeacher, RunSettings
+from detmtl.data.source import Source
+from detmtl.engine.distributed import Process
+from detmtl.recipe import load_sources, mixture_of, render, teacher_settings
+from detmtl.structures.errors import InputError
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A plan and what its runs are scored on.
+
+    Attributes:
+        plan: the runs.
+        scored: cell's position -> the pictures, and `test` or `val`.
+        cautions: what a reader of the result must know, a sentence each.
+    """
+
+    plan: Plan
+    scored: dict[int, tuple[Source, str]] = field(default_factory=dict)
+    cautions: list[str] = field(default_factory=list)
+
+
+class Preparation:
+    """Makes a plan; see `prepare`."""
+
+    def __init__(self, planner: Planner, out: Path, process: Process, console: Console):
+        self.planner, self.settings = planner, planner.settings
+        self.out, self.process, self.console = out, process, console
+        self.prepared = Prepared(Plan(cells_of(planner.settings)))
+        self._fingerprints: dict[str, Any] = {}
+        self._final: dict[str, Source] = {}
+        self._starts: dict[str, str] = {}
+
+    def add(self, cell: int, arm: str, seed: int) -> RunSettings:
+        """Adds the run of one place to the plan, and returns its settings."""
+        plan = self.prepared.plan
+        settings = self.planner.of_arm(plan.cells[cell], arm, seed)
+        self._render(settings)
+        if cell not in self.prepared.scored:
+            self.prepared.scored[cell] = self._scored(settings)
+        key = self._teacher(settings, arm) if is_teacher(self.settings, arm) else None
+        plan.at[cell, arm, seed] = key or self._train(settings)
+        return settings
+
+    def _train(self, settings: RunSettings) -> str:
+        """Adds a training, and that of its teacher before it, and returns its key."""
+        settings = canonical(settings)
+        teacher = None
+        if makes_silver(settings):
+            assert settings.silver is not None
+            if isinstance(settings.silver.teacher, GoldTeacher):
+                teacher = self._train(teacher_settings(settings))
+            if settings.silver.store is None:
+                store = self.out / "stores" / store_name(settings, teacher)
+                silver = settings.silver.model_copy(update={"store": store})
+                settings = settings.model_copy(update={"silver": silver})
+        key = run_key(settings, self._fingerprint(settings))
+        if key not in self.prepared.plan.runs:
+            run = Run(key, "train", settings, settings.train.steps, teacher)
+            self.prepared.plan.runs[key] = run
+        return key
+
+    def _teacher(self, settings: RunSettings, arm: str) -> str:
+        """Adds the scoring of a teacher, or the training of one that learns from gold."""
+        if settings.silver is None:
+            raise InputError(
+                f"{self.planner.path}: arms.{arm}: there is no teacher; the base config has no silver"
+            )
+        if isinstance(settings.silver.teacher, GoldTeacher):
+            return self._train(teacher_settings(settings))
+        settings = settings.model_copy(update={"seed": 0})  # nothing in it is left to chance
+        key = teacher_key(settings, self._fingerprint(settings))
+        self.prepared.plan.runs[key] = Run(key, "teacher", settings, 0)
+        return key
+
+    def check_data(self, settings: RunSettings) -> None:
+        """Reads everything that a run reads, before any run starts.
+
+        Raises:
+            InputError: faults in the data, a test picture among those that train, or a mix that
+                cannot be.
+        """
+        settings = canonical(settings)
+        space = settings.data.label_space()
+        sources, _, _ = load_sources(settings, space, self.out / "cache", self.process)
+        mixture_of(settings, [sources[n] for n in settings.mix_sources()])
+
+    def check_fair(self, cell: int, arms: dict[str, RunSettings]) -> None:
+        """Refuses arms of one cell and seed that differ in effort or in their start.
+
+        Raises:
+            InputError: names the arms.
+        """
+        where, name = self.planner.path, self.prepared.plan.cells[cell].name
+        where = f"{where}: {name}" if name else str(where)
+        efforts = {arm: effort(settings) for arm, settings in arms.items()}
+        problems = []
+        if self.settings.equal_steps and len(set(efforts.values())) > 1:
+            told = "; ".join(f"{a} {s} steps of {n} pictures" for a, (s, n) in efforts.items())
+            problems.append(
+                f"{where}: the arms do not make equal efforts ({told}; a teacher that a student starts "
+                "from counts); give them equal train.steps, or set equal_steps: false"
+            )
+        starts = {arm: self._start(settings) for arm, settings in arms.items()}
+        if self.settings.same_start and len(set(starts.values())) > 1:
+            told = "; ".join(f"{a} {s[:8]}" for a, s in starts.items())
+            problems.append(
+                f"{where}: the arms' networks do not start from the same weights (hashes: {told}); "
+                "give them one model, or set same_start: false"
+            )
+        if problems:
+            raise InputError(problems)
+
+    def _start(self, settings: RunSettings) -> str:
+        """Returns the hash of the first weights, built only once for equal networks."""
+        key = json.dumps(settings.model_dump(mode="json", include={"seed", "model", "tasks"}))
+        key += settings.data.label_space().digest()
+        if key not in self._starts:
+            self._starts[key] = start_digest(settings)
+        return self._starts[key]
+
+    def _render(self, settings: RunSettings) -> None:
+        if settings.data.scenes is None:
+            return
+        key = str(settings.data.root)
+        wanted = settings.data.scenes.digest()
+        if self._fingerprints.get(f"scenes {key}") not in (None, wanted):
+            raise InputError(
+                f"{self.planner.path}: arms or cells ask for different data.scenes in {key}; give each its "
+                "own data.root"
+            )
+        if f"scenes {key}" not in self._fingerprints:
+            render(settings, self.process, self.console)
+            self._fingerprints[f"scenes {key}"] = wanted
+
+    def _scored(self, settings: RunSettings) -> tuple[Source, str]:
+        """Returns the pictures that a run's final scores are of."""
+        name = "val" if settings.data.test is None else "test"
+        source = settings.data.test or settings.data.val
+        key = digest([source.model_dump(mode="json"), settings.data.label_space().digest()])
+        if key not in self._final:
+            space = settings.data.label_space()
+            self._final[key] = source.load(name, settings.data.root, space, self.out / "cache")
+        return self._final[key], name
+
+    def _fingerprint(self, settings: RunSettings) -> dict[str, Any]:
+        """Returns hashes of the files behind a run's sources: other files, another run."""
+        data, found = settings.data, {}
+        for name, source in {**data.sources, "val": data.val, "test": data.test}.items():
+            if source is None:
+                continue
+            facts = source.model_dump(mode="json", exclude={"subset", "weight"})
+            key = json.dumps([str(data.root), facts])
+            if key not in self._fingerprints:
+                root = Path(data.root).absolute()
+                prints = source.fingerprint(root, self.out / "cache")
+                self._fingerprints[key] = digest(prints)
+            found[name] = self._fingerprints[key]
+        return found
+
+
+def prepare(
+    planner: Planner,
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    out: Path,
+    process: Process,
+    console: Console,
+) -> Prepared:
+    """Returns the plan of a comparison after checking everything that can be checked before a run.
+
+    Raises:
+        InputError: settings or data are wrong, or arms are not comparable.
+    """
+    made = Preparation(planner, out, process, console)
+    cells = made.prepared.plan.cells
+    fair: dict[int, dict[str, RunSettings]] = {}
+    for cell, arm, seed in places(planner.settings, cells, list(arms), list(seeds)):
+        settings = made.add(cell, arm, seed)
+        if seed == seeds[0] and not is_teacher(planner.settings, arm):
+            made.check_data(settings)
+            fair.setdefault(cell, {})[arm] = settings
+    for cell, of_arms in fair.items():
+        made.check_fair(cell, of_arms)
+    made.prepared.cautions.extend(_cautions(fair, made.prepared))
+    return made.prepared
+
+
+def _cautions(fair: dict[int, dict[str, RunSettings]], prepared: Prepared) -> list[str]:
+    """Returns what weakens the result, as far as the settings tell."""
+    found = []
+    for cell, arms in fair.items():
+        if prepared.scored[cell][1] == "test":
+            continue
+        if any(s.train.best for s in arms.values()):
+            found.append(
+                "There are no test pictures: the scores are of the validation pictures, which also chose "
+                "the best checkpoint. Give data.test or split."
+            )
+        audited = [a for a, s in arms.items() if makes_silver(s) and s.silver.audit == "val"]  # type: ignore[union-attr]
+        if audited:
+            found.append(
+                f"There are no test pictures: the scores are of the validation pictures, on which silver "
+                f"was audited too ({', '.join(audited)}). Give data.test, split, or another silver.audit."
+            )
+    return list(dict.fromkeys(found))

@@ -1,0 +1,174 @@
+"""What one finished run says: its scores, its matches to truth, its time.
+
+Letters: B resamples, I pictures.
+"""
+
+import json
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from detmtl.config import RunSettings
+from detmtl.data.source import Source
+from detmtl.engine.recorder import read_metrics
+from detmtl.metrics.coco import boxes_of, truth_rows
+from detmtl.metrics.matches import (
+    Matches,
+    average_precision,
+    f1_at,
+    match,
+    mean_over_classes,
+    reliability,
+)
+from detmtl.structures.labels import BoxLabels
+
+MATCHES = "matches.npz"
+
+
+@dataclass(frozen=True, eq=False)
+class RunScores:
+    """A finished run.
+
+    Attributes:
+        key: of the run.
+        metrics: `task/metric` -> value; `task/ECE`, the calibration error, among them.
+        resampled: `task/metric` -> (B,) values on resampled pictures, for those that have them.
+        reliability: per bin (mean score, share that is right, detections).
+        seconds: of the whole run; NaN where it was continued after a kill.
+        seconds_per_step: median; NaN where nothing was trained.
+        commit: of the code that made it.
+        start: hash of its first weights, or "".
+    """
+
+    key: str
+    metrics: Mapping[str, float]
+    resampled: Mapping[str, np.ndarray]
+    reliability: list[tuple[float, float, int]]
+    seconds: float
+    seconds_per_step: float
+    commit: str
+    start: str
+
+
+def is_done(folder: Path) -> bool:
+    """Returns whether the job of a folder is done."""
+    return (folder / "done.json").is_file()
+
+
+def read_scores(folder: Path, task: str, resamples: int) -> RunScores:
+    """Returns what a finished run says; resampling is kept in its folder.
+
+    Args:
+        folder: of the run.
+        task: the task whose boxes the run has written.
+        resamples: B.
+    """
+    facts = json.loads((folder / "done.json").read_text())
+    metrics = {
+        name: float("nan") if value is None else float(value)
+        for name, value in json.loads((folder / "metrics.json").read_text()).items()
+    }
+    resampled: Mapping[str, np.ndarray] = {}
+    table: list[tuple[float, float, int]] = []
+    if (folder / MATCHES).is_file():
+        matches = Matches.load(folder / MATCHES)
+        metrics[f"{task}/ECE"], table = reliability(matches)
+        resampled = {f"{task}/{k}": v for k, v in _resampled(folder, matches, resamples).items()}
+    return RunScores(
+        key=folder.name,
+        metrics=metrics,
+        resampled=resampled,
+        reliability=table,
+        seconds=float("nan") if facts["continued"] else facts["seconds"],
+        seconds_per_step=_seconds_per_step(folder / "metrics.jsonl"),
+        commit=facts["commit"],
+        start=facts.get("start", ""),
+    )
+
+
+def write_matches(settings: RunSettings, folder: Path) -> None:
+    """Matches a run's detections to the truth that it was scored against, and keeps that."""
+    if not (folder / "detections.json").is_file():
+        return
+    name = "val" if settings.data.test is None else "test"
+    source = (settings.data.test or settings.data.val).load(
+        name, settings.data.root, settings.data.label_space(), folder / "cache"
+    )
+    if source.annotations is not None:
+        match_file(source, folder / "detections.json").save(folder / MATCHES)
+
+
+def match_file(source: Source, detections: Path) -> Matches:
+    """Returns the matches of a run's results file, as `CocoMetric` would have them."""
+    position = {int(source.ids[i]): n for n, i in enumerate(np.argsort(source.ids, kind="stable"))}
+    found: list[list[list[float]]] = [[] for _ in position]
+    for row in json.loads(detections.read_text()):
+        place = position[row["image_id"]]
+        found[place].append([row["category_id"] - 1, *row["bbox"], row["score"], 0])
+    rows = [np.reshape(np.array(r, dtype=float), (-1, 7)) for r in found]
+    truths = []
+    for n, i in enumerate(np.argsort(source.ids, kind="stable")):
+        labels = source.labels(int(i)).get("boxes")
+        assert isinstance(labels, BoxLabels)
+        truths.append(truth_rows(labels, rows[n][:, 0]))
+    return match(boxes_of(truths), boxes_of(rows), len(rows), source.classes)
+
+
+def picture_weights(num_images: int, resamples: int) -> np.ndarray:
+    """Returns (B, I): how often each picture is drawn in each resample, the same for all runs."""
+    even = np.full(num_images, 1 / num_images)
+    return np.random.default_rng(0).multinomial(num_images, even, size=resamples)
+
+
+def _resampled(folder: Path, matches: Matches, resamples: int) -> dict[str, np.ndarray]:
+    kept = folder / f"resampled-{resamples}.npz"
+    if kept.is_file() and kept.stat().st_mtime_ns >= (folder / MATCHES).stat().st_mtime_ns:
+        with np.load(kept) as arrays:
+            return {name.replace("|", "/"): arrays[name] for name in arrays.files}
+    weights = picture_weights(matches.num_images, resamples)
+    precision = average_precision(matches, weights)
+    values = {
+        "AP": mean_over_classes(precision.mean(axis=1)),
+        "AP50": mean_over_classes(precision[:, 0]),
+        "AP75": mean_over_classes(precision[:, 5]),
+        "F1@.5": f1_at(matches, weights),
+    }
+    for c, name in enumerate(matches.class_names):
+        values[f"AP/{name}"] = precision[:, :, c].mean(axis=1)
+    partial = kept.with_suffix(".part")
+    with partial.open("wb") as file:
+        np.savez(file, **{name.replace("/", "|"): v for name, v in values.items()})  # type: ignore[arg-type]
+    partial.replace(kept)
+    return values
+
+
+def _seconds_per_step(path: Path) -> float:
+    """Returns the median over the recorded stretches of a training."""
+    seconds, last = [], 0
+    for record in read_metrics(path):
+        spent = [v for k, v in record.items() if k.startswith("time/") and v is not None]
+        if spent and record["step"] > last:
+            seconds.append(sum(spent) / (record["step"] - last))
+            last = record["step"]
+    return statistics.median(seconds) if seconds else math.nan
+
+
+def same_start(scores: Mapping[str, RunScores]) -> bool:
+    """Returns whether the runs of one seed in fact started from the same weights."""
+    return len({s.start for s in scores.values() if s.start}) <= 1
+
+
+__all__ = [
+    "MATCHES",
+    "RunScores",
+    "is_done",
+    "match_file",
+    "picture_weights",
+    "read_scores",
+    "same_start",
+    "write_matches",
+]

@@ -1,0 +1,160 @@
+"""The process of one job: `python -m detmtl.comparing.worker FOLDER`, where FOLDER has a job.json.
+
+A run's folder is an ordinary run folder. Beside what `train` leaves there stand job.json, log.txt (what
+the process printed), matches.npz and, last, done.json.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from detmtl.comparing.scores import write_matches
+from detmtl.comparing.start import start_digest
+from detmtl.config import RunSettings, settings_from
+from detmtl.engine import distributed
+from detmtl.engine.trainer import TrainingDiverged
+from detmtl.inference.export import ExportError
+from detmtl.metrics.coco import CocoMetric
+from detmtl.recipe import label_pools, load_sources, load_teacher, run, write_json
+from detmtl.report.provenance import commit
+from detmtl.run_folder import RunFolder
+from detmtl.silver.mapping import ClassMap
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import BoxLabels, Grade
+from detmtl.teachers.annotate import annotate
+
+
+def main(folder: Path) -> int:
+    """Does the job of a folder; returns 0 if it is done, 2 for what a user can put right, 1 otherwise."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    warnings.showwarning = _one_line  # type: ignore[assignment]
+    job = json.loads((folder / "job.json").read_text())
+    kinds: dict[str, Callable[[Path, dict[str, Any]], dict[str, Any]]]
+    kinds = {"train": _train, "teacher": _score_teacher, "label": _label}
+    start, continued = time.monotonic(), (folder / "started").exists()
+    (folder / "started").touch()
+    try:
+        facts = kinds[job["kind"]](folder, job)
+    except InputError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return 2
+    except (TrainingDiverged, ExportError) as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return 1
+    facts |= {"seconds": time.monotonic() - start, "continued": continued, "commit": commit()}
+    partial = folder / "done.json.tmp"
+    partial.write_text(json.dumps(facts, indent=1))
+    partial.replace(folder / "done.json")
+    return 0
+
+
+def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
+    """Runs a whole recipe."""
+    settings: RunSettings = settings_from(job["settings"])
+    if job["teacher"]:
+        _link(folder.parent / job["teacher"], folder / "teacher")
+    facts = {"start": start_digest(settings)}
+    run(settings, folder, Console())
+    write_matches(settings, folder)
+    return facts
+
+
+def _link(target: Path, link: Path) -> None:
+    """Makes a trained teacher's run folder the `teacher` folder of a student's."""
+    if not link.is_symlink():
+        link.symlink_to(Path("..") / target.name, target_is_directory=True)
+
+
+def _label(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
+    """Fills a store, audits it and selects from it, for all runs that share it."""
+    problems: list[str] = []
+    for key in job["runs"]:
+        student = folder.parent / key
+        content = json.loads((student / "job.json").read_text())
+        settings: RunSettings = settings_from(content["settings"])
+        if content["teacher"]:
+            _link(folder.parent / content["teacher"], student / "teacher")
+        process = distributed.start(settings.device)
+        space = settings.data.label_space()
+        sources, val, _ = load_sources(settings, space, folder / "cache", process)
+        try:
+            label_pools(settings, RunFolder(student), process, Console(), sources, val, space)
+        except InputError as error:  # the run itself ends with it; others may be well
+            problems += [p for p in error.problems if p not in problems]
+    for problem in problems:
+        print(f"warning: {problem}", file=sys.stderr)
+    return {}
+
+
+def _score_teacher(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
+    """Has a teacher annotate the pictures that the students are scored on, and scores that alike."""
+    settings: RunSettings = settings_from(job["settings"])
+    silver, data = settings.silver, settings.data
+    assert silver is not None
+    process, space = distributed.start(settings.device), data.label_space()
+    name = "val" if data.test is None else "test"
+    source = (data.test or data.val).load(name, data.root, space, folder / "cache")
+    store = annotate(
+        load_teacher(settings, RunFolder(folder), process),
+        [source],
+        folder / "silver",
+        floor=silver.floor,
+        batch_size=silver.batch_size,
+        progress=False,
+        root=data.root,
+    )
+    mapping = ClassMap.of(store.card, space, silver.select.nms)
+    records = {record.content_hash: mapping(record) for record in store.records()}
+    metric, results = CocoMetric(space.names), []
+    for i, content_hash in enumerate(source.hashes()):
+        found, info = records[content_hash], source.info(i)
+        labels = _labels(found, len(space))
+        truth = source.labels(i).get("boxes")
+        metric.update([labels], [truth if isinstance(truth, BoxLabels) else None], [info])
+        results += _results(labels, info.id)
+    task = next(iter(settings.tasks))
+    (folder / "detections.json").write_text(json.dumps(results))
+    write_json(folder / "metrics.json", {f"{task}/{k}": v for k, v in metric.compute().items()})
+    write_matches(settings, folder)
+    return {}
+
+
+def _labels(record: Any, num_classes: int) -> BoxLabels:
+    import torch
+
+    return BoxLabels.of(
+        torch.from_numpy(record.boxes),
+        torch.from_numpy(record.classes),
+        num_classes,
+        scores=torch.from_numpy(record.scores),
+        grade=Grade.SILVER,
+    )
+
+
+def _results(labels: BoxLabels, image_id: int) -> list[dict[str, Any]]:
+    from detmtl.engine.evaluator import coco_results
+
+    return coco_results(labels, image_id)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it is gone: its end of the pipe closes then."""
+    sys.stdin.buffer.read()
+    os._exit(143)
+
+
+def _one_line(message: Warning | str, *_: Any, **__: Any) -> None:
+    sys.stderr.write(f"warning: {message}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
