@@ -213,7 +213,7 @@ def _write(found: dict[str, Any], out: Path) -> None:
 def _tell(found: dict[str, Any], out: Path, console: Console) -> None:
     """Prints the table, the verdict, and where everything is."""
     table = Table(title=found["title"], title_justify="left")
-    columns, rows = compare_page.summary(found)
+    columns, rows = compare_page.summary(found, differences=False)
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:

@@ -7,7 +7,7 @@ the same folder goes on where the last one stopped, wherever that was.
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,7 @@ def _run(settings: RunSettings, folder: RunFolder, process: Process, console: Co
     files: dict[str, Path] = {}
 
     wanted = settings.mix_sources()
-    mixture_of(settings, [sources[n] for n in wanted])  # its mistakes are told before the work
+    check_mix(settings, sources)
     pools = [n for n in (settings.silver.pools if settings.silver else []) if n in wanted]
     if pools:
         assert settings.silver is not None
@@ -220,6 +220,20 @@ def mixture_of(settings: RunSettings, sources: list[Source]) -> Mixture:
     """Returns the mix of a run's sources."""
     mix = settings.mix_for([source.name for source in sources])
     return Mixture(sources, mix, settings.data.batch_size, settings.seed)
+
+
+def check_mix(settings: RunSettings, sources: Mapping[str, Source]) -> None:
+    """Tells a mix's mistakes before its pools are labelled.
+
+    Raises:
+        InputError: the mix cannot be.
+    """
+    pools = settings.silver.pools if settings.silver else []
+    planned = [
+        replace(sources[n], grade=Grade.SILVER) if n in pools else sources[n]
+        for n in settings.mix_sources()
+    ]
+    mixture_of(settings, planned)
 
 
 def fit_model(

@@ -99,10 +99,15 @@ def cells_of(settings: CompareSettings) -> list[Cell]:
                 changes |= {name: values[point] for name, values in settings.curve.items()}
                 x = float(settings.points[point])
                 words.append(
-                    f"{next(iter(settings.curve)).split('.')[-2]} {settings.points[point]}"
+                    f"{short_setting(next(iter(settings.curve)))} {settings.points[point]}"
                 )
             found.append(Cell(", ".join(words), dict(combination), x, changes))
     return found
+
+
+def short_setting(name: str) -> str:
+    """Returns a setting's name without what every reader knows."""
+    return name.removeprefix("data.sources.").removesuffix(".subset.count")
 
 
 class Planner:

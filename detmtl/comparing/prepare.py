@@ -27,7 +27,7 @@ from detmtl.comparing.start import start_digest
 from detmtl.config import GoldTeacher, RunSettings
 from detmtl.data.source import Source
 from detmtl.engine.distributed import Process
-from detmtl.recipe import load_sources, mixture_of, render, teacher_settings
+from detmtl.recipe import check_mix, load_sources, render, teacher_settings
 from detmtl.structures.errors import InputError
 
 
@@ -109,7 +109,7 @@ class Preparation:
         settings = canonical(settings)
         space = settings.data.label_space()
         sources, _, _ = load_sources(settings, space, self.out / "cache", self.process)
-        mixture_of(settings, [sources[n] for n in settings.mix_sources()])
+        check_mix(settings, sources)
 
     def check_fair(self, cell: int, arms: dict[str, RunSettings]) -> None:
         """Refuses arms of one cell and seed that differ in effort or in their start.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from detmtl.comparing.plan import Cell, effort, is_teacher
+from detmtl.comparing.plan import Cell, effort, is_teacher, short_setting
 from detmtl.comparing.prepare import Prepared
 from detmtl.comparing.scores import RunScores, same_start
 from detmtl.comparing.settings import CompareSettings
@@ -62,7 +62,7 @@ def result(settings: CompareSettings, prepared: Prepared, scores: Scores) -> dic
             "metrics": settings.metrics,
             "baselines": settings.baselines,
             "ceiling": settings.ceiling,
-            "curve": next(iter(settings.curve), None),
+            "curve": short_setting(next(iter(settings.curve), "")),
             "resamples": settings.resamples,
             "verdict": list(sentences(settings, cells)),
             "cautions": cautions,
@@ -79,11 +79,11 @@ def _cell(
     arms: Mapping[str, Mapping[int, RunScores]],
 ) -> dict[str, Any]:
     pictures, scored_on = prepared.scored[position]
-    pairs = list(_pairs(settings))
+    pairs = [(a, b) for a, b in _pairs(settings) if not _same_runs(arms[a], arms[b])]
     comparisons = []
     for metric in settings.metrics:
         for baseline in settings.baselines:
-            mine = [(a, b) for a, b in pairs if b == baseline and arms[a] and arms[b]]
+            mine = [(a, b) for a, b in pairs if b == baseline]
             found = [difference(arms[a], arms[b], metric) for a, b in mine]
             said = [
                 _turned(v) if metric.endswith(LOWER_IS_BETTER) else v
@@ -96,7 +96,6 @@ def _cell(
         _told(a, b, metric, difference(arms[a], arms[b], metric), None)
         for metric in detail_metrics(settings, arms)
         for a, b in pairs
-        if arms[a] and arms[b]
     ]
     return {
         "name": cell.name,
@@ -300,6 +299,11 @@ def _turned(verdict: Verdict) -> Verdict:
     """Returns the verdict on a metric of which less is better."""
     word: Word = {"better": "worse", "worse": "better"}.get(verdict.word, verdict.word)  # type: ignore[assignment]
     return replace(verdict, word=word)
+
+
+def _same_runs(arm: Mapping[int, RunScores], baseline: Mapping[int, RunScores]) -> bool:
+    """Returns whether there is nothing to compare: no finished run, or one and the same in each seed."""
+    return all(arm[s].key == baseline[s].key for s in arm if s in baseline)
 
 
 def _told(

@@ -153,15 +153,18 @@ def _verdict(
         who = "neither seeds nor pictures" if pictures.known else "seeds do not"
         reason = f"{who} explain it: corrected p = {told_p(corrected)}"
         return Verdict(word, reason, p, corrected)
-    reasons = [
-        f"the interval over {what} [{e.low:+.3f}, {e.high:+.3f}] holds 0"
+    holding = [
+        what
         for what, e in (("seeds", seeds), ("pictures", pictures))
         if e.known and e.low <= 0 <= e.high
     ]
-    if not reasons:
+    if holding:
+        reason = f"the interval{'s' * (len(holding) > 1)} over {' and '.join(holding)} "
+        reason += "hold 0" if len(holding) > 1 else "holds 0"
+    else:
         arms = f"{comparisons} comparisons" if comparisons > 1 else "one comparison"
-        reasons = [f"p = {told_p(p)} alone, {told_p(corrected)} corrected for {arms}"]
-    return Verdict("cannot tell", "; ".join(reasons), p, corrected)
+        reason = f"p = {told_p(p)} alone, {told_p(corrected)} corrected for {arms}"
+    return Verdict("cannot tell", reason, p, corrected)
 
 
 def told_p(p: float) -> str:

@@ -27,21 +27,23 @@ METHOD = (
 )
 
 
-def summary(found: Found) -> tuple[list[str], list[list[str]]]:
-    """Returns columns and rows of the table that says most: an arm a row."""
-    metrics = found["metrics"]
+def summary(found: Found, differences: bool = True) -> tuple[list[str], list[list[str]]]:
+    """Returns columns and rows of the table that says most, an arm a row.
+
+    Args:
+        differences: whether with the differences in the first metric, and the verdicts on them.
+    """
+    metrics, baselines = found["metrics"], found["baselines"] if differences else []
     many = len(found["cells"]) > 1
     columns = [*(["cell"] if many else []), "arm", *(_short(m) for m in metrics)]
-    columns += [f"{_short(metrics[0])} - {b}" for b in found["baselines"]]
-    columns += [f"verdict on {b}" for b in found["baselines"]] + ["models", "s/run"]
+    columns += [f"{_short(metrics[0])} - {b}" for b in baselines]
+    columns += [f"verdict on {b}" for b in baselines] + ["models", "s/run"]
     rows = []
     for cell in found["cells"]:
         for arm, about in cell["arms"].items():
             row = [cell["name"], arm] if many else [arm]
-            row += [
-                _mean(about["metrics"][m]["estimate"]) for m in metrics if m in about["metrics"]
-            ]
-            against = [_comparison(cell, arm, b, metrics[0]) for b in found["baselines"]]
+            row += [_of(about, m) for m in metrics]
+            against = [_comparison(cell, arm, b, metrics[0]) for b in baselines]
             row += ["" if c is None else _interval(c["seeds"]) for c in against]
             row += ["" if c is None else c["word"] for c in against]
             row += [str(about["models"]), _seconds(about["seconds"])]
@@ -79,7 +81,8 @@ def html(found: Found) -> str:
         head.append(numbers(_large(found)))
     sections = [Section("", head), Section("At a glance", _glance(found))]
     if found["curve"]:
-        sections.append(Section("Curve", _curves(found)))
+        sections.insert(1, Section("Curve", _curves(found)))
+    sections.append(Section("Scores", _scores(found)))
     sections += [
         Section(title, [table(rows, columns, left=("arm", "baseline", "verdict", "why", "cell"))])
         for title, columns, rows in _tables(found)
@@ -113,10 +116,7 @@ def _large(found: Found) -> list[tuple[str, str]]:
 
 
 def _glance(found: Found) -> "list[str | Markup]":
-    columns, rows = summary(found)
-    left = ["arm", *(c for c in columns if c.startswith("verdict"))]
-    blocks: list[str | Markup] = [table(rows, columns, left=left)]
-    blocks.append("Mean over seeds ± half of its 95 % interval; differences with their interval.")
+    blocks: list[str | Markup] = []
     if any(cell["comparisons"] for cell in found["cells"]):
         blocks.append(_forest(found))
     if len(found["cells"]) == 1 and found["cells"][0]["arms"]:
@@ -124,25 +124,34 @@ def _glance(found: Found) -> "list[str | Markup]":
     return blocks
 
 
+def _scores(found: Found) -> "list[str | Markup]":
+    columns, rows = summary(found)
+    left = ["arm", *(c for c in columns if c.startswith("verdict"))]
+    told = "Mean over seeds ± half of its 95 % interval; differences with their interval."
+    return [table(rows, columns, left=left), told]
+
+
 def _forest(found: Found) -> "Markup":
-    """Draws the differences in the first metric with both intervals, a line each."""
+    """Draws the differences in the first metric with both intervals, a line each; cells side by side."""
     metric = found["metrics"][0]
     lines = [
         (cell, c) for cell in found["cells"] for c in cell["comparisons"] if c["metric"] == metric
     ]
-    fig, (ax,) = axes(8.5, 0.9 + 0.42 * len(lines))
+    pairs = list(dict.fromkeys((c["baseline"], c["arm"]) for _, c in lines))
+    lines.sort(key=lambda line: pairs.index((line[1]["baseline"], line[1]["arm"])))
+    fig, (ax,) = axes(8.5, 0.9 + (0.42 if len(found["cells"]) == 1 else 0.27) * len(lines))
     ax.axvline(0, color="#8a8f98", linewidth=1)
     colors = {"better": COLORS[2], "worse": COLORS[3], "cannot tell": COLORS[5]}
     for y, (_, c) in enumerate(lines):
         color = colors[c["word"]]
-        for over, width, shift in (("seeds", 3.5, -0.09), ("pictures", 1.5, 0.13)):
+        for over, width, shift in (("seeds", 3.5, -0.11), ("pictures", 1.5, 0.15)):
             e = c[over]
             if e["low"] is not None:
                 ax.plot([e["low"], e["high"]], [y + shift] * 2, color=color, linewidth=width)
         if c["seeds"]["mean"] is not None:
-            ax.plot(c["seeds"]["mean"], y, "o", color=color, markersize=6)
+            ax.plot(c["seeds"]["mean"], y, "o", color=color, markersize=5)
     names = [
-        (f"{cell['name']}: " if cell["name"] else "") + f"{c['arm']} - {c['baseline']}"
+        f"{c['arm']} - {c['baseline']}" + (f": {cell['name']}" if cell["name"] else "")
         for cell, c in lines
     ]
     ax.set_yticks(range(len(lines)), names)
@@ -212,7 +221,7 @@ def _curves(found: Found) -> "list[str | Markup]":
                     [p for p, _ in known], low, high, color=color, alpha=0.15, linewidth=0
                 )
         ax.set_title(name, fontsize=10)
-        ax.set_xlabel(found["curve"].removeprefix("data.sources."))
+        ax.set_xlabel(found["curve"])
         ax.set_xticks(sorted({cell["x"] for cell in cells}))
         ax.set_ylabel(_short(metric))
     drawn[0].legend(frameon=False, fontsize=9)
@@ -305,7 +314,7 @@ def _detail_tables(
             [
                 *([cell["name"]] if many else []),
                 arm,
-                *(_mean(a["metrics"][n]["estimate"]) if n in a["metrics"] else "" for n in names),
+                *(_of(a, n) for n in names),
             ]
             for cell in found["cells"]
             for arm, a in cell["arms"].items()
@@ -336,6 +345,10 @@ def _comparison(cell: Found, arm: str, baseline: str, metric: str) -> Found | No
         if (c["arm"], c["baseline"], c["metric"]) == (arm, baseline, metric):
             return c
     return None
+
+
+def _of(arm: Found, metric: str) -> str:
+    return _mean(arm["metrics"][metric]["estimate"]) if metric in arm["metrics"] else "-"
 
 
 def _short(metric: str) -> str:

@@ -72,7 +72,9 @@ def test_both_sources_of_chance_must_be_ruled_out():
     for seeds, pictures, what in ((unsure, sure, "seeds"), (sure, unsure, "pictures")):
         (found,) = verdicts([(seeds, pictures)])
         assert found.word == "cannot tell"
-        assert f"interval over {what} [-0.100, +0.300] holds 0" in found.reason
+        assert found.reason == f"the interval over {what} holds 0"
+    (found,) = verdicts([(unsure, unsure)])
+    assert found.reason == "the intervals over seeds and pictures hold 0"
     (found,) = verdicts([(estimate(-0.1, 0.02, 0.001), estimate(-0.1, 0.02, 0.002))])
     assert found.word == "worse" and found.corrected == 0.002
 
@@ -101,7 +103,7 @@ def test_without_pictures_seeds_decide_alone():
     assert found.word == "better" and "pictures" not in found.reason
 
 
-def experiment(rng, effect, seeds=5, pictures=80, resamples=200):
+def experiment(rng, effect, seeds=5, pictures=60, resamples=100):
     """Returns the two estimates of one made-up experiment, in which a picture's difference varies about
     the effect, and every seed adds its own."""
     of_picture = effect + rng.normal(0, 0.1, pictures)
@@ -113,12 +115,12 @@ def experiment(rng, effect, seeds=5, pictures=80, resamples=200):
 
 def test_a_planted_difference_is_found_and_none_is_found_at_the_nominal_rate_at_most():
     rng = np.random.default_rng(1)
-    found = [verdicts([experiment(rng, 0.08)])[0].word for _ in range(100)]
-    assert found.count("better") >= 95 and "worse" not in found
-    null = [verdicts([experiment(rng, 0.0)])[0].word for _ in range(600)]
+    found = [verdicts([experiment(rng, 0.08)])[0].word for _ in range(50)]
+    assert found.count("better") >= 47 and "worse" not in found
+    null = [verdicts([experiment(rng, 0.0)])[0].word for _ in range(400)]
     false = 1 - null.count("cannot tell") / len(null)
-    # .05 is the level; three standard errors of a rate of .05 over 600 experiments are .027
-    assert 0.003 < false < 0.05 + 0.027
+    # .05 is the level; three standard errors of a rate of .05 over 400 experiments are .033
+    assert 0.003 < false < 0.05 + 0.033
 
 
 def test_with_one_source_of_chance_alone_the_rate_is_the_level():
