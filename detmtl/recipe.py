@@ -116,8 +116,9 @@ def _run(settings: RunSettings, folder: RunFolder, process: Process, console: Co
     files: dict[str, Path] = {}
 
     wanted = settings.mix_sources()
-    check_mix(settings, sources)
     pools = [n for n in (settings.silver.pools if settings.silver else []) if n in wanted]
+    sources |= {n: replace(sources[n], grade=Grade.SILVER) for n in pools}
+    mixture_of(settings, [sources[n] for n in wanted])  # its mistakes are told before the work
     if pools:
         assert settings.silver is not None
         if isinstance(settings.silver.teacher, GoldTeacher):
@@ -220,20 +221,6 @@ def mixture_of(settings: RunSettings, sources: list[Source]) -> Mixture:
     """Returns the mix of a run's sources."""
     mix = settings.mix_for([source.name for source in sources])
     return Mixture(sources, mix, settings.data.batch_size, settings.seed)
-
-
-def check_mix(settings: RunSettings, sources: Mapping[str, Source]) -> None:
-    """Tells a mix's mistakes before its pools are labelled.
-
-    Raises:
-        InputError: the mix cannot be.
-    """
-    pools = settings.silver.pools if settings.silver else []
-    planned = [
-        replace(sources[n], grade=Grade.SILVER) if n in pools else sources[n]
-        for n in settings.mix_sources()
-    ]
-    mixture_of(settings, planned)
 
 
 def fit_model(

@@ -27,7 +27,7 @@ from detmtl.comparing.start import start_digest
 from detmtl.config import GoldTeacher, RunSettings
 from detmtl.data.source import Source
 from detmtl.engine.distributed import Process
-from detmtl.recipe import check_mix, load_sources, render, teacher_settings
+from detmtl.recipe import load_sources, render, teacher_settings
 from detmtl.structures.errors import InputError
 
 
@@ -103,13 +103,10 @@ class Preparation:
         """Reads everything that a run reads, before any run starts.
 
         Raises:
-            InputError: faults in the data, a test picture among those that train, or a mix that
-                cannot be.
+            InputError: faults in the data, or a test picture among those that train.
         """
         settings = canonical(settings)
-        space = settings.data.label_space()
-        sources, _, _ = load_sources(settings, space, self.out / "cache", self.process)
-        check_mix(settings, sources)
+        load_sources(settings, settings.data.label_space(), self.out / "cache", self.process)
 
     def check_fair(self, cell: int, arms: dict[str, RunSettings]) -> None:
         """Refuses arms of one cell and seed that differ in effort or in their start.

@@ -19,11 +19,11 @@ PATIENCE = 120.0
 """Seconds in which a process must come to the moment at which it is killed."""
 
 
-def kill_when(moment, verb, *words, folder):
+def kill_when(moment, verb, *words, folder, patience=PATIENCE):
     """Starts a verb, and kills it (SIGKILL) as soon as `moment()` is true."""
     process = start_verb(verb, *words, folder=folder)
     try:
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + patience
         while not moment():
             assert process.poll() is None, f"ended too early:\n{process.communicate()[0]}"
             assert time.monotonic() < end, "the moment did not come"

@@ -16,7 +16,8 @@ from detmtl.config import (
 from detmtl.structures.errors import InputError
 from detmtl.tasks.multitask import build_model
 
-CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
+FOLDER = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = sorted(p for p in FOLDER.glob("*.yaml") if not p.name.startswith("compare_"))
 
 MINIMAL = """\
 data:
