@@ -127,7 +127,6 @@ def jobs_of(plan: Plan, out: Path, arms: set[str]) -> list[Job]:
 
 def collect(settings: CompareSettings, prepared: Prepared, out: Path) -> dict[str, Any]:
     """Returns the result over all runs that are finished."""
-    task = settings.metrics[0].split("/")[0]
     kept: dict[str, Any] = {}
     scores = {}
     for place, key in prepared.plan.at.items():
@@ -135,6 +134,7 @@ def collect(settings: CompareSettings, prepared: Prepared, out: Path) -> dict[st
         if not is_done(folder):
             continue
         if key not in kept:
+            task = next(iter(prepared.plan.runs[key].settings.tasks))
             kept[key] = read_scores(folder, task, settings.resamples)
         scores[place] = kept[key]
     known = {name for s in kept.values() for name in s.metrics}

@@ -64,7 +64,7 @@ def read_scores(folder: Path, task: str, resamples: int) -> RunScores:
 
     Args:
         folder: of the run.
-        task: the task whose boxes the run has written.
+        task: the run's first, whose boxes it has written.
         resamples: B.
     """
     facts = json.loads((folder / "done.json").read_text())
