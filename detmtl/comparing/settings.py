@@ -52,7 +52,8 @@ class CompareSettings(Settings):
         seeds: their number (0, 1, ...), or a list. The seed decides weights, order and augmentation.
         seeded: further settings that take the run's seed, such as `data.sources.gold.subset.seed`: then
             chance also decides which pictures are gold.
-        arms: name -> changes; or `teacher`: the teacher itself, scored on the same pictures.
+        arms: name -> changes; or `teacher`: the teacher of the settings that all arms have in common,
+            itself scored on the same pictures.
         baseline: the arm, or arms, that all others are compared with.
         ceiling: the arm that marks what is possible (all labels by people), if there is one: the report
             says how much of the way from the baseline to it each arm goes.

@@ -11,7 +11,10 @@ from test_kill import kill_when
 
 from detmtl.metrics.matches import Matches, average_precision, f1_at, mean_over_classes
 
-BASE = "set: {train.steps: 2, train.save_every: 1, device: cpu, export.format: null}\n"
+BASE = """\
+set:
+  {train.steps: 2, train.save_every: 1, silver.teacher.train: {}, device: cpu, export.format: null}
+"""
 TWO_ARMS = """\
 base: {recipe}
 {base}
@@ -28,7 +31,7 @@ base: {recipe}
 seeds: 1
 arms:
   gold: {{mix.mode: gold}}
-  electrum: {{silver.teacher.train: {{steps: 2}}}}
+  electrum: {{}}
   broken: {{mix.mode: gold, data.sources.gold.subset: {{count: 8}}, optim.lr: 1.0e+30, train.steps: 40}}
   teacher: teacher
 baseline: gold
