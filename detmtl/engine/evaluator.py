@@ -62,7 +62,9 @@ def evaluate(
                 metrics[name].update(found, _truth(batch, task.labels, truth), batch.infos)
                 if detections is not None and name == next(iter(tasks)):
                     for labels, info in zip(found, batch.infos, strict=True):
-                        results[info.source, info.id] = coco_results(labels, info.id, category_ids)
+                        results[info.source, info.id] = coco_results(
+                            labels, info.id, task.class_names, category_ids
+                        )
             if on_batch is not None:
                 on_batch(batch, predictions)
     if detections is not None:
@@ -115,13 +117,21 @@ def unpadded(labels: PaddedBoxes) -> list[BoxLabels | None]:
 
 
 def coco_results(
-    labels: BoxLabels, image_id: int, category_ids: Sequence[int] | None = None
+    labels: BoxLabels,
+    image_id: int,
+    class_names: Sequence[str],
+    category_ids: Sequence[int] | None = None,
 ) -> list[dict[str, Any]]:
-    """Returns one picture's boxes as COCO result objects."""
+    """Returns one picture's boxes as COCO result objects.
+
+    Each has its class's name beside the id, so that `evaluate --detections` can tell an annotation file
+    that numbers its categories in another way.
+    """
     return [
         {
             "image_id": image_id,
             "category_id": c + 1 if category_ids is None else int(category_ids[c]),
+            "category_name": class_names[c],
             "bbox": box,
             "score": score,
         }

@@ -31,6 +31,7 @@ class Oracle(nn.Module):
 
     class Task(nn.Module):
         labels = "boxes"
+        class_names = NAMES
 
         def decode(self, outputs, sizes):
             return [self.model[0].samples[i].labels["boxes"] for i in outputs[0].tolist()]
@@ -82,6 +83,7 @@ def test_detections_file_is_in_file_pixels_and_by_category_id(tmp_path):
     assert [(r["image_id"], r["category_id"]) for r in found] == [
         (i, c) for i in range(3) for c in (7, 90)
     ]
+    assert [r["category_name"] for r in found[:2]] == list(NAMES[:2])
     assert found[0]["bbox"] == [4, 4, 32, 20] and found[0]["score"] == pytest.approx(0.9)
     evaluate(Oracle(samples), batches, CPU, detections=path)
     assert [r["category_id"] for r in json.loads(path.read_text())][:2] == [1, 2]
