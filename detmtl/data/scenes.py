@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from filelock import FileLock
 from pycocotools import mask as coco_mask
 from pydantic import Field
 
@@ -50,6 +51,7 @@ FOLDERS = ("images", "annotations", "semantic", "depth")
 _RENDERER = 1  # counts up when the same settings give other pictures
 _MARKER = ".complete"
 _STAGING = ".rendering-"
+_LOCK = ".rendering.lock"
 _FEW_PICTURES = 24  # fewer than this are drawn faster than worker processes start
 _STALE_SECONDS = 3600
 
@@ -121,19 +123,28 @@ def render_scenes(
         return
     try:
         root.mkdir(parents=True, exist_ok=True)
-        _sweep(root)
-        staging = root / f"{_STAGING}{os.getpid()}"
-        shutil.rmtree(staging, ignore_errors=True)
-        try:
-            _render_into(staging, settings, progress, processes)
-            _publish(staging, root, settings)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        # Two first runs at once: the second waits for the first one's pictures.
+        with FileLock(root / _LOCK):
+            if not _is_complete(root, settings):
+                _render_staged(root, settings, progress, processes)
     except OSError as error:
         raise InputError(
             f"{root}: the scenes cannot be written here ({error.strerror or error}); "
             "choose a folder that can be written and has space"
         ) from error
+
+
+def _render_staged(
+    root: Path, settings: ScenesSettings, progress: Progress | None, processes: int | None
+) -> None:
+    _sweep(root)
+    staging = root / f"{_STAGING}{os.getpid()}"
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        _render_into(staging, settings, progress, processes)
+        _publish(staging, root, settings)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _check(root: Path, settings: ScenesSettings) -> None:
