@@ -110,7 +110,8 @@ def _clear(folder: Path, name: str, files: Sequence[Path]) -> None:
         # For writing: some file systems lock no file that is open for reading.
         with lock.open("r+b") as held:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _delete(files)
+            # Listed again: it may have begun a part, and been killed, since `files` were.
+            _delete(sorted(folder.glob(f"*-{name}[_.]*")))
     elif _clock(folder) - max(map(_changed, files)) > DAY:
         _delete(files)
 
