@@ -12,7 +12,7 @@ def test_twenty_kills(writers):
     command = [sys.executable, str(REPOSITORY / "benchmarks" / "store_kills.py")]
     command += ["--kills", "20", "--writers", str(writers), "--seed", str(writers)]
     done = subprocess.run(
-        [*command, "--records", "1000"], env=environment(), capture_output=True, text=True
+        [*command, "--records", "2000"], env=environment(), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"20 kills of {writers} writer(s)" in done.stdout
