@@ -18,7 +18,10 @@ class Known:
     def __init__(self, digests: bytes):
         """Takes the hashes one after the other, 32 bytes each, in any order, repeats allowed."""
         # Comparing fixed-width S32 pads with zeros, which is exact; only reading an item would strip.
-        self._sorted = np.unique(np.frombuffer(digests, dtype=_SHA))
+        own = np.array(np.frombuffer(digests, dtype=_SHA))
+        own.sort()  # in place: np.unique would need three copies of a million hashes
+        repeated = own[1:] == own[:-1]
+        self._sorted = own[np.append(True, ~repeated)] if repeated.any() else own
 
     def __len__(self) -> int:
         return len(self._sorted)
