@@ -91,7 +91,9 @@ def _annotate(args: argparse.Namespace) -> None:
     )
     distributed.barrier()
     if process.rank == 0:
-        Console().print(f"{args.out}: {len(Store.open(store.path))} pictures labelled")
+        Console().print(
+            f"{args.out}: {len(Store.open(store.path, store.card.name))} pictures labelled"
+        )
 
 
 def _audit(args: argparse.Namespace) -> None:

@@ -320,7 +320,7 @@ def label_pools(
     store_path = silver.store or folder.path / "silver"
     gold = val if silver.audit == "val" else sources[silver.audit]
     pools = [sources[name] for name in silver.pools if name in sources]
-    annotate(
+    teacher = annotate(
         load_teacher(settings, folder, process),
         [*pools, gold],
         store_path,
@@ -331,18 +331,18 @@ def label_pools(
         progress=process.rank == 0,
         root=settings.data.root,
         console=console,
-    )
+    ).card.name
     distributed.barrier()
     labelled: dict[str, Source] = {}
     if process.rank == 0:
-        store = Store.open(store_path)
+        store = Store.open(store_path, teacher)
         checked = audit(store, gold, space, silver.select.nms)
         console.print(checked.table(resolve_thresholds(store, space, silver.select, checked)))
         _pass_gates(checked, f"{store_path} on '{gold.name}'", silver.gates)
         for pool in pools:
             select(store, [pool], space, silver.select, checked)
     distributed.barrier()
-    store = Store.open(store_path)
+    store = Store.open(store_path, teacher)
     checked = audit(store, gold, space, silver.select.nms)
     for pool in pools:
         file = select(store, [pool], space, silver.select, checked)

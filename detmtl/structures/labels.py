@@ -110,6 +110,44 @@ class BoxLabels:
         return replace(self, boxes=boxes)
 
 
+OTHER = 254
+"""In a map: none of the covered classes."""
+UNKNOWN = 255
+"""In a map: nobody knows."""
+
+
+@dataclass(frozen=True, eq=False)
+class MapLabels:
+    """A class for each pixel of one picture.
+
+    Attributes:
+        classes: (H, W) uint8 in 0..C-1, or `OTHER`, or `UNKNOWN`.
+        coverage: (C,) float32 in [0, 1].
+        weights: (H, W) float32 >= 0; of a prediction its confidence in [0, 1]; None: 1 everywhere.
+        grade: a `Grade`.
+    """
+
+    classes: Tensor
+    coverage: Tensor
+    weights: Tensor | None = None
+    grade: int = Grade.GOLD
+
+
+@dataclass(frozen=True, eq=False)
+class TagLabels:
+    """What one picture as a whole shows.
+
+    Attributes:
+        targets: (T,) float32 in [0, 1].
+        weights: (T,) float32 >= 0; 0: unknown.
+        grade: a `Grade`.
+    """
+
+    targets: Tensor
+    weights: Tensor
+    grade: int = Grade.GOLD
+
+
 Labels = BoxLabels
 """What a task's labels of one picture may be; later tasks join the union here."""
 
