@@ -121,6 +121,7 @@ class _TrainingBatches:
                 source.labels(pick.index),
                 sample_seed(self.seed, number, slot),
             )
+            labels = source.derived(pick.index, labels)
             weight = self.mixture.weights[pick.source]
             info = source.info(pick.index)
             samples.append(Sample(image, labels, info, pick.source, weight, source.grade))
