@@ -51,7 +51,8 @@ class DataSettings(Settings):
     Attributes:
         root: folder of the data; relative to the working directory.
         scenes: rendered into `root` on first use, where given.
-        classes: the classes in order, or class -> names by which sources call its members.
+        classes: the boxes' classes in order, or class -> names by which sources call its members; none
+            where no task learns from boxes.
         unmapped: what happens to a category that belongs to no class: an `error`, or `drop` it.
         maps: the classes of semantic maps, where there are some.
         tags: the image tags, where there are some.
@@ -64,7 +65,7 @@ class DataSettings(Settings):
 
     root: Path
     scenes: ScenesSettings | None = None
-    classes: list[str] | dict[str, list[str]]
+    classes: list[str] | dict[str, list[str]] = []
     unmapped: Literal["error", "drop"] = "error"
     maps: MapClasses | None = None
     tags: TagClasses | None = None
@@ -76,6 +77,8 @@ class DataSettings(Settings):
 
     def label_space(self) -> LabelSpace:
         """Returns the classes with their members."""
+        if not self.classes:
+            return LabelSpace((), ())
         return LabelSpace.of(self.classes, drop_unmapped=self.unmapped == "drop")
 
     def names(self) -> dict[str, tuple[str, ...]]:
@@ -227,12 +230,16 @@ class RunSettings(Settings):
     def _unread(self) -> list[str]:
         """Returns what is wrong between the kinds of labels that tasks, sources and data.* name."""
         data, problems = self.data, []
-        known = {"boxes", *(key for key in ("maps", "tags") if getattr(data, key))}
+        known = {key for key in ("maps", "tags") if getattr(data, key)}
         for name, task in self.tasks.items():
             wanted = getattr(task, "labels", "boxes")
             if wanted in ("maps", "tags") and wanted not in known:
                 problems.append(
                     f"tasks.{name}: learns from {wanted}, but data.{wanted} is not given; list its classes"
+                )
+            elif wanted == "boxes" and not data.classes:
+                problems.append(
+                    f"tasks.{name}: learns from boxes, but data.classes is empty; list them"
                 )
         splits = {f"sources.{n}": s for n, s in data.sources.items()} | {"val": data.val}
         for where, source in (splits | {"test": data.test}).items():

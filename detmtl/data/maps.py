@@ -81,14 +81,15 @@ class MapFolder(Settings):
             with such a list. It may say more, as the selection of silver does, see `Legend`.
         other: ids of pixels that are none of the classes that were looked for.
         covers: the classes that were looked for; None: those that the categories name.
-        required: whether a picture without a map is a fault; if not, nobody looked at it.
+        missing: what a picture without a map is: an `error`; `absent`, nobody looked at it; or it is left
+            out of the source, `drop`, after any subset was taken.
     """
 
     folder: str
     categories: str | dict[int, str]
     other: list[int] = []
     covers: list[str] | None = None
-    required: bool = True
+    missing: Literal["error", "absent", "drop"] = "error"
 
     def load(self, pictures: FileNames, root: Path, classes: MapClasses, where: str) -> "Maps":
         """Returns the maps of `pictures`.
@@ -107,10 +108,10 @@ class MapFolder(Settings):
                 f"{where}: none of its {len(pictures)} pictures has a map in {folder}; the map of "
                 f"{missing[0]} would be {_map_name(missing[0])}"
             )
-        if missing and self.required:
+        if missing and self.missing == "error":
             raise InputError(
                 [
-                    f"{where}: {name} has no map in {folder}; set maps.required: false where nobody "
+                    f"{where}: {name} has no map in {folder}; set maps.missing: absent where nobody "
                     "looked at such pictures"
                     for name in missing
                 ]

@@ -298,13 +298,20 @@ class SourceSettings(Settings):
         self, source: Source, root: Path, maps: MapClasses | None, tags: TagClasses | None
     ) -> Source:
         where = f"source '{source.name}'"
+        drop = np.zeros(len(source), dtype=bool)
         if self.maps is not None and maps is not None:
-            source = replace(source, maps=self.maps.load(source.files, root, maps, where))
+            found = self.maps.load(source.files, root, maps, where)
+            source = replace(source, maps=found)
+            if self.maps.missing == "drop":
+                drop |= ~found.present()
         if self.tags is not None and tags is not None:
-            return replace(source, tags=self.tags.load(source.files, root, tags, where))
-        if tags is not None and tags.from_boxes and source.annotations is not None:
-            return replace(source, tags=BoxTags.of(source.classes, tags))
-        return source
+            told = self.tags.load(source.files, root, tags, where)
+            source = replace(source, tags=told)
+            if self.tags.missing == "drop":
+                drop |= ~told.present
+        elif tags is not None and tags.from_boxes and source.annotations is not None:
+            source = replace(source, tags=BoxTags.of(source.classes, tags))
+        return source.subset(np.flatnonzero(~drop)) if drop.any() else source
 
     def _present(self, source: Source) -> Source:
         """Returns the source without the pictures whose files are not there any more, or refuses it."""

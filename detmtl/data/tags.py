@@ -50,11 +50,12 @@ class TagFile(Settings):
 
     Attributes:
         file: the JSON file; relative to the settings' root.
-        required: whether a picture without tags is a fault.
+        missing: what a picture without tags is: an `error`; `absent`, nobody looked at it; or it is left
+            out of the source, `drop`, after any subset was taken.
     """
 
     file: str
-    required: bool = True
+    missing: Literal["error", "absent", "drop"] = "error"
 
     def load(self, pictures: FileNames, root: Path, classes: TagClasses, where: str) -> "Tags":
         """Returns the tags of `pictures`.
@@ -80,9 +81,9 @@ class TagFile(Settings):
                 present[i] = True
                 weights[i] = looked
                 problems += _fill(row, of_name, targets[i], weights[i], path)
-            elif self.required:
+            elif self.missing == "error":
                 problems.append(
-                    f"{path}: has no tags of {pictures.name(i)}; set tags.required: false where nobody "
+                    f"{path}: has no tags of {pictures.name(i)}; set tags.missing: absent where nobody "
                     "looked at such pictures"
                 )
         if not present.any():

@@ -194,7 +194,7 @@ def select_maps(
     if not folder.is_dir():
         _write(folder, policy, legend, _chosen(store, pool, meaning, trusted), names)
     where = f"silver of source '{pool.name}'"
-    settings_of = MapFolder(folder="maps", categories="legend.json", required=False)
+    settings_of = MapFolder(folder="maps", categories="legend.json", missing="absent")
     silver = settings_of.load(pool.files, folder, MapClasses(classes=list(names)), where)
     maps = silver if pool.maps is None else FilledMaps(pool.maps, silver)
     return replace(pool, maps=maps, grade=Grade.SILVER)

@@ -269,7 +269,7 @@ def select_tags(
         atomic_write(path.with_name("policy.json"), json.dumps(policy, indent=1).encode())
         chosen = _chosen(store, pool, meaning, names, settings, audit)
         atomic_write(path, json.dumps(chosen).encode())
-    read = TagFile(file=path.name, required=False)
+    read = TagFile(file=path.name, missing="absent")
     where = f"silver of source '{pool.name}'"
     silver = read.load(pool.files, path.parent, TagClasses(classes=list(names)), where)
     tags = _filled(pool.tags, silver) if isinstance(pool.tags, Tags) else silver

@@ -115,7 +115,7 @@ def test_a_file_whose_map_differs_is_not_written(tmp_path, monkeypatch):
         ]
 
     monkeypatch.setattr(exporting.ScriptPredictor, "predict", shifted)
-    with pytest.raises(ExportError, match="map: .*of the pixels have the same class"):
+    with pytest.raises(ExportError, match=r"map: .*of the pixels have the same class"):
         export_model(loaded, tmp_path / "m.torchscript")
     assert not (tmp_path / "m.torchscript").exists()
 

@@ -36,7 +36,7 @@ NAMES = {1: "person", 3: "car", 6: "bus"}
 
 
 def _load(root, classes=CLASSES, **settings):
-    values = {"folder": "maps", "categories": NAMES, "required": False} | settings
+    values = {"folder": "maps", "categories": NAMES, "missing": "absent"} | settings
     source = FolderSource(images="images", maps=MapFolder(**values))
     return source.load("s", root, LabelSpace.of(["x"]), root / "cache", classes)
 
@@ -59,9 +59,15 @@ def test_a_picture_without_a_map_was_not_looked_at(root):
     assert ["maps" in part.labels(i) for i in range(2)] == [False, True]
 
 
+def test_pictures_without_a_map_may_be_left_out(root):
+    source = _load(root, missing="drop")
+    assert [source.files.name(i) for i in range(len(source))] == ["a.jpg", "sub/b.jpg"]
+    assert all("maps" in source.labels(i) for i in range(2))
+
+
 def test_a_required_map_that_is_missing_is_refused(root):
-    with pytest.raises(InputError, match=r"c\.jpg has no map.*required: false"):
-        _load(root, required=True)
+    with pytest.raises(InputError, match=r"c\.jpg has no map.*missing: absent"):
+        _load(root, missing="error")
 
 
 @pytest.mark.parametrize(

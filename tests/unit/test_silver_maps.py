@@ -78,7 +78,7 @@ def _gold(tmp_path, source, maps):
     for i, values in enumerate(maps):
         Image.fromarray(values).save(folder / f"{i:03d}.png")
     names = {1: "person", 2: "car", 3: "sky", 4: "chair"}
-    settings = MapFolder(folder="gold", categories=names, required=False)
+    settings = MapFolder(folder="gold", categories=names, missing="absent")
     return replace(source, maps=settings.load(source.files, tmp_path, CLASSES, "gold"))
 
 

@@ -21,12 +21,12 @@ from detmtl.tasks.tags import TagsConfig, pooled
 CLASSES = TagClasses(classes={"night": ["night", "dusk"], "rain": ["rain"], "snow": []})
 
 
-def _load(root, content, required=True, pictures=("a.jpg", "b.jpg"), classes=CLASSES):
+def _load(root, content, missing="error", pictures=("a.jpg", "b.jpg"), classes=CLASSES):
     for name in pictures:
         (root / "images").mkdir(exist_ok=True)
         Image.new("RGB", (6, 4), len(name)).save(root / "images" / name)
     (root / "tags.json").write_text(json.dumps(content))
-    source = FolderSource(images="images", tags=TagFile(file="tags.json", required=required))
+    source = FolderSource(images="images", tags=TagFile(file="tags.json", missing=missing))
     return source.load("s", root, LabelSpace.of(["x"]), root / "cache", tags=classes)
 
 
@@ -62,10 +62,12 @@ def test_scores_and_weights_of_a_file(tmp_path):
 
 def test_a_picture_without_tags_was_not_looked_at(tmp_path):
     content = {"tags": LOOKED_FOR, "images": [_row("a.jpg"), {"file_name": "b.jpg"}]}
-    source = _load(tmp_path, content, required=False)
+    source = _load(tmp_path, content, missing="absent")
     assert "tags" in source.labels(0) and "tags" not in source.labels(1)
     assert "tags" not in source.subset([1]).labels(0)
-    with pytest.raises(InputError, match=r"no tags of b\.jpg.*required: false"):
+    dropped = _load(tmp_path, content, missing="drop")
+    assert len(dropped) == 1 and "tags" in dropped.labels(0)
+    with pytest.raises(InputError, match=r"no tags of b\.jpg.*missing: absent"):
         _load(tmp_path, content)
 
 
