@@ -287,7 +287,7 @@ class Maps(Flat):
         classes = codes.astype(np.uint8)
         weights = None if self.weights is None else torch.from_numpy(self.weights[classes])
         coverage = torch.from_numpy(np.array(self.coverage))
-        return MapLabels(torch.from_numpy(classes), coverage, weights, self.grade)
+        return MapLabels(torch.from_numpy(classes), weights, coverage, self.grade)
 
 
 def read_values(path: str | os.PathLike[str]) -> np.ndarray:

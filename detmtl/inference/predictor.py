@@ -166,7 +166,7 @@ class ScriptPredictor:
             value = found[name]
             if kind == "maps":
                 coverage = torch.ones(len(self.names[name]), device=value.device)
-                labels[name] = MapLabels(value, coverage, grade=Grade.SILVER)
+                labels[name] = MapLabels(value, None, coverage, Grade.SILVER)
             else:
                 labels[name] = TagLabels(value, torch.ones_like(value), Grade.SILVER)
         return labels

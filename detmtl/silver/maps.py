@@ -143,7 +143,7 @@ def audit_maps(store: Store, gold: Source, classes: MapClasses, settings: MapSel
             i = wanted[record.content_hash]
             truth = gold.maps.labels(i, *(int(n) for n in gold.sizes[i]))
             assert truth is not None
-            found = MapLabels(torch.from_numpy(meaning(record)), truth.coverage)
+            found = MapLabels(torch.from_numpy(meaning(record)), None, truth.coverage)
             tally.add(truth, found)
     if not tally.pictures:
         raise InputError(

@@ -146,17 +146,17 @@ class MapLabels(_Tensors):
 
     Attributes:
         classes: (H, W) uint8 in 0..C-1, or `OTHER`, or `UNKNOWN`.
+        weights: (H, W) float32 >= 0, of each pixel's loss; of a prediction its confidence in [0, 1];
+            None: 1 everywhere.
         coverage: (C,) float32 in [0, 1]: how far `OTHER` means that the pixel is not of that class.
             1: somebody who knows the class looked; 0: nobody looked for it, so that an `OTHER` pixel
             may well be of it; between: a teacher of that recall.
-        weights: (H, W) float32 >= 0, of each pixel's loss; of a prediction its confidence in [0, 1];
-            None: 1 everywhere.
         grade: a `Grade`.
     """
 
     classes: Tensor
+    weights: Tensor | None
     coverage: Tensor
-    weights: Tensor | None = None
     grade: int = Grade.GOLD
 
     def resized(self, before: tuple[int, int], after: tuple[int, int]) -> "MapLabels":
@@ -218,7 +218,7 @@ class PaddedMaps(_Tensors):
         for i, (present, (h, w)) in enumerate(zip(self.present.tolist(), sizes, strict=True)):
             weights = None if self.weights is None else self.weights[i, :h, :w]
             known = MapLabels(
-                self.classes[i, :h, :w], self.coverage[i], weights, int(self.grade[i])
+                self.classes[i, :h, :w], weights, self.coverage[i], int(self.grade[i])
             )
             pictures.append(known if present else None)
         return pictures

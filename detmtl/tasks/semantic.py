@@ -157,7 +157,7 @@ class SemanticTask(Task):
         found = []
         for logits, (height, width) in zip(outputs[0], sizes.tolist(), strict=True):
             classes, confidence = decode_map(logits, self.stride, height, width)
-            found.append(MapLabels(classes, coverage, confidence, Grade.SILVER))
+            found.append(MapLabels(classes, confidence, coverage, Grade.SILVER))
         return found
 
     def metric(self) -> Metric:

@@ -24,7 +24,7 @@ def _semantic() -> tuple[Task, Labels]:
     task = SemanticConfig().build("map", [8, 8, 8], STRIDES, len(NAMES), NAMES)
     classes = torch.zeros(64, 64, dtype=torch.uint8)
     classes[20:50, 10:40] = 1
-    return task, MapLabels(classes, torch.ones(len(NAMES)))
+    return task, MapLabels(classes, None, torch.ones(len(NAMES)))
 
 
 def _tags() -> tuple[Task, Labels]:

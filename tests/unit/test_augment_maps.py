@@ -21,7 +21,7 @@ def _picture(height=64, width=96):
     image[..., 0] = np.select(
         [classes == 1, classes == OTHER, classes == UNKNOWN], [80, 160, 240], 40
     )
-    return image, MapLabels(torch.from_numpy(classes), torch.ones(2))
+    return image, MapLabels(torch.from_numpy(classes), None, torch.ones(2))
 
 
 def _agreement(image, labels):
@@ -61,7 +61,7 @@ def test_a_map_moves_with_its_picture(step):
 
 def test_what_comes_in_from_outside_is_unknown():
     image, _ = _picture()
-    labels = MapLabels(torch.zeros(64, 96, dtype=torch.uint8), torch.ones(2), torch.ones(64, 96))
+    labels = MapLabels(torch.zeros(64, 96, dtype=torch.uint8), torch.ones(64, 96), torch.ones(2))
     steps = [{"Affine": {"scale": [0.5, 0.5], "p": 1}}]
     out, found = Augment(steps, ROOM, ROOM)(image, {"maps": labels}, seed=0)
     inside = out.numpy().sum(0) > 0

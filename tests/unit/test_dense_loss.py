@@ -41,7 +41,7 @@ def _batch(labels, groups=None, weights=None, grades=None):
 
 def _map(classes=None, coverage=None, weights=None, grade=Grade.GOLD, seed=1):
     classes = _classes(32, 32, seed=seed) if classes is None else classes
-    return MapLabels(classes, torch.ones(C) if coverage is None else coverage, weights, grade)
+    return MapLabels(classes, weights, torch.ones(C) if coverage is None else coverage, grade)
 
 
 def _loss(logits, batch, kind="source"):

@@ -20,7 +20,7 @@ NAMES = ["a", "b", "c"]
 
 
 def _map(rows, coverage=(1, 1, 1)):
-    return MapLabels(torch.tensor(rows, dtype=torch.uint8), torch.tensor(coverage).float())
+    return MapLabels(torch.tensor(rows, dtype=torch.uint8), None, torch.tensor(coverage).float())
 
 
 def test_confusion_counts_pixels():
