@@ -6,6 +6,7 @@ Exit status: 0 done; 1 the run failed; 2 what the user gave is wrong, told in a 
 import argparse
 import json
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,7 +25,9 @@ from detmtl.data.coco import CocoSource, category_names
 from detmtl.data.faults import check_source, class_rows
 from detmtl.data.folder import FolderSource
 from detmtl.data.loader import evaluation_batches
+from detmtl.data.maps import Legend, MapClasses, MapFolder
 from detmtl.data.source import Source
+from detmtl.data.tags import TagClasses, TagFile
 from detmtl.engine import distributed
 from detmtl.engine.evaluator import evaluate
 from detmtl.engine.trainer import TrainingDiverged
@@ -34,8 +37,11 @@ from detmtl.inference.results import predict_to_files
 from detmtl.metrics.coco import evaluate_files
 from detmtl.recipe import bar, run, truth_of, write_json
 from detmtl.silver.audit import audit
+from detmtl.silver.maps import MapSelection
+from detmtl.silver.others import Others
 from detmtl.silver.selection import SelectionSettings, select
 from detmtl.silver.store import Store
+from detmtl.silver.tags import TagSelection
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.teachers.annotate import annotate
@@ -96,16 +102,74 @@ def _annotate(args: argparse.Namespace) -> None:
 
 def _audit(args: argparse.Namespace) -> None:
     store = Store.open(args.store)
+    if store.card.task != "boxes":
+        others, gold = _others(args, store, [])
+        _report(args.store, others.audit(gold))
+        return
+    if args.annotations is None:
+        raise InputError("--annotations is needed: gold, a COCO file")
     space = _space(args, args.annotations)
     gold = _coco(args.annotations, args.images, space, _cache(args.store))
-    checked = audit(store, gold, space)
+    _report(args.store, audit(store, gold, space))
+
+
+def _report(store: Path, checked: Any) -> None:
     Console().print(checked.table())
     if problems := checked.problems():
-        raise InputError([f"{args.store}: {p}" for p in problems])
+        raise InputError([f"{store}: {p}" for p in problems])
+
+
+def _others(args: argparse.Namespace, store: Store, policy: Sequence[str]) -> tuple[Others, Source]:
+    """Returns what a store of maps or tags means, and its pictures with the gold that there is."""
+    task, values = store.card.task, _assignments(policy)
+    if args.images is None:
+        raise InputError(f"--images is needed: the folder of the pictures whose {task} are wanted")
+    maps, tags, map_gold, tag_gold = None, None, None, None
+    if task == "maps":
+        names = list(store.card.classes)
+        if args.maps and not args.categories:
+            raise InputError("--categories is needed beside --maps: a JSON file of ids and names")
+        if args.maps:
+            legend = str(args.categories.absolute())
+            names = list(Legend.read(args.categories).categories.values())
+            map_gold = MapFolder(
+                folder=str(args.maps.absolute()), categories=legend, missing="absent"
+            )
+        classes = _yaml(args.classes, "--classes") if args.classes else names
+        unmapped = "unknown" if args.drop_unmapped or not args.classes else "error"
+        maps = _values(MapClasses, {"classes": classes, "unmapped": unmapped}, "--classes")
+    else:
+        if args.tags:
+            tag_gold = TagFile(file=str(args.tags.absolute()), missing="absent")
+        classes = _yaml(args.classes, "--classes") if args.classes else list(store.card.classes)
+        unmapped = "drop" if args.drop_unmapped or not args.classes else "error"
+        tags = _values(TagClasses, {"classes": classes, "unmapped": unmapped}, "--classes")
+    source = FolderSource(images=str(args.images.absolute()), maps=map_gold, tags=tag_gold)
+    loaded = source.load(
+        args.images.name, Path("/"), LabelSpace.of(["object"]), _cache(args.store), maps, tags
+    )
+    others = Others.of(
+        store,
+        maps,
+        tags,
+        _values(MapSelection, values if task == "maps" else {}, "--set"),
+        _values(TagSelection, values if task == "tags" else {}, "--set"),
+    )
+    return others, loaded
 
 
 def _select(args: argparse.Namespace) -> None:
     store = Store.open(args.store)
+    if store.card.task != "boxes":
+        others, pool = _others(args, store, args.set)
+        judged = pool.maps is not None or pool.tags is not None
+        chosen = others.select(pool, others.audit(pool) if judged else None)
+        try:
+            shutil.copytree(chosen, args.out)
+        except OSError as error:
+            raise InputError(f"--out {args.out}: cannot be written ({error})") from None
+        Console().print(f"labels: {args.out}")
+        return
     space = _space(args, None, store.card.classes)
     checked = None
     if args.annotations:
@@ -250,18 +314,22 @@ def _parser() -> argparse.ArgumentParser:
 
     p = verb("audit", _audit, "Compares a store of silver labels with gold.")
     p.add_argument("--store", required=True, type=Path)
-    p.add_argument("--annotations", required=True, type=Path, help="gold, a COCO file")
+    p.add_argument("--annotations", type=Path, help="gold, a COCO file (of boxes)")
     p.add_argument("--images", required=True, type=Path)
+    _gold_options(p)
     _class_options(p)
 
     p = verb("select", _select, "Turns a store into labels, a COCO file.")
     p.add_argument("--store", required=True, type=Path)
-    p.add_argument("--out", required=True, type=Path)
+    p.add_argument(
+        "--out", required=True, type=Path, help="a COCO file; of maps and tags, a new folder"
+    )
     p.add_argument("--set", action="append", default=[], metavar="A=VALUE", help="of the policy")
     p.add_argument(
         "--annotations", type=Path, help="gold for the audit that a wanted precision needs"
     )
-    p.add_argument("--images", type=Path)
+    p.add_argument("--images", type=Path, help="of --annotations; of maps and tags, those wanted")
+    _gold_options(p)
     _class_options(p)
 
     p = verb("evaluate", _evaluate, "Prints the COCO numbers of a checkpoint or of a results file.")
@@ -313,6 +381,12 @@ def _count(text: str) -> int:
 
 
 _share.__name__, _count.__name__ = "number", "whole number"  # argparse tells them to the user
+
+
+def _gold_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--maps", type=Path, help="gold of a store of maps: a folder of PNG files")
+    parser.add_argument("--categories", type=Path, help="ids and names of --maps, a JSON file")
+    parser.add_argument("--tags", type=Path, help="gold of a store of tags: a JSON file")
 
 
 def _class_options(parser: argparse.ArgumentParser) -> None:

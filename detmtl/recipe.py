@@ -32,10 +32,9 @@ from detmtl.engine.trainer import train
 from detmtl.inference.export import export_torchscript
 from detmtl.run_folder import RunFolder
 from detmtl.silver.audit import audit, refuse_overlap
-from detmtl.silver.maps import audit_maps, select_maps
+from detmtl.silver.others import Others
 from detmtl.silver.selection import resolve_thresholds, select
 from detmtl.silver.store import Store
-from detmtl.silver.tags import audit_tags, select_tags
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
@@ -369,26 +368,20 @@ def _label_others(
     store_path: Path,
 ) -> dict[str, Source]:
     """Returns the pools with silver maps or silver tags."""
-    silver, data, store = settings.silver, settings.data, Store.open(store_path)
+    silver, data = settings.silver, settings.data
     assert silver is not None
-    if store.card.task == "maps":
-        judge, choose, classes, policy = audit_maps, select_maps, data.maps, silver.select_maps
-    else:
-        judge, choose, classes, policy = audit_tags, select_tags, data.tags, silver.select_tags
-    if classes is None:
-        raise InputError(
-            f"silver.teacher: writes {store.card.task}, but data.{store.card.task} is not given; list its "
-            "classes"
-        )
+    others = Others.of(
+        Store.open(store_path), data.maps, data.tags, silver.select_maps, silver.select_tags
+    )
     if process.rank == 0:
-        checked = judge(store, gold, classes, policy)
+        checked = others.audit(gold)
         console.print(checked.table())
         _pass_gates(checked, f"{store_path} on '{gold.name}'", silver.gates)
         for pool in pools:
-            choose(store, pool, classes, policy, checked)
+            others.select(pool, checked)
     distributed.barrier()
-    checked = judge(store, gold, classes, policy)
-    return {pool.name: choose(store, pool, classes, policy, checked) for pool in pools}
+    checked = others.audit(gold)
+    return {pool.name: others.read(pool, others.select(pool, checked)) for pool in pools}
 
 
 def _pass_gates(checked: Any, where: str, gates: str) -> None:

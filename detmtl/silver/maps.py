@@ -161,11 +161,9 @@ def select_maps(
     classes: MapClasses,
     settings: MapSelection,
     audit: MapAudit | None = None,
-) -> Source:
-    """Returns the pool with the chosen maps: silver where it has no maps of its own.
-
-    Written as `select/<policy hash>/` in the store: `maps/<picture>.png`, `legend.json`, `policy.json`,
-    `stats.json`.
+) -> Path:
+    """Returns the folder (`select/<policy hash>/` in the store) of the chosen maps: `maps/<picture>.png`,
+    `legend.json`, `policy.json`, `stats.json`.
 
     Raises:
         InputError: a class of the teacher is unmapped, the settings need an audit, or no picture of the
@@ -193,9 +191,14 @@ def select_maps(
     folder = store.path / "select" / key
     if not folder.is_dir():
         _write(folder, policy, legend, _chosen(store, pool, meaning, trusted), names)
-    where = f"silver of source '{pool.name}'"
-    settings_of = MapFolder(folder="maps", categories="legend.json", missing="absent")
-    silver = settings_of.load(pool.files, folder, MapClasses(classes=list(names)), where)
+    return folder
+
+
+def with_silver_maps(pool: Source, folder: Path, classes: MapClasses) -> Source:
+    """Returns the pool with what `select_maps` wrote: silver where it has no maps of its own."""
+    written = MapFolder(folder="maps", categories="legend.json", missing="absent")
+    names = MapClasses(classes=list(classes.label_space().names))
+    silver = written.load(pool.files, folder, names, f"silver of source '{pool.name}'")
     maps = silver if pool.maps is None else FilledMaps(pool.maps, silver)
     return replace(pool, maps=maps, grade=Grade.SILVER)
 

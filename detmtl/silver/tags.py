@@ -244,10 +244,9 @@ def select_tags(
     classes: TagClasses,
     settings: TagSelection,
     audit: TagAudit | None = None,
-) -> Source:
-    """Returns the pool with the chosen tags: silver where it has no tags of its own.
-
-    Written as `select/<policy hash>/tags.json` in the store, with `policy.json` beside it.
+) -> Path:
+    """Returns the folder (`select/<policy hash>/` in the store) of the chosen tags: `tags.json`, with
+    `policy.json` beside it.
 
     Raises:
         InputError: a class of the teacher is unmapped, or no picture of the pool is in the store.
@@ -269,9 +268,15 @@ def select_tags(
         atomic_write(path.with_name("policy.json"), json.dumps(policy, indent=1).encode())
         chosen = _chosen(store, pool, meaning, names, settings, audit)
         atomic_write(path, json.dumps(chosen).encode())
-    read = TagFile(file=path.name, missing="absent")
-    where = f"silver of source '{pool.name}'"
-    silver = read.load(pool.files, path.parent, TagClasses(classes=list(names)), where)
+    return path.parent
+
+
+def with_silver_tags(pool: Source, folder: Path, classes: TagClasses) -> Source:
+    """Returns the pool with what `select_tags` wrote: silver where it has no tags of its own."""
+    written = TagFile(file="tags.json", missing="absent")
+    # A teacher that does not know a tag has not looked for it: the file lists those that it knows.
+    names = TagClasses(classes=list(classes.label_space().names))
+    silver = written.load(pool.files, folder, names, f"silver of source '{pool.name}'")
     tags = _filled(pool.tags, silver) if isinstance(pool.tags, Tags) else silver
     return replace(pool, tags=tags, grade=Grade.SILVER)
 

@@ -10,7 +10,7 @@ from silver_stand_ins import HEIGHT, WIDTH, pictures
 
 from detmtl.data.maps import MapClasses, MapFolder
 from detmtl.silver.card import TeacherCard
-from detmtl.silver.maps import MapSelection, audit_maps, select_maps
+from detmtl.silver.maps import MapSelection, audit_maps, select_maps, with_silver_maps
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import OTHER, UNKNOWN, Grade
 
@@ -82,9 +82,13 @@ def _gold(tmp_path, source, maps):
     return replace(source, maps=settings.load(source.files, tmp_path, CLASSES, "gold"))
 
 
+def _selected(store, source, settings, audit=None):
+    return with_silver_maps(source, select_maps(store, source, CLASSES, settings, audit), CLASSES)
+
+
 def _select(tmp_path, source, maps, settings=PLAIN, audit=None, **kwargs):
     store = _store(tmp_path / "store", source, maps, **kwargs)
-    return select_maps(store, source, CLASSES, settings, audit)
+    return _selected(store, source, settings, audit)
 
 
 def test_background_is_none_of_what_the_teacher_knows(tmp_path):
@@ -123,11 +127,11 @@ def test_unsure_pixels_and_edges_are_unknown(tmp_path):
 def test_the_choice_is_written_once_and_can_be_looked_at(tmp_path):
     source = pictures(tmp_path / "p", 1)
     store = _store(tmp_path / "store", source, [_halves(0, 2)])
-    first = select_maps(store, source, CLASSES, MapSelection())
+    first = _selected(store, source, MapSelection())
     reads = store.reads
-    again = select_maps(store, source, CLASSES, MapSelection())
+    again = _selected(store, source, MapSelection())
     assert store.reads == reads and first.maps.paths() == again.maps.paths()
-    other = select_maps(store, source, CLASSES, MapSelection(border=1))
+    other = _selected(store, source, MapSelection(border=1))
     assert other.maps.paths() != first.maps.paths()
     folder = next((tmp_path / "store" / "select").glob("*"))
     stats = json.loads((folder / "stats.json").read_text())

@@ -8,7 +8,7 @@ from silver_stand_ins import pictures
 
 from detmtl.data.tags import TagClasses, Tags
 from detmtl.silver.card import TeacherCard
-from detmtl.silver.tags import TagSelection, audit_tags, select_tags
+from detmtl.silver.tags import TagSelection, audit_tags, select_tags, with_silver_tags
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
 
@@ -45,6 +45,10 @@ def _store(tmp_path, source, scores, classes=("night", "dusk", "rain")):
     return FakeStore(tmp_path / "store", card, rows)
 
 
+def _select(store, source, settings, audit=None):
+    return with_silver_tags(source, select_tags(store, source, CLASSES, settings, audit), CLASSES)
+
+
 def _gold(source, targets):
     n = len(source)
     targets = np.array(targets, np.float32)
@@ -55,7 +59,7 @@ def _gold(source, targets):
 def test_scores_become_shown_absent_and_unknown(tmp_path):
     source = pictures(tmp_path / "p", 3)
     store = _store(tmp_path, source, [[0.1, 0.9, 0.4], [0.1, 0.1, 0.1]])
-    silver = select_tags(store, source, CLASSES, TagSelection())
+    silver = _select(store, source, TagSelection())
     first, second = silver.labels(0)["tags"], silver.labels(1)["tags"]
     assert first.targets.tolist() == [1, 0, 0] and first.weights.tolist() == [1, 0, 0]
     assert second.targets.tolist() == [0, 0, 0] and second.weights.tolist() == [1, 1, 0]
@@ -66,7 +70,7 @@ def test_scores_become_shown_absent_and_unknown(tmp_path):
 def test_what_a_teacher_does_not_say_is_unknown(tmp_path):
     source = pictures(tmp_path / "p", 2)
     store = _store(tmp_path, source, [[0.1, np.nan, np.nan], [0.9, np.nan, 0.1]])
-    silver = select_tags(store, source, CLASSES, TagSelection())
+    silver = _select(store, source, TagSelection())
     assert silver.labels(0)["tags"].weights.tolist() == [0, 0, 0], "it may be dusk"
     assert silver.labels(1)["tags"].weights.tolist() == [1, 1, 0]
     assert silver.labels(1)["tags"].targets.tolist() == [1, 0, 0]
@@ -76,11 +80,11 @@ def test_thresholds_of_one_tag_and_soft_targets(tmp_path):
     source = pictures(tmp_path / "p", 1)
     store = _store(tmp_path, source, [[0.5, 0.3, 0.1]])
     settings = TagSelection(per_tag={"night": (0.2, 0.4)}, soft_targets=True)
-    tags = select_tags(store, source, CLASSES, settings).labels(0)["tags"]
+    tags = _select(store, source, settings).labels(0)["tags"]
     assert tags.targets.tolist() == pytest.approx([0.5, 0.1, 0])
     assert tags.weights.tolist() == [1, 1, 0]
     with pytest.raises(InputError, match="fog: no such tag"):
-        select_tags(store, source, CLASSES, TagSelection(per_tag={"fog": (0, 1)}))
+        _select(store, source, TagSelection(per_tag={"fog": (0, 1)}))
     with pytest.raises(ValueError, match="not the higher one"):
         TagSelection(absent_below=0.7)
 
@@ -94,7 +98,7 @@ def test_people_s_tags_stay(tmp_path):
         np.zeros(2, np.uint8),
     )
     store = _store(tmp_path, source, [[0.9, 0.9, 0.9]] * 2)
-    silver = select_tags(store, replace(source, tags=own), CLASSES, TagSelection())
+    silver = _select(store, replace(source, tags=own), TagSelection())
     first, second = silver.labels(0)["tags"], silver.labels(1)["tags"]
     assert first.targets.tolist() == [0, 0, 0] and first.grade == Grade.GOLD
     assert second.targets.tolist() == [1, 1, 0] and second.grade == Grade.SILVER
@@ -124,9 +128,9 @@ def test_the_audit_weighs_the_labels(tmp_path):
     checked = _audited(tmp_path, targets, scores)
     pool = pictures(tmp_path / "pool", 1, first=60)
     store = _store(tmp_path, pool, [[0.9, 0.9, 0.9]])
-    tags = select_tags(store, pool, CLASSES, TagSelection(), checked).labels(0)["tags"]
+    tags = _select(store, pool, TagSelection(), checked).labels(0)["tags"]
     assert tags.weights.tolist() == pytest.approx([1, 0.6, 0])
-    plain = select_tags(store, pool, CLASSES, TagSelection(weight="one"), checked)
+    plain = _select(store, pool, TagSelection(weight="one"), checked)
     assert plain.labels(0)["tags"].weights.tolist() == [1, 1, 0]
 
 
@@ -151,4 +155,4 @@ def test_pictures_that_the_store_lacks_are_told(tmp_path):
             _store(tmp_path, source, []), _gold(source, [[1, 0, 0]]), CLASSES, TagSelection()
         )
     with pytest.raises(InputError, match="none of the pictures"):
-        select_tags(_store(tmp_path, source, []), source, CLASSES, TagSelection())
+        _select(_store(tmp_path, source, []), source, TagSelection())
