@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from detmtl.data.folder import FolderSource
 from detmtl.data.loader import evaluation_batches
 from detmtl.data.maps import Legend, MapClasses, MapFolder
 from detmtl.data.source import Source
+from detmtl.data.sources import AnySource
 from detmtl.data.tags import TagClasses, TagFile
 from detmtl.engine import distributed
 from detmtl.engine.evaluator import evaluate
@@ -127,20 +128,14 @@ def _others(args: argparse.Namespace, store: Store, policy: Sequence[str]) -> tu
     maps, tags, map_gold, tag_gold = None, None, None, None
     if task == "maps":
         names = list(store.card.classes)
-        if args.maps and not args.categories:
-            raise InputError("--categories is needed beside --maps: a JSON file of ids and names")
-        if args.maps:
-            legend = str(args.categories.absolute())
+        map_gold = _map_gold(args)
+        if map_gold:
             names = list(Legend.read(args.categories).categories.values())
-            map_gold = MapFolder(
-                folder=str(args.maps.absolute()), categories=legend, missing="absent"
-            )
         classes = _yaml(args.classes, "--classes") if args.classes else names
         unmapped = "unknown" if args.drop_unmapped or not args.classes else "error"
         maps = _values(MapClasses, {"classes": classes, "unmapped": unmapped}, "--classes")
     else:
-        if args.tags:
-            tag_gold = TagFile(file=str(args.tags.absolute()), missing="absent")
+        tag_gold = _tag_gold(args)
         classes = _yaml(args.classes, "--classes") if args.classes else list(store.card.classes)
         unmapped = "drop" if args.drop_unmapped or not args.classes else "error"
         tags = _values(TagClasses, {"classes": classes, "unmapped": unmapped}, "--classes")
@@ -188,16 +183,19 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.json:
         _writable(args.json.parent, f"--json {args.json}")
     if args.detections:
+        if args.annotations is None:
+            raise InputError("evaluate needs --annotations beside --detections")
         scores = evaluate_files(args.detections, args.annotations)
     else:
         if not (args.checkpoint and args.images):
             raise InputError("evaluate needs --checkpoint and --images, or --detections")
+        if not (args.annotations or args.maps or args.tags):
+            raise InputError("evaluate needs gold: --annotations, --maps or --tags")
         process = distributed.start(args.device)
         console = Console(quiet=process.rank > 0)
         loaded = load_checkpoint(args.checkpoint)
         data = loaded.settings["data"]
-        space = LabelSpace.of(data["classes"], drop_unmapped=data["unmapped"] == "drop")
-        source = _coco(args.annotations, args.images, space, _cache(args.checkpoint.parent))
+        source = _gold(args, data, _cache(args.checkpoint.parent))
         model = loaded.model.to(process.device)
         with bar(console) as progress:
             task = progress.add_task("Scoring", total=len(source))
@@ -211,7 +209,8 @@ def _evaluate(args: argparse.Namespace) -> None:
                 truth=truth_of(source),
                 on_batch=lambda batch, _: progress.advance(task, len(batch) * process.world),
             )
-    table = Table(title=str(args.annotations), title_justify="left")
+    gold = args.annotations or args.maps or args.tags
+    table = Table(title=str(gold), title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in scores.items():
@@ -335,8 +334,9 @@ def _parser() -> argparse.ArgumentParser:
     p = verb("evaluate", _evaluate, "Prints the COCO numbers of a checkpoint or of a results file.")
     p.add_argument("--checkpoint", type=Path)
     p.add_argument("--detections", type=Path, help="a COCO results file")
-    p.add_argument("--annotations", required=True, type=Path)
+    p.add_argument("--annotations", type=Path, help="gold boxes, a COCO file")
     p.add_argument("--images", type=Path)
+    _gold_options(p)
     p.add_argument("--json", type=Path, help="writes the numbers there too")
     p.add_argument("--device", default="auto")
     p.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
@@ -384,9 +384,9 @@ _share.__name__, _count.__name__ = "number", "whole number"  # argparse tells th
 
 
 def _gold_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--maps", type=Path, help="gold of a store of maps: a folder of PNG files")
+    parser.add_argument("--maps", type=Path, help="gold maps: a folder of PNG files")
     parser.add_argument("--categories", type=Path, help="ids and names of --maps, a JSON file")
-    parser.add_argument("--tags", type=Path, help="gold of a store of tags: a JSON file")
+    parser.add_argument("--tags", type=Path, help="gold tags: a JSON file")
 
 
 def _class_options(parser: argparse.ArgumentParser) -> None:
@@ -408,6 +408,37 @@ def _space(
     if annotations is not None:
         return LabelSpace.of(category_names(annotations), drop_unmapped=True)
     return LabelSpace.of(names or [])
+
+
+def _map_gold(args: argparse.Namespace) -> MapFolder | None:
+    if args.maps is None:
+        return None
+    if args.categories is None:
+        raise InputError("--categories is needed beside --maps: a JSON file of ids and names")
+    folder, categories = str(args.maps.absolute()), str(args.categories.absolute())
+    return MapFolder(folder=folder, categories=categories, missing="absent")
+
+
+def _tag_gold(args: argparse.Namespace) -> TagFile | None:
+    return TagFile(file=str(args.tags.absolute()), missing="absent") if args.tags else None
+
+
+def _gold(args: argparse.Namespace, data: Mapping[str, Any], cache: Path) -> Source:
+    """Returns the pictures and the gold labels that the options name, in a trained model's classes."""
+    classes, images = data.get("classes"), str(args.images.absolute())
+    space = LabelSpace((), ())
+    if classes:
+        space = LabelSpace.of(classes, drop_unmapped=data["unmapped"] == "drop")
+    kinds: dict[str, Any] = {"images": images, "maps": _map_gold(args), "tags": _tag_gold(args)}
+    if args.annotations is None:
+        source: AnySource = FolderSource(**kinds)
+    else:
+        source = CocoSource(annotations=str(args.annotations.absolute()), **kinds)
+    maps, tags = (
+        _values(kind, data[key], f"data.{key}") if data.get(key) else None
+        for key, kind in (("maps", MapClasses), ("tags", TagClasses))
+    )
+    return source.load("gold", Path("/"), space, cache, maps, tags)
 
 
 def _coco(annotations: Path, images: Path | None, space: LabelSpace, cache: Path) -> Source:

@@ -31,6 +31,7 @@ class MapAudit:
     Attributes:
         classes: the C class names.
         known: (C,) bool, which classes the teacher knows.
+        gives: (C,) bool, which classes it can give: those that it knows, and that of what is unmapped.
         pictures: gold pictures that were compared.
         missing: gold pictures that the store does not have.
         pixels: (C + 1, C + 1) int64, true class (rows) by the teacher's; the last row and column are
@@ -45,6 +46,7 @@ class MapAudit:
 
     classes: tuple[str, ...]
     known: np.ndarray
+    gives: np.ndarray
     pictures: int
     missing: int
     pixels: np.ndarray
@@ -57,11 +59,11 @@ class MapAudit:
     def precision(self) -> np.ndarray:
         """Returns (C,): the share of the teacher's pixels of a class that gold confirms.
 
-        Of a class given to fewer than 5 pictures that of all classes together; 0 of one it does not
-        know.
+        Of a class given to fewer than 5 pictures that of all classes together; 0 of one it cannot
+        give.
         """
         confirmed, given = np.diag(self.pixels)[:-1], self.pixels.sum(0)[:-1]
-        return self._shares(confirmed, given, self.given)
+        return _shares(confirmed, given, self.given, self.gives)
 
     def found(self) -> np.ndarray:
         """Returns (C,): the share of gold's pixels of a class that the teacher gives to any class, and
@@ -71,12 +73,7 @@ class MapAudit:
         not know.
         """
         true = self.pixels.sum(1)[:-1]
-        return self._shares(true - self.pixels[:-1, -1], true, self.shown)
-
-    def _shares(self, parts: np.ndarray, wholes: np.ndarray, pictures: np.ndarray) -> np.ndarray:
-        pooled = parts[self.known].sum() / max(1, wholes[self.known].sum())
-        own = parts / np.maximum(1, wholes)
-        return np.where(self.known, np.where(pictures >= LEAST_PICTURES, own, pooled), 0)
+        return _shares(true - self.pixels[:-1, -1], true, self.shown, self.known)
 
     def interval(self) -> np.ndarray:
         """Returns (C,): half the width of a 95 % interval of each class's own precision; NaN for fewer
@@ -174,6 +171,7 @@ class MapAudit:
                 name: np.array(fields.pop(name), dtype=kind)
                 for name, kind in (
                     ("known", bool),
+                    ("gives", bool),
                     ("pixels", np.int64),
                     ("squares", np.float64),
                     ("shown", np.int64),
@@ -220,6 +218,7 @@ class Tally:
         self,
         classes: Sequence[str],
         known: np.ndarray,
+        gives: np.ndarray,
         gold_pictures: int,
         gold_hash: str,
         store_digest: str,
@@ -228,6 +227,7 @@ class Tally:
         return MapAudit(
             classes=tuple(classes),
             known=known,
+            gives=gives,
             pictures=self.pictures,
             missing=gold_pictures - self.pictures,
             pixels=self._pixels,
@@ -237,3 +237,13 @@ class Tally:
             gold_hash=gold_hash,
             store_digest=store_digest,
         )
+
+
+def _shares(
+    parts: np.ndarray, wholes: np.ndarray, pictures: np.ndarray, judged: np.ndarray
+) -> np.ndarray:
+    """Returns (C,) parts of wholes: of all judged classes together where there are few pictures, and 0
+    of classes that are not judged."""
+    pooled = parts[judged].sum() / max(1, wholes[judged].sum())
+    own = parts / np.maximum(1, wholes)
+    return np.where(judged, np.where(pictures >= LEAST_PICTURES, own, pooled), 0)

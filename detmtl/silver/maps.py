@@ -70,11 +70,13 @@ class Meaning:
     Attributes:
         lookup: (256,) uint8: a class, `OTHER` or `UNKNOWN` for each class of the teacher.
         known: (C,) bool, which classes the teacher knows.
+        gives: (C,) bool, which classes it can give: those, and that of what is unmapped.
         settings: what else decides.
     """
 
     lookup: np.ndarray
     known: np.ndarray
+    gives: np.ndarray
     settings: MapSelection
 
     @classmethod
@@ -90,7 +92,9 @@ class Meaning:
         lookup = np.full(256, UNKNOWN, np.uint8)
         lookup[: len(names)] = [codes.get(name, OTHER) for name in names]
         lookup[OTHER] = OTHER
-        return cls(lookup, np.array(classes.label_space().known(own)), settings)
+        space = classes.label_space()
+        gives = np.isin(np.arange(len(space)), list(codes.values()))
+        return cls(lookup, np.array(space.known(own)), gives, settings)
 
     def __call__(self, record: MapRecord) -> np.ndarray:
         """Returns the classes (H, W) uint8 of a picture.
@@ -150,7 +154,9 @@ def audit_maps(store: Store, gold: Source, classes: MapClasses, settings: MapSel
             f"{store.path}: has none of the {len(wanted)} pictures of source '{gold.name}' that have a "
             "map; let the teacher annotate them into this store first"
         )
-    result = tally.audit(names, meaning.known, len(wanted), gold_hash, store.digest())
+    result = tally.audit(
+        names, meaning.known, meaning.gives, len(wanted), gold_hash, store.digest()
+    )
     result.save(path)
     return result
 
@@ -173,7 +179,7 @@ def select_maps(
         raise InputError("select_maps.least_precision: needs an audit; give gold maps")
     meaning = Meaning.of(store, classes, settings)
     names = classes.label_space().names
-    trusted = meaning.known.copy()
+    trusted = meaning.gives.copy()
     if audit is not None:
         trusted &= audit.precision() >= settings.least_precision
     legend = _legend(names, meaning, trusted, settings, audit)
@@ -211,7 +217,7 @@ def _chosen(
     for i, content_hash in enumerate(pool.hashes()):
         pictures.setdefault(content_hash, []).append(i)
     keep = np.arange(256, dtype=np.uint8)
-    keep[np.flatnonzero(meaning.known & ~trusted)] = UNKNOWN
+    keep[np.flatnonzero(meaning.gives & ~trusted)] = UNKNOWN
     for record in _records(store):
         for i in pictures.get(record.content_hash, ()):
             name = Path(pool.files.name(i).lstrip("/"))

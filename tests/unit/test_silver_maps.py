@@ -1,5 +1,6 @@
 """Silver maps: audited against gold, chosen, and read again like any maps."""
 
+import hashlib
 import json
 from dataclasses import dataclass, replace
 
@@ -47,7 +48,8 @@ class FakeStore:
         return iter(self.rows)
 
     def digest(self):
-        return "d" * 16
+        rows = [(r.content_hash, r.classes.tolist(), r.confidence is None) for r in self.rows]
+        return hashlib.sha256(repr([self.card.identity(), rows]).encode()).hexdigest()[:16]
 
 
 PLAIN = MapSelection()
@@ -137,7 +139,7 @@ def test_the_choice_is_written_once_and_can_be_looked_at(tmp_path):
     stats = json.loads((folder / "stats.json").read_text())
     assert stats["pictures"] == 1
     with Image.open(first.maps.paths()[0]) as picture:
-        assert picture.mode == "P" and len(set(picture.convert("RGB").getdata())) == 2
+        assert picture.mode == "P" and len(picture.convert("RGB").getcolors()) == 2
 
 
 def test_people_s_maps_stay(tmp_path):
@@ -189,6 +191,15 @@ def test_precision_weighs_and_what_was_missed_is_left_open(tmp_path):
     plain = MapSelection(weight="one", coverage=1)
     labels = _select(tmp_path, pool, [_halves(0, 2)], plain, checked).labels(0)["maps"]
     assert labels.weights.min() == 1 and labels.coverage.tolist() == [1, 1, 0, 0]
+
+
+def test_what_is_unmapped_weighs_as_little_as_gold_confirms(tmp_path):
+    truth = [_halves(2, 4)] * 8  # the other half is a chair, which is of the rest
+    checked, _ = _audited(tmp_path, truth, [_halves(3, 2)] * 6 + [_halves(2, 3)] * 2)
+    assert not checked.known[REST] and checked.precision()[REST] == pytest.approx(2 / 8)
+    pool = pictures(tmp_path / "pool", 1, first=50)
+    labels = _select(tmp_path, pool, [_halves(3, 0)], audit=checked).labels(0)["maps"]
+    assert labels.weights[0, 0] == pytest.approx(0.25) and labels.coverage[REST] == 0
 
 
 def test_classes_of_low_precision_give_no_labels_but_still_deny(tmp_path):
