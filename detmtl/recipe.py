@@ -31,7 +31,8 @@ from detmtl.engine.state import load_weights, read_checkpoint, seed_everything, 
 from detmtl.engine.trainer import train
 from detmtl.inference.export import export_torchscript
 from detmtl.run_folder import RunFolder
-from detmtl.silver.audit import Audit, audit, refuse_overlap
+from detmtl.silver.audit import audit, refuse_overlap
+from detmtl.silver.others import Others
 from detmtl.silver.selection import resolve_thresholds, select
 from detmtl.silver.store import Store
 from detmtl.structures.classes import LabelSpace
@@ -63,7 +64,8 @@ class Summary:
     def tables(self) -> list[Table]:
         """Returns the table of scores and the table of files."""
         scores = Table(title=f"Scores on {self.scored_on}", title_justify="left")
-        names = ["AP", "AP50", "AP75", "F1@.5"]
+        names = ["AP", "AP50", "AP75", "F1@.5", "mIoU", "accuracy", "mAP"]
+        names = [n for n in names if any(k.endswith(f"/{n}") for k in self.metrics)]
         for column in ("model", "task", *names):
             scores.add_column(column, justify="left" if column in ("model", "task") else "right")
         for prefix, who in (
@@ -71,9 +73,13 @@ class Summary:
             ("", f"model ({self.trained_on})"),
         ):
             for task in sorted(
-                k.removeprefix(prefix).split("/")[0]
-                for k in self.metrics
-                if k.startswith(prefix) and k.endswith("/AP") and k.count("/") == 1 + bool(prefix)
+                {
+                    k.removeprefix(prefix).split("/")[0]
+                    for k in self.metrics
+                    if k.startswith(prefix)
+                    and k.split("/")[-1] in names
+                    and k.count("/") == 1 + bool(prefix)
+                }
             ):
                 values = [self.metrics.get(f"{prefix}{task}/{n}", float("nan")) for n in names]
                 scores.add_row(who, task, *(f"{v:.3f}" if v == v else "-" for v in values))
@@ -188,7 +194,7 @@ def load_sources(
         if source is None:
             continue
         try:
-            loaded[name] = source.load(name, data.root, space, cache)
+            loaded[name] = source.load(name, data.root, space, cache, data.maps, data.tags)
         except InputError as error:
             problems += error.problems
     if problems:
@@ -213,7 +219,8 @@ def load_sources(
 def build(settings: RunSettings, space: LabelSpace) -> MultiTask:
     """Returns the network of a run, its weights decided by the seed alone."""
     seed_everything(settings.seed)
-    return build_model(settings.model, settings.tasks, space.names)
+    names = settings.data.names()
+    return build_model(settings.model, settings.tasks, space.names, other_names=names)
 
 
 def mixture_of(settings: RunSettings, sources: list[Source]) -> Mixture:
@@ -272,8 +279,8 @@ def fit_model(
             truth=truth_of(val),
         )
 
-    names = {task: settings.data.label_space().names for task in settings.tasks}
     labels = {name: task.labels for name, task in state.tasks.items()}
+    names = {task: settings.data.names()[key] for task, key in labels.items()}
     with Recorder(folder.path, steps, names, state.step, process.rank == 0, labels) as recorder:
         train(state, stream, settings.train, optim, validate, recorder, folder.path)
     load_weights(model, weights_of(read_checkpoint(folder.best)), str(folder.best))
@@ -333,6 +340,8 @@ def label_pools(
         console=console,
     ).card.name
     distributed.barrier()
+    if Store.open(store_path).card.task != "boxes":
+        return _label_others(settings, process, console, pools, gold, store_path), store_path
     labelled: dict[str, Source] = {}
     if process.rank == 0:
         store = Store.open(store_path, teacher)
@@ -350,7 +359,32 @@ def label_pools(
     return labelled, store_path
 
 
-def _pass_gates(checked: Audit, where: str, gates: str) -> None:
+def _label_others(
+    settings: RunSettings,
+    process: Process,
+    console: Console,
+    pools: list[Source],
+    gold: Source,
+    store_path: Path,
+) -> dict[str, Source]:
+    """Returns the pools with silver maps or silver tags."""
+    silver, data = settings.silver, settings.data
+    assert silver is not None
+    others = Others.of(
+        Store.open(store_path), data.maps, data.tags, silver.select_maps, silver.select_tags
+    )
+    if process.rank == 0:
+        checked = others.audit(gold)
+        console.print(checked.table())
+        _pass_gates(checked, f"{store_path} on '{gold.name}'", silver.gates)
+        for pool in pools:
+            others.select(pool, checked)
+    distributed.barrier()
+    checked = others.audit(gold)
+    return {pool.name: others.read(pool, others.select(pool, checked)) for pool in pools}
+
+
+def _pass_gates(checked: Any, where: str, gates: str) -> None:
     problems = [f"{where}: {problem}" for problem in checked.problems()]
     if problems and gates == "stop":
         raise InputError([*problems, "set silver.gates: warn to go on all the same"])

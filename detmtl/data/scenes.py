@@ -48,7 +48,7 @@ MIN_VISIBLE = 0.15
 MIN_AREA = 24
 MIN_SIDE = 4
 FOLDERS = ("images", "annotations", "semantic", "depth")
-_RENDERER = 1  # counts up when the same settings give other pictures
+_RENDERER = 2  # counts up when the same settings give other files
 _MARKER = ".complete"
 _STAGING = ".rendering-"
 _LOCK = ".rendering.lock"
@@ -107,8 +107,9 @@ def render_scenes(
 
     Layout: `images/<split>/000001.jpg`, `annotations/<split>.json` (COCO; image id i is file i;
     annotations carry `attributes.color`, images `tags`), `semantic/<split>/000001.png` (uint8, class
-    index + 1, 0 background), `depth/<split>/000001.png` (uint16 millimeters along the optical axis;
-    65535: 65.535 m or farther). A data set of other settings is replaced.
+    index + 1, 0 background; names in `semantic/categories.json`), `depth/<split>/000001.png` (uint16
+    millimeters along the optical axis; 65535: 65.535 m or farther). A data set of other settings is
+    replaced.
 
     Args:
         progress: called after every picture with (pictures done, pictures in all).
@@ -204,6 +205,8 @@ def _render_into(
         for name in ("images", "semantic", "depth"):
             (folder / name / split).mkdir(parents=True)
     (folder / "annotations").mkdir()
+    categories = [{"id": i, "name": n} for i, n in enumerate(("background", *SCENE_CLASSES))]
+    (folder / "semantic" / "categories.json").write_text(json.dumps(categories))
     height, width = settings.size
     jobs = [
         _Job(str(folder), settings.seed, split, number, height, width)

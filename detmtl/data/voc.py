@@ -42,6 +42,10 @@ class VocSource(SourceSettings):
     list: str | None = None
     first_pixel: Literal[0, 1] = 1
 
+    def has_labels(self) -> bool:
+        """Returns True: the boxes."""
+        return True
+
     def fingerprint(self, root: Path, cache: Path) -> Any:
         """Returns name, size and time of change of the XML files and the list, and names of pictures."""
         folder = root / self.annotations
@@ -221,7 +225,7 @@ def write_voc(folder: str | os.PathLike[str], source: Source) -> int:
     folder = Path(folder)
     count = 0
     for i in range(len(source)):
-        info, labels = source.info(i), source.labels(i).get("boxes")
+        info, labels = source.info(i), source.boxes(i)
         if labels is None:
             continue
         name = source.files.name(i)

@@ -39,6 +39,10 @@ class YoloSource(SourceSettings):
     names: str | list[str]
     unlabelled: Literal["empty", "skip"] = "empty"
 
+    def has_labels(self) -> bool:
+        """Returns True: the boxes."""
+        return True
+
     def fingerprint(self, root: Path, cache: Path) -> Any:
         """Returns the names, and name, size and time of change of pictures and text files."""
         pictures = list_pictures(root / self.images)
@@ -234,7 +238,7 @@ def write_yolo(folder: str | os.PathLike[str], source: Source) -> int:
     (folder / "names.txt").write_text("\n".join(source.classes) + "\n", encoding="utf-8")
     count = 0
     for i in range(len(source)):
-        labels = source.labels(i).get("boxes")
+        labels = source.boxes(i)
         if labels is None:
             continue
         labels = labels[labels.ignore == 0]

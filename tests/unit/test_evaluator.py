@@ -9,7 +9,7 @@ from torch import nn
 sys.path.insert(0, os.path.dirname(__file__))
 from engine_stand_ins import CPU, NAMES, TinyModel, batch_of, picture
 
-from detmtl.engine.evaluator import evaluate, to_file_pixels, unpadded
+from detmtl.engine.evaluator import evaluate, to_file_pixels
 from detmtl.metrics.coco import CocoMetric
 from detmtl.structures.labels import BoxLabels
 from detmtl.structures.sample import Batch, ImageInfo, Sample
@@ -116,7 +116,7 @@ def test_pictures_without_labels_are_left_out():
 
 def test_unpadded_is_the_way_back():
     samples = [sample(0, 40, 50), picture(3), picture(4, labelled=False)]
-    back = unpadded(Batch.of(samples).labels["boxes"])
+    back = Batch.of(samples).labels["boxes"].unpadded([])
     assert back[2] is None
     for one, s in zip(back[:2], samples[:2], strict=True):
         for name, value in vars(s.labels["boxes"]).items():
