@@ -3,7 +3,7 @@
 Beyond COCO, all optional: an annotation's `score` (a probability) and `attributes` {"grade": "gold" or
 "silver", "ignore": "class" or "region", "class_weight": number, "box_weight": number}; an image's
 `neg_category_ids` and `not_exhaustive_category_ids` as LVIS has them; `info.coverage` {category name:
-recall in [0, 1]} and `info.grade`.
+recall in [0, 1]} and `info.grade`; an image's own `coverage`, written alike, in place of all of these.
 Letters: I pictures, N annotations, C classes.
 """
 
@@ -72,8 +72,8 @@ class CocoSource(SourceSettings):
         info = data.get("info") if isinstance(data.get("info"), dict) else {}
         coverage = self.covered(classes, classes.known(categories.names), where)[None]
         coverage = coverage * stated_recall(info, categories, len(classes), where)
-        always = [classes.names.index(name) for name in self.covers or ()]
-        coverage = picture_coverage(pictures, found, categories, coverage, always, faults, where)
+        covers = self.covers and [classes.names.index(name) for name in self.covers]
+        coverage = picture_coverage(pictures, found, categories, coverage, covers, faults, where)
         dropped = faults.settle(self.faults)
         silver = self.grade == "silver" or info.get("grade") == "silver"
         k = np.flatnonzero(found.keep & ~given.bad)
