@@ -129,6 +129,11 @@ class Source(Flat):
             )
         }
 
+    def grades(self) -> set[Grade]:
+        """Returns who wrote its labels: on one picture both may have."""
+        own = () if self.annotations is None else np.unique(self.annotations.grade).tolist()
+        return {self.grade, *map(Grade, own)}
+
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Source":
         """Returns a source of the pictures at `indices`, in that order."""
         indices = np.asarray(indices, dtype=np.int64)
