@@ -153,6 +153,7 @@ def _annotations(image: CocoImage) -> Iterator[dict[str, Any]]:
             "bbox": [x, y, width, height],
             "area": round(width * height, 3),
             "iscrowd": int(ignore != Ignore.NO),
+            "segmentation": [],  # some readers complain where there is none
         }
         attributes = dict(image.attributes[i]) if image.attributes is not None else {}
         if grade == Grade.SILVER:

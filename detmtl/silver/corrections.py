@@ -227,10 +227,9 @@ def _finder(names: Sequence[str], sent: str) -> Callable[[Sequence[str], str], n
             if i < 0
         ]
         seen = np.asarray(at, dtype=np.int64)
-        twice = (
-            {names[i] for i in at if i >= 0 and at.count(i) > 1} if len(set(at)) < len(at) else ()
-        )
-        problems += [f"{where}: has the picture '{name}' twice" for name in sorted(twice)]
+        found, times = np.unique(seen[seen >= 0], return_counts=True)
+        again = [names[i] for i in found[times > 1].tolist()]
+        problems += [f"{where}: has the picture '{name}' twice" for name in again]
         if problems:
             raise InputError(problems)
         return seen
