@@ -207,7 +207,7 @@ def with_gold(pool: Source, selection: Path, settings: OverlaySettings) -> Path:
         "description": f"gold of source '{pool.name}', and for the rest "
         f"{data.get('info', {}).get('description', 'silver')}",
         "grade": "silver",
-        "overlay": {**settings.model_dump(mode="json"), **result.counts},
+        "overlay": {"settings": settings.model_dump(mode="json"), "silver": result.counts},
     }
     absolute = FileNames.of("/", list(pool.files.paths()))
     result = replace(result, source=replace(result.source, files=absolute))

@@ -155,7 +155,7 @@ def test_the_file_carries_it_all(tmp_path):
     data = json.loads(path.read_text())
     assert [a["attributes"].get("teacher") for a in data["annotations"][:3]] == [None, "t", "t"]
     assert data["annotations"][2]["attributes"]["teacher_score"] == pytest.approx(0.7)
-    assert data["info"]["overlay"]["conflicts"] == 2  # one of them was in doubt already
+    assert data["info"]["overlay"]["silver"]["conflicts"] == 2  # one of them was in doubt already
     assert len(COCO(path).getAnnIds(imgIds=[100], iscrowd=False)) == 2
 
 
