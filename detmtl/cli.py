@@ -21,7 +21,7 @@ from ruamel.yaml.error import YAMLError
 
 from detmtl import __version__
 from detmtl.config import find_config, read_settings, settings_schema
-from detmtl.data.coco import CocoSource, category_names
+from detmtl.data.coco import CocoSource, category_names, read_labels
 from detmtl.data.faults import check_source, class_rows
 from detmtl.data.folder import FolderSource
 from detmtl.data.loader import evaluation_batches
@@ -29,6 +29,8 @@ from detmtl.data.maps import Legend, MapClasses, MapFolder
 from detmtl.data.source import Source
 from detmtl.data.sources import AnySource
 from detmtl.data.tags import TagClasses, TagFile
+from detmtl.data.voc import write_voc
+from detmtl.data.yolo import write_yolo
 from detmtl.engine import distributed
 from detmtl.engine.evaluator import evaluate
 from detmtl.engine.trainer import TrainingDiverged
@@ -38,6 +40,7 @@ from detmtl.inference.results import predict_to_files
 from detmtl.metrics.coco import evaluate_files
 from detmtl.recipe import bar, run, truth_of, write_json
 from detmtl.silver.audit import audit
+from detmtl.silver.corrections import take_back, write_rest, write_verified
 from detmtl.silver.maps import MapSelection
 from detmtl.silver.others import Others
 from detmtl.silver.selection import SelectionSettings, select
@@ -174,10 +177,35 @@ def _select(args: argparse.Namespace) -> None:
         checked = audit(store, gold, space)
     policy = _values(SelectionSettings, _assignments(args.set), "--set")
     chosen = select(store, None, space, policy, checked)
-    _write_text(args.out, chosen.read_text())
+    _write_labels(args.out, args.format, chosen, space)
     counts = json.loads((chosen.parent / "stats.json").read_text())
     Console().print_json(data=counts)
     Console().print(f"labels: {args.out}")
+
+
+def _write_labels(out: Path, format: str, chosen: Path, space: LabelSpace) -> None:
+    """Writes a selection as a COCO file, or as a folder of label files."""
+    if format == "coco":
+        _write_text(out, chosen.read_text())
+        return
+    _writable(out, f"--out {out}")
+    labels = read_labels(chosen, space.names)
+    {"yolo": write_yolo, "voc": write_voc}[format](out, labels)
+
+
+def _import(args: argparse.Namespace) -> None:
+    reviewed = None if args.reviewed is None else _yaml(args.reviewed, "--reviewed")
+    if reviewed is not None and not isinstance(reviewed, list):
+        raise InputError(f"--reviewed {args.reviewed}: must be a list in YAML")
+    for out in filter(None, (args.out, args.rest)):
+        _writable(out.parent, str(out))
+    corrections = take_back(args.sent, args.back, reviewed, args.finished)
+    write_verified(corrections, args.sent, args.out)
+    console = Console()
+    console.print(corrections.table())
+    console.print(f"verified: {args.out}")
+    if args.rest:
+        console.print(f"not finished: {write_rest(corrections, args.sent, args.rest)}: {args.rest}")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -331,7 +359,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--images", type=Path, help="of --annotations; of maps and tags, those wanted")
     _gold_options(p)
+    p.add_argument(
+        "--format",
+        default="coco",
+        choices=["coco", "yolo", "voc"],
+        help="yolo, voc: --out is a folder",
+    )
     _class_options(p)
+
+    p = verb(
+        "import",
+        _import,
+        "Takes back what people corrected in another tool: as gold, and as an audit.",
+    )
+    p.add_argument("--sent", required=True, type=Path, help="the COCO file that they got")
+    p.add_argument("--back", required=True, type=Path, help="the COCO file that their tool wrote")
+    p.add_argument("--out", required=True, type=Path, help="COCO file of the finished pictures")
+    p.add_argument("--rest", type=Path, help="COCO file of the others, as they were sent")
+    p.add_argument(
+        "--finished",
+        type=Path,
+        help="text file that names them, one a line; by default all of --back",
+    )
+    p.add_argument(
+        "--reviewed", help="YAML list of the classes that were gone through; by default all"
+    )
 
     p = verb("evaluate", _evaluate, "Prints the COCO numbers of a checkpoint or of a results file.")
     p.add_argument("--checkpoint", type=Path)

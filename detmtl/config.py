@@ -24,10 +24,12 @@ from detmtl.data.maps import MapClasses
 from detmtl.data.mixture import MixSettings
 from detmtl.data.scenes import ScenesSettings
 from detmtl.data.sources import AnySource
+from detmtl.data.subset import Subset
 from detmtl.data.tags import TagClasses
 from detmtl.engine.optim import OptimSettings
 from detmtl.engine.trainer import TrainSettings
 from detmtl.silver.maps import MapSelection
+from detmtl.silver.overlay import OverlaySettings
 from detmtl.silver.selection import SelectionSettings
 from detmtl.silver.tags import TagSelection
 from detmtl.structures.classes import LabelSpace
@@ -95,11 +97,13 @@ class GoldTeacher(Settings):
 
     Attributes:
         train: overrides some of the run's `train` (more steps, say).
+        mix: of its gold sources, in place of the run's `mix`.
         burn_in: whether the student starts from the teacher's weights rather than from the backbone's.
     """
 
     kind: Literal["gold"]
     train: dict[str, Any] = {}
+    mix: dict[str, Any] = {"mode": "gold"}
     burn_in: bool = False
 
 
@@ -108,9 +112,11 @@ class SilverSettings(Settings):
 
     Attributes:
         teacher: who writes them.
-        pools: names of the sources that the teacher labels; labels they may have are not read.
-        audit: the gold pictures on which the teacher is audited: `val` or a source's name. A teacher
-            trained by the run must not be audited on what it was trained on.
+        pools: names of the sources that the teacher labels. Gold labels that they have stay: silver
+            fills in the classes that people did not look for.
+        audit: the gold pictures on which the teacher is audited: `val`, a source's name, or a part of the
+            gold sources, such as {share: 0.2}. A teacher trained by the run must not be audited on
+            what it was trained on: of kind `gold` it does not learn from them.
         floor: lowest score that is kept in the store.
         store: folder of the store; by default `silver/` in the run folder. A store can serve many runs.
         batch_size: pictures that the teacher sees at once.
@@ -118,11 +124,12 @@ class SilverSettings(Settings):
             warns and goes on.
         select: which of the teacher's boxes become labels.
         select_maps, select_tags: the same for a teacher of maps or of tags.
+        overlay: what becomes of them beside a pool's gold labels.
     """
 
     teacher: Annotated[AnyTeacher | GoldTeacher, Field(discriminator="kind")]
     pools: list[str] = Field(min_length=1)
-    audit: str = "val"
+    audit: str | Subset = "val"
     floor: float = Field(default=0.05, ge=0, lt=1)
     store: Path | None = None
     batch_size: int = Field(default=8, ge=1)
@@ -130,6 +137,7 @@ class SilverSettings(Settings):
     select: SelectionSettings = SelectionSettings()
     select_maps: MapSelection = MapSelection()
     select_tags: TagSelection = TagSelection()
+    overlay: OverlaySettings = OverlaySettings()
 
 
 class ExportSettings(Settings):
@@ -192,6 +200,7 @@ class RunSettings(Settings):
         ]
         if (
             self.silver
+            and isinstance(self.silver.audit, str)
             and self.silver.audit != "val"
             and self.silver.audit not in sources - unlabelled
         ):
@@ -255,13 +264,17 @@ class RunSettings(Settings):
         pools = set(self.silver.pools) if self.silver else set()
         silver = {n for n, s in self.data.sources.items() if n in pools or s.grade == "silver"}
         if self.mix.mode == "gold":
-            unlabelled = {n for n, s in self.data.sources.items() if not s.has_labels()}
-            return [n for n in self.data.sources if n not in silver | unlabelled]
+            return self.gold_sources()
         if self.mix.mode == "silver":
             return [n for n in self.data.sources if n in silver]
         if self.mix.shares and self.mix.mode in SHARED:
             return [n for n in self.data.sources if n in self.mix.shares]
         return list(self.data.sources)
+
+    def gold_sources(self) -> list[str]:
+        """Returns the names of the sources that people labelled, if only for some classes."""
+        sources = self.data.sources.items()
+        return [n for n, s in sources if s.has_labels() and s.grade == "gold"]
 
     def mix_for(self, names: list[str]) -> MixSettings:
         """Returns the mix cut down to the sources of these names, so that a mode can be changed

@@ -26,10 +26,11 @@ class FolderSource(SourceSettings):
     def parse(self, root: Path, classes: LabelSpace) -> Parsed:
         """Lists the pictures and reads their sizes."""
         folder, faults = root / self.images, Faults(self.images)
-        if self.covers is not None:
-            raise InputError(
-                f"{self.images}: `covers` is set, but a folder has no labels; leave it out"
-            )
+        for name in ("covers", "covers_file", "keep"):
+            if getattr(self, name) is not None:
+                raise InputError(
+                    f"{self.images}: `{name}` is set, but a folder has no labels; leave it out"
+                )
         names = require_pictures(folder)
         sizes, problems = image_sizes([str(folder / name) for name in names])
         faults.add(*(text for _, text in problems))

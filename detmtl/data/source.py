@@ -11,7 +11,6 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from pydantic import PositiveFloat
 
+from detmtl.data.coverage import class_mask, cover_pictures, keep_classes
 from detmtl.data.flat import Annotations, FileNames, Flat
 from detmtl.data.images import Progress, content_hashes, read_image
 from detmtl.data.maps import FilledMaps, MapClasses, MapFolder, Maps
@@ -164,6 +164,11 @@ class Source(Flat):
             return labels | {"tags": tags}
         return labels
 
+    def grades(self) -> set[Grade]:
+        """Returns who wrote its labels: on one picture both may have."""
+        own = () if self.annotations is None else np.unique(self.annotations.grade).tolist()
+        return {self.grade, *map(Grade, own)}
+
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Source":
         """Returns a source of the pictures at `indices`, in that order."""
         indices = np.asarray(indices, dtype=np.int64)
@@ -203,6 +208,9 @@ class SourceSettings(Settings):
         weight: of the source's loss.
         covers: the classes (names of data.classes) that were looked for in every picture; None: those
             that the source's categories name.
+        covers_file: a CSV or JSON file that says it picture by picture; see `cover_pictures`.
+        keep: takes the labels of these classes alone (names of data.classes), as if nobody had looked
+            for the others; None: of all. With `covers`, that decides what was looked for.
         subset: takes a part of the pictures.
         faults: "error": anything wrong in the files ends the run; "drop": faulty boxes and pictures
             are left out, with a warning that counts them.
@@ -214,6 +222,8 @@ class SourceSettings(Settings):
     grade: Literal["gold", "silver"] = "gold"
     weight: PositiveFloat = 1.0
     covers: list[str] | None = None
+    covers_file: str | None = None
+    keep: list[str] | None = None
     subset: Subset | None = None
     faults: Literal["error", "drop"] = "error"
     maps: MapFolder | None = None
@@ -268,11 +278,14 @@ class SourceSettings(Settings):
                 str(root),
                 classes.digest(),
                 self.fingerprint(root, cache),
+                content_hashes([str(root / self.covers_file)], cache) if self.covers_file else None,
             ]
         )
         parsed = load_parsed(cache / "sources" / key)
         if parsed is None:
-            save_parsed(cache / "sources" / key, self.parse(root, classes))
+            save_parsed(
+                cache / "sources" / key, self._restricted(self.parse(root, classes), root, classes)
+            )
             parsed = load_parsed(cache / "sources" / key)
             assert parsed is not None
         if parsed.dropped:
@@ -346,15 +359,16 @@ class SourceSettings(Settings):
         """
         if self.covers is None:
             return np.asarray(known, dtype=np.float32)
-        problems = []
-        for name in self.covers:
-            if name not in classes.names:
-                close = get_close_matches(name, classes.names, n=1)
-                hint = f" (nearest: '{close[0]}')" if close else ""
-                problems.append(f"{where}: covers names '{name}', which is no class{hint}")
-        if problems:
-            raise InputError(problems)
-        return np.asarray([name in self.covers for name in classes.names], dtype=np.float32)
+        return class_mask(self.covers, classes, f"{where}: covers").astype(np.float32)
+
+    def _restricted(self, parsed: Parsed, root: Path, classes: LabelSpace) -> Parsed:
+        """Returns what was read, cut down to what `keep` and `covers_file` say."""
+        if self.keep is not None:
+            kept = class_mask(self.keep, classes, "keep")
+            parsed = keep_classes(parsed, kept, covered=self.covers is not None)
+        if self.covers_file is not None:
+            parsed = cover_pictures(parsed, root / self.covers_file, self.covers_file, classes)
+        return parsed
 
 
 def _digest(facts: Any) -> str:
