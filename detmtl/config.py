@@ -20,14 +20,18 @@ from detmtl.balancing.balancers import AnyBalancer
 from detmtl.balancing.fixed import FixedSettings
 from detmtl.data.augment import AugmentSettings
 from detmtl.data.fit import InputSettings
+from detmtl.data.maps import MapClasses
 from detmtl.data.mixture import MixSettings
 from detmtl.data.scenes import ScenesSettings
 from detmtl.data.sources import AnySource
 from detmtl.data.subset import Subset
+from detmtl.data.tags import TagClasses
 from detmtl.engine.optim import OptimSettings
 from detmtl.engine.trainer import TrainSettings
+from detmtl.silver.maps import MapSelection
 from detmtl.silver.overlay import OverlaySettings
 from detmtl.silver.selection import SelectionSettings
+from detmtl.silver.tags import TagSelection
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.settings import Settings
@@ -49,8 +53,11 @@ class DataSettings(Settings):
     Attributes:
         root: folder of the data; relative to the working directory.
         scenes: rendered into `root` on first use, where given.
-        classes: the classes in order, or class -> names by which sources call its members.
+        classes: the boxes' classes in order, or class -> names by which sources call its members; none
+            where no task learns from boxes.
         unmapped: what happens to a category that belongs to no class: an `error`, or `drop` it.
+        maps: the classes of semantic maps, where there are some.
+        tags: the image tags, where there are some.
         sources: the training pictures, by name; those of kind `folder` have no labels.
         val: chooses the best checkpoint; gold.
         test: scored once at the end; gold. Without one the final scores are those of `val`.
@@ -60,8 +67,10 @@ class DataSettings(Settings):
 
     root: Path
     scenes: ScenesSettings | None = None
-    classes: list[str] | dict[str, list[str]]
+    classes: list[str] | dict[str, list[str]] = []
     unmapped: Literal["error", "drop"] = "error"
+    maps: MapClasses | None = None
+    tags: TagClasses | None = None
     sources: dict[str, AnySource]
     val: AnySource
     test: AnySource | None = None
@@ -70,7 +79,15 @@ class DataSettings(Settings):
 
     def label_space(self) -> LabelSpace:
         """Returns the classes with their members."""
+        if not self.classes:
+            return LabelSpace((), ())
         return LabelSpace.of(self.classes, drop_unmapped=self.unmapped == "drop")
+
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """Returns the class names by key of labels: `boxes`, and `maps` and `tags` where there are some."""
+        names = {"boxes": self.label_space().names}
+        others = {"maps": self.maps, "tags": self.tags}
+        return names | {key: of.label_space().names for key, of in others.items() if of}
 
 
 class GoldTeacher(Settings):
@@ -107,6 +124,7 @@ class SilverSettings(Settings):
             warns and goes on.
         select: which of the teacher's boxes become labels.
         overlay: what becomes of them beside a pool's gold labels.
+        select_maps, select_tags: the same for a teacher of maps or of tags.
     """
 
     teacher: Annotated[AnyTeacher | GoldTeacher, Field(discriminator="kind")]
@@ -118,6 +136,8 @@ class SilverSettings(Settings):
     gates: Literal["stop", "warn"] = "stop"
     select: SelectionSettings = SelectionSettings()
     overlay: OverlaySettings = OverlaySettings()
+    select_maps: MapSelection = MapSelection()
+    select_tags: TagSelection = TagSelection()
 
 
 class ExportSettings(Settings):
@@ -160,7 +180,7 @@ class RunSettings(Settings):
         """Checks what no part can see alone."""
         problems = []
         sources = set(self.data.sources)
-        unlabelled = {n for n, s in self.data.sources.items() if s.kind == "folder"}
+        unlabelled = {n for n, s in self.data.sources.items() if not s.has_labels()}
         pools = set(self.silver.pools) if self.silver else set()
         trained = self.mix_sources()
         problems += [
@@ -189,7 +209,7 @@ class RunSettings(Settings):
             )
         for split in ("val", "test"):
             source = getattr(self.data, split)
-            if source is not None and (source.kind == "folder" or source.grade != "gold"):
+            if source is not None and not (source.has_labels() and source.grade == "gold"):
                 problems.append(
                     f"data.{split}: must be labelled by people (grade gold), not by a model"
                 )
@@ -198,11 +218,15 @@ class RunSettings(Settings):
                 f"mix.mode: {self.mix.mode} leaves no source to train on; "
                 f"data.sources has {_listed(sources)}, silver.pools {_listed(pools)}"
             )
-        if self.export.format and len(self.tasks) != 1:
+        kinds = [task.kind for task in self.tasks.values()]
+        if self.export.format and not (
+            kinds.count("detection") <= 1 and {*kinds} <= {"detection", "semantic", "tags"}
+        ):
             problems.append(
-                f"export.format: {self.export.format} holds one task, and there are "
-                f"{len(self.tasks)}; set export.format: null"
+                f"export.format: {self.export.format} holds at most one detection task, semantic tasks and "
+                f"tags; tasks has {', '.join(kinds)}; set export.format: null"
             )
+        problems += self._unread()
         if self.train.best and self.train.best.split("/")[0] not in self.tasks:
             problems.append(
                 f"train.best: '{self.train.best}' names no task; a metric is task/metric, such as "
@@ -211,6 +235,29 @@ class RunSettings(Settings):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _unread(self) -> list[str]:
+        """Returns what is wrong between the kinds of labels that tasks, sources and data.* name."""
+        data, problems = self.data, []
+        known = {key for key in ("maps", "tags") if getattr(data, key)}
+        for name, task in self.tasks.items():
+            wanted = getattr(task, "labels", "boxes")
+            if wanted in ("maps", "tags") and wanted not in known:
+                problems.append(
+                    f"tasks.{name}: learns from {wanted}, but data.{wanted} is not given; list its classes"
+                )
+            elif wanted == "boxes" and not data.classes:
+                problems.append(
+                    f"tasks.{name}: learns from boxes, but data.classes is empty; list them"
+                )
+        splits = {f"sources.{n}": s for n, s in data.sources.items()} | {"val": data.val}
+        for where, source in (splits | {"test": data.test}).items():
+            problems += [
+                f"data.{where}.{key}: is given, but data.{key} is not; list the classes there"
+                for key in ("maps", "tags")
+                if source is not None and getattr(source, key) and key not in known
+            ]
+        return problems
 
     def mix_sources(self) -> list[str]:
         """Returns the names of the sources that the mix trains on, in the order of `data.sources`."""
@@ -227,7 +274,7 @@ class RunSettings(Settings):
     def gold_sources(self) -> list[str]:
         """Returns the names of the sources that people labelled, if only for some classes."""
         sources = self.data.sources.items()
-        return [n for n, s in sources if s.kind != "folder" and s.grade == "gold"]
+        return [n for n, s in sources if s.has_labels() and s.grade == "gold"]
 
     def mix_for(self, names: list[str]) -> MixSettings:
         """Returns the mix cut down to the sources of these names, so that a mode can be changed

@@ -23,7 +23,6 @@ from detmtl.data.loader import batches, evaluation_batches
 from detmtl.data.mixture import Mixture
 from detmtl.data.scenes import render_scenes
 from detmtl.data.source import Source
-from detmtl.data.sources import AnySource
 from detmtl.data.subset import Subset
 from detmtl.engine import distributed
 from detmtl.engine.distributed import Process
@@ -34,7 +33,8 @@ from detmtl.engine.state import load_weights, read_checkpoint, seed_everything, 
 from detmtl.engine.trainer import train
 from detmtl.inference.export import export_torchscript
 from detmtl.run_folder import RunFolder
-from detmtl.silver.audit import Audit, audit, refuse_overlap
+from detmtl.silver.audit import audit, refuse_overlap
+from detmtl.silver.others import Others
 from detmtl.silver.overlay import with_gold
 from detmtl.silver.selection import resolve_thresholds, select
 from detmtl.silver.store import Store
@@ -67,7 +67,8 @@ class Summary:
     def tables(self) -> list[Table]:
         """Returns the table of scores and the table of files."""
         scores = Table(title=f"Scores on {self.scored_on}", title_justify="left")
-        names = ["AP", "AP50", "AP75", "F1@.5"]
+        names = ["AP", "AP50", "AP75", "F1@.5", "mIoU", "accuracy", "mAP"]
+        names = [n for n in names if any(k.endswith(f"/{n}") for k in self.metrics)]
         for column in ("model", "task", *names):
             scores.add_column(column, justify="left" if column in ("model", "task") else "right")
         for prefix, who in (
@@ -75,9 +76,13 @@ class Summary:
             ("", f"model ({self.trained_on})"),
         ):
             for task in sorted(
-                k.removeprefix(prefix).split("/")[0]
-                for k in self.metrics
-                if k.startswith(prefix) and k.endswith("/AP") and k.count("/") == 1 + bool(prefix)
+                {
+                    k.removeprefix(prefix).split("/")[0]
+                    for k in self.metrics
+                    if k.startswith(prefix)
+                    and k.split("/")[-1] in names
+                    and k.count("/") == 1 + bool(prefix)
+                }
             ):
                 values = [self.metrics.get(f"{prefix}{task}/{n}", float("nan")) for n in names]
                 scores.add_row(who, task, *(f"{v:.3f}" if v == v else "-" for v in values))
@@ -126,7 +131,7 @@ def _run(settings: RunSettings, folder: RunFolder, process: Process, console: Co
     if pools:
         assert settings.silver is not None
         if isinstance(settings.silver.teacher, GoldTeacher):
-            scores = _gold_teacher(settings, folder, process, console, val, final)
+            scores = _gold_teacher(settings, folder, process, console, sources, val, final)
             metrics |= {f"teacher/{name}": value for name, value in scores.items()}
             files["teacher checkpoint"] = folder.teacher.best
         labelled, store = label_pools(settings, folder, process, console, sources, val, space)
@@ -193,7 +198,7 @@ def load_sources(
         if source is None:
             continue
         try:
-            loaded[name] = source.load(name, data.root, space, cache)
+            loaded[name] = source.load(name, data.root, space, cache, data.maps, data.tags)
         except InputError as error:
             problems += error.problems
     if problems:
@@ -218,7 +223,8 @@ def load_sources(
 def build(settings: RunSettings, space: LabelSpace) -> MultiTask:
     """Returns the network of a run, its weights decided by the seed alone."""
     seed_everything(settings.seed)
-    return build_model(settings.model, settings.tasks, space.names)
+    names = settings.data.names()
+    return build_model(settings.model, settings.tasks, space.names, other_names=names)
 
 
 def mixture_of(settings: RunSettings, sources: list[Source]) -> Mixture:
@@ -277,8 +283,8 @@ def fit_model(
             truth=truth_of(val),
         )
 
-    names = {task: settings.data.label_space().names for task in settings.tasks}
     labels = {name: task.labels for name, task in state.tasks.items()}
+    names = {task: settings.data.names()[key] for task, key in labels.items()}
     with Recorder(folder.path, steps, names, state.step, process.rank == 0, labels) as recorder:
         train(state, stream, settings.train, optim, validate, recorder, folder.path)
     load_weights(model, weights_of(read_checkpoint(folder.best)), str(folder.best))
@@ -323,9 +329,9 @@ def label_pools(
     silver = settings.silver
     assert silver is not None
     store_path = silver.store or folder.path / "silver"
-    gold = audit_source(settings, sources, val, space, folder.cache)
+    gold = audit_source(settings, sources, val)
     pools = [sources[name] for name in silver.pools if name in sources]
-    annotate(
+    teacher = annotate(
         load_teacher(settings, folder, process),
         [*pools, gold],
         store_path,
@@ -336,18 +342,20 @@ def label_pools(
         progress=process.rank == 0,
         root=settings.data.root,
         console=console,
-    )
+    ).card.name
     distributed.barrier()
+    if Store.open(store_path).card.task != "boxes":
+        return _label_others(settings, process, console, pools, gold, store_path), store_path
     labelled: dict[str, Source] = {}
     if process.rank == 0:
-        store = Store.open(store_path)
+        store = Store.open(store_path, teacher)
         checked = audit(store, gold, space, silver.select.nms)
         console.print(checked.table(resolve_thresholds(store, space, silver.select, checked)))
         _pass_gates(checked, f"{store_path} on '{gold.name}'", silver.gates)
         for pool in pools:
             with_gold(pool, select(store, [pool], space, silver.select, checked), silver.overlay)
     distributed.barrier()
-    store = Store.open(store_path)
+    store = Store.open(store_path, teacher)
     checked = audit(store, gold, space, silver.select.nms)
     for pool in pools:
         chosen = select(store, [pool], space, silver.select, checked)
@@ -356,7 +364,32 @@ def label_pools(
     return labelled, store_path
 
 
-def _pass_gates(checked: Audit, where: str, gates: str) -> None:
+def _label_others(
+    settings: RunSettings,
+    process: Process,
+    console: Console,
+    pools: list[Source],
+    gold: Source,
+    store_path: Path,
+) -> dict[str, Source]:
+    """Returns the pools with silver maps or silver tags."""
+    silver, data = settings.silver, settings.data
+    assert silver is not None
+    others = Others.of(
+        Store.open(store_path), data.maps, data.tags, silver.select_maps, silver.select_tags
+    )
+    if process.rank == 0:
+        checked = others.audit(gold)
+        console.print(checked.table())
+        _pass_gates(checked, f"{store_path} on '{gold.name}'", silver.gates)
+        for pool in pools:
+            others.select(pool, checked)
+    distributed.barrier()
+    checked = others.audit(gold)
+    return {pool.name: others.read(pool, others.select(pool, checked)) for pool in pools}
+
+
+def _pass_gates(checked: Any, where: str, gates: str) -> None:
     problems = [f"{where}: {problem}" for problem in checked.problems()]
     if problems and gates == "stop":
         raise InputError([*problems, "set silver.gates: warn to go on all the same"])
@@ -401,27 +434,20 @@ def gold_sources(settings: RunSettings) -> list[str]:
     return gold
 
 
-def audit_source(
-    settings: RunSettings,
-    sources: Mapping[str, Source],
-    val: Source,
-    space: LabelSpace,
-    cache: Path,
-) -> Source:
+def audit_source(settings: RunSettings, sources: Mapping[str, Source], val: Source) -> Source:
     """Returns the gold pictures on which the run's teacher is audited."""
     assert settings.silver is not None
     audit = settings.silver.audit
     if isinstance(audit, str):
         return val if audit == "val" else sources[audit]
-    parts = [part_of(settings, n, audit) for n in gold_sources(settings)]
-    loaded = [part.load("audit", settings.data.root, space, cache) for part in parts]
-    return joined("held-out gold", loaded)
+    parts = [part_of(sources[n], audit) for n in gold_sources(settings)]
+    boxes = [part for part in parts if part.annotations is not None]
+    return joined("held-out gold", boxes) if len(boxes) > 1 else (boxes or parts)[0]
 
 
-def part_of(settings: RunSettings, name: str, part: Subset) -> AnySource:
-    """Returns the settings of a part of a source, which may be a part of one already."""
-    source = settings.data.sources[name]
-    return source.model_copy(update={"subset": part.model_copy(update={"of": source.subset})})
+def part_of(source: Source, part: Subset) -> Source:
+    """Returns a part of a source."""
+    return source.subset(part.pick(source.hashes(), f"silver.audit, source '{source.name}'"))
 
 
 def _gold_teacher(
@@ -429,6 +455,7 @@ def _gold_teacher(
     folder: RunFolder,
     process: Process,
     console: Console,
+    sources: Mapping[str, Source],
     val: Source,
     final: Source,
 ) -> dict[str, float]:
@@ -439,20 +466,20 @@ def _gold_teacher(
     tree["train"] |= settings.silver.teacher.train
     tree["silver"] = None
     gold = gold_sources(settings)
-    learned = {n: settings.data.sources[n] for n in gold}
+    learned = [sources[n] for n in gold]
+    tree["data"]["sources"] = {n: tree["data"]["sources"][n] for n in gold}
     audit = settings.silver.audit
     if not isinstance(audit, str):
         rest = audit.model_copy(update={"rest": not audit.rest})
-        learned = {n: part_of(settings, n, rest) for n in gold}
-    tree["data"]["sources"] = {n: s.model_dump(mode="json") for n, s in learned.items()}
+        learned = [part_of(source, rest) for source in learned]
+        for own in tree["data"]["sources"].values():  # the same parts, in words
+            own["subset"] = {**rest.model_dump(mode="json"), "of": own["subset"]}
     alone = settings_from(tree, where="silver.teacher.train")
     folder.teacher.claim(alone)
     distributed.barrier()
     console.rule("Teacher: gold alone")
-    space = alone.data.label_space()
-    model = build(alone, space)
-    mine = [s.load(n, alone.data.root, space, folder.cache) for n, s in learned.items()]
-    fit_model(alone, model, mine, val, folder.teacher, process, console)
+    model = build(alone, alone.data.label_space())
+    fit_model(alone, model, learned, val, folder.teacher, process, console)
     metrics = score(alone, model, final, folder.teacher, process, console)
     if process.rank == 0:
         write_json(folder.teacher.metrics, metrics)

@@ -56,6 +56,10 @@ class CocoSource(SourceSettings):
     kind: Literal["coco"] = "coco"
     annotations: str
 
+    def has_labels(self) -> bool:
+        """Returns True: the boxes."""
+        return True
+
     def fingerprint(self, root: Path, cache: Path) -> Any:
         """Returns the hash of the annotation file."""
         return content_hashes([str(root / self.annotations)], cache)

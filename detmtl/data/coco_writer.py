@@ -172,7 +172,7 @@ def coco_images(source: Source) -> Iterator[CocoImage]:
     """Returns the pictures of a source for `write_coco`."""
     for i in range(len(source)):
         info = source.info(i)
-        labels = source.labels(i).get("boxes")
+        labels = source.boxes(i)
         yield CocoImage(source.files.name(i), info.height, info.width, info.id, labels)
 
 

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from detmtl.data.augment import Augment
-from detmtl.data.fit import fit, fit_size, scale_boxes
+from detmtl.data.fit import fit, fit_size
 from detmtl.data.mixture import Mixture
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Labels
@@ -121,6 +121,7 @@ class _TrainingBatches:
                 source.labels(pick.index),
                 sample_seed(self.seed, number, slot),
             )
+            labels = source.derived(pick.index, labels)
             weight = self.mixture.weights[pick.source]
             info = source.info(pick.index)
             samples.append(Sample(image, labels, info, pick.source, weight, source.grade))
@@ -142,9 +143,7 @@ class _EvaluationBatches:
         image = fit(torch.from_numpy(pixels).permute(2, 0, 1), self.short, self.long)
         before, after = pixels.shape[:2], image.shape[1:]
         labels: Mapping[str, Labels] = {
-            name: known.with_boxes(
-                scale_boxes(known.boxes, (before[0], before[1]), (after[0], after[1]))
-            )
+            name: known.resized((before[0], before[1]), (after[0], after[1]))
             for name, known in self.source.labels(i).items()
         }
         return Sample(image, labels, self.source.info(i), weight=self.source.weight)

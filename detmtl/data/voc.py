@@ -43,6 +43,10 @@ class VocSource(SourceSettings):
     list: str | None = None
     first_pixel: Literal[0, 1] = 1
 
+    def has_labels(self) -> bool:
+        """Returns True: the boxes."""
+        return True
+
     def fingerprint(self, root: Path, cache: Path) -> Any:
         """Returns name, size and time of change of the XML files and the list, and names of pictures."""
         folder = root / self.annotations
@@ -230,7 +234,8 @@ def write_voc(folder: str | os.PathLike[str], source: Source) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     count = 0
     for i, name in enumerate(names):
-        info, labels = source.info(i), source.labels(i)["boxes"]
+        info, labels = source.info(i), source.boxes(i)
+        assert labels is not None
         path = folder / f"{os.path.splitext(name)[0]}.xml"
         path.parent.mkdir(parents=True, exist_ok=True)
         tree = _element(name, info.height, info.width, labels, source.classes)

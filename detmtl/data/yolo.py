@@ -40,6 +40,10 @@ class YoloSource(SourceSettings):
     names: str | list[str]
     unlabelled: Literal["empty", "skip"] = "empty"
 
+    def has_labels(self) -> bool:
+        """Returns True: the boxes."""
+        return True
+
     def fingerprint(self, root: Path, cache: Path) -> Any:
         """Returns the names, and name, size and time of change of pictures and text files."""
         pictures = list_pictures(root / self.images)
@@ -247,7 +251,8 @@ def write_yolo(folder: str | os.PathLike[str], source: Source, scores: bool = Fa
         YAML(typ="safe", pure=True).dump({"names": dict(enumerate(source.classes))}, file)
     count = 0
     for i, name in enumerate(names):
-        labels = source.labels(i)["boxes"]
+        labels = source.boxes(i)
+        assert labels is not None
         labels = labels[labels.ignore == 0]
         height, width = (int(n) for n in source.sizes[i])
         lines = []

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -231,7 +231,7 @@ def _told(
 @torch.no_grad()
 def _decoded(
     state: State, outputs: Mapping[str, list[Tensor]], batch: Batch
-) -> dict[str, list[Labels]]:
+) -> dict[str, Sequence[Labels]]:
     return {name: task.decode(outputs[name], batch.sizes) for name, task in state.tasks.items()}
 
 
