@@ -357,14 +357,14 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--annotations", type=Path, help="gold for the audit that a wanted precision needs"
     )
-    p.add_argument("--images", type=Path, help="of --annotations; of maps and tags, those wanted")
-    _gold_options(p)
     p.add_argument(
         "--format",
         default="coco",
         choices=["coco", "yolo", "voc"],
         help="yolo, voc: --out is a folder",
     )
+    p.add_argument("--images", type=Path, help="of --annotations; of maps and tags, those wanted")
+    _gold_options(p)
     _class_options(p)
 
     p = verb(

@@ -123,8 +123,8 @@ class SilverSettings(Settings):
         gates: what happens when the audit finds a reason not to trust the labels: the run stops, or
             warns and goes on.
         select: which of the teacher's boxes become labels.
-        select_maps, select_tags: the same for a teacher of maps or of tags.
         overlay: what becomes of them beside a pool's gold labels.
+        select_maps, select_tags: the same for a teacher of maps or of tags.
     """
 
     teacher: Annotated[AnyTeacher | GoldTeacher, Field(discriminator="kind")]
@@ -135,9 +135,9 @@ class SilverSettings(Settings):
     batch_size: int = Field(default=8, ge=1)
     gates: Literal["stop", "warn"] = "stop"
     select: SelectionSettings = SelectionSettings()
+    overlay: OverlaySettings = OverlaySettings()
     select_maps: MapSelection = MapSelection()
     select_tags: TagSelection = TagSelection()
-    overlay: OverlaySettings = OverlaySettings()
 
 
 class ExportSettings(Settings):

@@ -23,7 +23,6 @@ from detmtl.data.loader import batches, evaluation_batches
 from detmtl.data.mixture import Mixture
 from detmtl.data.scenes import render_scenes
 from detmtl.data.source import Source
-from detmtl.data.sources import AnySource
 from detmtl.data.subset import Subset
 from detmtl.engine import distributed
 from detmtl.engine.distributed import Process
@@ -132,7 +131,7 @@ def _run(settings: RunSettings, folder: RunFolder, process: Process, console: Co
     if pools:
         assert settings.silver is not None
         if isinstance(settings.silver.teacher, GoldTeacher):
-            scores = _gold_teacher(settings, folder, process, console, val, final)
+            scores = _gold_teacher(settings, folder, process, console, sources, val, final)
             metrics |= {f"teacher/{name}": value for name, value in scores.items()}
             files["teacher checkpoint"] = folder.teacher.best
         labelled, store = label_pools(settings, folder, process, console, sources, val, space)
@@ -330,7 +329,7 @@ def label_pools(
     silver = settings.silver
     assert silver is not None
     store_path = silver.store or folder.path / "silver"
-    gold = audit_source(settings, sources, val, space, folder.cache)
+    gold = audit_source(settings, sources, val)
     pools = [sources[name] for name in silver.pools if name in sources]
     teacher = annotate(
         load_teacher(settings, folder, process),
@@ -435,27 +434,20 @@ def gold_sources(settings: RunSettings) -> list[str]:
     return gold
 
 
-def audit_source(
-    settings: RunSettings,
-    sources: Mapping[str, Source],
-    val: Source,
-    space: LabelSpace,
-    cache: Path,
-) -> Source:
+def audit_source(settings: RunSettings, sources: Mapping[str, Source], val: Source) -> Source:
     """Returns the gold pictures on which the run's teacher is audited."""
     assert settings.silver is not None
     audit = settings.silver.audit
     if isinstance(audit, str):
         return val if audit == "val" else sources[audit]
-    parts = [part_of(settings, n, audit) for n in gold_sources(settings)]
-    loaded = [part.load("audit", settings.data.root, space, cache) for part in parts]
-    return joined("held-out gold", loaded)
+    parts = [part_of(sources[n], audit) for n in gold_sources(settings)]
+    boxes = [part for part in parts if part.annotations is not None]
+    return joined("held-out gold", boxes) if len(boxes) > 1 else (boxes or parts)[0]
 
 
-def part_of(settings: RunSettings, name: str, part: Subset) -> AnySource:
-    """Returns the settings of a part of a source, which may be a part of one already."""
-    source = settings.data.sources[name]
-    return source.model_copy(update={"subset": part.model_copy(update={"of": source.subset})})
+def part_of(source: Source, part: Subset) -> Source:
+    """Returns a part of a source."""
+    return source.subset(part.pick(source.hashes(), f"silver.audit, source '{source.name}'"))
 
 
 def _gold_teacher(
@@ -463,6 +455,7 @@ def _gold_teacher(
     folder: RunFolder,
     process: Process,
     console: Console,
+    sources: Mapping[str, Source],
     val: Source,
     final: Source,
 ) -> dict[str, float]:
@@ -473,20 +466,20 @@ def _gold_teacher(
     tree["train"] |= settings.silver.teacher.train
     tree["silver"] = None
     gold = gold_sources(settings)
-    learned = {n: settings.data.sources[n] for n in gold}
+    learned = [sources[n] for n in gold]
+    tree["data"]["sources"] = {n: tree["data"]["sources"][n] for n in gold}
     audit = settings.silver.audit
     if not isinstance(audit, str):
         rest = audit.model_copy(update={"rest": not audit.rest})
-        learned = {n: part_of(settings, n, rest) for n in gold}
-    tree["data"]["sources"] = {n: s.model_dump(mode="json") for n, s in learned.items()}
+        learned = [part_of(source, rest) for source in learned]
+        for own in tree["data"]["sources"].values():  # the same parts, in words
+            own["subset"] = {**rest.model_dump(mode="json"), "of": own["subset"]}
     alone = settings_from(tree, where="silver.teacher.train")
     folder.teacher.claim(alone)
     distributed.barrier()
     console.rule("Teacher: gold alone")
-    space = alone.data.label_space()
-    model = build(alone, space)
-    mine = [s.load(n, alone.data.root, space, folder.cache) for n, s in learned.items()]
-    fit_model(alone, model, mine, val, folder.teacher, process, console)
+    model = build(alone, alone.data.label_space())
+    fit_model(alone, model, learned, val, folder.teacher, process, console)
     metrics = score(alone, model, final, folder.teacher, process, console)
     if process.rank == 0:
         write_json(folder.teacher.metrics, metrics)

@@ -57,7 +57,11 @@ def test_the_teacher_does_not_see_what_it_is_audited_on(partial, data, tmp_path)
     settings = read_settings(data / "recipe.yaml", SETTINGS)
     space = settings.data.label_space()
     assert gold_sources(settings) == ["reds", "blues"]
-    audited = audit_source(settings, {}, None, space, tmp_path)
+    sources = {
+        name: source.load(name, settings.data.root, space, tmp_path)
+        for name, source in settings.data.sources.items()
+    }
+    audited = audit_source(settings, sources, None)
     assert len(audited) == 2 and audited.coverage.tolist() == [[1, 0], [0, 1]]
     (kept,) = (partial / "silver" / "audit").glob("*/audit.json")
     assert json.loads(kept.read_text())["gold_boxes"] == [1, 1]
