@@ -150,6 +150,8 @@ class Detector(nn.Module):
         maps, tags: of the other tasks.
     """
 
+    names: list[str]  # said here, since TorchScript cannot tell what an empty list is of
+
     def __init__(
         self,
         network: nn.Module,

@@ -79,7 +79,7 @@ def test_the_file_predicts_labels_of_each_task(all_tasks):
 
 @pytest.mark.parametrize("names", [("map",), ("tags",), ("tags", "map")])
 def test_files_without_detection(tmp_path, names):
-    loaded = _loaded(**{n: ALL[n] for n in names})
+    loaded = replace(_loaded(**{n: ALL[n] for n in names}), class_names=())
     export_model(loaded, tmp_path / "m.torchscript")
     predictor = ScriptPredictor(tmp_path / "m.torchscript")
     assert predictor.task is None
