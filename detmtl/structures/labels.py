@@ -110,7 +110,30 @@ class BoxLabels:
         return replace(self, boxes=boxes)
 
 
-Labels = BoxLabels
+OTHER = 254
+"""In a map: none of the covered classes."""
+UNKNOWN = 255
+"""In a map: nobody knows."""
+
+
+@dataclass(frozen=True, eq=False)
+class MapLabels:
+    """A class for each pixel of one picture.
+
+    Attributes:
+        classes: (H, W) uint8 in 0..C-1, `OTHER` or `UNKNOWN`.
+        weights: (H, W) float32 >= 0, a teacher's confidence; None: 1 everywhere.
+        coverage: (C,) float32 in [0, 1], see `BoxLabels`.
+        grade: a `Grade`.
+    """
+
+    classes: Tensor
+    weights: Tensor | None
+    coverage: Tensor
+    grade: int = int(Grade.GOLD)
+
+
+Labels = BoxLabels | MapLabels
 """What a task's labels of one picture may be; later tasks join the union here."""
 
 
