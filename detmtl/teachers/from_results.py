@@ -44,7 +44,7 @@ class Pictures:
         ends = ["/".join(parts[i:]).replace("//", "/") for i in range(len(parts))]
         if self.loose:
             stem = PurePosixPath(path).stem
-            ends += [str(PurePosixPath(end).with_suffix("")) for end in ends]
+            ends = [name for end in ends for name in (end, str(PurePosixPath(end).with_suffix("")))]
             ends += [str(int(stem))] if stem.isdecimal() else []
         return next((self.names[end] for end in ends if end in self.names), None)
 

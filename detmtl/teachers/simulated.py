@@ -122,6 +122,10 @@ class Faults:
         self._pool = boxes[rows, 2:] - boxes[rows, :2]
         self._pool_classes = known[a.classes[rows]]
 
+    def size(self, i: int) -> tuple[int, int]:
+        """Returns height and width of picture i."""
+        return int(self._sizes[i][0]), int(self._sizes[i][1])
+
     def draw(self, content_hash: str, stream: str) -> np.random.Generator:
         """Returns the generator of one kind of draw for one picture."""
         text = f"{self._seed}:{content_hash}:{stream}"
@@ -130,7 +134,7 @@ class Faults:
     def __call__(self, i: int, content_hash: str) -> Faulty:
         """Returns what the teacher sees in picture i."""
         a, rows = self._annotations, self._annotations.rows(i)
-        height, width = (int(n) for n in self._sizes[i])
+        height, width = self.size(i)
         objects = (a.ignore[rows] != Ignore.REGION) & (self._known[a.classes[rows]] >= 0)
         boxes = np.asarray(a.boxes[rows][objects], dtype=np.float64)
         classes = self._known[a.classes[rows][objects]]
@@ -194,17 +198,26 @@ class SimulatedTeacher(Teacher):
         """Returns the spoiled gold of each picture; its pixels are not looked at.
 
         Raises:
-            InputError: the gold does not have a picture.
+            InputError: the gold does not have a picture, or has it in another size.
         """
-        return [self._of(info, floor) for info in infos]
+        return [
+            self._of(info, (int(image.shape[1]), int(image.shape[2])), floor)
+            for image, info in zip(images, infos, strict=True)
+        ]
 
-    def _of(self, info: ImageInfo, floor: float) -> BoxLabels:
+    def _of(self, info: ImageInfo, size: tuple[int, int], floor: float) -> BoxLabels:
         content_hash = info.content_hash or content_hashes([info.path], None)[0]
         number = self._hashes.get(content_hash)
         if number is None:
             raise InputError(
                 f"{info.path}: the gold of the simulated teacher '{self.card.name}' has no picture of "
                 "these bytes; it can only spoil labels that are there"
+            )
+        said = self._faults.size(number)
+        if said != size:
+            raise InputError(
+                f"{info.path}: is {size[1]} x {size[0]} pixels, but the gold of teacher "
+                f"'{self.card.name}' says {said[1]} x {said[0]}; its boxes would be misplaced"
             )
         faulty = self._faults(number, content_hash)
         scores = self._drawn(faulty.right, self._faults.draw(content_hash, "scores"))
