@@ -6,6 +6,7 @@ Letters: B pictures, S places for classes (see slots.py), H and W pixels.
 import os
 from collections.abc import Sequence
 from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
@@ -245,11 +246,19 @@ class TorchvisionTeacherSettings(TeacherSettings):
         if segments and self.model != "lraspp_mobilenet_v3_large":
             more["aux_loss"] = any(name.startswith("aux_classifier.") for name in tensors)
         try:
-            return get_model(
+            network = get_model(
                 self.model, weights=None, weights_backbone=None, num_classes=num_slots, **more
             )
         except (TypeError, ValueError) as problem:
             raise InputError(f"teacher.options: {self.model} refuses them: {problem}") from None
+        # Some of the detectors swallow options that they do not have.
+        known = {p for cls in type(network).__mro__ for p in signature(cls.__init__).parameters}
+        if unknown := sorted(set(self.options) - known):
+            raise InputError(
+                f"teacher.options: {self.model} has no {', '.join(unknown)}; it has "
+                f"{', '.join(sorted(known - {'self', 'args', 'kwargs', 'backbone', 'num_classes'}))}"
+            )
+        return network
 
     def _transforms(self, official: WeightsEnum | None) -> nn.Module:
         if official is None or self.side is not None:
