@@ -216,7 +216,7 @@ def grounding_dino(root):
         num_queries=6,
         d_model=32,
         encoder_layers=1,
-        decoder_layers=1,
+        decoder_layers=2,  # of one, transformers finds no second box head to tie to the first
         encoder_attention_heads=2,
         decoder_attention_heads=2,
         encoder_ffn_dim=16,
