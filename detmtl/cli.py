@@ -37,6 +37,7 @@ from detmtl.engine.trainer import TrainingDiverged
 from detmtl.inference.export import FORMATS, ExportError, export
 from detmtl.inference.predictor import load_checkpoint, load_predictor
 from detmtl.inference.results import predict_to_files
+from detmtl.inference.torchscript import is_torchscript
 from detmtl.metrics.coco import evaluate_files
 from detmtl.recipe import bar, run, truth_of, write_json
 from detmtl.silver.audit import audit
@@ -333,7 +334,9 @@ def _parser() -> argparse.ArgumentParser:
         "annotate", _annotate, "Writes a teacher's labels of pictures to a store, or continues one."
     )
     p.add_argument(
-        "--teacher", required=True, help="a checkpoint, a TorchScript file, or YAML settings"
+        "--teacher",
+        required=True,
+        help="a checkpoint, a TorchScript file, a YAML file of settings, or the settings themselves",
     )
     p.add_argument("--images", required=True, type=Path, help="a folder")
     p.add_argument("--out", required=True, type=Path, help="the store's folder")
@@ -522,7 +525,8 @@ def _teacher(spec: str) -> Any:
     """Returns a teacher's settings from the path of a model, of a YAML file, or from YAML."""
     path = Path(spec)
     if path.suffix in (".pt", ".pth"):
-        tree: Any = {"kind": "checkpoint", "path": spec}
+        scripted = path.is_file() and is_torchscript(path)
+        tree: Any = {"kind": "torchscript" if scripted else "checkpoint", "path": spec}
     elif path.suffix in (".torchscript", ".ts"):
         tree = {"kind": "torchscript", "path": spec}
     else:
@@ -534,7 +538,9 @@ def _teacher(spec: str) -> Any:
             raise InputError(
                 f"--teacher {spec}: is neither a checkpoint (.pt) nor a TorchScript file nor settings; "
                 "an ONNX file needs settings such as '{kind: onnx, path: F, classes: NAMES.txt, "
-                "adapter: {kind: yolox}}'"
+                "adapter: {kind: yolox}}', torchvision's models '{kind: torchvision, model: "
+                "retinanet_resnet50_fpn_v2, weights: DEFAULT}', results of another system '{kind: "
+                "results, path: F, annotations: COCO_FILE}'"
             )
     return _values(AnyTeacher, tree, "--teacher")
 
