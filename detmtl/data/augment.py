@@ -174,7 +174,8 @@ class Augment:
         # from the same seed: on every picture all steps with p: 0.5 would fire together or not at all.
         self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         try:
-            out = self._compose(image=pixels, bboxes=rows, **masks)
+            targets: dict[str, Any] = {"image": pixels, "bboxes": rows, **masks}
+            out = self._compose(**targets)
         except Exception as error:
             height, width = pixels.shape[:2]
             raise InputError(

@@ -216,7 +216,8 @@ class FilledMaps(Flat):
     def paths(self) -> list[str]:
         """Returns the files, of each picture that has a map the one that counts."""
         first = self.first.present()
-        own = [self.second.files[i] for i in np.flatnonzero(self.second.present() & ~first)]
+        others = np.flatnonzero(self.second.present() & ~first).tolist()
+        own = [self.second.files[i] for i in others]
         return self.first.paths() + own
 
     def take(self, indices: np.ndarray) -> "FilledMaps":
@@ -253,7 +254,7 @@ class Maps(Flat):
 
     def paths(self) -> list[str]:
         """Returns the files of the maps."""
-        return [self.files[i] for i in np.flatnonzero(self.present())]
+        return [self.files[i] for i in np.flatnonzero(self.present()).tolist()]
 
     def take(self, indices: np.ndarray) -> "Maps":
         """Returns the maps of the pictures at `indices`."""

@@ -37,10 +37,11 @@ def draw(
         colors: of boxes: "grade": gold ones in gold, silver ones in silver; "class": a color for each
             class.
     """
+    names = tuple(class_names)
     if isinstance(labels, MapLabels):
-        return _draw_map(image, labels, class_names)
+        return _draw_map(image, labels, names)
     if isinstance(labels, TagLabels):
-        return _draw_tags(image, labels, class_names)
+        return _draw_tags(image, labels, names)
     picture = Image.fromarray(image.permute(1, 2, 0).cpu().contiguous().numpy())
     pen = ImageDraw.Draw(picture)
     size = max(10, min(picture.size) // 40)
@@ -60,7 +61,7 @@ def draw(
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
-def _draw_map(image: Tensor, labels: MapLabels, class_names: Sequence[str]) -> Tensor:
+def _draw_map(image: Tensor, labels: MapLabels, class_names: tuple[str, ...]) -> Tensor:
     """Returns the picture half covered by the classes' colors; gray is other, unknown stays bare."""
     palette = np.zeros((256, 3), np.uint8)
     for c in range(len(class_names)):
@@ -71,15 +72,16 @@ def _draw_map(image: Tensor, labels: MapLabels, class_names: Sequence[str]) -> T
     mixed = (pixels.astype(np.uint16) + palette[classes]) // 2
     picture = Image.fromarray(np.where((classes == UNKNOWN)[..., None], pixels, mixed).astype("u1"))
     counts = np.bincount(classes.ravel(), minlength=256)[: len(class_names)]
-    largest = [c for c in np.argsort(-counts, kind="stable")[:6].tolist() if counts[c]]
+    order: list[int] = np.argsort(-counts, kind="stable")[:6].tolist()
+    largest = [c for c in order if counts[c]]
     return _listed(picture, [(class_names[c], class_color(c)) for c in largest])
 
 
-def _draw_tags(image: Tensor, labels: TagLabels, class_names: Sequence[str]) -> Tensor:
+def _draw_tags(image: Tensor, labels: TagLabels, class_names: tuple[str, ...]) -> Tensor:
     """Returns the picture with the tags that it shows, by probability, of those that are known."""
     picture = Image.fromarray(image.permute(1, 2, 0).cpu().contiguous().numpy())
     grade = GOLD if labels.grade == Grade.GOLD else SILVER
-    order = torch.argsort(labels.targets, descending=True, stable=True).tolist()
+    order: list[int] = torch.argsort(labels.targets, descending=True, stable=True).tolist()
     shown = [t for t in order if labels.targets[t] >= 0.5 and labels.weights[t] > 0]
     scores = labels.targets.tolist()
     texts = [class_names[t] + ("" if scores[t] == 1 else f" {scores[t]:.2f}") for t in shown]

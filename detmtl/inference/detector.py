@@ -209,11 +209,11 @@ class Detector(nn.Module):
             for of_map in self.maps:
                 for k, i in enumerate(together):
                     logits = outputs[of_map.output][k]
-                    results[i][of_map.name] = of_map(logits, fitted[i], images[i])
+                    results[i][of_map.name] = of_map(logits, fitted[i], images[i])  # pyright: ignore[reportArgumentType]
             for of_tags in self.tags:
                 probabilities = of_tags(outputs[of_tags.output], sizes)
                 for k, i in enumerate(together):
-                    results[i][of_tags.name] = probabilities[k]
+                    results[i][of_tags.name] = probabilities[k]  # pyright: ignore[reportArgumentType]
         return results
 
     @torch.jit.export

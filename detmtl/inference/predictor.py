@@ -54,7 +54,7 @@ class AnyPredictor(Protocol):
     """
 
     class_names: tuple[str, ...]
-    names: Mapping[str, tuple[str, ...]]
+    names: dict[str, tuple[str, ...]]
 
     def predict(self, images: Sequence[Tensor]) -> list[dict[str, Labels]]:
         """Returns per picture (3, H, W) uint8 RGB: task name -> labels in its own pixels."""
@@ -140,7 +140,9 @@ class ScriptPredictor:
         self.task = about["task"]
         """Name of the detection task; None: there is none."""
         others = about.get("tasks", {})
-        self.names = {name: tuple(of["classes"]) for name, of in others.items()}
+        self.names: dict[str, tuple[str, ...]] = {
+            name: tuple(of["classes"]) for name, of in others.items()
+        }
         if self.task is not None:
             self.names[self.task] = self.class_names
         self._kinds = {name: of["kind"] for name, of in others.items()}

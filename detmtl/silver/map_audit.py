@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -167,7 +168,7 @@ class MapAudit:
         """
         try:
             fields = json.loads(path.read_bytes())
-            arrays = {
+            arrays: dict[str, Any] = {
                 name: np.array(fields.pop(name), dtype=kind)
                 for name, kind in (
                     ("known", bool),

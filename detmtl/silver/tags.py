@@ -230,7 +230,7 @@ def audit_tags(store: Store, gold: Source, classes: TagClasses, settings: TagSel
     for content_hash in sorted(truths):
         digest.update(content_hash.encode())
         digest.update(np.stack(truths[content_hash]).tobytes())
-    known = meaning.members.any(1)
+    known = np.asarray(meaning.members.any(axis=1))
     result = TagAudit(
         names, known, seen, len(truths) - seen, counts, digest.hexdigest()[:16], store.digest()
     )
