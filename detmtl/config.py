@@ -20,7 +20,7 @@ from detmtl.balancing.balancers import AnyBalancer
 from detmtl.balancing.fixed import FixedSettings
 from detmtl.data.augment import AugmentSettings
 from detmtl.data.fit import InputSettings
-from detmtl.data.mixture import MixSettings
+from detmtl.data.mixture import SHARED, MixSettings
 from detmtl.data.scenes import ScenesSettings
 from detmtl.data.sources import AnySource
 from detmtl.engine.optim import OptimSettings
@@ -35,10 +35,6 @@ from detmtl.teachers.teachers import AnyTeacher
 
 CONFIG_FOLDERS = (Path("configs"), Path(__file__).resolve().parents[1] / "configs")
 """Where a config given by name alone is looked for."""
-
-
-SHARED = ("batch", "alternate")
-"""Modes of the mix in which `mix.shares` count."""
 
 
 class DataSettings(Settings):

@@ -219,7 +219,8 @@ def build(settings: RunSettings, space: LabelSpace) -> MultiTask:
 def mixture_of(settings: RunSettings, sources: list[Source]) -> Mixture:
     """Returns the mix of a run's sources."""
     mix = settings.mix_for([source.name for source in sources])
-    return Mixture(sources, mix, settings.data.batch_size, settings.seed)
+    steps = settings.train.steps * settings.train.accumulate
+    return Mixture(sources, mix, settings.data.batch_size, settings.seed, steps)
 
 
 def fit_model(
@@ -238,7 +239,7 @@ def fit_model(
         model.to(process.device).eval()
         return
     mixture = mixture_of(settings, sources)
-    console.print(mixture.plan_table(steps * settings.train.accumulate))
+    console.print(mixture.plan_table())
     state = settings.train.prepare(
         model,
         settings.balancing.build(list(settings.tasks)),
@@ -275,7 +276,16 @@ def fit_model(
     names = {task: settings.data.label_space().names for task in settings.tasks}
     labels = {name: task.labels for name, task in state.tasks.items()}
     with Recorder(folder.path, steps, names, state.step, process.rank == 0, labels) as recorder:
-        train(state, stream, settings.train, optim, validate, recorder, folder.path)
+        train(
+            state,
+            stream,
+            settings.train,
+            optim,
+            validate,
+            recorder,
+            folder.path,
+            [source.name for source in sources],
+        )
     load_weights(model, weights_of(read_checkpoint(folder.best)), str(folder.best))
     model.eval()
 

@@ -113,6 +113,7 @@ class _TrainingBatches:
 
     def batch(self, number: int) -> Batch:
         picks = list(enumerate(self.mixture.picks(number)))
+        weights = self.mixture.weights_at(number)
         samples = []
         for slot, pick in picks[self.rank :: self.world]:
             source = self.mixture.sources[pick.source]
@@ -121,7 +122,7 @@ class _TrainingBatches:
                 source.labels(pick.index),
                 sample_seed(self.seed, number, slot),
             )
-            weight = self.mixture.weights[pick.source]
+            weight = weights[pick.source]
             info = source.info(pick.index)
             samples.append(Sample(image, labels, info, pick.source, weight, source.grade))
         return Batch.of(samples)

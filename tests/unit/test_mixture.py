@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from rich.console import Console
 
-from detmtl.data.mixture import MixSettings, Mixture, apportion
+from detmtl.data.draws import apportion
+from detmtl.data.mixture import MixSettings, Mixture
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
 
@@ -65,9 +66,9 @@ def test_the_plan_is_what_is_drawn(name, steps):
     for step in range(steps):
         batch = Counter(pick.source for pick in mix.picks(step))
         drawn += batch
-        total = sum(mix.weights[s] * n for s, n in batch.items())
+        total = sum(mix.weights_at(step)[s] * n for s, n in batch.items())
         for s, n in batch.items():
-            loss[s] += mix.weights[s] * n / total / steps
+            loss[s] += mix.weights_at(step)[s] * n / total / steps
     rows = mix.plan(steps)
     assert [r.source for r in rows] == ["gold", "silver", "more"]
     for s, row in enumerate(rows):
@@ -96,9 +97,9 @@ def test_no_picture_comes_again_before_all_have_come(name):
     epochs: dict[tuple[int, int], list[int]] = {}
     for step in range(150):
         for pick in mix.picks(step):
-            assert pick.draw == seen[pick.source, pick.index]
+            assert pick.epoch == seen[pick.source, pick.index]
             seen[pick.source, pick.index] += 1
-            epochs.setdefault((pick.source, pick.draw), []).append(pick.index)
+            epochs.setdefault((pick.source, pick.epoch), []).append(pick.index)
     assert all(len(set(indices)) == len(indices) for indices in epochs.values())
     for source in {s for s, _ in epochs}:
         assert sorted(epochs[source, 0]) == list(range(len(mix.sources[source])))
@@ -151,17 +152,18 @@ def test_a_source_smaller_than_its_share_neither_ends_nor_hangs():
         assert sum(counts.values()) == 14
         assert max(counts.values()) - min(counts.values()) <= 2
     one = mixture(MixSettings(), sources=[Pictures("one", 1)], batch_size=4)
-    assert [p.draw for p in one.picks(2)] == [8, 9, 10, 11]
+    assert [p.epoch for p in one.picks(2)] == [8, 9, 10, 11]
 
 
 def test_many_small_permutations_do_not_displace_the_large_ones():
     large = Pictures("large", 200_000)
     mix = mixture(MixSettings(mode="batch"), sources=[Pictures("one", 1), large], batch_size=128)
     mix.picks(0)
-    known = mix._streams[1].permutation(0)
+    streams = mix._phases[0][1]._streams
+    known = streams[1].epoch(0)
     mix.picks(1)
-    assert mix._streams[1].permutation(0) is known
-    assert all(len(s._recent) <= 2 for s in mix._streams)
+    assert streams[1].epoch(0) is known
+    assert all(len(s._recent) <= 2 for s in streams)
 
 
 def test_gold_repeated_many_times_is_told():
@@ -230,7 +232,7 @@ def test_gold_and_silver_draw_from_their_grade_alone():
 
 
 def test_weights_multiply_the_sources_own():
-    assert mixture(MixSettings(weights={"more": 3.0})).weights == [1.0, 1.0, 1.5]
+    assert mixture(MixSettings(weights={"more": 3.0})).weights_at(0) == [1.0, 1.0, 1.5]
 
 
 @given(
