@@ -6,8 +6,8 @@ the same folder goes on where the last one stopped, wherever that was.
 
 import json
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from rich.table import Table
 
 from detmtl.config import GoldTeacher, RunSettings, settings_from
 from detmtl.data.coco import CocoSource
-from detmtl.data.loader import batches, evaluation_batches
+from detmtl.data.loader import batches, drafts, evaluation_batches
 from detmtl.data.mixture import Mixture
 from detmtl.data.scenes import render_scenes
 from detmtl.data.source import Source
@@ -26,17 +26,22 @@ from detmtl.engine import distributed
 from detmtl.engine.distributed import Process
 from detmtl.engine.evaluator import evaluate
 from detmtl.engine.memory import keep_freed_memory
+from detmtl.engine.online import online_batches, unlabelled
+from detmtl.engine.online_audit import Audits, Choices
 from detmtl.engine.recorder import Recorder
-from detmtl.engine.state import load_weights, read_checkpoint, seed_everything, weights_of
+from detmtl.engine.state import State, load_weights, read_checkpoint, seed_everything, weights_of
 from detmtl.engine.trainer import train
 from detmtl.inference.export import export_torchscript
 from detmtl.run_folder import RunFolder
 from detmtl.silver.audit import Audit, audit, refuse_overlap
+from detmtl.silver.held_out import without_doubles
 from detmtl.silver.selection import resolve_thresholds, select
 from detmtl.silver.store import Store
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
+from detmtl.structures.sample import Batch
+from detmtl.tasks.detection import DetectionConfig
 from detmtl.tasks.multitask import MultiTask, build_model
 from detmtl.teachers.annotate import annotate
 from detmtl.teachers.from_checkpoint import CheckpointTeacherSettings
@@ -116,8 +121,14 @@ def _run(settings: RunSettings, folder: RunFolder, process: Process, console: Co
     files: dict[str, Path] = {}
 
     wanted = settings.mix_sources()
+    online = settings.online_pools()
+    offline = settings.silver.pools if settings.silver else []
+    pools = [n for n in offline if n in wanted and n not in online]
+    sources |= {n: unlabelled(sources[n]) for n in online if n in wanted}
+    sources |= {n: replace(sources[n], grade=Grade.SILVER) for n in pools}
+    trained = [sources[n] for n in wanted]
+    sources |= {s.name: s for s in without_doubles(trained)}
     mixture_of(settings, [sources[n] for n in wanted])  # its mistakes are told before the work
-    pools = [n for n in (settings.silver.pools if settings.silver else []) if n in wanted]
     if pools:
         assert settings.silver is not None
         if isinstance(settings.silver.teacher, GoldTeacher):
@@ -133,7 +144,9 @@ def _run(settings: RunSettings, folder: RunFolder, process: Process, console: Co
     if isinstance(teacher, GoldTeacher) and teacher.burn_in:
         start = folder.teacher.best
         load_weights(model, weights_of(read_checkpoint(start)), str(start))
-    fit_model(settings, model, [sources[n] for n in wanted], val, folder, process, console)
+    audit_on = settings.online_audit()
+    gold = val if audit_on == "val" else sources.get(audit_on or "")
+    fit_model(settings, model, [sources[n] for n in wanted], val, folder, process, console, gold)
     metrics = {**score(settings, model, final, folder, process, console), **metrics}
     if process.rank == 0:
         write_json(folder.metrics, metrics)
@@ -176,7 +189,7 @@ def load_sources(
         InputError: faults in the data, or a picture to measure on is among those to train on.
     """
     data = settings.data
-    wanted = set(settings.mix_sources())
+    wanted = set(settings.mix_sources()) | ({settings.online_audit()} & set(data.sources))
     if settings.silver:
         wanted |= {settings.silver.audit} & set(data.sources)
         if isinstance(settings.silver.teacher, GoldTeacher):
@@ -231,8 +244,13 @@ def fit_model(
     folder: RunFolder,
     process: Process,
     console: Console,
+    gold: Source | None = None,
 ) -> None:
-    """Trains `model`, or what is left of its training, and leaves its best weights in it."""
+    """Trains `model`, or what is left of its training, and leaves its best weights in it.
+
+    Args:
+        gold: by which the teacher of mode online is audited; None: it is not.
+    """
     optim, steps = settings.optim, settings.train.steps
     if folder.best.exists() and folder.metrics.exists():
         load_weights(model, weights_of(read_checkpoint(folder.best)), str(folder.best))
@@ -251,18 +269,7 @@ def fit_model(
     if folder.last.exists():
         state.load(folder.last)
         console.print(f"Continuing from step {state.step} of {folder.last}")
-    accumulate = settings.train.accumulate
-    stream = batches(
-        mixture,
-        settings.augment.build(settings.input),
-        start_step=state.step * accumulate,
-        steps=steps * accumulate,
-        workers=settings.data.workers,
-        rank=process.rank,
-        world=process.world,
-        seed=settings.seed,
-        pin=process.device.type == "cuda",
-    )
+    stream = training_batches(settings, mixture, state, gold, folder, process)
 
     def validate(averaged: torch.nn.Module) -> dict[str, float]:
         return evaluate(
@@ -288,6 +295,55 @@ def fit_model(
         )
     load_weights(model, weights_of(read_checkpoint(folder.best)), str(folder.best))
     model.eval()
+
+
+def training_batches(
+    settings: RunSettings,
+    mixture: Mixture,
+    state: State,
+    gold: Source | None,
+    folder: RunFolder,
+    process: Process,
+) -> Iterator[Batch]:
+    """Returns what this process still has to train on; in mode online labelled as it comes.
+
+    Args:
+        gold: by which the teacher of mode online is audited; None: it is not.
+    """
+    accumulate, augment = settings.train.accumulate, settings.augment.build(settings.input)
+    first = state.step * accumulate
+    common = {
+        "start_step": first,
+        "steps": settings.train.steps * accumulate,
+        "workers": settings.data.workers,
+        "rank": process.rank,
+        "world": process.world,
+        "seed": settings.seed,
+    }
+    if settings.mix.mode != "online":
+        return batches(mixture, augment, **common, pin=process.device.type == "cuda")
+    space, select = settings.data.label_space(), settings.online_select()
+    boxes = [t for t in settings.tasks.values() if isinstance(t, DetectionConfig)]
+    floor = max(task.test.score_threshold for task in boxes)
+    start = mixture.first_step_of_last_phase()
+    audits = None
+    if gold is not None and settings.online.audit_every is not None:
+        audits = Audits(
+            state,
+            gold,
+            settings.online.audit_pictures,
+            space,
+            folder.path / "online",
+            start,
+            settings.online.audit_every * accumulate,
+            settings.input,
+            settings.train.precision,
+            floor,
+            select.nms,
+        )
+    choices = Choices(select, space, floor, start, audits)
+    waiting = drafts(mixture, augment, settings.online_pools(), **common)
+    return online_batches(waiting, first, state, augment, choices, settings.train.precision)
 
 
 def score(

@@ -133,17 +133,21 @@ class Augment:
             InputError: a step cannot work on this picture (say a crop larger than it).
         """
         rows = _rows(labels, image.shape[:2])
-        fitted = self._fit(image)
+        fitted = self.fitted(image)
         if self._steps:
             pixels, rows = self._change(fitted.permute(1, 2, 0).contiguous().numpy(), rows, seed)
             height, width = pixels.shape[:2]
             if min(height, width) > self.short or max(height, width) > self.long:
-                fitted = self._fit(pixels)
+                fitted = self.fitted(pixels)
             else:
                 fitted = torch.from_numpy(pixels).permute(2, 0, 1)
         return fitted, self._labels(labels, rows, fitted.shape[1], fitted.shape[2])
 
-    def _fit(self, image: np.ndarray) -> Tensor:
+    def fitted(self, image: np.ndarray) -> Tensor:
+        """Returns the picture (H, W, 3) at the network's size (3, h, w), nothing else changed.
+
+        Given such a picture, this augmentation makes of it what it would make of the original.
+        """
         return fit(torch.from_numpy(image).permute(2, 0, 1), self.short, self.long)
 
     def _change(

@@ -80,21 +80,15 @@ class PlanRow:
 
 
 def plan_table(title: str, rows: Sequence[PlanRow], notes: Sequence[str]) -> Table:
-    """Returns the plan for printing, the rows' warnings and the notes below it."""
-    table = Table(title=title, title_justify="left", caption_justify="left")
+    """Returns the plan for printing, the rows' warnings and the notes below it.
+
+    Columns: see `PlanRow`; "share" is that of all pictures drawn, "loss" that of the loss weight.
+    """
+    # nine columns in the 80 of a terminal
+    table = Table(title=title, title_justify="left", caption_justify="left", pad_edge=False)
     table.add_column("source")
     table.add_column("grade")
-    columns = (
-        "pictures",
-        "drawn",
-        "per step",
-        "passes",
-        "most",
-        "of pictures",
-        "weight",
-        "of the loss",
-    )
-    for name in columns:
+    for name in ("pictures", "drawn", "passes", "most", "share", "weight", "loss"):
         table.add_column(name, justify="right")
     for r in rows:
         table.add_row(
@@ -102,7 +96,6 @@ def plan_table(title: str, rows: Sequence[PlanRow], notes: Sequence[str]) -> Tab
             r.grade.name.lower(),
             str(r.pictures),
             str(r.drawn),
-            f"{r.per_step:.2f}",
             f"{r.passes:.2f}",
             str(r.most),
             f"{r.share:.1%}",
