@@ -60,20 +60,27 @@ def repeat_factors(
     if by_source:
         largest = max(map(len, sources)) * (settings.sources or 0)
         factors = [np.maximum(f, largest / len(f)) for f in factors]
-    labelled = [s for s in sources if s.annotations is not None]
-    if labelled and (settings.classes is not None or settings.coverage is not None):
-        looked = sum(_looked(s) for s in labelled)
-        shown = sum(np.bincount(_shown(s)[1], minlength=s.coverage.shape[1]) for s in labelled)
-        rare, scarce = _of_classes(np.asarray(looked), np.asarray(shown), settings)
-        for factor, source in zip(factors, sources, strict=True):
-            if source.annotations is not None:
-                pictures, classes = _shown(source)
-                np.maximum.at(factor, pictures, rare[classes])
-                # a picture that was half searched counts as half a picture of the class
-                by_coverage = (1 + source.coverage * (scarce - 1)).max(axis=1)
-                np.maximum(factor, by_coverage, out=factor)
+    if settings.classes is not None or settings.coverage is not None:
+        _raise_rare(factors, sources, settings)
     least = min(f.min() for f in factors)
     return [f / (least if joint else f.min()) for f in factors]
+
+
+def _raise_rare(
+    factors: list[np.ndarray], sources: "Sequence[Source]", settings: BalanceSettings
+) -> None:
+    """Raises the factors (I,) of the sources' pictures for the classes that they show and cover."""
+    labelled = [(f, s) for f, s in zip(factors, sources, strict=True) if s.annotations is not None]
+    if not labelled:
+        return
+    looked = np.sum([_looked(s) for _, s in labelled], axis=0)
+    shown = [_shown(s) for _, s in labelled]
+    counts = np.bincount(np.concatenate([c for _, c in shown]), minlength=len(looked))
+    rare, scarce = _of_classes(looked, counts, settings)
+    for (factor, source), (pictures, classes) in zip(labelled, shown, strict=True):
+        np.maximum.at(factor, pictures, rare[classes])
+        # a picture that was half searched counts as half a picture of the class
+        np.maximum(factor, (1 + source.coverage * (scarce - 1)).max(axis=1), out=factor)
 
 
 def _of_classes(
