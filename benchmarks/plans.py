@@ -112,6 +112,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=6)
     args = parser.parse_args()
+    from provenance import provenance  # not needed by the test that counts with this file
+
+    print(f"# Plans of the mix against what the loader yields\n\n{provenance()}\n")
     print("| mode | source | planned | drawn | most, planned | most | loss, planned | loss | |")
     print("|---|---|---|---|---|---|---|---|---|")
     wrong = 0
