@@ -18,10 +18,13 @@ from rich.table import Table
 
 from detmtl.config import GoldTeacher, RunSettings, settings_from
 from detmtl.data.coco import CocoSource
+from detmtl.data.joined import joined
 from detmtl.data.loader import batches, drafts, evaluation_batches
 from detmtl.data.mixture import Mixture
 from detmtl.data.scenes import render_scenes
 from detmtl.data.source import Source
+from detmtl.data.sources import AnySource
+from detmtl.data.subset import Subset
 from detmtl.engine import distributed
 from detmtl.engine.distributed import Process
 from detmtl.engine.evaluator import evaluate
@@ -33,8 +36,10 @@ from detmtl.engine.state import State, load_weights, read_checkpoint, seed_every
 from detmtl.engine.trainer import train
 from detmtl.inference.export import export_torchscript
 from detmtl.run_folder import RunFolder
-from detmtl.silver.audit import Audit, audit, refuse_overlap
+from detmtl.silver.audit import audit, refuse_overlap
 from detmtl.silver.held_out import without_doubles
+from detmtl.silver.others import Others
+from detmtl.silver.overlay import with_gold
 from detmtl.silver.selection import resolve_thresholds, select
 from detmtl.silver.store import Store
 from detmtl.structures.classes import LabelSpace
@@ -68,7 +73,8 @@ class Summary:
     def tables(self) -> list[Table]:
         """Returns the table of scores and the table of files."""
         scores = Table(title=f"Scores on {self.scored_on}", title_justify="left")
-        names = ["AP", "AP50", "AP75", "F1@.5"]
+        names = ["AP", "AP50", "AP75", "F1@.5", "mIoU", "accuracy", "mAP"]
+        names = [n for n in names if any(k.endswith(f"/{n}") for k in self.metrics)]
         for column in ("model", "task", *names):
             scores.add_column(column, justify="left" if column in ("model", "task") else "right")
         for prefix, who in (
@@ -76,9 +82,13 @@ class Summary:
             ("", f"model ({self.trained_on})"),
         ):
             for task in sorted(
-                k.removeprefix(prefix).split("/")[0]
-                for k in self.metrics
-                if k.startswith(prefix) and k.endswith("/AP") and k.count("/") == 1 + bool(prefix)
+                {
+                    k.removeprefix(prefix).split("/")[0]
+                    for k in self.metrics
+                    if k.startswith(prefix)
+                    and k.split("/")[-1] in names
+                    and k.count("/") == 1 + bool(prefix)
+                }
             ):
                 values = [self.metrics.get(f"{prefix}{task}/{n}", float("nan")) for n in names]
                 scores.add_row(who, task, *(f"{v:.3f}" if v == v else "-" for v in values))
@@ -121,18 +131,17 @@ def _run(settings: RunSettings, folder: RunFolder, process: Process, console: Co
     files: dict[str, Path] = {}
 
     wanted = settings.mix_sources()
-    online = settings.online_pools()
-    offline = settings.silver.pools if settings.silver else []
-    pools = [n for n in offline if n in wanted and n not in online]
-    sources |= {n: unlabelled(sources[n]) for n in online if n in wanted}
-    sources |= {n: replace(sources[n], grade=Grade.SILVER) for n in pools}
-    trained = [sources[n] for n in wanted]
-    sources |= {s.name: s for s in without_doubles(trained)}
-    mixture_of(settings, [sources[n] for n in wanted])  # its mistakes are told before the work
+    online = [n for n in settings.online_pools() if n in wanted]
+    silver = settings.silver.pools if settings.silver and settings.mix.mode != "gold" else []
+    pools = [n for n in silver if n in wanted and n not in online]
+    sources |= {n: unlabelled(sources[n]) for n in online}
+    sources |= {s.name: s for s in without_doubles([sources[n] for n in wanted], pools + online)}
+    to_be = sources | {n: replace(sources[n], grade=Grade.SILVER) for n in pools}
+    mixture_of(settings, [to_be[n] for n in wanted])  # its mistakes are told before the work
     if pools:
         assert settings.silver is not None
         if isinstance(settings.silver.teacher, GoldTeacher):
-            scores = _gold_teacher(settings, folder, process, console, sources, val, final)
+            scores = _gold_teacher(settings, folder, process, console, val, final)
             metrics |= {f"teacher/{name}": value for name, value in scores.items()}
             files["teacher checkpoint"] = folder.teacher.best
         labelled, store = label_pools(settings, folder, process, console, sources, val, space)
@@ -163,7 +172,7 @@ def _run(settings: RunSettings, folder: RunFolder, process: Process, console: Co
         "detections": folder.detections,
         "settings": folder.settings,
     }
-    grades = {sources[n].grade.name.lower() for n in wanted}
+    grades = {grade.name.lower() for n in wanted for grade in sources[n].grades()}
     return Summary(metrics, files, scored_on, grades.pop() if len(grades) == 1 else "electrum")
 
 
@@ -191,7 +200,7 @@ def load_sources(
     data = settings.data
     wanted = set(settings.mix_sources()) | ({settings.online_audit()} & set(data.sources))
     if settings.silver:
-        wanted |= {settings.silver.audit} & set(data.sources)
+        wanted |= {n for n in data.sources if n == settings.silver.audit}
         if isinstance(settings.silver.teacher, GoldTeacher):
             wanted |= set(gold_sources(settings))
     problems: list[str] = []
@@ -201,7 +210,7 @@ def load_sources(
         if source is None:
             continue
         try:
-            loaded[name] = source.load(name, data.root, space, cache)
+            loaded[name] = source.load(name, data.root, space, cache, data.maps, data.tags)
         except InputError as error:
             problems += error.problems
     if problems:
@@ -226,7 +235,8 @@ def load_sources(
 def build(settings: RunSettings, space: LabelSpace) -> MultiTask:
     """Returns the network of a run, its weights decided by the seed alone."""
     seed_everything(settings.seed)
-    return build_model(settings.model, settings.tasks, space.names)
+    names = settings.data.names()
+    return build_model(settings.model, settings.tasks, space.names, other_names=names)
 
 
 def mixture_of(settings: RunSettings, sources: list[Source]) -> Mixture:
@@ -280,8 +290,8 @@ def fit_model(
             truth=truth_of(val),
         )
 
-    names = {task: settings.data.label_space().names for task in settings.tasks}
     labels = {name: task.labels for name, task in state.tasks.items()}
+    names = {task: settings.data.names()[key] for task, key in labels.items()}
     with Recorder(folder.path, steps, names, state.step, process.rank == 0, labels) as recorder:
         train(
             state,
@@ -384,9 +394,9 @@ def label_pools(
     silver = settings.silver
     assert silver is not None
     store_path = silver.store or folder.path / "silver"
-    gold = val if silver.audit == "val" else sources[silver.audit]
+    gold = audit_source(settings, sources, val, space, folder.cache)
     pools = [sources[name] for name in silver.pools if name in sources]
-    annotate(
+    teacher = annotate(
         load_teacher(settings, folder, process),
         [*pools, gold],
         store_path,
@@ -397,26 +407,54 @@ def label_pools(
         progress=process.rank == 0,
         root=settings.data.root,
         console=console,
-    )
+    ).card.name
     distributed.barrier()
+    if Store.open(store_path, teacher).card.task != "boxes":
+        return _label_others(
+            settings, process, console, pools, gold, Store.open(store_path, teacher)
+        ), store_path
     labelled: dict[str, Source] = {}
     if process.rank == 0:
-        store = Store.open(store_path)
+        store = Store.open(store_path, teacher)
         checked = audit(store, gold, space, silver.select.nms)
         console.print(checked.table(resolve_thresholds(store, space, silver.select, checked)))
         _pass_gates(checked, f"{store_path} on '{gold.name}'", silver.gates)
         for pool in pools:
-            select(store, [pool], space, silver.select, checked)
+            with_gold(pool, select(store, [pool], space, silver.select, checked), silver.overlay)
     distributed.barrier()
-    store = Store.open(store_path)
+    store = Store.open(store_path, teacher)
     checked = audit(store, gold, space, silver.select.nms)
     for pool in pools:
-        file = select(store, [pool], space, silver.select, checked)
+        chosen = select(store, [pool], space, silver.select, checked)
+        file = with_gold(pool, chosen, silver.overlay)
         labelled[pool.name] = read_selection(pool, file, settings, space, folder.cache)
     return labelled, store_path
 
 
-def _pass_gates(checked: Audit, where: str, gates: str) -> None:
+def _label_others(
+    settings: RunSettings,
+    process: Process,
+    console: Console,
+    pools: list[Source],
+    gold: Source,
+    store: Store,
+) -> dict[str, Source]:
+    """Returns the pools with silver maps or silver tags."""
+    silver, data = settings.silver, settings.data
+    assert silver is not None
+    others = Others.of(store, data.maps, data.tags, silver.select_maps, silver.select_tags)
+    if process.rank == 0:
+        checked = others.audit(gold)
+        console.print(checked.table())
+        _pass_gates(checked, f"{store.path} on '{gold.name}'", silver.gates)
+        for pool in pools:
+            others.select(pool, checked)
+    distributed.barrier()
+    checked = others.audit(gold)
+    return {pool.name: others.read(pool, others.select(pool, checked)) for pool in pools}
+
+
+def _pass_gates(checked: Any, where: str, gates: str) -> None:
     problems = [f"{where}: {problem}" for problem in checked.problems()]
     if problems and gates == "stop":
         raise InputError([*problems, "set silver.gates: warn to go on all the same"])
@@ -433,7 +471,6 @@ def read_selection(
         annotations=str(file.absolute()),
         images="/",
         grade="silver",
-        covers=list(space.names),  # a teacher that finds nothing has looked all the same
         weight=settings.data.sources[pool.name].weight,
     )
     return read.load(pool.name, Path("/"), LabelSpace.of(space.names), cache)
@@ -452,13 +489,8 @@ def load_teacher(settings: RunSettings, folder: RunFolder, process: Process) -> 
 def gold_sources(settings: RunSettings) -> list[str]:
     """Returns the names of the sources that a teacher of the run is trained on."""
     assert settings.silver is not None
-    pools = set(settings.silver.pools)
-    apart = pools | {settings.silver.audit}  # a teacher is not measured on what it was trained on
-    gold = [
-        n
-        for n, s in settings.data.sources.items()
-        if n not in apart and s.grade == "gold" and s.kind != "folder"
-    ]
+    # A teacher is not measured on what it was trained on.
+    gold = [n for n in settings.gold_sources() if n != settings.silver.audit]
     if not gold:
         raise InputError(
             "silver.teacher: kind gold has no gold source to learn from; data.sources has "
@@ -467,29 +499,58 @@ def gold_sources(settings: RunSettings) -> list[str]:
     return gold
 
 
+def audit_source(
+    settings: RunSettings,
+    sources: Mapping[str, Source],
+    val: Source,
+    space: LabelSpace,
+    cache: Path,
+) -> Source:
+    """Returns the gold pictures on which the run's teacher is audited."""
+    assert settings.silver is not None
+    audit = settings.silver.audit
+    if isinstance(audit, str):
+        return val if audit == "val" else sources[audit]
+    parts = [part_of(settings, n, audit) for n in gold_sources(settings)]
+    loaded = [part.load("audit", settings.data.root, space, cache) for part in parts]
+    return joined("held-out gold", loaded)
+
+
+def part_of(settings: RunSettings, name: str, part: Subset) -> AnySource:
+    """Returns the settings of a part of a source, which may be a part of one already."""
+    source = settings.data.sources[name]
+    return source.model_copy(update={"subset": part.model_copy(update={"of": source.subset})})
+
+
 def _gold_teacher(
     settings: RunSettings,
     folder: RunFolder,
     process: Process,
     console: Console,
-    sources: Mapping[str, Source],
     val: Source,
     final: Source,
 ) -> dict[str, float]:
     """Trains and scores the teacher on gold alone, in a run folder of its own."""
     assert settings.silver is not None and isinstance(settings.silver.teacher, GoldTeacher)
     tree = settings.resolved()
-    tree["mix"] = {"mode": "gold"}
+    tree["mix"] = settings.silver.teacher.mix
     tree["train"] |= settings.silver.teacher.train
     tree["silver"] = None
     gold = gold_sources(settings)
-    tree["data"]["sources"] = {n: tree["data"]["sources"][n] for n in gold}
+    learned = {n: settings.data.sources[n] for n in gold}
+    audit = settings.silver.audit
+    if not isinstance(audit, str):
+        rest = audit.model_copy(update={"rest": not audit.rest})
+        learned = {n: part_of(settings, n, rest) for n in gold}
+    tree["data"]["sources"] = {n: s.model_dump(mode="json") for n, s in learned.items()}
     alone = settings_from(tree, where="silver.teacher.train")
     folder.teacher.claim(alone)
     distributed.barrier()
     console.rule("Teacher: gold alone")
-    model = build(alone, alone.data.label_space())
-    fit_model(alone, model, [sources[n] for n in gold], val, folder.teacher, process, console)
+    space = alone.data.label_space()
+    model = build(alone, space)
+    mine = [s.load(n, alone.data.root, space, folder.cache) for n, s in learned.items()]
+    fit_model(alone, model, mine, val, folder.teacher, process, console)
     metrics = score(alone, model, final, folder.teacher, process, console)
     if process.rank == 0:
         write_json(folder.teacher.metrics, metrics)

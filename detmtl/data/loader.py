@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from detmtl.data.augment import Augment
-from detmtl.data.fit import fit, fit_size, scale_boxes
+from detmtl.data.fit import fit, fit_size
 from detmtl.data.mixture import Mixture
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Labels
@@ -168,11 +168,12 @@ class _TrainingBatches:
         for slot, pick in picks[self.rank :: self.world]:
             source = self.mixture.sources[pick.source]
             pixels, seed = source.read(pick.index), sample_seed(self.seed, number, slot)
-            labels: Mapping[str, Labels] = {}
+            labels: dict[str, Labels] = {}
             if source.name in waiting:
                 image = self.augment.fitted(pixels)
             else:
                 image, labels = self.augment(pixels, source.labels(pick.index), seed)
+                labels = source.derived(pick.index, labels)
             info, weight = source.info(pick.index), weights[pick.source]
             yield Sample(image, labels, info, pick.source, weight, source.grade), seed
 
@@ -203,9 +204,7 @@ class _EvaluationBatches:
         image = fit(torch.from_numpy(pixels).permute(2, 0, 1), self.short, self.long)
         before, after = pixels.shape[:2], image.shape[1:]
         labels: Mapping[str, Labels] = {
-            name: known.with_boxes(
-                scale_boxes(known.boxes, (before[0], before[1]), (after[0], after[1]))
-            )
+            name: known.resized((before[0], before[1]), (after[0], after[1]))
             for name, known in self.source.labels(i).items()
         }
         return Sample(image, labels, self.source.info(i), weight=self.source.weight)

@@ -119,4 +119,6 @@ def unlabelled(source: Source) -> Source:
         annotations=None,
         coverage=np.zeros((1, len(source.classes)), dtype=np.float32),
         grade=Grade.SILVER,
+        maps=None,
+        tags=None,
     )

@@ -109,6 +109,7 @@ class Audits:
             boxes = next(of for of in found.values() if isinstance(of[0], BoxLabels))
             for labels, size, info in zip(boxes, batch.sizes.tolist(), batch.infos, strict=True):
                 own = to_file_pixels(labels, size, info)
+                assert isinstance(own, BoxLabels)
                 mine.append(
                     Record(
                         content_hash=hashes[info.id],

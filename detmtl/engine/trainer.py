@@ -237,7 +237,7 @@ def _told(
 @torch.no_grad()
 def _decoded(
     state: State, outputs: Mapping[str, list[Tensor]], batch: Batch
-) -> dict[str, list[Labels]]:
+) -> dict[str, Sequence[Labels]]:
     return {name: task.decode(outputs[name], batch.sizes) for name, task in state.tasks.items()}
 
 

@@ -93,9 +93,11 @@ def normalizer(
     )
     _, weight, weighted, pictures, gold_pictures, gold_total = sums.sum(0)
     weight = weight.clamp(min=torch.finfo(weight.dtype).tiny)
+    of_gold = gold_total / gold_pictures.clamp(min=1)
+    if density is not None:  # whatever the kind: a process that skips does not know it
+        of_gold = density(_of_batch(sums))
     if kind == "source":
-        of_gold = gold_total / gold_pictures.clamp(min=1)
-        least = sums[:, 3] * (of_gold if density is None else density(_of_batch(sums)))
+        least = sums[:, 3] * of_gold
         least = torch.where(sums[:, 4] > 0, 0, least)  # of gold its own positives count
         divisor = torch.maximum(sums[:, 0], least).clamp(min=1)
         factor = (sums[:, 1] / weight / divisor)[batch.groups]
@@ -106,11 +108,11 @@ def normalizer(
     return factor * present * _processes()
 
 
-def skip_normalizer(kind: Normalizer, batch: Batch, density: Density | None = None) -> None:
+def skip_normalizer(batch: Batch, density: Density | None = None) -> None:
     """Takes part in the sums of `normalizer` for a process that has no labelled picture."""
     if _processes() > 1:
         sums = _summed(torch.zeros(SOURCES, COLUMNS, device=batch.weights.device))
-        if kind == "source" and density is not None:
+        if density is not None:
             density(_of_batch(sums))
 
 

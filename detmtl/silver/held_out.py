@@ -2,7 +2,7 @@
 that people labelled gets labels of a model beside theirs."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -41,23 +41,30 @@ def refuse_overlap(training: Sequence[Source], held_out: Sequence[Source]) -> No
         )
 
 
-def without_doubles(sources: Sequence[Source]) -> list[Source]:
-    """Returns the sources, the silver ones without pictures in which people looked for every class.
+def without_doubles(sources: Sequence[Source], pools: Collection[str]) -> list[Source]:
+    """Returns the sources, those that a model labels without pictures of the others in which people
+    looked for every class.
 
     Such a picture would come with people's labels at one time and with a model's at another. Where
     people looked for some classes alone, a model's labels may tell of the others, and it stays. Tells
     what is left out.
+
+    Args:
+        sources: all that a run trains on.
+        pools: names of those that a model labels.
     """
     by_people: dict[str, str] = {}
     for source in sources:
-        if source.grade == Grade.GOLD and source.annotations is not None:
+        if source.name in pools or source.grade != Grade.GOLD:
+            continue
+        if source.annotations is not None:
             whole = np.broadcast_to(source.coverage.min(axis=1) >= 1, len(source))
             for i, content_hash in enumerate(source.hashes()):
                 if whole[i]:
                     by_people.setdefault(
                         content_hash, f"{source.path(i)} of source '{source.name}'"
                     )
-    return [_without(s, by_people) if s.grade == Grade.SILVER else s for s in sources]
+    return [_without(s, by_people) if s.name in pools else s for s in sources]
 
 
 def _without(source: Source, by_people: dict[str, str]) -> Source:

@@ -21,7 +21,7 @@ from detmtl.models.decoding import Decoder
 from detmtl.models.matching import Rules
 from detmtl.models.retina_head import HeadSettings
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import BoxLabels, Grade
+from detmtl.structures.labels import BoxLabels, Grade, PaddedBoxes
 from detmtl.structures.sample import Batch
 from detmtl.structures.settings import Settings
 from detmtl.tasks.detection_loss import BoxLoss, DetectionLoss
@@ -180,8 +180,9 @@ class DetectionTask(Task):
         """
         labels = batch.labels.get(self.labels)
         if labels is None:
-            skip_normalizer(self._loss.normalizer, batch, self.density)
+            skip_normalizer(batch, self.density)
             return {}
+        assert isinstance(labels, PaddedBoxes)
         with torch.autocast(outputs[0].device.type, enabled=False):
             return self._loss(outputs, labels, batch, self.density)
 

@@ -213,7 +213,7 @@ def test_a_mode_can_be_changed_without_its_shares(write):
     ("override", "words"),
     [
         ("train.best=boxez/AP", "names no task"),
-        ("tasks.more={kind: detection}", "holds one task"),
+        ("tasks.more={kind: detection}", "at most one detection"),
         ("data.classes.0.x=1", "has no parts"),
     ],
 )

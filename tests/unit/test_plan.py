@@ -105,14 +105,14 @@ def test_trap_a_picture_in_both_gold_and_pool(sources):
         files=type(pool.files).of(pool.files.folder, ["pool0.png", "gold4.png", "pool2.png"]),
     )
     with pytest.warns(UserWarning, match=r"source 'pool': 1 of 3 .*gold4.png of source 'gold'"):
-        kept, left = without_doubles([gold, mixed])
+        kept, left = without_doubles([gold, mixed], ["pool"])
     assert kept is gold
     assert left.ids.tolist() == [0, 2] and left.path(1).endswith("pool2.png")
     with (
         warnings.catch_warnings()
     ):  # where people looked for one class, silver may tell of the other
         warnings.simplefilter("error")
-        assert without_doubles([sources[0], mixed])[1] is mixed
+        assert without_doubles([sources[0], mixed], ["pool"])[1] is mixed
 
 
 def test_modes_of_two_grades_want_both(sources):
