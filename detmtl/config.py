@@ -21,11 +21,12 @@ from detmtl.balancing.fixed import FixedSettings
 from detmtl.data.augment import AugmentSettings
 from detmtl.data.fit import InputSettings
 from detmtl.data.maps import MapClasses
-from detmtl.data.mixture import MixSettings
+from detmtl.data.mixture import SHARED, MixSettings
 from detmtl.data.scenes import ScenesSettings
 from detmtl.data.sources import AnySource
 from detmtl.data.subset import Subset
 from detmtl.data.tags import TagClasses
+from detmtl.engine.online import OnlineSettings
 from detmtl.engine.optim import OptimSettings
 from detmtl.engine.trainer import TrainSettings
 from detmtl.silver.maps import MapSelection
@@ -35,16 +36,13 @@ from detmtl.silver.tags import TagSelection
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.settings import Settings
+from detmtl.tasks.detection import DetectionConfig
 from detmtl.tasks.multitask import ModelSettings
 from detmtl.tasks.tasks import TaskConfig
 from detmtl.teachers.teachers import AnyTeacher
 
 CONFIG_FOLDERS = (Path("configs"), Path(__file__).resolve().parents[1] / "configs")
 """Where a config given by name alone is looked for."""
-
-
-SHARED = ("batch", "alternate")
-"""Modes of the mix in which `mix.shares` count."""
 
 
 class DataSettings(Settings):
@@ -170,6 +168,7 @@ class RunSettings(Settings):
     tasks: dict[str, TaskConfig] = Field(min_length=1)
     silver: SilverSettings | None = None
     mix: MixSettings
+    online: OnlineSettings = OnlineSettings()
     train: TrainSettings
     optim: OptimSettings = OptimSettings()
     balancing: AnyBalancer = FixedSettings()
@@ -183,6 +182,8 @@ class RunSettings(Settings):
         unlabelled = {n for n, s in self.data.sources.items() if not s.has_labels()}
         pools = set(self.silver.pools) if self.silver else set()
         trained = self.mix_sources()
+        online = set(self.online_pools())
+        problems += self._online_problems(sources, unlabelled)
         problems += [
             f"mix.{part}: '{name}' is no source; data.sources has {_listed(sources)}"
             for part in ("shares", "weights")
@@ -196,7 +197,7 @@ class RunSettings(Settings):
         problems += [
             f"data.sources.{name}: is of kind folder, which has no labels, and is in no silver.pools; "
             "nothing can be learned from it"
-            for name in sorted(unlabelled & set(trained) - pools)
+            for name in sorted(unlabelled & set(trained) - pools - online)
         ]
         if (
             self.silver
@@ -235,6 +236,59 @@ class RunSettings(Settings):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _online_problems(self, sources: set[str], unlabelled: set[str]) -> list[str]:
+        if self.mix.mode != "online":
+            return []
+        pools, audit = set(self.online_pools()), self.online_audit()
+        problems = [
+            f"online.pools: '{name}' is no source; data.sources has {_listed(sources)}"
+            for name in sorted(pools - sources)
+        ]
+        if not pools & set(self.mix_sources()):
+            problems.append(
+                "mix.mode: online needs pictures to label: name sources in online.pools or silver.pools, "
+                "or give a source of kind folder"
+            )
+        if self.train.ema is None:
+            problems.append("train.ema: mode online needs it: the averaged model is the teacher")
+        if not any(isinstance(task, DetectionConfig) for task in self.tasks.values()):
+            problems.append("mix.mode: online labels boxes, and no task is of kind detection")
+        if audit is not None and audit != "val":
+            if audit not in sources - unlabelled:
+                problems.append(
+                    f"online.audit: '{audit}' is neither 'val' nor a labelled source (a part of the gold "
+                    "sources, as silver.audit may be, is trained on)"
+                )
+            elif audit in self.mix_sources():
+                problems.append(
+                    f"online.audit: '{audit}' is trained on, and a model is not measured on that; give val "
+                    "or a source outside of mix.shares, or set online.audit_every: null"
+                )
+        return problems
+
+    def online_pools(self) -> list[str]:
+        """Returns the names of the sources whose pictures are labelled while training."""
+        if self.mix.mode != "online":
+            return []
+        if self.online.pools is not None:
+            return self.online.pools
+        if self.silver is not None:
+            return self.silver.pools
+        return [n for n, s in self.data.sources.items() if not s.has_labels()]
+
+    def online_audit(self) -> str | None:
+        """Returns where the online teacher is audited: `val` or a source's name; None: nowhere."""
+        if self.mix.mode != "online" or self.online.audit_every is None:
+            return None
+        offline = self.silver.audit if self.silver else "val"
+        # a part of the gold that is trained on says nothing of a teacher that learns from all of it
+        return self.online.audit or (offline if isinstance(offline, str) else "")
+
+    def online_select(self) -> SelectionSettings:
+        """Returns which of the online teacher's boxes become labels."""
+        offline = self.silver.select if self.silver else SelectionSettings()
+        return self.online.select or offline
 
     def _unread(self) -> list[str]:
         """Returns what is wrong between the kinds of labels that tasks, sources and data.* name."""

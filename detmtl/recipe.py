@@ -6,8 +6,8 @@ the same folder goes on where the last one stopped, wherever that was.
 
 import json
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from rich.table import Table
 from detmtl.config import GoldTeacher, RunSettings, settings_from
 from detmtl.data.coco import CocoSource
 from detmtl.data.joined import joined
-from detmtl.data.loader import batches, evaluation_batches
+from detmtl.data.loader import batches, drafts, evaluation_batches
 from detmtl.data.mixture import Mixture
 from detmtl.data.scenes import render_scenes
 from detmtl.data.source import Source
@@ -28,12 +28,15 @@ from detmtl.engine import distributed
 from detmtl.engine.distributed import Process
 from detmtl.engine.evaluator import evaluate
 from detmtl.engine.memory import keep_freed_memory
+from detmtl.engine.online import online_batches, unlabelled
+from detmtl.engine.online_audit import Audits, Choices
 from detmtl.engine.recorder import Recorder
-from detmtl.engine.state import load_weights, read_checkpoint, seed_everything, weights_of
+from detmtl.engine.state import State, load_weights, read_checkpoint, seed_everything, weights_of
 from detmtl.engine.trainer import train
 from detmtl.inference.export import export_torchscript
 from detmtl.run_folder import RunFolder
 from detmtl.silver.audit import audit, refuse_overlap
+from detmtl.silver.held_out import without_doubles
 from detmtl.silver.others import Others
 from detmtl.silver.overlay import with_gold
 from detmtl.silver.selection import resolve_thresholds, select
@@ -41,6 +44,8 @@ from detmtl.silver.store import Store
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
+from detmtl.structures.sample import Batch
+from detmtl.tasks.detection import DetectionConfig
 from detmtl.tasks.multitask import MultiTask, build_model
 from detmtl.teachers.annotate import annotate
 from detmtl.teachers.from_checkpoint import CheckpointTeacherSettings
@@ -125,9 +130,13 @@ def _run(settings: RunSettings, folder: RunFolder, process: Process, console: Co
     files: dict[str, Path] = {}
 
     wanted = settings.mix_sources()
-    mixture_of(settings, [sources[n] for n in wanted])  # its mistakes are told before the work
+    online = [n for n in settings.online_pools() if n in wanted]
     silver = settings.silver.pools if settings.silver and settings.mix.mode != "gold" else []
-    pools = [n for n in silver if n in wanted]
+    pools = [n for n in silver if n in wanted and n not in online]
+    sources |= {n: unlabelled(sources[n]) for n in online}
+    sources |= {s.name: s for s in without_doubles([sources[n] for n in wanted], pools + online)}
+    to_be = sources | {n: replace(sources[n], grade=Grade.SILVER) for n in pools}
+    mixture_of(settings, [to_be[n] for n in wanted])  # its mistakes are told before the work
     if pools:
         assert settings.silver is not None
         if isinstance(settings.silver.teacher, GoldTeacher):
@@ -143,7 +152,9 @@ def _run(settings: RunSettings, folder: RunFolder, process: Process, console: Co
     if isinstance(teacher, GoldTeacher) and teacher.burn_in:
         start = folder.teacher.best
         load_weights(model, weights_of(read_checkpoint(start)), str(start))
-    fit_model(settings, model, [sources[n] for n in wanted], val, folder, process, console)
+    audit_on = settings.online_audit()
+    gold = val if audit_on == "val" else sources.get(audit_on or "")
+    fit_model(settings, model, [sources[n] for n in wanted], val, folder, process, console, gold)
     metrics = {**score(settings, model, final, folder, process, console), **metrics}
     if process.rank == 0:
         write_json(folder.metrics, metrics)
@@ -186,7 +197,7 @@ def load_sources(
         InputError: faults in the data, or a picture to measure on is among those to train on.
     """
     data = settings.data
-    wanted = set(settings.mix_sources())
+    wanted = set(settings.mix_sources()) | ({settings.online_audit()} & set(data.sources))
     if settings.silver:
         wanted |= {n for n in data.sources if n == settings.silver.audit}
         if isinstance(settings.silver.teacher, GoldTeacher):
@@ -230,7 +241,8 @@ def build(settings: RunSettings, space: LabelSpace) -> MultiTask:
 def mixture_of(settings: RunSettings, sources: list[Source]) -> Mixture:
     """Returns the mix of a run's sources."""
     mix = settings.mix_for([source.name for source in sources])
-    return Mixture(sources, mix, settings.data.batch_size, settings.seed)
+    steps = settings.train.steps * settings.train.accumulate
+    return Mixture(sources, mix, settings.data.batch_size, settings.seed, steps)
 
 
 def fit_model(
@@ -241,15 +253,20 @@ def fit_model(
     folder: RunFolder,
     process: Process,
     console: Console,
+    gold: Source | None = None,
 ) -> None:
-    """Trains `model`, or what is left of its training, and leaves its best weights in it."""
+    """Trains `model`, or what is left of its training, and leaves its best weights in it.
+
+    Args:
+        gold: by which the teacher of mode online is audited; None: it is not.
+    """
     optim, steps = settings.optim, settings.train.steps
     if folder.best.exists() and folder.metrics.exists():
         load_weights(model, weights_of(read_checkpoint(folder.best)), str(folder.best))
         model.to(process.device).eval()
         return
     mixture = mixture_of(settings, sources)
-    console.print(mixture.plan_table(steps * settings.train.accumulate))
+    console.print(mixture.plan_table())
     state = settings.train.prepare(
         model,
         settings.balancing.build(list(settings.tasks)),
@@ -261,18 +278,7 @@ def fit_model(
     if folder.last.exists():
         state.load(folder.last)
         console.print(f"Continuing from step {state.step} of {folder.last}")
-    accumulate = settings.train.accumulate
-    stream = batches(
-        mixture,
-        settings.augment.build(settings.input),
-        start_step=state.step * accumulate,
-        steps=steps * accumulate,
-        workers=settings.data.workers,
-        rank=process.rank,
-        world=process.world,
-        seed=settings.seed,
-        pin=process.device.type == "cuda",
-    )
+    stream = training_batches(settings, mixture, state, gold, folder, process)
 
     def validate(averaged: torch.nn.Module) -> dict[str, float]:
         return evaluate(
@@ -286,9 +292,67 @@ def fit_model(
     labels = {name: task.labels for name, task in state.tasks.items()}
     names = {task: settings.data.names()[key] for task, key in labels.items()}
     with Recorder(folder.path, steps, names, state.step, process.rank == 0, labels) as recorder:
-        train(state, stream, settings.train, optim, validate, recorder, folder.path)
+        train(
+            state,
+            stream,
+            settings.train,
+            optim,
+            validate,
+            recorder,
+            folder.path,
+            [source.name for source in sources],
+        )
     load_weights(model, weights_of(read_checkpoint(folder.best)), str(folder.best))
     model.eval()
+
+
+def training_batches(
+    settings: RunSettings,
+    mixture: Mixture,
+    state: State,
+    gold: Source | None,
+    folder: RunFolder,
+    process: Process,
+) -> Iterator[Batch]:
+    """Returns what this process still has to train on; in mode online labelled as it comes.
+
+    Args:
+        gold: by which the teacher of mode online is audited; None: it is not.
+    """
+    accumulate, augment = settings.train.accumulate, settings.augment.build(settings.input)
+    first = state.step * accumulate
+    common = {
+        "start_step": first,
+        "steps": settings.train.steps * accumulate,
+        "workers": settings.data.workers,
+        "rank": process.rank,
+        "world": process.world,
+        "seed": settings.seed,
+    }
+    if settings.mix.mode != "online":
+        return batches(mixture, augment, **common, pin=process.device.type == "cuda")
+    space, select = settings.data.label_space(), settings.online_select()
+    boxes = [t for t in settings.tasks.values() if isinstance(t, DetectionConfig)]
+    floor = max(task.test.score_threshold for task in boxes)
+    start = mixture.first_step_of_last_phase()
+    audits = None
+    if gold is not None and settings.online.audit_every is not None:
+        audits = Audits(
+            state,
+            gold,
+            settings.online.audit_pictures,
+            space,
+            folder.path / "online",
+            start,
+            settings.online.audit_every * accumulate,
+            settings.input,
+            settings.train.precision,
+            floor,
+            select.nms,
+        )
+    choices = Choices(select, space, floor, start, audits)
+    waiting = drafts(mixture, augment, settings.online_pools(), **common)
+    return online_batches(waiting, first, state, augment, choices, settings.train.precision)
 
 
 def score(

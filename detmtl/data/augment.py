@@ -144,7 +144,7 @@ class Augment:
         maps = {n: known for n, known in labels.items() if isinstance(known, MapLabels)}
         assert len(maps) <= 1, "albumentations is told of one map"
         rows = _rows(boxes, image.shape[:2])
-        fitted = self._fit(image)
+        fitted = self.fitted(image)
         masks = {}
         for known in maps.values():
             masks = _masks(known.resized(_size(image), (fitted.shape[1], fitted.shape[2])))
@@ -154,7 +154,7 @@ class Augment:
             )
             height, width = pixels.shape[:2]
             if min(height, width) > self.short or max(height, width) > self.long:
-                fitted = self._fit(pixels)
+                fitted = self.fitted(pixels)
             else:
                 fitted = torch.from_numpy(pixels).permute(2, 0, 1)
         height, width = fitted.shape[1:]
@@ -164,7 +164,11 @@ class Augment:
             out[name] = changed.resized(_size(changed.classes), (height, width))
         return fitted, out
 
-    def _fit(self, image: np.ndarray) -> Tensor:
+    def fitted(self, image: np.ndarray) -> Tensor:
+        """Returns the picture (H, W, 3) at the network's size (3, h, w), nothing else changed.
+
+        Given such a picture, this augmentation makes of it what it would make of the original.
+        """
         return fit(torch.from_numpy(image).permute(2, 0, 1), self.short, self.long)
 
     def _change(

@@ -56,10 +56,10 @@ def marginal_cross_entropy(
     return torch.where(other, merged, losses), ordinary | other
 
 
-def semantic_loss(
+def semantic_losses(
     logits: Tensor, labels: PaddedMaps, batch: Batch, stride: int, kind: Normalizer
 ) -> Tensor:
-    """Returns the normalized loss of all pictures, a scalar of at least float32.
+    """Returns each picture's part of the normalized loss, (B,) of at least float32.
 
     The logits are brought to one position for each `stride` pixels, bilinearly, and learn the class
     of the pixel in the middle of each.
@@ -83,4 +83,4 @@ def semantic_loss(
         losses = losses * labels.weights[:, middle, middle]
     # Who wrote the map counts here, not who wrote the picture's other labels.
     scale = normalizer(kind, known.sum((1, 2)), labels.present, replace(batch, grades=labels.grade))
-    return (losses.sum((1, 2)) * scale).sum()
+    return losses.sum((1, 2)) * scale

@@ -6,7 +6,7 @@ Letters: B pictures, S slots for sources.
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 
 from detmtl.structures.labels import Grade
@@ -22,8 +22,45 @@ batches hold different sources can add them without asking each other which."""
 COLUMNS = 6
 """Sums of each source."""
 
+DECAY = 0.99
+"""Of what is remembered of earlier batches: about the last hundred with such pictures count."""
 
-def normalizer(kind: Normalizer, positives: Tensor, present: Tensor, batch: Batch) -> Tensor:
+
+class Density(nn.Module):
+    """How many positives a picture has, over the batches so far.
+
+    Its buffer travels in checkpoints, and is the same in every process, since it is made of sums over
+    all of them.
+    """
+
+    seen: Tensor
+
+    def __init__(self) -> None:
+        """Starts having seen nothing."""
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(2, 2))
+
+    @torch.no_grad()
+    def forward(self, sums: Tensor) -> Tensor:
+        """Takes in a batch and returns positives per picture, a scalar: gold's; while no gold was
+        ever seen, those of all pictures.
+
+        Args:
+            sums: (2, 2), of the batch's gold pictures, then of all: positives and pictures.
+        """
+        there = sums[:, 1:] > 0  # batches without such pictures forget nothing
+        self.seen.copy_(torch.where(there, DECAY * self.seen + sums, self.seen))
+        gold, everything = self.seen[:, 0] / self.seen[:, 1].clamp(min=1)
+        return torch.where(self.seen[0, 1] > 0, gold, everything)
+
+
+def normalizer(
+    kind: Normalizer,
+    positives: Tensor,
+    present: Tensor,
+    batch: Batch,
+    density: Density | None = None,
+) -> Tensor:
     """Returns the factor (B,) float32 of each picture's summed loss; 0 where not present.
 
     With n the positives and w the source's weight of a picture, sums over present pictures of all
@@ -31,7 +68,8 @@ def normalizer(kind: Normalizer, positives: Tensor, present: Tensor, batch: Batc
     "source": (the source's sum of w / sum of w) / max(1, the source's sum of n), where a silver
         source's n is at least its number of pictures * n per gold picture: many silver boxes cannot
         drown gold, and neither can the background of silver pictures with few boxes, which divided
-        by those few would count many times;
+        by those few would count many times. `density` remembers n per gold picture for batches that
+        hold no gold (mode alternate), and n per silver picture where there is none at all;
     "batch": w' / max(1, sum of w' * n), w' being w divided by its mean;
     "image": w / sum of w / max(1, n).
     Of several processes each counts its own pictures alone; the factors are multiplied by the number
@@ -45,6 +83,7 @@ def normalizer(kind: Normalizer, positives: Tensor, present: Tensor, batch: Batc
         positives: (B,) number of positive anchors of each picture.
         present: (B,) bool, pictures that are labelled for the task.
         batch: the pictures' sources and weights.
+        density: of the batches before, which takes in this one; None: this batch counts alone.
     """
     n, w = positives.float() * present, batch.weights * present
     gold = present * (batch.grades == Grade.GOLD)
@@ -54,8 +93,11 @@ def normalizer(kind: Normalizer, positives: Tensor, present: Tensor, batch: Batc
     )
     _, weight, weighted, pictures, gold_pictures, gold_total = sums.sum(0)
     weight = weight.clamp(min=torch.finfo(weight.dtype).tiny)
+    of_gold = gold_total / gold_pictures.clamp(min=1)
+    if density is not None:  # whatever the kind: a process that skips does not know it
+        of_gold = density(_of_batch(sums))
     if kind == "source":
-        least = sums[:, 3] * (gold_total / gold_pictures.clamp(min=1))
+        least = sums[:, 3] * of_gold
         least = torch.where(sums[:, 4] > 0, 0, least)  # of gold its own positives count
         divisor = torch.maximum(sums[:, 0], least).clamp(min=1)
         factor = (sums[:, 1] / weight / divisor)[batch.groups]
@@ -66,10 +108,18 @@ def normalizer(kind: Normalizer, positives: Tensor, present: Tensor, batch: Batc
     return factor * present * _processes()
 
 
-def skip_normalizer(batch: Batch) -> None:
+def skip_normalizer(batch: Batch, density: Density | None = None) -> None:
     """Takes part in the sums of `normalizer` for a process that has no labelled picture."""
     if _processes() > 1:
-        _summed(torch.zeros(SOURCES, COLUMNS, device=batch.weights.device))
+        sums = _summed(torch.zeros(SOURCES, COLUMNS, device=batch.weights.device))
+        if density is not None:
+            density(_of_batch(sums))
+
+
+def _of_batch(sums: Tensor) -> Tensor:
+    """Returns positives and pictures (2, 2) of gold and of everything, from the sums per source."""
+    positives, _, _, pictures, gold_pictures, gold_positives = sums.sum(0)
+    return torch.stack([gold_positives, gold_pictures, positives, pictures]).view(2, 2)
 
 
 def _summed(sums: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detmtl.losses.dense import semantic_loss
+from detmtl.losses.dense import semantic_losses
 from detmtl.losses.normalizer import Normalizer, skip_normalizer
+from detmtl.losses.terms import LossTerms
 from detmtl.metrics.dense import MapMetric
 from detmtl.models.semantic_head import SemanticHeadSettings
 from detmtl.structures.errors import InputError
@@ -147,8 +148,8 @@ class SemanticTask(Task):
             return {}
         assert isinstance(labels, PaddedMaps)
         with torch.autocast(outputs[0].device.type, enabled=False):
-            term = semantic_loss(outputs[0], labels, batch, self._loss_stride, self._normalizer)
-        return {"pixel": term}
+            term = semantic_losses(outputs[0], labels, batch, self._loss_stride, self._normalizer)
+        return LossTerms.of({"pixel": term})
 
     @torch.no_grad()
     def decode(self, outputs: list[Tensor], sizes: Tensor) -> list[MapLabels]:

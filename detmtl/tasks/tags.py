@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detmtl.losses.normalizer import Normalizer, normalizer, skip_normalizer
+from detmtl.losses.terms import LossTerms
 from detmtl.metrics.tags import TagMetric
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade, PaddedTags, TagLabels
@@ -120,7 +121,7 @@ class TagsTask(Task):
             scale = normalizer(
                 self._normalizer, known, labels.present, replace(batch, grades=labels.grade)
             )
-            return {"tag": (losses.sum(1) * scale).sum()}
+            return LossTerms.of({"tag": losses.sum(1) * scale})
 
     @torch.no_grad()
     def decode(self, outputs: list[Tensor], sizes: Tensor) -> list[TagLabels]:

@@ -69,6 +69,7 @@ class Task(nn.Module, ABC):
     def loss(self, outputs: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """Returns unweighted terms by name, float32 scalars; {} when no picture is labelled.
 
+        Where they are sums over pictures, as a `LossTerms`, which tells each picture's part.
         Never waits for the device. In a run of several processes each must call it in every step,
         with or without labelled pictures, since the normalizers are summed over the processes.
 

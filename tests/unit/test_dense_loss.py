@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from detmtl.losses.dense import marginal_cross_entropy, semantic_loss
+from detmtl.losses.dense import marginal_cross_entropy, semantic_losses
 from detmtl.structures.labels import OTHER, UNKNOWN, Grade, MapLabels
 from detmtl.structures.sample import Batch, ImageInfo, Sample
 
@@ -45,7 +45,7 @@ def _map(classes=None, coverage=None, weights=None, grade=Grade.GOLD, seed=1):
 
 
 def _loss(logits, batch, kind="source"):
-    return semantic_loss(logits, batch.labels["maps"], batch, stride=4, kind=kind)
+    return semantic_losses(logits, batch.labels["maps"], batch, stride=4, kind=kind).sum()
 
 
 def test_full_labels_give_plain_cross_entropy():
