@@ -27,7 +27,7 @@ DECAY = 0.99
 
 
 class Density(nn.Module):
-    """How many positives a picture has, over the batches so far.
+    """How many positives a picture has, over the batches so far: of each source, of gold, of all.
 
     Its buffer travels in checkpoints, and is the same in every process, since it is made of sums over
     all of them.
@@ -38,20 +38,20 @@ class Density(nn.Module):
     def __init__(self) -> None:
         """Starts having seen nothing."""
         super().__init__()
-        self.register_buffer("seen", torch.zeros(2, 2))
+        self.register_buffer("seen", torch.zeros(SOURCES + 2, 2))
 
     @torch.no_grad()
-    def forward(self, sums: Tensor) -> Tensor:
-        """Takes in a batch and returns positives per picture, a scalar: gold's; while no gold was
-        ever seen, those of all pictures.
+    def forward(self, sums: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes in a batch and returns positives per picture: of each source (S,), 0 where it was never
+        seen, and of gold, a scalar; while no gold was ever seen, that of all pictures.
 
         Args:
-            sums: (2, 2), of the batch's gold pictures, then of all: positives and pictures.
+            sums: (S + 2, 2), of each source, of the batch's gold pictures, of all its pictures:
+                positives and pictures.
         """
         there = sums[:, 1:] > 0  # batches without such pictures forget nothing
         self.seen.copy_(torch.where(there, DECAY * self.seen + sums, self.seen))
-        gold, everything = self.seen[:, 0] / self.seen[:, 1].clamp(min=1)
-        return torch.where(self.seen[0, 1] > 0, gold, everything)
+        return _densities(self.seen)
 
 
 def normalizer(
@@ -65,11 +65,12 @@ def normalizer(
 
     With n the positives and w the source's weight of a picture, sums over present pictures of all
     processes:
-    "source": (the source's sum of w / sum of w) / max(1, the source's sum of n), where a silver
-        source's n is at least its number of pictures * n per gold picture: many silver boxes cannot
-        drown gold, and neither can the background of silver pictures with few boxes, which divided
-        by those few would count many times. `density` remembers n per gold picture for batches that
-        hold no gold (mode alternate), and n per silver picture where there is none at all;
+    "source": (the source's sum of w / sum of w) / max(1, the source's sum of n), where a source's n
+        is at least what its pictures usually have (but no more than this whole batch has per
+        picture, so that one source alone is divided by its own n), and that of a silver source at
+        least what as many gold pictures usually have. Thus many silver boxes cannot drown gold, and
+        neither can the background of a source with few boxes, or with few of them in this batch,
+        which divided by those few would count many times. What is usual `density` remembers;
     "batch": w' / max(1, sum of w' * n), w' being w divided by its mean;
     "image": w / sum of w / max(1, n).
     Of several processes each counts its own pictures alone; the factors are multiplied by the number
@@ -91,14 +92,13 @@ def normalizer(
     sums = _summed(
         torch.zeros(SOURCES, COLUMNS, device=n.device).index_add_(0, batch.groups, table)
     )
-    _, weight, weighted, pictures, gold_pictures, gold_total = sums.sum(0)
+    total, weight, weighted, pictures, _, _ = sums.sum(0)
     weight = weight.clamp(min=torch.finfo(weight.dtype).tiny)
-    of_gold = gold_total / gold_pictures.clamp(min=1)
-    if density is not None:  # whatever the kind: a process that skips does not know it
-        of_gold = density(_of_batch(sums))
+    # whatever the kind: a process that skips does not know it
+    usual, of_gold = (_densities if density is None else density)(_of_batch(sums))
     if kind == "source":
-        least = sums[:, 3] * of_gold
-        least = torch.where(sums[:, 4] > 0, 0, least)  # of gold its own positives count
+        least = torch.minimum(usual, total / pictures.clamp(min=1))
+        least = torch.where(sums[:, 4] > 0, least, torch.maximum(least, of_gold)) * sums[:, 3]
         divisor = torch.maximum(sums[:, 0], least).clamp(min=1)
         factor = (sums[:, 1] / weight / divisor)[batch.groups]
     elif kind == "batch":
@@ -117,9 +117,16 @@ def skip_normalizer(batch: Batch, density: Density | None = None) -> None:
 
 
 def _of_batch(sums: Tensor) -> Tensor:
-    """Returns positives and pictures (2, 2) of gold and of everything, from the sums per source."""
+    """Returns positives and pictures (S + 2, 2) of each source, of gold and of all."""
     positives, _, _, pictures, gold_pictures, gold_positives = sums.sum(0)
-    return torch.stack([gold_positives, gold_pictures, positives, pictures]).view(2, 2)
+    of_both = torch.stack([gold_positives, gold_pictures, positives, pictures]).view(2, 2)
+    return torch.cat([sums[:, [0, 3]], of_both])
+
+
+def _densities(seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns positives per picture, of each source (S,) and of gold (of all where there is no gold)."""
+    ratio = seen[:, 0] / seen[:, 1].clamp(min=1)
+    return ratio[:SOURCES], torch.where(seen[SOURCES, 1] > 0, ratio[SOURCES], ratio[SOURCES + 1])
 
 
 def _summed(sums: Tensor) -> Tensor:

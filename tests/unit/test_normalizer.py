@@ -7,7 +7,7 @@ import torch
 from torch import distributed as dist
 from torch import multiprocessing
 
-from detmtl.losses.normalizer import DECAY, Density, normalizer, skip_normalizer
+from detmtl.losses.normalizer import DECAY, SOURCES, Density, normalizer, skip_normalizer
 from detmtl.structures.sample import Batch
 
 POSITIVES = torch.tensor([10, 30, 0, 5])
@@ -94,7 +94,10 @@ def test_processes_share_their_sums(tmp_path):
     times = 1 + DECAY + DECAY**2
     for rank in range(3):
         seen = torch.load(tmp_path / f"{rank}.pt")[-1]
-        torch.testing.assert_close(seen, times * torch.tensor([[10.0, 1.0], [40.0, 3.0]]))
+        torch.testing.assert_close(seen[SOURCES:], times * torch.tensor([[10.0, 1.0], [40.0, 3.0]]))
+        torch.testing.assert_close(
+            seen[:3], times * torch.tensor([[10.0, 1.0], [0.0, 0.0], [30.0, 2.0]])
+        )
 
 
 def _alike(pictures, gold, positives):
@@ -147,6 +150,34 @@ def test_gold_is_divided_by_its_own_positives_whatever_is_remembered():
 def test_long_silver_only_stretches_forget_nothing():
     density = Density()
     normalizer("source", *_alike(1, True, 20), density)
+    silver = torch.zeros(SOURCES + 2, 2)
+    silver[1] = silver[SOURCES + 1] = 1
     for _ in range(20_000):
-        density(torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
-    torch.testing.assert_close(density.seen[0], torch.tensor([20.0, 1.0]))
+        density(silver)
+    torch.testing.assert_close(density.seen[[0, SOURCES]], torch.tensor([[20.0, 1.0]] * 2))
+
+
+def test_gold_pictures_without_boxes_do_not_drown_the_rest_of_the_batch():
+    """Two gold pictures with nothing on them beside six of silver: divided by their own positives
+    (at least 1) their background alone would decide the step."""
+    density = Density()
+    for _ in range(50):
+        normalizer("source", *_alike(4, True, 20), density)
+    _, present, batch = _alike(8, True, 0)
+    groups = torch.tensor([0, 0, 1, 1, 1, 1, 1, 1])
+    mixed = replace(batch, groups=groups, grades=groups.to(torch.uint8))
+    positives = torch.where(groups == 1, 8, 0)
+    factor = normalizer("source", positives, present, mixed, density)
+    of_all = 6 * 8 / 8  # positives a picture of this batch: fewer than gold's usual 20
+    torch.testing.assert_close(factor[0], torch.tensor(0.25 / (2 * of_all)))
+    torch.testing.assert_close(factor[2], torch.tensor(0.75 / (6 * 20)), rtol=0.02, atol=0)
+    many = normalizer("source", torch.where(groups == 1, 800, 0), present, mixed, density)
+    # a flood of silver boxes changes nothing for gold: its usual 20 a picture count
+    torch.testing.assert_close(many[0], torch.tensor(0.25 / (2 * 20)), rtol=0.05, atol=0)
+
+
+def test_one_source_alone_is_divided_by_its_own_positives():
+    density = Density()
+    for positives in (30, 2):
+        factor = normalizer("source", *_alike(4, True, positives), density)
+        torch.testing.assert_close(factor, torch.full((4,), 1 / (4 * positives)))
