@@ -63,9 +63,12 @@ def test_configs_load_build_and_say_how_they_are_run(path, tmp_path):
     assert any("result" in line.lower() or "Not yet run" in line for line in head)
     plain = {"pretrained": False, "weights": None}
     backbone = settings.model.backbone.model_copy(update=plain)
-    names = settings.data.label_space().names
+    names = settings.data.names()
     model = build_model(
-        settings.model.model_copy(update={"backbone": backbone}), settings.tasks, names
+        settings.model.model_copy(update={"backbone": backbone}),
+        settings.tasks,
+        names["boxes"],
+        other_names=names,
     )
     assert list(model.tasks) == list(settings.tasks)
     settings.augment.build(settings.input)
