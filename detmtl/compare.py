@@ -134,8 +134,7 @@ def collect(settings: CompareSettings, prepared: Prepared, out: Path) -> dict[st
         if not is_done(folder):
             continue
         if key not in kept:
-            task = next(iter(prepared.plan.runs[key].settings.tasks))
-            kept[key] = read_scores(folder, task, settings.resamples)
+            kept[key] = read_scores(folder, settings.resamples)
         scores[place] = kept[key]
     known = {name for s in kept.values() for name in s.metrics}
     if known and (unknown := [m for m in settings.metrics if m not in known]):

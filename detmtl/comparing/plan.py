@@ -214,12 +214,8 @@ def canonical(settings: RunSettings) -> RunSettings:
 
 
 def makes_silver(settings: RunSettings) -> bool:
-    """Returns whether a run has its pools labelled before it trains."""
-    if settings.mix.mode in ("gold", "online"):  # nobody's labels, or those of the run itself
-        return False
-    return settings.silver is not None and bool(
-        {*settings.silver.pools} & {*settings.mix_sources()}
-    )
+    """Returns whether a run has pools labelled before it trains."""
+    return bool(settings.offline_pools())
 
 
 def store_name(settings: RunSettings, teacher: str | None) -> str:

@@ -26,7 +26,7 @@ from detmtl.metrics.matches import (
 )
 from detmtl.structures.labels import BoxLabels
 
-MATCHES = "matches.npz"
+MATCHES, F1 = "matches.npz", "/F1@.5"
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,12 +59,11 @@ def is_done(folder: Path) -> bool:
     return (folder / "done.json").is_file()
 
 
-def read_scores(folder: Path, task: str, resamples: int) -> RunScores:
+def read_scores(folder: Path, resamples: int) -> RunScores:
     """Returns what a finished run says; resampling is kept in its folder.
 
     Args:
         folder: of the run.
-        task: the run's first, whose boxes it has written.
         resamples: B.
     """
     facts = json.loads((folder / "done.json").read_text())
@@ -74,7 +73,9 @@ def read_scores(folder: Path, task: str, resamples: int) -> RunScores:
     }
     resampled: Mapping[str, np.ndarray] = {}
     table: list[tuple[float, float, int]] = []
-    if (folder / MATCHES).is_file():
+    # the first task of boxes: its results are the run's detections.json
+    task = next((n.removesuffix(F1) for n in metrics if n.endswith(F1) and n.count("/") == 1), None)
+    if task is not None and (folder / MATCHES).is_file():
         matches = Matches.load(folder / MATCHES)
         metrics[f"{task}/ECE"], table = reliability(matches)
         resampled = {f"{task}/{k}": v for k, v in _resampled(folder, matches, resamples).items()}
@@ -103,19 +104,21 @@ def write_matches(settings: RunSettings, folder: Path) -> None:
 
 
 def match_file(source: Source, detections: Path) -> Matches:
-    """Returns the matches of a run's results file, as `CocoMetric` would have them."""
-    position = {int(source.ids[i]): n for n, i in enumerate(np.argsort(source.ids, kind="stable"))}
-    found: list[list[list[float]]] = [[] for _ in position]
-    for row in json.loads(detections.read_text()):
-        place = position[row["image_id"]]
-        found[place].append([row["category_id"] - 1, *row["bbox"], row["score"], 0])
-    rows = [np.reshape(np.array(r, dtype=float), (-1, 7)) for r in found]
-    truths = []
-    for n, i in enumerate(np.argsort(source.ids, kind="stable")):
+    """Returns the matches of a run's results file, as `CocoMetric` would have them: pictures whose boxes
+    nobody looked for do not count."""
+    truths: dict[int, BoxLabels] = {}
+    for i in np.argsort(source.ids, kind="stable"):
         labels = source.labels(int(i)).get("boxes")
-        assert isinstance(labels, BoxLabels)
-        truths.append(truth_rows(labels, rows[n][:, 0]))
-    return match(boxes_of(truths), boxes_of(rows), len(rows), source.classes)
+        if isinstance(labels, BoxLabels):
+            truths[int(source.ids[i])] = labels
+    found: dict[int, list[list[float]]] = {i: [] for i in truths}
+    for row in json.loads(detections.read_text()):
+        if row["image_id"] in found:
+            box = [row["category_id"] - 1, *row["bbox"], row["score"], 0]
+            found[row["image_id"]].append(box)
+    rows = [np.reshape(np.array(found[i], dtype=float), (-1, 7)) for i in truths]
+    true = [truth_rows(t, r[:, 0]) for t, r in zip(truths.values(), rows, strict=True)]
+    return match(boxes_of(true), boxes_of(rows), len(rows), source.classes)
 
 
 def picture_weights(num_images: int, resamples: int) -> np.ndarray:

@@ -14,16 +14,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from detmtl.comparing.scores import write_matches
 from detmtl.comparing.start import start_digest
 from detmtl.config import RunSettings, settings_from
 from detmtl.engine import distributed
+from detmtl.engine.evaluator import coco_results
 from detmtl.engine.trainer import TrainingDiverged
 from detmtl.inference.export import ExportError
 from detmtl.metrics.coco import CocoMetric
-from detmtl.recipe import label_pools, load_sources, load_teacher, run, write_json
+from detmtl.recipe import (
+    label_pools,
+    load_sources,
+    load_teacher,
+    run,
+    to_be_labelled,
+    write_json,
+)
 from detmtl.report.provenance import commit
 from detmtl.run_folder import RunFolder
 from detmtl.silver.mapping import ClassMap
@@ -86,6 +95,7 @@ def _label(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
         process = distributed.start(settings.device)
         space = settings.data.label_space()
         sources, val, _ = load_sources(settings, space, folder / "cache", process)
+        sources |= to_be_labelled(settings, sources)
         try:
             label_pools(settings, RunFolder(student), process, Console(), sources, val, space)
         except InputError as error:  # the run itself ends with it; others may be well
@@ -103,8 +113,13 @@ def _score_teacher(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     process, space = distributed.start(settings.device), data.label_space()
     name = "val" if data.test is None else "test"
     source = (data.test or data.val).load(name, data.root, space, folder / "cache")
+    teacher = load_teacher(settings, RunFolder(folder), process)
+    if teacher.card.task != "boxes":
+        raise InputError(
+            f"teacher '{teacher.card.name}': writes {teacher.card.task}; an arm 'teacher' scores boxes"
+        )
     store = annotate(
-        load_teacher(settings, RunFolder(folder), process),
+        teacher,
         [source],
         folder / "silver",
         floor=silver.floor,
@@ -120,7 +135,7 @@ def _score_teacher(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
         labels = _labels(found, len(space))
         truth = source.labels(i).get("boxes")
         metric.update([labels], [truth if isinstance(truth, BoxLabels) else None], [info])
-        results += _results(labels, info.id)
+        results += coco_results(labels, info.id, space.names)
     task = next(iter(settings.tasks))
     (folder / "detections.json").write_text(json.dumps(results))
     write_json(folder / "metrics.json", {f"{task}/{k}": v for k, v in metric.compute().items()})
@@ -129,8 +144,6 @@ def _score_teacher(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _labels(record: Any, num_classes: int) -> BoxLabels:
-    import torch
-
     return BoxLabels.of(
         torch.from_numpy(record.boxes),
         torch.from_numpy(record.classes),
@@ -138,12 +151,6 @@ def _labels(record: Any, num_classes: int) -> BoxLabels:
         scores=torch.from_numpy(record.scores),
         grade=Grade.SILVER,
     )
-
-
-def _results(labels: BoxLabels, image_id: int) -> list[dict[str, Any]]:
-    from detmtl.engine.evaluator import coco_results
-
-    return coco_results(labels, image_id)
 
 
 def _end_with_parent() -> None:

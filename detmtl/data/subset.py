@@ -23,6 +23,7 @@ class Subset(Settings):
         part: looks only at the pictures whose hash falls between these two shares of all hashes:
             [0, 0.6], [0.6, 0.8] and [0.8, 1] cut a source into three parts, and a picture's part stays
             the same whatever other pictures come and go. Without count and share: all of the part.
+        of: a part that this is a part of; None: the whole source.
     """
 
     count: PositiveInt | None = None
@@ -30,6 +31,7 @@ class Subset(Settings):
     seed: int = 0
     rest: bool = False
     part: tuple[float, float] | None = None
+    of: "Subset | None" = None
 
     @model_validator(mode="after")
     def _one_size(self) -> "Subset":
@@ -50,6 +52,10 @@ class Subset(Settings):
         Raises:
             InputError: there are fewer pictures than `count`, or none is left.
         """
+        if self.of is not None:
+            within = self.of.pick(hashes, where)
+            part = self.model_copy(update={"of": None})
+            return within[part.pick([hashes[int(i)] for i in within], where)]
         ranks = [hashlib.sha256(f"{self.seed}:{h}".encode()).digest() for h in hashes]
         order = sorted(range(len(hashes)), key=lambda i: (ranks[i], i))
         among = f"{len(hashes)} pictures"

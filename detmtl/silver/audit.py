@@ -20,7 +20,6 @@ from detmtl.silver.parts import atomic_write
 from detmtl.silver.store import Store
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import BoxLabels
 
 __all__ = ["Audit", "audit", "overlap", "refuse_overlap", "wilson"]
 
@@ -235,8 +234,8 @@ def audit(store: Store, gold: Source, classes: LabelSpace, nms: float | None = 0
     comparison = Comparison(len(classes))
     for record in store.records():
         if record.content_hash in pictures:
-            labels = gold.labels(pictures[record.content_hash])["boxes"]
-            assert isinstance(labels, BoxLabels)
+            labels = gold.boxes(pictures[record.content_hash])
+            assert labels is not None
             comparison.add(mapping(record), labels)
     if not comparison.pictures:
         raise InputError(
