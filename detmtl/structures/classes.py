@@ -74,9 +74,12 @@ class LabelSpace:
         source_names = list(source_names)
         found = [index.get(name, -1) for name in source_names]
         if not self.drop_unmapped:
+            instead = (
+                "unknown" if self.setting == "data.maps" else "drop"
+            )  # a pixel has to be something
             problems = [
                 f"{where}: the category '{name}' belongs to no class{_nearest(name, index)}; add it to "
-                f"{self.setting}.classes or set {self.setting}.unmapped"
+                f"{self.setting}.classes or set {self.setting}.unmapped: {instead}"
                 for name, c in zip(source_names, found, strict=True)
                 if c < 0
             ]
