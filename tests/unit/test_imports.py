@@ -14,6 +14,7 @@ LAYERS = [
     {"engine"},
     {"inference"},
     {"teachers"},
+    {"report"},
     {"config"},
     {"run_folder"},
     {"recipe"},

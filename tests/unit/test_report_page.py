@@ -1,0 +1,98 @@
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from detmtl.report import page as made
+from detmtl.report.page import Section, Shaded, axes, figure, gallery, note, numbers, picture, table
+from detmtl.structures.errors import InputError
+
+
+class Balanced(HTMLParser):
+    """Fails on a tag that closes another than the open one."""
+
+    VOID = {"meta", "img", "br", "path", "use", "rect", "circle", "line"}
+
+    def __init__(self):
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def plot():
+    drawn, (left, right) = axes(columns=2)
+    left.plot([0, 1], [0, 1], label="a < b")
+    left.legend()
+    right.bar([0, 1], [2, 3], color="black")
+    return drawn
+
+
+def whole() -> str:
+    photo = np.full((30, 900, 3), 90, np.uint8)
+    sections = [
+        Section("", ["plain & simple", note("bad luck", "bad"), numbers([("3.4", "boxes")])]),
+        Section("Plots", [figure(plot(), "one"), figure(plot(), "the same once more")]),
+        Section("Table", [table([["<x>", Shaded("5", 0.25)], ["y", None]], ["name", "n"])]),
+        Section("Pictures", [gallery([picture(photo, "wide")])]),
+    ]
+    return made.page("Title <script>", sections, footer="made by a test")
+
+
+def test_a_page_is_whole_and_loads_nothing():
+    html = whole()
+    parser = Balanced()
+    parser.feed(html)
+    assert parser.open == []
+    assert "http" not in html and "//" not in re.sub(r"base64,[\w+/=]+|<!--.*?-->", "", html)
+    links = set(re.findall(r'href="#([^"]+)"', html)) | set(re.findall(r"url\(#([^)]+)\)", html))
+    assert links <= set(parser.ids) and "pictures" in links
+
+
+def test_what_is_written_is_escaped():
+    html = whole()
+    assert "Title &lt;script&gt;" in html and "<script" not in html
+    assert '<td class="left">&lt;x&gt;</td>' in html
+    assert "<p>plain &amp; simple</p>" in html
+
+
+def test_cells():
+    html = table([["a", 1, float("nan")], ["all", 2, Shaded("9", 1)]], ["k", "n", "v"], total=True)
+    assert '<td class="left">a</td><td>1</td><td>–</td>' in html
+    assert '<tr class="total"><td class="left">all</td>' in html
+    assert '<td class="shaded" style="--share:1.000">9</td>' in html
+
+
+def test_plots_follow_the_mode_of_the_page_and_repeat():
+    html = figure(plot())
+    assert "#000000" not in html and "#ffffff" not in html
+    assert "currentColor" in html and "<text" in html
+    assert html == figure(plot())
+
+
+def test_pictures_are_made_small():
+    html = picture(np.zeros((100, 2000, 3), np.uint8), "p", longest=200)
+    assert 'width="200" height="10"' in html
+
+
+def test_without_the_packages_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(made, "find_spec", lambda name: None)
+    assert not made.available()
+    for call in (lambda: made.page("t", []), lambda: figure(None), lambda: table([], ["a"])):  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=r"pip install 'detmtl\[report\]'"):
+            call()
+
+
+def test_a_page_is_written_whole(tmp_path):
+    made.write_page(tmp_path / "a" / "report.html", "<p>é</p>")
+    assert (tmp_path / "a" / "report.html").read_text(encoding="utf-8") == "<p>é</p>"
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["report.html"]
