@@ -33,8 +33,12 @@ from detmtl.inference.predictor import load_checkpoint, load_predictor
 from detmtl.inference.results import predict_to_files
 from detmtl.metrics.coco import evaluate_files
 from detmtl.recipe import bar, run, truth_of, write_json
-from detmtl.silver.audit import audit
-from detmtl.silver.selection import SelectionSettings, select
+from detmtl.report.audit_boxes import boxes_page
+from detmtl.report.audit_page import write_audit_page
+from detmtl.report.page import require
+from detmtl.silver.audit import audit, audit_folder
+from detmtl.silver.held_out import refuse_seen
+from detmtl.silver.selection import SelectionSettings, resolve_thresholds, select
 from detmtl.silver.store import Store
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
@@ -95,12 +99,25 @@ def _annotate(args: argparse.Namespace) -> None:
 
 
 def _audit(args: argparse.Namespace) -> None:
+    if args.html:
+        require()
     store = Store.open(args.store)
     space = _space(args, args.annotations)
     gold = _coco(args.annotations, args.images, space, _cache(args.store))
-    checked = audit(store, gold, space)
-    Console().print(checked.table())
-    if problems := checked.problems():
+    for folder in args.learned_from:
+        seen = FolderSource(images=str(folder.absolute()))
+        refuse_seen([seen.load(str(folder), Path("/"), space, _cache(args.store))], gold)
+    policy = _values(SelectionSettings, _assignments(args.set), "--set")
+    checked = audit(store, gold, space, policy.nms)
+    thresholds = resolve_thresholds(store, space, policy, checked)
+    Console().print(checked.table(thresholds))
+    files = [audit_folder(store, checked.gold_hash) / "audit.json"]
+    if args.html:
+        html = boxes_page(checked, gold, store.card.name, thresholds, policy.ignore_from)
+        files.append(write_audit_page(store, checked.gold_hash, html))
+    for path in files:
+        Console(soft_wrap=True).print(str(path), markup=False)
+    if problems := checked.problems(thresholds):
         raise InputError([f"{args.store}: {p}" for p in problems])
 
 
@@ -252,6 +269,16 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--store", required=True, type=Path)
     p.add_argument("--annotations", required=True, type=Path, help="gold, a COCO file")
     p.add_argument("--images", required=True, type=Path)
+    p.add_argument("--html", action="store_true", help="writes a page with plots and pictures too")
+    p.add_argument("--set", action="append", default=[], metavar="A=VALUE", help="of the policy")
+    p.add_argument(
+        "--learned-from",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="DIR",
+        help="pictures that the teacher was trained on; gold must not have any of them",
+    )
     _class_options(p)
 
     p = verb("select", _select, "Turns a store into labels, a COCO file.")

@@ -30,8 +30,12 @@ from detmtl.engine.recorder import Recorder
 from detmtl.engine.state import load_weights, read_checkpoint, seed_everything, weights_of
 from detmtl.engine.trainer import train
 from detmtl.inference.export import export_torchscript
+from detmtl.report.audit_boxes import boxes_page
+from detmtl.report.audit_page import write_audit_page
+from detmtl.report.page import available
 from detmtl.run_folder import RunFolder
-from detmtl.silver.audit import Audit, audit, refuse_overlap
+from detmtl.silver.audit import audit, refuse_overlap
+from detmtl.silver.held_out import refuse_seen
 from detmtl.silver.selection import resolve_thresholds, select
 from detmtl.silver.store import Store
 from detmtl.structures.classes import LabelSpace
@@ -320,6 +324,8 @@ def label_pools(
     store_path = silver.store or folder.path / "silver"
     gold = val if silver.audit == "val" else sources[silver.audit]
     pools = [sources[name] for name in silver.pools if name in sources]
+    if isinstance(silver.teacher, GoldTeacher):
+        _refuse_seen([sources[name] for name in gold_sources(settings)], gold, process)
     annotate(
         load_teacher(settings, folder, process),
         [*pools, gold],
@@ -337,8 +343,19 @@ def label_pools(
     if process.rank == 0:
         store = Store.open(store_path)
         checked = audit(store, gold, space, silver.select.nms)
-        console.print(checked.table(resolve_thresholds(store, space, silver.select, checked)))
-        _pass_gates(checked, f"{store_path} on '{gold.name}'", silver.gates)
+        thresholds = resolve_thresholds(store, space, silver.select, checked)
+        console.print(checked.table(thresholds))
+        if available():
+            band = silver.select.ignore_from
+            html = boxes_page(checked, gold, store.card.name, thresholds, band)
+            page = write_audit_page(store, checked.gold_hash, html)
+            console.print(f"audit: {page}", markup=False, soft_wrap=True)
+        else:
+            console.print(
+                "audit: no HTML page; it needs pip install 'detmtl[report]'", markup=False
+            )
+        problems = checked.problems(thresholds)
+        _pass_gates(problems, f"{store_path} on '{gold.name}'", silver.gates)
         for pool in pools:
             select(store, [pool], space, silver.select, checked)
     distributed.barrier()
@@ -350,8 +367,20 @@ def label_pools(
     return labelled, store_path
 
 
-def _pass_gates(checked: Audit, where: str, gates: str) -> None:
-    problems = [f"{where}: {problem}" for problem in checked.problems()]
+def _refuse_seen(learned_from: list[Source], gold: Source, process: Process) -> None:
+    """Refuses an audit of a teacher on what it learned from, in every process."""
+    problems: list[str] = []
+    try:
+        if process.rank == 0:
+            refuse_seen(learned_from, gold)
+    except InputError as error:
+        problems = error.problems
+    if problems := distributed.from_first(problems):
+        raise InputError(problems)
+
+
+def _pass_gates(problems: list[str], where: str, gates: str) -> None:
+    problems = [f"{where}: {problem}" for problem in problems]
     if problems and gates == "stop":
         raise InputError([*problems, "set silver.gates: warn to go on all the same"])
     for problem in problems:

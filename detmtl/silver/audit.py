@@ -94,11 +94,11 @@ class Audit:
     def _cuts(self) -> np.ndarray:
         return np.searchsorted(self.boxes["class"], np.arange(1, len(self.classes)))
 
-    def per_class(self, thresholds: float | Mapping[str, float]) -> Mapping[str, float]:
-        """Returns class name -> threshold."""
-        if isinstance(thresholds, Mapping):
-            return thresholds
-        return dict.fromkeys(self.classes, float(thresholds))
+    def limits(self, thresholds: float | Mapping[str, float]) -> np.ndarray:
+        """Returns thresholds by class (C,), as precise as the scores: 0.7 is not below 0.7."""
+        if not isinstance(thresholds, Mapping):
+            return np.full(len(self.classes), thresholds, dtype=np.float32)
+        return np.array([thresholds[name] for name in self.classes], dtype=np.float32)
 
     def measures(self, thresholds: float | Mapping[str, float] = 0.5) -> Measures:
         """Returns everything that can be said at thresholds."""

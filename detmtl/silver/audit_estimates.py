@@ -36,7 +36,9 @@ def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
     middle = p + z**2 / (2 * count)
     spread = z * np.sqrt(p * (1 - p) / count + z**2 / (4 * count**2))
     scale = 1 + z**2 / count
-    return max(0.0, float((middle - spread) / scale)), min(1.0, float((middle + spread) / scale))
+    # The share itself lies in the interval, also where rounding says otherwise (0 or all of them).
+    low, high = float((middle - spread) / scale), float((middle + spread) / scale)
+    return max(0.0, min(low, p)), min(1.0, max(high, p))
 
 
 def toward(hits: np.ndarray, counts: np.ndarray, pooled: np.ndarray, prior: float) -> np.ndarray:

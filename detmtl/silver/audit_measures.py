@@ -84,10 +84,9 @@ class Measures:
     def __init__(self, audit: "Audit", thresholds: float | Mapping[str, float]):
         """Takes one threshold, or one for each class."""
         self.audit = audit
-        self.thresholds = audit.per_class(thresholds)
-        limits = np.array([self.thresholds[name] for name in audit.classes], dtype=np.float32)
+        self.limits = limits = audit.limits(thresholds)
+        """(C,) float32; infinity: no box of the class is a label."""
         boxes, gold = audit.boxes, audit.gold
-        self.limits = limits
         self.kept = boxes["score"] >= limits[boxes["class"]]
         """(D,) bool: boxes at or above their class's threshold."""
         self.found = gold["score"] >= limits[gold["class"]]
@@ -136,13 +135,24 @@ class Measures:
         gold, silver = (np.concatenate([n, empty]) for n in counts)
         return gold, silver
 
-    def reliability(self, c: int | None = None, calibrate: Calibrate | None = None) -> Reliability:
-        """Returns how sure the teacher is, against how often it is right, over all of its boxes."""
-        boxes = self.audit.boxes[self._where(c)[0]]
-        scores = boxes["score"].astype(np.float64)
-        if calibrate is not None:
-            scores = np.asarray(calibrate(scores, boxes["class"].astype(np.int64)), np.float64)
-        return Reliability.of(scores, boxes["fault"] == Fault.NONE)
+    def probabilities(self, calibrate: Calibrate) -> np.ndarray:
+        """Returns (D,) what a calibration makes of the scores of `audit.boxes`, in their order."""
+        boxes = self.audit.boxes
+        made = calibrate(boxes["score"].astype(np.float64), boxes["class"].astype(np.int64))
+        return np.asarray(made, dtype=np.float64)
+
+    def reliability(
+        self, c: int | None = None, probabilities: np.ndarray | None = None
+    ) -> Reliability:
+        """Returns how sure the teacher is, against how often it is right, over all of its boxes.
+
+        Args:
+            c: the class; None: all.
+            probabilities: (D,) of `audit.boxes`, instead of the scores.
+        """
+        which = self._where(c)[0]
+        sure = self.audit.boxes["score"] if probabilities is None else probabilities
+        return Reliability.of(sure[which].astype(np.float64), self._hit[which])
 
     def localization(self, c: int | None = None, fault: Fault = Fault.NONE) -> dict[str, Any]:
         """Returns mean and standard deviation of what `shifts` measures, of confirmed boxes at or above
@@ -154,16 +164,18 @@ class Measures:
             name: mean_and_sd(shift[:, k]) for k, name in enumerate(names)
         }
 
-    def band(self, ignore_from: float, c: int | None = None) -> Band:
-        """Returns what an ignore band from `ignore_from` up to the threshold would do."""
+    def band(self, ignore_from: float | Mapping[str, float], c: int | None = None) -> Band:
+        """Returns what an ignore band from `ignore_from`, a score or one for each class, up to the
+        threshold would do."""
         which, of = self._where(c)
-        fault = self.audit.boxes["fault"]
-        inside = which & ~self.kept & (self.audit.boxes["score"] >= np.float32(ignore_from))
+        lower = self.audit.limits(ignore_from)
+        boxes, gold = self.audit.boxes, self.audit.gold
+        inside = which & ~self.kept & (boxes["score"] >= lower[boxes["class"]])
         missed = of & ~self.found
-        nothing = int((inside & (fault == Fault.NOTHING)).sum())
+        nothing = int((inside & (boxes["fault"] == Fault.NOTHING)).sum())
         return Band(
             boxes=int(inside.sum()),
-            rescued=int((missed & (self.audit.gold["score"] >= np.float32(ignore_from))).sum()),
+            rescued=int((missed & (gold["score"] >= lower[gold["class"]])).sum()),
             missed=int(missed.sum()),
             background=nothing,
             other=int((inside & ~self._hit).sum()) - nothing,
@@ -182,33 +194,31 @@ class Measures:
 
     def summary(self) -> dict[str, Any]:
         """Returns the main numbers as plain values for JSON."""
-        names = self.audit.classes
         gold, silver = self.per_picture()
-        rows = [("all", None), *((names[c], c) for c in self.classes())]
-        per_class = {}
-        for name, c in rows:
-            row, reliability = self.row(name, c), self.reliability(c)
-            per_class[name] = {
-                "threshold": None if c is None else _finite(self.thresholds[name]),
-                "precision": row.precision.plain(),
-                "recall": row.recall.plain(),
-                "faults": self.faults(c),
-                "calibration_error": _finite(reliability.error()),
-                "localization": {
-                    key: value if isinstance(value, int) else [_finite(x) for x in value]
-                    for key, value in self.localization(c).items()
-                },
-                "sizes": {
-                    size: {"precision": r.precision.plain(), "recall": r.recall.plain()}
-                    for i, (size, _, _) in enumerate(SIZES)
-                    for r in [self.row(size, c, i)]
-                },
-            }
         return {
             "gold_per_picture": _finite(gold.mean()) if len(gold) else None,
             "silver_per_picture": _finite(silver.mean()) if len(silver) else None,
-            "all": per_class.pop("all"),
-            "per_class": per_class,
+            "all": self._about(None),
+            "per_class": {self.audit.classes[c]: self._about(c) for c in self.classes()},
+        }
+
+    def _about(self, c: int | None) -> dict[str, Any]:
+        row = self.row("", c)
+        sizes = [self.row(name, c, i) for i, (name, _, _) in enumerate(SIZES)]
+        return {
+            "threshold": None if c is None else _finite(float(self.limits[c])),
+            "precision": row.precision.plain(),
+            "recall": row.recall.plain(),
+            "faults": self.faults(c),
+            "calibration_error": _finite(self.reliability(c).error()),
+            "localization": {
+                key: value if isinstance(value, int) else [_finite(x) for x in value]
+                for key, value in self.localization(c).items()
+            },
+            "sizes": {
+                r.name: {"precision": r.precision.plain(), "recall": r.recall.plain()}
+                for r in sizes
+            },
         }
 
     def _where(self, c: int | None, size: int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -26,7 +26,7 @@ def class_table(audit: "Audit", thresholds: float | Mapping[str, float]) -> Tabl
         error = measures.reliability(c).error()
         table.add_row(
             name,
-            "" if c is None else f"{measures.thresholds[name]:.2f}",
+            "" if c is None else f"{measures.limits[c]:.2f}",
             str(row.precision),
             str(row.recall),
             f"{error:.3f}" if error == error else "-",
