@@ -34,7 +34,7 @@ from detmtl.report.audit_boxes import boxes_page
 from detmtl.report.audit_page import write_audit_page
 from detmtl.report.page import available
 from detmtl.run_folder import RunFolder
-from detmtl.silver.audit import audit, refuse_overlap
+from detmtl.silver.audit import Audit, audit, refuse_overlap
 from detmtl.silver.held_out import refuse_seen
 from detmtl.silver.selection import resolve_thresholds, select
 from detmtl.silver.store import Store
@@ -207,6 +207,9 @@ def load_sources(
         if process.rank == 0:
             refuse_overlap([loaded[name] for name in chosen], held_out)
             refuse_overlap(held_out[:1], held_out[1:])
+            if settings.silver and isinstance(settings.silver.teacher, GoldTeacher):
+                learned_from = [loaded[n] for n in gold_sources(settings)]
+                refuse_seen(learned_from, loaded[settings.silver.audit])
     except InputError as error:
         problems += error.problems
     if problems := distributed.from_first(problems):
@@ -324,8 +327,6 @@ def label_pools(
     store_path = silver.store or folder.path / "silver"
     gold = val if silver.audit == "val" else sources[silver.audit]
     pools = [sources[name] for name in silver.pools if name in sources]
-    if isinstance(silver.teacher, GoldTeacher):
-        _refuse_seen([sources[name] for name in gold_sources(settings)], gold, process)
     annotate(
         load_teacher(settings, folder, process),
         [*pools, gold],
@@ -344,16 +345,7 @@ def label_pools(
         store = Store.open(store_path)
         checked = audit(store, gold, space, silver.select.nms)
         thresholds = resolve_thresholds(store, space, silver.select, checked)
-        console.print(checked.table(thresholds))
-        if available():
-            band = silver.select.ignore_from
-            html = boxes_page(checked, gold, store.card.name, thresholds, band)
-            page = write_audit_page(store, checked.gold_hash, html)
-            console.print(f"audit: {page}", markup=False, soft_wrap=True)
-        else:
-            console.print(
-                "audit: no HTML page; it needs pip install 'detmtl[report]'", markup=False
-            )
+        show_audit(store, checked, gold, thresholds, silver.select.ignore_from, console)
         problems = checked.problems(thresholds)
         _pass_gates(problems, f"{store_path} on '{gold.name}'", silver.gates)
         for pool in pools:
@@ -367,16 +359,22 @@ def label_pools(
     return labelled, store_path
 
 
-def _refuse_seen(learned_from: list[Source], gold: Source, process: Process) -> None:
-    """Refuses an audit of a teacher on what it learned from, in every process."""
-    problems: list[str] = []
-    try:
-        if process.rank == 0:
-            refuse_seen(learned_from, gold)
-    except InputError as error:
-        problems = error.problems
-    if problems := distributed.from_first(problems):
-        raise InputError(problems)
+def show_audit(
+    store: Store,
+    checked: Audit,
+    gold: Source,
+    thresholds: Mapping[str, float],
+    ignore_from: float | None,
+    console: Console,
+) -> None:
+    """Prints the table of an audit, and writes its page where the packages for it are installed."""
+    console.print(checked.table(thresholds))
+    if available():
+        html = boxes_page(checked, gold, store.card.name, thresholds, ignore_from)
+        path = write_audit_page(store, checked.gold_hash, html)
+        console.print(f"Page of the audit: {path}", markup=False, soft_wrap=True)
+    else:
+        console.print("No page of the audit: pip install 'detmtl[report]'", markup=False)
 
 
 def _pass_gates(problems: list[str], where: str, gates: str) -> None:
