@@ -6,9 +6,10 @@ Exit status: 0 done; 1 the run failed; 2 what the user gave is wrong, told in a 
 import argparse
 import json
 import os
+import shutil
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +21,36 @@ from ruamel.yaml.error import YAMLError
 
 from detmtl import __version__
 from detmtl.config import find_config, read_settings, settings_schema
-from detmtl.data.coco import CocoSource, category_names
+from detmtl.data.coco import CocoSource, category_names, read_labels
 from detmtl.data.faults import check_source, class_rows
 from detmtl.data.folder import FolderSource
 from detmtl.data.loader import evaluation_batches
+from detmtl.data.maps import Legend, MapClasses, MapFolder
 from detmtl.data.source import Source
+from detmtl.data.sources import AnySource
+from detmtl.data.tags import TagClasses, TagFile
+from detmtl.data.voc import write_voc
+from detmtl.data.yolo import write_yolo
 from detmtl.engine import distributed
 from detmtl.engine.evaluator import evaluate
 from detmtl.engine.trainer import TrainingDiverged
 from detmtl.inference.export import FORMATS, ExportError, export
 from detmtl.inference.predictor import load_checkpoint, load_predictor
 from detmtl.inference.results import predict_to_files
+from detmtl.inference.torchscript import is_torchscript
 from detmtl.metrics.coco import evaluate_files
 from detmtl.recipe import bar, run, truth_of, write_json
 from detmtl.report.audit_boxes import boxes_page
 from detmtl.report.audit_page import write_audit_page
 from detmtl.report.page import require
 from detmtl.silver.audit import audit, audit_folder
+from detmtl.silver.corrections import take_back, write_rest, write_verified
 from detmtl.silver.held_out import refuse_seen
+from detmtl.silver.maps import MapSelection
+from detmtl.silver.others import Others
 from detmtl.silver.selection import SelectionSettings, resolve_thresholds, select
 from detmtl.silver.store import Store
+from detmtl.silver.tags import TagSelection
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.teachers.annotate import annotate
@@ -95,18 +106,31 @@ def _annotate(args: argparse.Namespace) -> None:
     )
     distributed.barrier()
     if process.rank == 0:
-        Console().print(f"{args.out}: {len(Store.open(store.path))} pictures labelled")
+        Console().print(
+            f"{args.out}: {len(Store.open(store.path, store.card.name))} pictures labelled"
+        )
 
 
 def _audit(args: argparse.Namespace) -> None:
     if args.html:
         require()
-    store = Store.open(args.store)
+    store = Store.open(args.store, args.teacher)
+    if store.card.task != "boxes":
+        if args.html:
+            raise InputError(
+                f"--html: is of boxes, and '{store.card.name}' writes {store.card.task}"
+            )
+        others, gold = _others(args, store, args.set)
+        _refuse_seen(args, gold, LabelSpace.of(["object"]))
+        checked = others.audit(gold)
+        Console().print(checked.table())
+        _stop_at_gates(args.store, checked.problems())
+        return
+    if args.annotations is None:
+        raise InputError("--annotations is needed: gold, a COCO file")
     space = _space(args, args.annotations)
     gold = _coco(args.annotations, args.images, space, _cache(args.store))
-    for folder in args.learned_from:
-        seen = FolderSource(images=str(folder.absolute()))
-        refuse_seen([seen.load(str(folder), Path("/"), space, _cache(args.store))], gold)
+    _refuse_seen(args, gold, space)
     policy = _values(SelectionSettings, _assignments(args.set), "--set")
     checked = audit(store, gold, space, policy.nms)
     thresholds = resolve_thresholds(store, space, policy, checked)
@@ -117,12 +141,65 @@ def _audit(args: argparse.Namespace) -> None:
         files.append(write_audit_page(store, checked.gold_hash, html))
     for path in files:
         Console(soft_wrap=True).print(str(path), markup=False)
-    if problems := checked.problems(thresholds):
-        raise InputError([f"{args.store}: {p}" for p in problems])
+    _stop_at_gates(args.store, checked.problems(thresholds))
+
+
+def _refuse_seen(args: argparse.Namespace, gold: Source, space: LabelSpace) -> None:
+    for folder in args.learned_from:
+        seen = FolderSource(images=str(folder.absolute()))
+        refuse_seen([seen.load(str(folder), Path("/"), space, _cache(args.store))], gold)
+
+
+def _stop_at_gates(store: Path, problems: Sequence[str]) -> None:
+    if problems:
+        raise InputError([f"{store}: {problem}" for problem in problems])
+
+
+def _others(args: argparse.Namespace, store: Store, policy: Sequence[str]) -> tuple[Others, Source]:
+    """Returns what a store of maps or tags means, and its pictures with the gold that there is."""
+    task, values = store.card.task, _assignments(policy)
+    if args.images is None:
+        raise InputError(f"--images is needed: the folder of the pictures whose {task} are wanted")
+    maps, tags, map_gold, tag_gold = None, None, None, None
+    if task == "maps":
+        names = list(store.card.classes)
+        map_gold = _map_gold(args)
+        if map_gold:
+            names = list(Legend.read(args.categories).categories.values())
+        classes = _yaml(args.classes, "--classes") if args.classes else names
+        unmapped = "unknown" if args.drop_unmapped or not args.classes else "error"
+        maps = _values(MapClasses, {"classes": classes, "unmapped": unmapped}, "--classes")
+    else:
+        tag_gold = _tag_gold(args)
+        classes = _yaml(args.classes, "--classes") if args.classes else list(store.card.classes)
+        unmapped = "drop" if args.drop_unmapped or not args.classes else "error"
+        tags = _values(TagClasses, {"classes": classes, "unmapped": unmapped}, "--classes")
+    source = FolderSource(images=str(args.images.absolute()), maps=map_gold, tags=tag_gold)
+    loaded = source.load(
+        args.images.name, Path("/"), LabelSpace.of(["object"]), _cache(args.store), maps, tags
+    )
+    others = Others.of(
+        store,
+        maps,
+        tags,
+        _values(MapSelection, values if task == "maps" else {}, "--set"),
+        _values(TagSelection, values if task == "tags" else {}, "--set"),
+    )
+    return others, loaded
 
 
 def _select(args: argparse.Namespace) -> None:
     store = Store.open(args.store)
+    if store.card.task != "boxes":
+        others, pool = _others(args, store, args.set)
+        judged = pool.maps is not None or pool.tags is not None
+        chosen = others.select(pool, others.audit(pool) if judged else None)
+        try:
+            shutil.copytree(chosen, args.out)
+        except OSError as error:
+            raise InputError(f"--out {args.out}: cannot be written ({error})") from None
+        Console().print(f"labels: {args.out}")
+        return
     space = _space(args, None, store.card.classes)
     checked = None
     if args.annotations:
@@ -130,10 +207,35 @@ def _select(args: argparse.Namespace) -> None:
         checked = audit(store, gold, space)
     policy = _values(SelectionSettings, _assignments(args.set), "--set")
     chosen = select(store, None, space, policy, checked)
-    _write_text(args.out, chosen.read_text())
+    _write_labels(args.out, args.format, chosen, space)
     counts = json.loads((chosen.parent / "stats.json").read_text())
     Console().print_json(data=counts)
     Console().print(f"labels: {args.out}")
+
+
+def _write_labels(out: Path, format: str, chosen: Path, space: LabelSpace) -> None:
+    """Writes a selection as a COCO file, or as a folder of label files."""
+    if format == "coco":
+        _write_text(out, chosen.read_text())
+        return
+    _writable(out, f"--out {out}")
+    labels = read_labels(chosen, space.names)
+    {"yolo": write_yolo, "voc": write_voc}[format](out, labels)
+
+
+def _import(args: argparse.Namespace) -> None:
+    reviewed = None if args.reviewed is None else _yaml(args.reviewed, "--reviewed")
+    if reviewed is not None and not isinstance(reviewed, list):
+        raise InputError(f"--reviewed {args.reviewed}: must be a list in YAML")
+    for out in filter(None, (args.out, args.rest)):
+        _writable(out.parent, str(out))
+    corrections = take_back(args.sent, args.back, reviewed, args.finished)
+    write_verified(corrections, args.sent, args.out)
+    console = Console()
+    console.print(corrections.table())
+    console.print(f"verified: {args.out}")
+    if args.rest:
+        console.print(f"not finished: {write_rest(corrections, args.sent, args.rest)}: {args.rest}")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
@@ -141,16 +243,19 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.json:
         _writable(args.json.parent, f"--json {args.json}")
     if args.detections:
+        if args.annotations is None:
+            raise InputError("evaluate needs --annotations beside --detections")
         scores = evaluate_files(args.detections, args.annotations)
     else:
         if not (args.checkpoint and args.images):
             raise InputError("evaluate needs --checkpoint and --images, or --detections")
+        if not (args.annotations or args.maps or args.tags):
+            raise InputError("evaluate needs gold: --annotations, --maps or --tags")
         process = distributed.start(args.device)
         console = Console(quiet=process.rank > 0)
         loaded = load_checkpoint(args.checkpoint)
         data = loaded.settings["data"]
-        space = LabelSpace.of(data["classes"], drop_unmapped=data["unmapped"] == "drop")
-        source = _coco(args.annotations, args.images, space, _cache(args.checkpoint.parent))
+        source = _gold(args, data, _cache(args.checkpoint.parent))
         model = loaded.model.to(process.device)
         with bar(console) as progress:
             task = progress.add_task("Scoring", total=len(source))
@@ -164,7 +269,8 @@ def _evaluate(args: argparse.Namespace) -> None:
                 truth=truth_of(source),
                 on_batch=lambda batch, _: progress.advance(task, len(batch) * process.world),
             )
-    table = Table(title=str(args.annotations), title_justify="left")
+    gold = args.annotations or args.maps or args.tags
+    table = Table(title=str(gold), title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in scores.items():
@@ -257,7 +363,9 @@ def _parser() -> argparse.ArgumentParser:
         "annotate", _annotate, "Writes a teacher's labels of pictures to a store, or continues one."
     )
     p.add_argument(
-        "--teacher", required=True, help="a checkpoint, a TorchScript file, or YAML settings"
+        "--teacher",
+        required=True,
+        help="a checkpoint, a TorchScript file, a YAML file of settings, or the settings themselves",
     )
     p.add_argument("--images", required=True, type=Path, help="a folder")
     p.add_argument("--out", required=True, type=Path, help="the store's folder")
@@ -267,8 +375,9 @@ def _parser() -> argparse.ArgumentParser:
 
     p = verb("audit", _audit, "Compares a store of silver labels with gold.")
     p.add_argument("--store", required=True, type=Path)
-    p.add_argument("--annotations", required=True, type=Path, help="gold, a COCO file")
+    p.add_argument("--annotations", type=Path, help="gold, a COCO file (of boxes)")
     p.add_argument("--images", required=True, type=Path)
+    p.add_argument("--teacher", help="whose labels, where the store holds several teachers'")
     p.add_argument("--html", action="store_true", help="writes a page with plots and pictures too")
     p.add_argument("--set", action="append", default=[], metavar="A=VALUE", help="of the policy")
     p.add_argument(
@@ -279,23 +388,52 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="pictures that the teacher was trained on; gold must not have any of them",
     )
+    _gold_options(p)
     _class_options(p)
 
     p = verb("select", _select, "Turns a store into labels, a COCO file.")
     p.add_argument("--store", required=True, type=Path)
-    p.add_argument("--out", required=True, type=Path)
+    p.add_argument(
+        "--out", required=True, type=Path, help="a COCO file; of maps and tags, a new folder"
+    )
     p.add_argument("--set", action="append", default=[], metavar="A=VALUE", help="of the policy")
     p.add_argument(
         "--annotations", type=Path, help="gold for the audit that a wanted precision needs"
     )
-    p.add_argument("--images", type=Path)
+    p.add_argument(
+        "--format",
+        default="coco",
+        choices=["coco", "yolo", "voc"],
+        help="yolo, voc: --out is a folder",
+    )
+    p.add_argument("--images", type=Path, help="of --annotations; of maps and tags, those wanted")
+    _gold_options(p)
     _class_options(p)
+
+    p = verb(
+        "import",
+        _import,
+        "Takes back what people corrected in another tool: as gold, and as an audit.",
+    )
+    p.add_argument("--sent", required=True, type=Path, help="the COCO file that they got")
+    p.add_argument("--back", required=True, type=Path, help="the COCO file that their tool wrote")
+    p.add_argument("--out", required=True, type=Path, help="COCO file of the finished pictures")
+    p.add_argument("--rest", type=Path, help="COCO file of the others, as they were sent")
+    p.add_argument(
+        "--finished",
+        type=Path,
+        help="text file that names them, one a line; by default all of --back",
+    )
+    p.add_argument(
+        "--reviewed", help="YAML list of the classes that were gone through; by default all"
+    )
 
     p = verb("evaluate", _evaluate, "Prints the COCO numbers of a checkpoint or of a results file.")
     p.add_argument("--checkpoint", type=Path)
     p.add_argument("--detections", type=Path, help="a COCO results file")
-    p.add_argument("--annotations", required=True, type=Path)
+    p.add_argument("--annotations", type=Path, help="gold boxes, a COCO file")
     p.add_argument("--images", type=Path)
+    _gold_options(p)
     p.add_argument("--json", type=Path, help="writes the numbers there too")
     p.add_argument("--device", default="auto")
     p.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
@@ -342,6 +480,12 @@ def _count(text: str) -> int:
 _share.__name__, _count.__name__ = "number", "whole number"  # argparse tells them to the user
 
 
+def _gold_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--maps", type=Path, help="gold maps: a folder of PNG files")
+    parser.add_argument("--categories", type=Path, help="ids and names of --maps, a JSON file")
+    parser.add_argument("--tags", type=Path, help="gold tags: a JSON file")
+
+
 def _class_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--classes",
@@ -361,6 +505,37 @@ def _space(
     if annotations is not None:
         return LabelSpace.of(category_names(annotations), drop_unmapped=True)
     return LabelSpace.of(names or [])
+
+
+def _map_gold(args: argparse.Namespace) -> MapFolder | None:
+    if args.maps is None:
+        return None
+    if args.categories is None:
+        raise InputError("--categories is needed beside --maps: a JSON file of ids and names")
+    folder, categories = str(args.maps.absolute()), str(args.categories.absolute())
+    return MapFolder(folder=folder, categories=categories, missing="absent")
+
+
+def _tag_gold(args: argparse.Namespace) -> TagFile | None:
+    return TagFile(file=str(args.tags.absolute()), missing="absent") if args.tags else None
+
+
+def _gold(args: argparse.Namespace, data: Mapping[str, Any], cache: Path) -> Source:
+    """Returns the pictures and the gold labels that the options name, in a trained model's classes."""
+    classes, images = data.get("classes"), str(args.images.absolute())
+    space = LabelSpace((), ())
+    if classes:
+        space = LabelSpace.of(classes, drop_unmapped=data["unmapped"] == "drop")
+    kinds: dict[str, Any] = {"images": images, "maps": _map_gold(args), "tags": _tag_gold(args)}
+    if args.annotations is None:
+        source: AnySource = FolderSource(**kinds)
+    else:
+        source = CocoSource(annotations=str(args.annotations.absolute()), **kinds)
+    maps, tags = (
+        _values(kind, data[key], f"data.{key}") if data.get(key) else None
+        for key, kind in (("maps", MapClasses), ("tags", TagClasses))
+    )
+    return source.load("gold", Path("/"), space, cache, maps, tags)
 
 
 def _coco(annotations: Path, images: Path | None, space: LabelSpace, cache: Path) -> Source:
@@ -390,7 +565,8 @@ def _teacher(spec: str) -> Any:
     """Returns a teacher's settings from the path of a model, of a YAML file, or from YAML."""
     path = Path(spec)
     if path.suffix in (".pt", ".pth"):
-        tree: Any = {"kind": "checkpoint", "path": spec}
+        scripted = path.is_file() and is_torchscript(path)
+        tree: Any = {"kind": "torchscript" if scripted else "checkpoint", "path": spec}
     elif path.suffix in (".torchscript", ".ts"):
         tree = {"kind": "torchscript", "path": spec}
     else:
@@ -402,7 +578,9 @@ def _teacher(spec: str) -> Any:
             raise InputError(
                 f"--teacher {spec}: is neither a checkpoint (.pt) nor a TorchScript file nor settings; "
                 "an ONNX file needs settings such as '{kind: onnx, path: F, classes: NAMES.txt, "
-                "adapter: {kind: yolox}}'"
+                "adapter: {kind: yolox}}', torchvision's models '{kind: torchvision, model: "
+                "retinanet_resnet50_fpn_v2, weights: DEFAULT}', results of another system '{kind: "
+                "results, path: F, annotations: COCO_FILE}'"
             )
     return _values(AnyTeacher, tree, "--teacher")
 

@@ -20,15 +20,23 @@ from detmtl.balancing.balancers import AnyBalancer
 from detmtl.balancing.fixed import FixedSettings
 from detmtl.data.augment import AugmentSettings
 from detmtl.data.fit import InputSettings
-from detmtl.data.mixture import MixSettings
+from detmtl.data.maps import MapClasses
+from detmtl.data.mixture import SHARED, MixSettings
 from detmtl.data.scenes import ScenesSettings
 from detmtl.data.sources import AnySource
+from detmtl.data.subset import Subset
+from detmtl.data.tags import TagClasses
+from detmtl.engine.online import OnlineSettings
 from detmtl.engine.optim import OptimSettings
 from detmtl.engine.trainer import TrainSettings
+from detmtl.silver.maps import MapSelection
+from detmtl.silver.overlay import OverlaySettings
 from detmtl.silver.selection import SelectionSettings
+from detmtl.silver.tags import TagSelection
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.settings import Settings
+from detmtl.tasks.detection import DetectionConfig
 from detmtl.tasks.multitask import ModelSettings
 from detmtl.tasks.tasks import TaskConfig
 from detmtl.teachers.teachers import AnyTeacher
@@ -37,18 +45,17 @@ CONFIG_FOLDERS = (Path("configs"), Path(__file__).resolve().parents[1] / "config
 """Where a config given by name alone is looked for."""
 
 
-SHARED = ("batch", "alternate")
-"""Modes of the mix in which `mix.shares` count."""
-
-
 class DataSettings(Settings):
     """Pictures and labels of a run; every path inside is relative to `root`.
 
     Attributes:
         root: folder of the data; relative to the working directory.
         scenes: rendered into `root` on first use, where given.
-        classes: the classes in order, or class -> names by which sources call its members.
+        classes: the boxes' classes in order, or class -> names by which sources call its members; none
+            where no task learns from boxes.
         unmapped: what happens to a category that belongs to no class: an `error`, or `drop` it.
+        maps: the classes of semantic maps, where there are some.
+        tags: the image tags, where there are some.
         sources: the training pictures, by name; those of kind `folder` have no labels.
         val: chooses the best checkpoint; gold.
         test: scored once at the end; gold. Without one the final scores are those of `val`.
@@ -58,8 +65,10 @@ class DataSettings(Settings):
 
     root: Path
     scenes: ScenesSettings | None = None
-    classes: list[str] | dict[str, list[str]]
+    classes: list[str] | dict[str, list[str]] = []
     unmapped: Literal["error", "drop"] = "error"
+    maps: MapClasses | None = None
+    tags: TagClasses | None = None
     sources: dict[str, AnySource]
     val: AnySource
     test: AnySource | None = None
@@ -68,7 +77,15 @@ class DataSettings(Settings):
 
     def label_space(self) -> LabelSpace:
         """Returns the classes with their members."""
+        if not self.classes:
+            return LabelSpace((), ())
         return LabelSpace.of(self.classes, drop_unmapped=self.unmapped == "drop")
+
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """Returns the class names by key of labels: `boxes`, and `maps` and `tags` where there are some."""
+        names = {"boxes": self.label_space().names}
+        others = {"maps": self.maps, "tags": self.tags}
+        return names | {key: of.label_space().names for key, of in others.items() if of}
 
 
 class GoldTeacher(Settings):
@@ -78,11 +95,13 @@ class GoldTeacher(Settings):
 
     Attributes:
         train: overrides some of the run's `train` (more steps, say).
+        mix: of its gold sources, in place of the run's `mix`.
         burn_in: whether the student starts from the teacher's weights rather than from the backbone's.
     """
 
     kind: Literal["gold"]
     train: dict[str, Any] = {}
+    mix: dict[str, Any] = {"mode": "gold"}
     burn_in: bool = False
 
 
@@ -91,25 +110,32 @@ class SilverSettings(Settings):
 
     Attributes:
         teacher: who writes them.
-        pools: names of the sources that the teacher labels; labels they may have are not read.
-        audit: the gold pictures on which the teacher is audited: `val` or a source's name. A teacher
-            trained by the run must not be audited on what it was trained on.
+        pools: names of the sources that the teacher labels. Gold labels that they have stay: silver
+            fills in the classes that people did not look for.
+        audit: the gold pictures on which the teacher is audited: `val`, a source's name, or a part of the
+            gold sources, such as {share: 0.2}. A teacher trained by the run must not be audited on
+            what it was trained on: of kind `gold` it does not learn from them.
         floor: lowest score that is kept in the store.
         store: folder of the store; by default `silver/` in the run folder. A store can serve many runs.
         batch_size: pictures that the teacher sees at once.
         gates: what happens when the audit finds a reason not to trust the labels: the run stops, or
             warns and goes on.
         select: which of the teacher's boxes become labels.
+        overlay: what becomes of them beside a pool's gold labels.
+        select_maps, select_tags: the same for a teacher of maps or of tags.
     """
 
     teacher: Annotated[AnyTeacher | GoldTeacher, Field(discriminator="kind")]
     pools: list[str] = Field(min_length=1)
-    audit: str = "val"
+    audit: str | Subset = "val"
     floor: float = Field(default=0.05, ge=0, lt=1)
     store: Path | None = None
     batch_size: int = Field(default=8, ge=1)
     gates: Literal["stop", "warn"] = "stop"
     select: SelectionSettings = SelectionSettings()
+    overlay: OverlaySettings = OverlaySettings()
+    select_maps: MapSelection = MapSelection()
+    select_tags: TagSelection = TagSelection()
 
 
 class ExportSettings(Settings):
@@ -142,6 +168,7 @@ class RunSettings(Settings):
     tasks: dict[str, TaskConfig] = Field(min_length=1)
     silver: SilverSettings | None = None
     mix: MixSettings
+    online: OnlineSettings = OnlineSettings()
     train: TrainSettings
     optim: OptimSettings = OptimSettings()
     balancing: AnyBalancer = FixedSettings()
@@ -152,9 +179,11 @@ class RunSettings(Settings):
         """Checks what no part can see alone."""
         problems = []
         sources = set(self.data.sources)
-        unlabelled = {n for n, s in self.data.sources.items() if s.kind == "folder"}
+        unlabelled = {n for n, s in self.data.sources.items() if not s.has_labels()}
         pools = set(self.silver.pools) if self.silver else set()
         trained = self.mix_sources()
+        online = set(self.online_pools())
+        problems += self._online_problems(sources, unlabelled)
         problems += [
             f"mix.{part}: '{name}' is no source; data.sources has {_listed(sources)}"
             for part in ("shares", "weights")
@@ -168,10 +197,11 @@ class RunSettings(Settings):
         problems += [
             f"data.sources.{name}: is of kind folder, which has no labels, and is in no silver.pools; "
             "nothing can be learned from it"
-            for name in sorted(unlabelled & set(trained) - pools)
+            for name in sorted(unlabelled & set(trained) - pools - online)
         ]
         if (
             self.silver
+            and isinstance(self.silver.audit, str)
             and self.silver.audit != "val"
             and self.silver.audit not in sources - unlabelled
         ):
@@ -180,7 +210,7 @@ class RunSettings(Settings):
             )
         for split in ("val", "test"):
             source = getattr(self.data, split)
-            if source is not None and (source.kind == "folder" or source.grade != "gold"):
+            if source is not None and not (source.has_labels() and source.grade == "gold"):
                 problems.append(
                     f"data.{split}: must be labelled by people (grade gold), not by a model"
                 )
@@ -189,11 +219,15 @@ class RunSettings(Settings):
                 f"mix.mode: {self.mix.mode} leaves no source to train on; "
                 f"data.sources has {_listed(sources)}, silver.pools {_listed(pools)}"
             )
-        if self.export.format and len(self.tasks) != 1:
+        kinds = [task.kind for task in self.tasks.values()]
+        if self.export.format and not (
+            kinds.count("detection") <= 1 and {*kinds} <= {"detection", "semantic", "tags"}
+        ):
             problems.append(
-                f"export.format: {self.export.format} holds one task, and there are "
-                f"{len(self.tasks)}; set export.format: null"
+                f"export.format: {self.export.format} holds at most one detection task, semantic tasks and "
+                f"tags; tasks has {', '.join(kinds)}; set export.format: null"
             )
+        problems += self._unread()
         if self.train.best and self.train.best.split("/")[0] not in self.tasks:
             problems.append(
                 f"train.best: '{self.train.best}' names no task; a metric is task/metric, such as "
@@ -203,18 +237,98 @@ class RunSettings(Settings):
             raise ValueError("\n".join(problems))
         return self
 
+    def _online_problems(self, sources: set[str], unlabelled: set[str]) -> list[str]:
+        if self.mix.mode != "online":
+            return []
+        pools, audit = set(self.online_pools()), self.online_audit()
+        problems = [
+            f"online.pools: '{name}' is no source; data.sources has {_listed(sources)}"
+            for name in sorted(pools - sources)
+        ]
+        if not pools & set(self.mix_sources()):
+            problems.append(
+                "mix.mode: online needs pictures to label: name sources in online.pools or silver.pools, "
+                "or give a source of kind folder"
+            )
+        if self.train.ema is None:
+            problems.append("train.ema: mode online needs it: the averaged model is the teacher")
+        if not any(isinstance(task, DetectionConfig) for task in self.tasks.values()):
+            problems.append("mix.mode: online labels boxes, and no task is of kind detection")
+        if audit is not None and audit != "val":
+            if audit not in sources - unlabelled:
+                problems.append(
+                    f"online.audit: '{audit}' is neither 'val' nor a labelled source (a part of the gold "
+                    "sources, as silver.audit may be, is trained on)"
+                )
+            elif audit in self.mix_sources():
+                problems.append(
+                    f"online.audit: '{audit}' is trained on, and a model is not measured on that; give val "
+                    "or a source outside of mix.shares, or set online.audit_every: null"
+                )
+        return problems
+
+    def online_pools(self) -> list[str]:
+        """Returns the names of the sources whose pictures are labelled while training."""
+        if self.mix.mode != "online":
+            return []
+        if self.online.pools is not None:
+            return self.online.pools
+        if self.silver is not None:
+            return self.silver.pools
+        return [n for n, s in self.data.sources.items() if not s.has_labels()]
+
+    def online_audit(self) -> str | None:
+        """Returns where the online teacher is audited: `val` or a source's name; None: nowhere."""
+        if self.mix.mode != "online" or self.online.audit_every is None:
+            return None
+        offline = self.silver.audit if self.silver else "val"
+        # a part of the gold that is trained on says nothing of a teacher that learns from all of it
+        return self.online.audit or (offline if isinstance(offline, str) else "")
+
+    def online_select(self) -> SelectionSettings:
+        """Returns which of the online teacher's boxes become labels."""
+        offline = self.silver.select if self.silver else SelectionSettings()
+        return self.online.select or offline
+
+    def _unread(self) -> list[str]:
+        """Returns what is wrong between the kinds of labels that tasks, sources and data.* name."""
+        data, problems = self.data, []
+        known = {key for key in ("maps", "tags") if getattr(data, key)}
+        for name, task in self.tasks.items():
+            wanted = getattr(task, "labels", "boxes")
+            if wanted in ("maps", "tags") and wanted not in known:
+                problems.append(
+                    f"tasks.{name}: learns from {wanted}, but data.{wanted} is not given; list its classes"
+                )
+            elif wanted == "boxes" and not data.classes:
+                problems.append(
+                    f"tasks.{name}: learns from boxes, but data.classes is empty; list them"
+                )
+        splits = {f"sources.{n}": s for n, s in data.sources.items()} | {"val": data.val}
+        for where, source in (splits | {"test": data.test}).items():
+            problems += [
+                f"data.{where}.{key}: is given, but data.{key} is not; list the classes there"
+                for key in ("maps", "tags")
+                if source is not None and getattr(source, key) and key not in known
+            ]
+        return problems
+
     def mix_sources(self) -> list[str]:
         """Returns the names of the sources that the mix trains on, in the order of `data.sources`."""
         pools = set(self.silver.pools) if self.silver else set()
         silver = {n for n, s in self.data.sources.items() if n in pools or s.grade == "silver"}
         if self.mix.mode == "gold":
-            unlabelled = {n for n, s in self.data.sources.items() if s.kind == "folder"}
-            return [n for n in self.data.sources if n not in silver | unlabelled]
+            return self.gold_sources()
         if self.mix.mode == "silver":
             return [n for n in self.data.sources if n in silver]
         if self.mix.shares and self.mix.mode in SHARED:
             return [n for n in self.data.sources if n in self.mix.shares]
         return list(self.data.sources)
+
+    def gold_sources(self) -> list[str]:
+        """Returns the names of the sources that people labelled, if only for some classes."""
+        sources = self.data.sources.items()
+        return [n for n, s in sources if s.has_labels() and s.grade == "gold"]
 
     def mix_for(self, names: list[str]) -> MixSettings:
         """Returns the mix cut down to the sources of these names, so that a mode can be changed

@@ -6,8 +6,8 @@ the same folder goes on where the last one stopped, wherever that was.
 
 import json
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,20 @@ from rich.table import Table
 
 from detmtl.config import GoldTeacher, RunSettings, settings_from
 from detmtl.data.coco import CocoSource
-from detmtl.data.loader import batches, evaluation_batches
+from detmtl.data.joined import joined
+from detmtl.data.loader import batches, drafts, evaluation_batches
 from detmtl.data.mixture import Mixture
 from detmtl.data.scenes import render_scenes
 from detmtl.data.source import Source
+from detmtl.data.subset import Subset
 from detmtl.engine import distributed
 from detmtl.engine.distributed import Process
 from detmtl.engine.evaluator import evaluate
 from detmtl.engine.memory import keep_freed_memory
+from detmtl.engine.online import online_batches, unlabelled
+from detmtl.engine.online_audit import Audits, Choices
 from detmtl.engine.recorder import Recorder
-from detmtl.engine.state import load_weights, read_checkpoint, seed_everything, weights_of
+from detmtl.engine.state import State, load_weights, read_checkpoint, seed_everything, weights_of
 from detmtl.engine.trainer import train
 from detmtl.inference.export import export_torchscript
 from detmtl.report.audit_boxes import boxes_page
@@ -35,12 +39,16 @@ from detmtl.report.audit_page import write_audit_page
 from detmtl.report.page import available
 from detmtl.run_folder import RunFolder
 from detmtl.silver.audit import Audit, audit, refuse_overlap
-from detmtl.silver.held_out import refuse_seen
+from detmtl.silver.held_out import refuse_seen, without_doubles
+from detmtl.silver.others import Others
+from detmtl.silver.overlay import with_gold
 from detmtl.silver.selection import resolve_thresholds, select
 from detmtl.silver.store import Store
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
+from detmtl.structures.sample import Batch
+from detmtl.tasks.detection import DetectionConfig
 from detmtl.tasks.multitask import MultiTask, build_model
 from detmtl.teachers.annotate import annotate
 from detmtl.teachers.from_checkpoint import CheckpointTeacherSettings
@@ -67,7 +75,8 @@ class Summary:
     def tables(self) -> list[Table]:
         """Returns the table of scores and the table of files."""
         scores = Table(title=f"Scores on {self.scored_on}", title_justify="left")
-        names = ["AP", "AP50", "AP75", "F1@.5"]
+        names = ["AP", "AP50", "AP75", "F1@.5", "mIoU", "accuracy", "mAP"]
+        names = [n for n in names if any(k.endswith(f"/{n}") for k in self.metrics)]
         for column in ("model", "task", *names):
             scores.add_column(column, justify="left" if column in ("model", "task") else "right")
         for prefix, who in (
@@ -75,9 +84,13 @@ class Summary:
             ("", f"model ({self.trained_on})"),
         ):
             for task in sorted(
-                k.removeprefix(prefix).split("/")[0]
-                for k in self.metrics
-                if k.startswith(prefix) and k.endswith("/AP") and k.count("/") == 1 + bool(prefix)
+                {
+                    k.removeprefix(prefix).split("/")[0]
+                    for k in self.metrics
+                    if k.startswith(prefix)
+                    and k.split("/")[-1] in names
+                    and k.count("/") == 1 + bool(prefix)
+                }
             ):
                 values = [self.metrics.get(f"{prefix}{task}/{n}", float("nan")) for n in names]
                 scores.add_row(who, task, *(f"{v:.3f}" if v == v else "-" for v in values))
@@ -120,8 +133,13 @@ def _run(settings: RunSettings, folder: RunFolder, process: Process, console: Co
     files: dict[str, Path] = {}
 
     wanted = settings.mix_sources()
-    mixture_of(settings, [sources[n] for n in wanted])  # its mistakes are told before the work
-    pools = [n for n in (settings.silver.pools if settings.silver else []) if n in wanted]
+    online = [n for n in settings.online_pools() if n in wanted]
+    silver = settings.silver.pools if settings.silver and settings.mix.mode != "gold" else []
+    pools = [n for n in silver if n in wanted and n not in online]
+    sources |= {n: unlabelled(sources[n]) for n in online}
+    sources |= {s.name: s for s in without_doubles([sources[n] for n in wanted], pools + online)}
+    to_be = sources | {n: replace(sources[n], grade=Grade.SILVER) for n in pools}
+    mixture_of(settings, [to_be[n] for n in wanted])  # its mistakes are told before the work
     if pools:
         assert settings.silver is not None
         if isinstance(settings.silver.teacher, GoldTeacher):
@@ -137,7 +155,9 @@ def _run(settings: RunSettings, folder: RunFolder, process: Process, console: Co
     if isinstance(teacher, GoldTeacher) and teacher.burn_in:
         start = folder.teacher.best
         load_weights(model, weights_of(read_checkpoint(start)), str(start))
-    fit_model(settings, model, [sources[n] for n in wanted], val, folder, process, console)
+    audit_on = settings.online_audit()
+    gold = val if audit_on == "val" else sources.get(audit_on or "")
+    fit_model(settings, model, [sources[n] for n in wanted], val, folder, process, console, gold)
     metrics = {**score(settings, model, final, folder, process, console), **metrics}
     if process.rank == 0:
         write_json(folder.metrics, metrics)
@@ -154,7 +174,7 @@ def _run(settings: RunSettings, folder: RunFolder, process: Process, console: Co
         "detections": folder.detections,
         "settings": folder.settings,
     }
-    grades = {sources[n].grade.name.lower() for n in wanted}
+    grades = {grade.name.lower() for n in wanted for grade in sources[n].grades()}
     return Summary(metrics, files, scored_on, grades.pop() if len(grades) == 1 else "electrum")
 
 
@@ -180,9 +200,9 @@ def load_sources(
         InputError: faults in the data, or a picture to measure on is among those to train on.
     """
     data = settings.data
-    wanted = set(settings.mix_sources())
+    wanted = set(settings.mix_sources()) | ({settings.online_audit()} & set(data.sources))
     if settings.silver:
-        wanted |= {settings.silver.audit} & set(data.sources)
+        wanted |= {n for n in data.sources if n == settings.silver.audit}
         if isinstance(settings.silver.teacher, GoldTeacher):
             wanted |= set(gold_sources(settings))
     problems: list[str] = []
@@ -192,7 +212,7 @@ def load_sources(
         if source is None:
             continue
         try:
-            loaded[name] = source.load(name, data.root, space, cache)
+            loaded[name] = source.load(name, data.root, space, cache, data.maps, data.tags)
         except InputError as error:
             problems += error.problems
     if problems:
@@ -208,8 +228,10 @@ def load_sources(
             refuse_overlap([loaded[name] for name in chosen], held_out)
             refuse_overlap(held_out[:1], held_out[1:])
             if settings.silver and isinstance(settings.silver.teacher, GoldTeacher):
-                learned_from = [loaded[n] for n in gold_sources(settings)]
-                refuse_seen(learned_from, loaded[settings.silver.audit])
+                refuse_seen(
+                    learned_sources(settings, loaded),
+                    audit_source(settings, loaded, loaded["val"]),
+                )
     except InputError as error:
         problems += error.problems
     if problems := distributed.from_first(problems):
@@ -220,13 +242,15 @@ def load_sources(
 def build(settings: RunSettings, space: LabelSpace) -> MultiTask:
     """Returns the network of a run, its weights decided by the seed alone."""
     seed_everything(settings.seed)
-    return build_model(settings.model, settings.tasks, space.names)
+    names = settings.data.names()
+    return build_model(settings.model, settings.tasks, space.names, other_names=names)
 
 
 def mixture_of(settings: RunSettings, sources: list[Source]) -> Mixture:
     """Returns the mix of a run's sources."""
     mix = settings.mix_for([source.name for source in sources])
-    return Mixture(sources, mix, settings.data.batch_size, settings.seed)
+    steps = settings.train.steps * settings.train.accumulate
+    return Mixture(sources, mix, settings.data.batch_size, settings.seed, steps)
 
 
 def fit_model(
@@ -237,15 +261,20 @@ def fit_model(
     folder: RunFolder,
     process: Process,
     console: Console,
+    gold: Source | None = None,
 ) -> None:
-    """Trains `model`, or what is left of its training, and leaves its best weights in it."""
+    """Trains `model`, or what is left of its training, and leaves its best weights in it.
+
+    Args:
+        gold: by which the teacher of mode online is audited; None: it is not.
+    """
     optim, steps = settings.optim, settings.train.steps
     if folder.best.exists() and folder.metrics.exists():
         load_weights(model, weights_of(read_checkpoint(folder.best)), str(folder.best))
         model.to(process.device).eval()
         return
     mixture = mixture_of(settings, sources)
-    console.print(mixture.plan_table(steps * settings.train.accumulate))
+    console.print(mixture.plan_table())
     state = settings.train.prepare(
         model,
         settings.balancing.build(list(settings.tasks)),
@@ -257,18 +286,7 @@ def fit_model(
     if folder.last.exists():
         state.load(folder.last)
         console.print(f"Continuing from step {state.step} of {folder.last}")
-    accumulate = settings.train.accumulate
-    stream = batches(
-        mixture,
-        settings.augment.build(settings.input),
-        start_step=state.step * accumulate,
-        steps=steps * accumulate,
-        workers=settings.data.workers,
-        rank=process.rank,
-        world=process.world,
-        seed=settings.seed,
-        pin=process.device.type == "cuda",
-    )
+    stream = training_batches(settings, mixture, state, gold, folder, process)
 
     def validate(averaged: torch.nn.Module) -> dict[str, float]:
         return evaluate(
@@ -279,12 +297,70 @@ def fit_model(
             truth=truth_of(val),
         )
 
-    names = {task: settings.data.label_space().names for task in settings.tasks}
     labels = {name: task.labels for name, task in state.tasks.items()}
+    names = {task: settings.data.names()[key] for task, key in labels.items()}
     with Recorder(folder.path, steps, names, state.step, process.rank == 0, labels) as recorder:
-        train(state, stream, settings.train, optim, validate, recorder, folder.path)
+        train(
+            state,
+            stream,
+            settings.train,
+            optim,
+            validate,
+            recorder,
+            folder.path,
+            [source.name for source in sources],
+        )
     load_weights(model, weights_of(read_checkpoint(folder.best)), str(folder.best))
     model.eval()
+
+
+def training_batches(
+    settings: RunSettings,
+    mixture: Mixture,
+    state: State,
+    gold: Source | None,
+    folder: RunFolder,
+    process: Process,
+) -> Iterator[Batch]:
+    """Returns what this process still has to train on; in mode online labelled as it comes.
+
+    Args:
+        gold: by which the teacher of mode online is audited; None: it is not.
+    """
+    accumulate, augment = settings.train.accumulate, settings.augment.build(settings.input)
+    first = state.step * accumulate
+    common = {
+        "start_step": first,
+        "steps": settings.train.steps * accumulate,
+        "workers": settings.data.workers,
+        "rank": process.rank,
+        "world": process.world,
+        "seed": settings.seed,
+    }
+    if settings.mix.mode != "online":
+        return batches(mixture, augment, **common, pin=process.device.type == "cuda")
+    space, select = settings.data.label_space(), settings.online_select()
+    boxes = [t for t in settings.tasks.values() if isinstance(t, DetectionConfig)]
+    floor = max(task.test.score_threshold for task in boxes)
+    start = mixture.first_step_of_last_phase()
+    audits = None
+    if gold is not None and settings.online.audit_every is not None:
+        audits = Audits(
+            state,
+            gold,
+            settings.online.audit_pictures,
+            space,
+            folder.path / "online",
+            start,
+            settings.online.audit_every * accumulate,
+            settings.input,
+            settings.train.precision,
+            floor,
+            select.nms,
+        )
+    choices = Choices(select, space, floor, start, audits)
+    waiting = drafts(mixture, augment, settings.online_pools(), **common)
+    return online_batches(waiting, first, state, augment, choices, settings.train.precision)
 
 
 def score(
@@ -325,9 +401,9 @@ def label_pools(
     silver = settings.silver
     assert silver is not None
     store_path = silver.store or folder.path / "silver"
-    gold = val if silver.audit == "val" else sources[silver.audit]
+    gold = audit_source(settings, sources, val)
     pools = [sources[name] for name in silver.pools if name in sources]
-    annotate(
+    teacher = annotate(
         load_teacher(settings, folder, process),
         [*pools, gold],
         store_path,
@@ -338,23 +414,28 @@ def label_pools(
         progress=process.rank == 0,
         root=settings.data.root,
         console=console,
-    )
+    ).card.name
     distributed.barrier()
+    if Store.open(store_path, teacher).card.task != "boxes":
+        return _label_others(
+            settings, process, console, pools, gold, Store.open(store_path, teacher)
+        ), store_path
     labelled: dict[str, Source] = {}
     if process.rank == 0:
-        store = Store.open(store_path)
+        store = Store.open(store_path, teacher)
         checked = audit(store, gold, space, silver.select.nms)
         thresholds = resolve_thresholds(store, space, silver.select, checked)
         show_audit(store, checked, gold, thresholds, silver.select.ignore_from, console)
         problems = checked.problems(thresholds)
         _pass_gates(problems, f"{store_path} on '{gold.name}'", silver.gates)
         for pool in pools:
-            select(store, [pool], space, silver.select, checked)
+            with_gold(pool, select(store, [pool], space, silver.select, checked), silver.overlay)
     distributed.barrier()
-    store = Store.open(store_path)
+    store = Store.open(store_path, teacher)
     checked = audit(store, gold, space, silver.select.nms)
     for pool in pools:
-        file = select(store, [pool], space, silver.select, checked)
+        chosen = select(store, [pool], space, silver.select, checked)
+        file = with_gold(pool, chosen, silver.overlay)
         labelled[pool.name] = read_selection(pool, file, settings, space, folder.cache)
     return labelled, store_path
 
@@ -377,6 +458,29 @@ def show_audit(
         console.print("No page of the audit: pip install 'detmtl[report]'", markup=False)
 
 
+def _label_others(
+    settings: RunSettings,
+    process: Process,
+    console: Console,
+    pools: list[Source],
+    gold: Source,
+    store: Store,
+) -> dict[str, Source]:
+    """Returns the pools with silver maps or silver tags."""
+    silver, data = settings.silver, settings.data
+    assert silver is not None
+    others = Others.of(store, data.maps, data.tags, silver.select_maps, silver.select_tags)
+    if process.rank == 0:
+        checked = others.audit(gold)
+        console.print(checked.table())
+        _pass_gates(checked.problems(), f"{store.path} on '{gold.name}'", silver.gates)
+        for pool in pools:
+            others.select(pool, checked)
+    distributed.barrier()
+    checked = others.audit(gold)
+    return {pool.name: others.read(pool, others.select(pool, checked)) for pool in pools}
+
+
 def _pass_gates(problems: list[str], where: str, gates: str) -> None:
     problems = [f"{where}: {problem}" for problem in problems]
     if problems and gates == "stop":
@@ -394,7 +498,6 @@ def read_selection(
         annotations=str(file.absolute()),
         images="/",
         grade="silver",
-        covers=list(space.names),  # a teacher that finds nothing has looked all the same
         weight=settings.data.sources[pool.name].weight,
     )
     return read.load(pool.name, Path("/"), LabelSpace.of(space.names), cache)
@@ -413,19 +516,43 @@ def load_teacher(settings: RunSettings, folder: RunFolder, process: Process) -> 
 def gold_sources(settings: RunSettings) -> list[str]:
     """Returns the names of the sources that a teacher of the run is trained on."""
     assert settings.silver is not None
-    pools = set(settings.silver.pools)
-    apart = pools | {settings.silver.audit}  # a teacher is not measured on what it was trained on
-    gold = [
-        n
-        for n, s in settings.data.sources.items()
-        if n not in apart and s.grade == "gold" and s.kind != "folder"
-    ]
+    # A teacher is not measured on what it was trained on.
+    gold = [n for n in settings.gold_sources() if n != settings.silver.audit]
     if not gold:
         raise InputError(
             "silver.teacher: kind gold has no gold source to learn from; data.sources has "
             f"{', '.join(settings.data.sources)}, of which the audit keeps '{settings.silver.audit}'"
         )
     return gold
+
+
+def audit_source(settings: RunSettings, sources: Mapping[str, Source], val: Source) -> Source:
+    """Returns the gold pictures on which the run's teacher is audited."""
+    assert settings.silver is not None
+    audit = settings.silver.audit
+    if isinstance(audit, str):
+        return val if audit == "val" else sources[audit]
+    parts = [part_of(sources[n], audit) for n in gold_sources(settings)]
+    boxes = [part for part in parts if part.annotations is not None]
+    return joined("held-out gold", boxes) if len(boxes) > 1 else (boxes or parts)[0]
+
+
+def learned_sources(settings: RunSettings, sources: Mapping[str, Source]) -> list[Source]:
+    """Returns what a teacher of the run is trained on: gold without what its audit keeps."""
+    assert settings.silver is not None
+    rest = _rest(settings.silver.audit)
+    learned = [sources[n] for n in gold_sources(settings)]
+    return learned if rest is None else [part_of(source, rest) for source in learned]
+
+
+def _rest(audit: str | Subset) -> Subset | None:
+    """Returns the part of the gold sources that an audit leaves; None where it takes none of it."""
+    return None if isinstance(audit, str) else audit.model_copy(update={"rest": not audit.rest})
+
+
+def part_of(source: Source, part: Subset) -> Source:
+    """Returns a part of a source."""
+    return source.subset(part.pick(source.hashes(), f"silver.audit, source '{source.name}'"))
 
 
 def _gold_teacher(
@@ -440,17 +567,21 @@ def _gold_teacher(
     """Trains and scores the teacher on gold alone, in a run folder of its own."""
     assert settings.silver is not None and isinstance(settings.silver.teacher, GoldTeacher)
     tree = settings.resolved()
-    tree["mix"] = {"mode": "gold"}
+    tree["mix"] = settings.silver.teacher.mix
     tree["train"] |= settings.silver.teacher.train
     tree["silver"] = None
-    gold = gold_sources(settings)
-    tree["data"]["sources"] = {n: tree["data"]["sources"][n] for n in gold}
+    learned = learned_sources(settings, sources)
+    tree["data"]["sources"] = {n: tree["data"]["sources"][n] for n in gold_sources(settings)}
+    rest = _rest(settings.silver.audit)
+    if rest is not None:
+        for own in tree["data"]["sources"].values():  # the same parts, in words
+            own["subset"] = {**rest.model_dump(mode="json"), "of": own["subset"]}
     alone = settings_from(tree, where="silver.teacher.train")
     folder.teacher.claim(alone)
     distributed.barrier()
     console.rule("Teacher: gold alone")
     model = build(alone, alone.data.label_space())
-    fit_model(alone, model, [sources[n] for n in gold], val, folder.teacher, process, console)
+    fit_model(alone, model, learned, val, folder.teacher, process, console)
     metrics = score(alone, model, final, folder.teacher, process, console)
     if process.rank == 0:
         write_json(folder.teacher.metrics, metrics)

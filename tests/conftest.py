@@ -26,3 +26,12 @@ def real_data() -> Path:
             "real data is not there: set DETMTL_REAL_DATA to the folder that has data/ and weights/"
         )
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that download run only where DETMTL_NETWORK=1 says that there is a network."""
+    if os.environ.get("DETMTL_NETWORK") != "1":
+        skip = pytest.mark.skip(reason="downloads; set DETMTL_NETWORK=1 to run it")
+        for item in items:
+            if item.get_closest_marker("network"):
+                item.add_marker(skip)

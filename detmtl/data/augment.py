@@ -30,7 +30,7 @@ from torch import Tensor
 
 from detmtl.data.fit import InputSettings, fit, scale_boxes
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import Ignore, Labels
+from detmtl.structures.labels import BoxLabels, Ignore, Labels, MapLabels
 from detmtl.structures.settings import Settings
 
 Step = dict[str, dict[str, Any] | None]
@@ -49,6 +49,10 @@ REFUSED = {
 ROW, VISIBLE = 4, 5
 """Columns behind the four corners: which label the box is, and how much of it is still to be seen."""
 
+
+CODES, WEIGHTS = "mask", "map_weights"
+"""Targets of albumentations under which a map travels. Its classes do so plus 1, so that 0, with which
+every transform fills what comes in from outside, is `UNKNOWN`; outside weighs nothing, too."""
 
 ROUNDING = 1e-3
 """Pixels by which a side may come out too short through arithmetic on shares of the picture."""
@@ -86,6 +90,8 @@ class Augment:
     with a side below `min_side`, and boxes that a dropout step covered up to less than
     `min_visibility`.
 
+    Maps move with the picture; what comes in from outside is unknown. Tags stay.
+
     Args:
         steps: transforms of albumentations with their arguments, see `AugmentSettings`.
         short, long: see `InputSettings`.
@@ -117,7 +123,9 @@ class Augment:
             warnings.filterwarnings(
                 "ignore", "Got processor for bboxes"
             )  # only pixels change: fine
-            self._compose = albumentations.Compose(list(self._steps), bbox_params=params)
+            self._compose = albumentations.Compose(
+                list(self._steps), bbox_params=params, additional_targets={WEIGHTS: "mask"}
+            )
         # in place, because every step and nested composition holds this very object
         processor = cast(BboxProcessor, self._compose.processors["bboxes"])
         processor.filter, processor.check = _clipped, _unchecked
@@ -132,28 +140,46 @@ class Augment:
         Raises:
             InputError: a step cannot work on this picture (say a crop larger than it).
         """
-        rows = _rows(labels, image.shape[:2])
-        fitted = self._fit(image)
+        boxes = {n: known for n, known in labels.items() if isinstance(known, BoxLabels)}
+        maps = {n: known for n, known in labels.items() if isinstance(known, MapLabels)}
+        assert len(maps) <= 1, "albumentations is told of one map"
+        rows = _rows(boxes, image.shape[:2])
+        fitted = self.fitted(image)
+        masks = {}
+        for known in maps.values():
+            masks = _masks(known.resized(_size(image), (fitted.shape[1], fitted.shape[2])))
         if self._steps:
-            pixels, rows = self._change(fitted.permute(1, 2, 0).contiguous().numpy(), rows, seed)
+            pixels, rows, masks = self._change(
+                fitted.permute(1, 2, 0).contiguous().numpy(), rows, masks, seed
+            )
             height, width = pixels.shape[:2]
             if min(height, width) > self.short or max(height, width) > self.long:
-                fitted = self._fit(pixels)
+                fitted = self.fitted(pixels)
             else:
                 fitted = torch.from_numpy(pixels).permute(2, 0, 1)
-        return fitted, self._labels(labels, rows, fitted.shape[1], fitted.shape[2])
+        height, width = fitted.shape[1:]
+        out = dict(labels) | self._labels(boxes, rows, height, width)
+        for name, known in maps.items():
+            changed = _unmasked(known, masks)
+            out[name] = changed.resized(_size(changed.classes), (height, width))
+        return fitted, out
 
-    def _fit(self, image: np.ndarray) -> Tensor:
+    def fitted(self, image: np.ndarray) -> Tensor:
+        """Returns the picture (H, W, 3) at the network's size (3, h, w), nothing else changed.
+
+        Given such a picture, this augmentation makes of it what it would make of the original.
+        """
         return fit(torch.from_numpy(image).permute(2, 0, 1), self.short, self.long)
 
     def _change(
-        self, pixels: np.ndarray, rows: np.ndarray, seed: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self, pixels: np.ndarray, rows: np.ndarray, masks: dict[str, np.ndarray], seed: int
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         # One generator for all steps. Compose.set_random_seed would start each step's own generator
         # from the same seed: on every picture all steps with p: 0.5 would fire together or not at all.
         self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         try:
-            out = self._compose(image=pixels, bboxes=rows)
+            targets: dict[str, Any] = {"image": pixels, "bboxes": rows, **masks}
+            out = self._compose(**targets)
         except Exception as error:
             height, width = pixels.shape[:2]
             raise InputError(
@@ -166,7 +192,7 @@ class Augment:
                 f"augment.steps: they turned the picture into {changed.dtype} of shape {changed.shape}; "
                 "the network takes uint8 (H, W, 3)"
             )
-        return np.ascontiguousarray(changed), rows
+        return np.ascontiguousarray(changed), rows, {name: out[name] for name in masks}
 
     def _failed(self, error: Exception) -> str:
         names = {id(step): type(step).__name__ for step in _flat(self._steps)}
@@ -177,7 +203,7 @@ class Augment:
         return found
 
     def _labels(
-        self, labels: Mapping[str, Labels], rows: np.ndarray, height: int, width: int
+        self, labels: Mapping[str, BoxLabels], rows: np.ndarray, height: int, width: int
     ) -> dict[str, Labels]:
         rows = rows[np.argsort(rows[:, ROW], kind="stable")]
         corners = (rows[:, :4] * (width, height, width, height)).astype(np.float32)
@@ -221,7 +247,7 @@ def _unchecked(data: np.ndarray, shape: Any) -> None:
     """In place of albumentations' check, which raises on a box 1e-6 outside; `_clipped` mends it."""
 
 
-def _rows(labels: Mapping[str, Labels], size: Sequence[int]) -> np.ndarray:
+def _rows(labels: Mapping[str, BoxLabels], size: Sequence[int]) -> np.ndarray:
     """Returns all labels' boxes (N, 6) float64: corners in [0, 1], row number, visible share 1."""
     corners = [known.boxes for known in labels.values()]
     boxes = torch.cat(corners).double() if corners else torch.zeros(0, 4, dtype=torch.float64)
@@ -229,6 +255,23 @@ def _rows(labels: Mapping[str, Labels], size: Sequence[int]) -> np.ndarray:
     rows[:, :4] = scale_boxes(boxes, (size[0], size[1]), (1, 1)).clamp(0, 1).numpy()
     rows[:, ROW] = np.arange(len(boxes))
     return rows
+
+
+def _masks(labels: MapLabels) -> dict[str, np.ndarray]:
+    masks = {CODES: labels.classes.numpy() + np.uint8(1)}  # 255 becomes 0
+    return masks if labels.weights is None else masks | {WEIGHTS: labels.weights.numpy()}
+
+
+def _unmasked(labels: MapLabels, masks: Mapping[str, np.ndarray]) -> MapLabels:
+    classes = torch.from_numpy(np.ascontiguousarray(masks[CODES]) - np.uint8(1))
+    weights = masks.get(WEIGHTS)
+    if weights is not None:
+        weights = torch.from_numpy(np.ascontiguousarray(weights, dtype=np.float32))
+    return replace(labels, classes=classes, weights=weights)
+
+
+def _size(image: np.ndarray | Tensor) -> tuple[int, int]:
+    return image.shape[0], image.shape[1]
 
 
 def _flat(steps: Sequence[TransformType]) -> list[TransformType]:

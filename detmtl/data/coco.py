@@ -3,12 +3,13 @@
 Beyond COCO, all optional: an annotation's `score` (a probability) and `attributes` {"grade": "gold" or
 "silver", "ignore": "class" or "region", "class_weight": number, "box_weight": number}; an image's
 `neg_category_ids` and `not_exhaustive_category_ids` as LVIS has them; `info.coverage` {category name:
-recall in [0, 1]} and `info.grade`.
+recall in [0, 1]} and `info.grade`; an image's own `coverage`, written alike, in place of all of these.
 Letters: I pictures, N annotations, C classes.
 """
 
 import gc
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from detmtl.data.coco_writer import (
 )
 from detmtl.data.faults import Faults
 from detmtl.data.images import content_hashes
-from detmtl.data.source import Annotations, Parsed, SourceSettings, missing_problems
+from detmtl.data.source import Annotations, Parsed, Source, SourceSettings, missing_problems
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
@@ -37,6 +38,7 @@ __all__ = [
     "coco_images",
     "coco_info",
     "read_json",
+    "read_labels",
     "write_coco",
     "write_coco_annotations",
 ]
@@ -54,26 +56,36 @@ class CocoSource(SourceSettings):
     kind: Literal["coco"] = "coco"
     annotations: str
 
+    def has_labels(self) -> bool:
+        """Returns True: the boxes."""
+        return True
+
     def fingerprint(self, root: Path, cache: Path) -> Any:
         """Returns the hash of the annotation file."""
         return content_hashes([str(root / self.annotations)], cache)
 
     def parse(self, root: Path, classes: LabelSpace) -> Parsed:
         """Reads and checks the annotation file."""
+        return self.read(root, classes, pictures_needed=self.faults == "error")
+
+    def read(self, root: Path, classes: LabelSpace, pictures_needed: bool) -> Parsed:
+        """Reads and checks the annotation file; a missing picture is a fault if `pictures_needed`."""
         where, faults = self.annotations, Faults(self.annotations)
         data = read_json(root / where, where)
-        images, rows, listed = _lists(data, where, nothing_found=self.covers is not None)
+        info = data.get("info") if isinstance(data, dict) else None
+        info = info if isinstance(info, dict) else {}
+        looked = self.covers is not None or "coverage" in info
+        images, rows, listed = _lists(data, where, nothing_found=looked)
         categories = read_categories(listed, classes, where)
         pictures = read_pictures(images, root / self.images, where, faults)
-        if self.faults == "error":  # missing ones are left out by `load`, which looks every time
+        if pictures_needed:  # missing ones are left out by `load`, which looks every time
             faults.add(*missing_problems(pictures.files, where))
         found = Found.of(rows, pictures, categories, where, faults)
         given = read_given(rows, found.keep, found.name, GRADES[self.grade], faults)
-        info = data.get("info") if isinstance(data.get("info"), dict) else {}
         coverage = self.covered(classes, classes.known(categories.names), where)[None]
         coverage = coverage * stated_recall(info, categories, len(classes), where)
-        always = [classes.names.index(name) for name in self.covers or ()]
-        coverage = picture_coverage(pictures, found, categories, coverage, always, faults, where)
+        covers = None if self.covers is None else [classes.names.index(n) for n in self.covers]
+        coverage = picture_coverage(pictures, found, categories, coverage, covers, faults, where)
         dropped = faults.settle(self.faults)
         silver = self.grade == "silver" or info.get("grade") == "silver"
         k = np.flatnonzero(found.keep & ~given.bad)
@@ -95,6 +107,32 @@ class CocoSource(SourceSettings):
             silver=silver or bool((given.grade[k] == Grade.SILVER).any()),
             dropped=dropped,
         )
+
+
+def read_labels(annotations: Path, classes: Sequence[str] | None = None) -> Source:
+    """Returns what an annotation file says, as a source whose pictures need not be there.
+
+    Args:
+        annotations: the file; file names that are not absolute are relative to its folder.
+        classes: the categories' names in the wanted order; None: the file's own.
+
+    Raises:
+        InputError: with everything that is wrong in the file.
+    """
+    names = list(classes) if classes is not None else category_names(annotations)
+    settings = CocoSource(annotations=annotations.name, images=".", covers=None)
+    folder = annotations.absolute().parent
+    parsed = settings.read(folder, LabelSpace.of(names), pictures_needed=False)
+    return Source(
+        name=annotations.stem,
+        classes=tuple(names),
+        files=parsed.files,
+        ids=parsed.ids,
+        sizes=parsed.sizes,
+        annotations=parsed.annotations,
+        coverage=parsed.coverage,
+        grade=Grade.SILVER if parsed.silver else Grade.GOLD,
+    )
 
 
 def read_json(path: Path, where: str) -> Any:

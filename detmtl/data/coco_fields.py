@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from detmtl.data.coco_tables import Categories, Found, Pictures
+from detmtl.data.coco_tables import Categories, Found, Pictures, positions_of
 from detmtl.data.faults import Faults, number_column, positions
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade, Ignore
 
 GRADES = {"gold": Grade.GOLD, "silver": Grade.SILVER}
+_BLOCK = 4096
+"""Pictures whose searched categories are looked at together: LVIS has 100,000 times 1,203."""
+
 _IGNORES = {"class": Ignore.CLASS, "region": Ignore.REGION}
 
 
@@ -77,23 +80,33 @@ def stated_recall(
     info: Mapping[str, Any], categories: Categories, num_classes: int, where: str
 ) -> np.ndarray:
     """Returns the factor (1, C) of `info.coverage`; of several categories of a class the least."""
-    factor = np.ones((1, num_classes), dtype=np.float32)
     stated = info.get("coverage") or {}
-    problems = []
-    if not isinstance(stated, dict):
-        raise InputError(
-            f"{where}: info.coverage is {stated!r}; it needs category names and recalls"
-        )
-    for name, recall in stated.items():
-        if name not in categories.names:
-            problems.append(f"{where}: info.coverage names '{name}', which is not in 'categories'")
-        elif not (isinstance(recall, int | float) and 0 <= recall <= 1):
-            problems.append(f"{where}: info.coverage of '{name}' is {recall!r}; it lies in [0, 1]")
-        elif (c := categories.classes[categories.names.index(name)]) >= 0:
-            factor[0, c] = min(factor[0, c], recall)
+    values, problems = _stated(stated, categories, "info.coverage")
     if problems:
-        raise InputError(problems)
+        raise InputError([f"{where}: {problem}" for problem in problems])
+    factor = np.ones((1, num_classes), dtype=np.float32)
+    for k, recall in values.items():
+        if (c := categories.classes[k]) >= 0:
+            factor[0, c] = min(factor[0, c], recall)
     return factor
+
+
+def _stated(
+    stated: Any, categories: Categories, name: str
+) -> tuple[dict[int, float], Sequence[str]]:
+    """Returns position of the category -> coverage, and what is wrong with it."""
+    if not isinstance(stated, dict):
+        return {}, [f"{name} is {stated!r}; it needs category names and recalls"]
+    values, problems = {}, []
+    place = {category: k for k, category in enumerate(categories.names)}
+    for category, recall in stated.items():
+        if category not in place:
+            problems.append(f"{name} names '{category}', which is not in 'categories'")
+        elif isinstance(recall, bool) or not (isinstance(recall, int | float) and 0 <= recall <= 1):
+            problems.append(f"{name} of '{category}' is {recall!r}; it lies in [0, 1]")
+        else:
+            values[place[category]] = float(recall)
+    return values, problems
 
 
 def picture_coverage(
@@ -101,36 +114,96 @@ def picture_coverage(
     found: Found,
     categories: Categories,
     coverage: np.ndarray,
-    always: Sequence[int],
+    covers: Sequence[int] | None,
     faults: Faults,
     where: str,
 ) -> np.ndarray:
-    """Returns coverage (I, C) where pictures say for which classes they were searched, else (1, C)."""
-    keys = ("neg_category_ids", "not_exhaustive_category_ids")
-    stating = [i for i, row in enumerate(pictures.rows) if any(k in row for k in keys)]
-    if not stating:
+    """Returns coverage (I, C) where pictures say for which classes they were searched, else (1, C).
+
+    As in LVIS (Gupta et al. 2019, arXiv 1908.03195): a picture with `neg_category_ids` was
+    searched for those categories, which are not in it, and for those it has annotations of (the
+    federated data set's negative and positive set), and for no other; for the categories of
+    `not_exhaustive_category_ids` there are objects without annotations. A class of several
+    categories was searched for if all of them were. Beyond LVIS, a picture's `coverage` {category
+    name: number} is this picture's coverage in place of all else that the file says.
+
+    Args:
+        coverage: (1, C), of pictures that say nothing.
+        covers: classes that the user says were looked for in every picture, and no other; None: the
+            user says nothing.
+    """
+    has_negatives, negatives = _listed(pictures, "neg_category_ids", categories, faults, where)
+    _, partial = _listed(pictures, "not_exhaustive_category_ids", categories, faults, where)
+    stating = [i for i, row in enumerate(pictures.rows) if row.get("coverage") is not None]
+    if not (has_negatives.any() or len(partial) or stating):
         return coverage
     out = np.repeat(coverage, len(pictures.rows), axis=0)
-    members, known = categories.members(), set(categories.ids.tolist())
-    order = np.argsort(found.image, kind="stable")
-    starts = np.searchsorted(found.image[order], np.arange(len(out) + 1))
+    on = np.flatnonzero((found.image >= 0) & (found.image < len(out)))
+    at = positions_of(found.category[on], categories.ids)
+    present = np.stack([found.image[on], at], axis=1)[at >= 0]
+    searched = np.concatenate([negatives, present])
+    searched = searched[np.argsort(searched[:, 0], kind="stable")]
+    members = categories.members()
+    always = np.zeros(out.shape[1], dtype=bool)
+    always[list(covers or ())] = True
+    for first in range(0, len(out), _BLOCK):
+        last = min(first + _BLOCK, len(out))
+        looked = _whole(_marks(searched, first, last, len(categories.ids)), members, len(always))
+        exact = _whole(~_marks(partial, first, last, len(categories.ids)), members, len(always))
+        unsearched = has_negatives[first:last, None] & ~looked & ~always
+        out[first:last][unsearched | ~exact] = 0
     for i in stating:
-        row = pictures.rows[i]
-        stated = {k: set(row.get(k) or ()) for k in keys}
-        for key, ids in stated.items():
-            if ids - known:
-                faults.add(
-                    f"{where}: image {pictures.ids[i]}: {key} has {sorted(ids - known)}, which are not "
-                    "in 'categories'"
-                )
-        if "neg_category_ids" in row:
-            present = set(found.category[order[starts[i] : starts[i + 1]]].tolist())
-            searched = stated["neg_category_ids"] | present
-            covered = [c for c, ids in members.items() if ids <= searched]
-            out[i] = 0
-            covered += always
-            out[i, covered] = coverage[0, covered]
+        values, problems = _stated(pictures.rows[i]["coverage"], categories, "coverage")
+        faults.add(*(f"{where}: image {pictures.ids[i]}: {problem}" for problem in problems))
         for c, ids in members.items():
-            if ids & stated["not_exhaustive_category_ids"]:
-                out[i, c] = 0
+            if (covers is None or always[c]) and (own := [values[k] for k in ids if k in values]):
+                out[i, c] = min(own) if len(own) == len(ids) else min(*own, out[i, c])
+    return out
+
+
+def _listed(
+    pictures: Pictures, key: str, categories: Categories, faults: Faults, where: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns which pictures have a list of category ids (I,) bool, and all entries, rising by
+    picture, as position of picture and of category (P, 2) int64."""
+    has = np.zeros(len(pictures.rows), dtype=bool)
+    image: list[int] = []
+    ids: list[int] = []
+    for i, row in enumerate(pictures.rows):
+        if (value := row.get(key)) is None:
+            continue
+        if not isinstance(value, list) or not all(type(k) is int for k in value):
+            faults.add(
+                f"{where}: image {pictures.ids[i]}: {key} is {value!r}; it needs a list of category ids"
+            )
+            continue
+        has[i] = True
+        image += [i] * len(value)
+        ids += value
+    at = positions_of(np.asarray(ids, dtype=np.int64), categories.ids)
+    entries = np.stack([np.asarray(image, dtype=np.int64), at], axis=1)
+    for i in np.unique(entries[at < 0, 0]).tolist():
+        strange = sorted(
+            {k for k, n in zip(ids, image, strict=True) if n == i} - set(categories.ids)
+        )
+        faults.add(
+            f"{where}: image {pictures.ids[i]}: {key} has {strange}, which are not in 'categories'"
+        )
+    return has, entries[at >= 0]
+
+
+def _marks(entries: np.ndarray, first: int, last: int, num_categories: int) -> np.ndarray:
+    """Returns (last - first, K) bool, true at the entries (P, 2) of the pictures from first to last."""
+    marks = np.zeros((last - first, num_categories), dtype=bool)
+    start, end = np.searchsorted(entries[:, 0], [first, last])
+    marks[entries[start:end, 0] - first, entries[start:end, 1]] = True
+    return marks
+
+
+def _whole(marks: np.ndarray, members: Mapping[int, list[int]], num_classes: int) -> np.ndarray:
+    """Returns (I, C) bool: whether all categories of a class are marked (I, K); a class without
+    categories has none that is not."""
+    out = np.ones((len(marks), num_classes), dtype=bool)
+    for c, places in members.items():
+        out[:, c] = marks[:, places].all(axis=1)
     return out

@@ -25,12 +25,12 @@ class Categories:
     names: list[str]
     classes: np.ndarray
 
-    def members(self) -> dict[int, set[int]]:
-        """Returns for each class the category ids that mean it."""
-        out: dict[int, set[int]] = {}
-        for k, c in zip(self.ids.tolist(), self.classes.tolist(), strict=True):
+    def members(self) -> dict[int, list[int]]:
+        """Returns for each class the positions of the categories that mean it."""
+        out: dict[int, list[int]] = {}
+        for k, c in enumerate(self.classes.tolist()):
             if c >= 0:
-                out.setdefault(c, set()).add(k)
+                out.setdefault(c, []).append(k)
         return out
 
 
@@ -138,7 +138,7 @@ def _stated_sizes(
         sizes[at, column] = np.where(wrong | small, 0, values)
 
 
-def _position(values: np.ndarray, table: np.ndarray) -> np.ndarray:
+def positions_of(values: np.ndarray, table: np.ndarray) -> np.ndarray:
     """Returns for each value its position in `table`, -1 if it is not there."""
     if not len(table):
         return np.full(len(values), -1)
@@ -188,8 +188,8 @@ class Found:
         faults.add(*(f"{name(i)}: the annotation id is used twice" for i in positions(again)))
         unlisted = ~no_image & ~np.isin(image_ids, pictures.listed)
         faults.add(*(f"{name(i)}: there is no such image in 'images'" for i in positions(unlisted)))
-        image = np.where(no_image, -1, _position(image_ids, pictures.ids))
-        at = _position(kinds, categories.ids)
+        image = np.where(no_image, -1, positions_of(image_ids, pictures.ids))
+        at = positions_of(kinds, categories.ids)
         strange = (at < 0) & ~no_kind
         faults.add(*_strange_categories(kinds, strange, name, categories.ids))
         classes = np.where(at < 0, -1, categories.classes[at])

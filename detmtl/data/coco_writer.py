@@ -16,6 +16,9 @@ from detmtl.structures.labels import BoxLabels, Grade, Ignore
 _LEAST = 0.001
 """Pixels: coordinates are written with three decimals, and no box may vanish by that."""
 
+_SAME = 1e-6
+"""Coverage is written with six decimals."""
+
 
 @dataclass(frozen=True, eq=False)
 class CocoImage:
@@ -49,23 +52,23 @@ def write_coco(
     annotations. Category ids are 1 to C in the order of `class_names`, annotation ids 1 to N.
 
     Labels that are not plain gold have `score` and `attributes` (grade, ignore, class_weight,
-    box_weight); what is to be ignored has `iscrowd: 1` for other tools. Classes of coverage 0 in a
-    picture are written as LVIS does, unless `info` states coverage 0 for the whole file. Fractions
-    between belong into `info`, which has one for all pictures.
+    box_weight); what is to be ignored has `iscrowd: 1` for other tools. Coverage that differs from what
+    `info` states for the whole file stands with the picture: 0 as in LVIS, other numbers in the
+    image's `coverage`.
 
     Args:
         path: of the file; its folder is made.
         images: of the file, in order.
         class_names: the C classes.
-        info: `info` of the file; its `coverage` {class name: recall in [0, 1]} is what readers
-            multiply coverage with.
+        info: `info` of the file; its `coverage` {class name: recall in [0, 1]} holds for pictures
+            that say nothing else.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     info = dict(info or {})
     stated = info.get("coverage", {})
     assert set(stated) <= set(class_names), f"info.coverage names other classes: {sorted(stated)}"
-    unsearched = np.array([stated.get(name, 1) == 0 for name in class_names], dtype=bool)
+    usual = {name: float(stated.get(name, 1)) for name in class_names}
     count, comma = 0, ""
     descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -76,7 +79,7 @@ def write_coco(
             categories = [{"id": i + 1, "name": name} for i, name in enumerate(class_names)]
             out.write(f'{{"info": {_json(info)},\n"categories": {_json(categories)},\n"images": [')
             for image in images:
-                out.write(f"{comma}\n{_json(_image(image, unsearched))}")
+                out.write(f"{comma}\n{_json(_image(image, usual))}")
                 comma = ","
                 for row in _annotations(image):
                     count += 1
@@ -100,7 +103,7 @@ def write_coco(
 _json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 
-def _image(image: CocoImage, unsearched: np.ndarray) -> dict[str, Any]:
+def _image(image: CocoImage, usual: Mapping[str, float]) -> dict[str, Any]:
     row = {
         "id": int(image.id),
         "file_name": image.file_name,
@@ -110,14 +113,19 @@ def _image(image: CocoImage, unsearched: np.ndarray) -> dict[str, Any]:
     }
     if image.labels is None:
         return row | {"neg_category_ids": []}
-    blank = (image.labels.coverage.numpy() == 0) & ~unsearched
+    coverage, stated = image.labels.coverage.numpy(), np.array(list(usual.values()), np.float32)
+    blank, covered = (coverage == 0) & (stated > 0), coverage > 0
     present = np.zeros(len(blank), dtype=bool)
     present[image.labels.classes.numpy()] = True
     if 2 * blank.sum() > len(blank):  # the shorter of LVIS' two ways to say it
-        row["neg_category_ids"] = (np.flatnonzero(~blank & ~unsearched & ~present) + 1).tolist()
+        row["neg_category_ids"] = (np.flatnonzero(covered & ~present) + 1).tolist()
         blank = blank & present
     if blank.any():
         row["not_exhaustive_category_ids"] = (np.flatnonzero(blank) + 1).tolist()
+    own = covered & (np.abs(coverage - stated) > _SAME)
+    if own.any():
+        names = list(usual)
+        row["coverage"] = {names[c]: round(float(coverage[c]), 6) for c in np.flatnonzero(own)}
     return row
 
 
@@ -145,6 +153,7 @@ def _annotations(image: CocoImage) -> Iterator[dict[str, Any]]:
             "bbox": [x, y, width, height],
             "area": round(width * height, 3),
             "iscrowd": int(ignore != Ignore.NO),
+            "segmentation": [],  # some readers complain where there is none
         }
         attributes = dict(image.attributes[i]) if image.attributes is not None else {}
         if grade == Grade.SILVER:
@@ -163,13 +172,13 @@ def coco_images(source: Source) -> Iterator[CocoImage]:
     """Returns the pictures of a source for `write_coco`."""
     for i in range(len(source)):
         info = source.info(i)
-        labels = source.labels(i).get("boxes")
+        labels = source.boxes(i)
         yield CocoImage(source.files.name(i), info.height, info.width, info.id, labels)
 
 
 def coco_info(source: Source) -> dict[str, Any]:
-    """Returns `info` for `write_coco`: the grade, and the coverage of each class that is below 1; where
-    it differs between pictures, the highest."""
+    """Returns `info` for `write_coco`: the grade, and the coverage of each class that is below 1 in
+    every picture: its highest."""
     highest = source.coverage.max(axis=0, initial=0)
     coverage = {
         name: round(float(value), 6)

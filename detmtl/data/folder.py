@@ -1,5 +1,6 @@
 """A folder of pictures without labels."""
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,22 +16,32 @@ from detmtl.structures.errors import InputError
 
 
 class FolderSource(SourceSettings):
-    """All pictures below a folder, at any depth, sorted by name; nobody looked for anything in them."""
+    """All pictures below a folder, at any depth, sorted by name; nobody looked for anything in them.
+
+    Attributes:
+        listed: a COCO file; only the pictures that it names are taken, and of it nothing but the names
+            is read. For folders that also hold other splits.
+    """
 
     kind: Literal["folder"] = "folder"
+    listed: str | None = None
 
     def fingerprint(self, root: Path, cache: Path) -> Any:
         """Returns name, size and time of change of every picture."""
-        return stamps(root / self.images, list_pictures(root / self.images))
+        own = stamps(root / self.images, list_pictures(root / self.images))
+        return own if self.listed is None else [own, stamps(root, [self.listed])]
 
     def parse(self, root: Path, classes: LabelSpace) -> Parsed:
         """Lists the pictures and reads their sizes."""
         folder, faults = root / self.images, Faults(self.images)
-        if self.covers is not None:
-            raise InputError(
-                f"{self.images}: `covers` is set, but a folder has no labels; leave it out"
-            )
+        for name in ("covers", "covers_file", "keep"):
+            if getattr(self, name) is not None:
+                raise InputError(
+                    f"{self.images}: `{name}` is set, but a folder has no labels; leave it out"
+                )
         names = require_pictures(folder)
+        if self.listed is not None:
+            names = _listed(names, root / self.listed, folder)
         sizes, problems = image_sizes([str(folder / name) for name in names])
         faults.add(*(text for _, text in problems))
         dropped = faults.settle(self.faults)
@@ -46,6 +57,28 @@ class FolderSource(SourceSettings):
             silver=self.grade == "silver",
             dropped=dropped,
         )
+
+
+def _listed(names: list[str], file: Path, folder: Path) -> list[str]:
+    """Returns those of `names` that a COCO file names.
+
+    Raises:
+        InputError: the file is missing or no COCO file, or names pictures that are not there.
+    """
+    try:
+        images = json.loads(file.read_bytes())["images"]
+        wanted = {os.path.normpath(image["file_name"]) for image in images}
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        raise InputError(
+            f"{file}: cannot be read as a COCO file ({type(problem).__name__}: {problem}); `listed` "
+            "needs one whose `images` have a `file_name` each"
+        ) from None
+    missing = sorted(wanted - set(names))
+    if missing:
+        raise InputError(
+            f"{file}: names {len(missing)} pictures that {folder} does not have, such as {missing[0]}"
+        )
+    return [name for name in names if name in wanted]
 
 
 def require_pictures(folder: Path) -> list[str]:

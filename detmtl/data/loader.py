@@ -6,9 +6,9 @@ the global batch): the number of workers and the step at which a run resumes cha
 
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from detmtl.data.augment import Augment
-from detmtl.data.fit import fit, fit_size, scale_boxes
+from detmtl.data.fit import fit, fit_size
 from detmtl.data.mixture import Mixture
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Labels
@@ -24,6 +24,9 @@ from detmtl.structures.sample import DIVISOR, Batch, Sample
 
 if TYPE_CHECKING:
     from detmtl.data.source import Source
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
 def batches(
@@ -52,12 +55,54 @@ def batches(
     Raises:
         InputError: at once if a rank would get no picture; later for a picture that cannot be read.
     """
+    _require_pictures(mixture, world)
+    work = _TrainingBatches(mixture, augment, seed, rank, world)
+    return _serve(work, range(start_step, steps), workers, pin)
+
+
+@dataclass(frozen=True, eq=False)
+class Draft:
+    """A batch some of whose pictures wait for their labels.
+
+    Attributes:
+        samples: all of its pictures; those that wait have the network's size, but are not augmented
+            and have no labels: the weak view that a teacher looks at.
+        seeds: place in `samples` of each picture that waits -> seed of its augmentation.
+    """
+
+    samples: list[Sample]
+    seeds: dict[int, int]
+
+
+def drafts(
+    mixture: Mixture,
+    augment: Augment,
+    waiting: Collection[str],
+    start_step: int,
+    steps: int,
+    workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    seed: int = 0,
+) -> Iterator[Draft]:
+    """Yields what `batches` does, but the pictures of the sources named in `waiting` are left to be
+    labelled and augmented: by `augment` and with the seed that comes along they become what `batches`
+    would make of them.
+
+    Raises:
+        InputError: as `batches`.
+    """
+    _require_pictures(mixture, world)
+    pictures = _TrainingBatches(mixture, augment, seed, rank, world)
+    work = _Drafts(pictures, frozenset(waiting))
+    return _serve(work, range(start_step, steps), workers, False)
+
+
+def _require_pictures(mixture: Mixture, world: int) -> None:
     if mixture.batch_size < world:
         raise InputError(
             f"batch_size: {mixture.batch_size} pictures for {world} processes; each needs at least one"
         )
-    work = _TrainingBatches(mixture, augment, seed, rank, world)
-    return _serve(work, range(start_step, steps), workers, pin)
 
 
 def evaluation_batches(
@@ -99,8 +144,8 @@ def _of_one_size(
     ]
 
 
-class _Batches(Protocol):
-    def batch(self, number: int) -> Batch: ...
+class _Batches(Protocol[T_co]):
+    def batch(self, number: int) -> T_co: ...
 
 
 @dataclass(frozen=True)
@@ -112,19 +157,36 @@ class _TrainingBatches:
     world: int
 
     def batch(self, number: int) -> Batch:
+        return Batch.of([sample for sample, _ in self.samples(number)])
+
+    def samples(
+        self, number: int, waiting: frozenset[str] = frozenset()
+    ) -> Iterator[tuple[Sample, int]]:
+        """Yields this rank's pictures of a batch, each with the seed of its augmentation."""
+        weights = self.mixture.weights_at(number)
         picks = list(enumerate(self.mixture.picks(number)))
-        samples = []
         for slot, pick in picks[self.rank :: self.world]:
             source = self.mixture.sources[pick.source]
-            image, labels = self.augment(
-                source.read(pick.index),
-                source.labels(pick.index),
-                sample_seed(self.seed, number, slot),
-            )
-            weight = self.mixture.weights[pick.source]
-            info = source.info(pick.index)
-            samples.append(Sample(image, labels, info, pick.source, weight, source.grade))
-        return Batch.of(samples)
+            pixels, seed = source.read(pick.index), sample_seed(self.seed, number, slot)
+            labels: dict[str, Labels] = {}
+            if source.name in waiting:
+                image = self.augment.fitted(pixels)
+            else:
+                image, labels = self.augment(pixels, source.labels(pick.index), seed)
+                labels = source.derived(pick.index, labels)
+            info, weight = source.info(pick.index), weights[pick.source]
+            yield Sample(image, labels, info, pick.source, weight, source.grade), seed
+
+
+@dataclass(frozen=True)
+class _Drafts:
+    pictures: _TrainingBatches
+    waiting: frozenset[str]
+
+    def batch(self, number: int) -> Draft:
+        pairs = list(self.pictures.samples(number, self.waiting))
+        seeds = {i: seed for i, (s, seed) in enumerate(pairs) if s.info.source in self.waiting}
+        return Draft([sample for sample, _ in pairs], seeds)
 
 
 @dataclass(frozen=True)
@@ -142,9 +204,7 @@ class _EvaluationBatches:
         image = fit(torch.from_numpy(pixels).permute(2, 0, 1), self.short, self.long)
         before, after = pixels.shape[:2], image.shape[1:]
         labels: Mapping[str, Labels] = {
-            name: known.with_boxes(
-                scale_boxes(known.boxes, (before[0], before[1]), (after[0], after[1]))
-            )
+            name: known.resized((before[0], before[1]), (after[0], after[1]))
             for name, known in self.source.labels(i).items()
         }
         return Sample(image, labels, self.source.info(i), weight=self.source.weight)
@@ -162,18 +222,18 @@ class _Failure:
     problems: list[str]
 
 
-class _Work(Dataset[Batch | _Failure]):
-    def __init__(self, work: _Batches):
+class _Work(Dataset[T | _Failure]):
+    def __init__(self, work: _Batches[T]):
         self.work = work
 
-    def __getitem__(self, number: int) -> Batch | _Failure:
+    def __getitem__(self, number: int) -> T | _Failure:
         try:
             return self.work.batch(number)
         except InputError as error:
             return _Failure(error.problems)
 
 
-def _serve(work: _Batches, numbers: range, workers: int, pin: bool) -> Iterator[Batch]:
+def _serve(work: _Batches[T], numbers: range, workers: int, pin: bool) -> Iterator[T]:
     """Yields the batches of `numbers` in order; the workers live as long as the iterator."""
     loader = DataLoader(
         _Work(work),

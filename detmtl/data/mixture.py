@@ -5,15 +5,19 @@ and every worker finds the same, and a run resumes at any step.
 Letters: S sources, B pictures of a global batch (all ranks together), T steps.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from pydantic import Field
 from rich.table import Table
 
+from detmtl.data.draws import Draws, EachTurn, Jointly, Pick, TakingTurns, apportion, cycle_of
 from detmtl.data.plan import PlanRow, plan_table
+from detmtl.data.repeat_factor import BalanceSettings, repeat_factors
+from detmtl.data.schedule import Curriculum, Points, factors_at
+from detmtl.data.streams import Stream
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
 from detmtl.structures.settings import Settings
@@ -21,10 +25,17 @@ from detmtl.structures.settings import Settings
 if TYPE_CHECKING:
     from detmtl.data.source import Source
 
-Mode = Literal["gold", "silver", "concat", "batch", "alternate", "weighted"]
+__all__ = ["SHARED", "MixSettings", "Mixture", "Pick"]
 
-LONGEST_CYCLE = 100
-"""Steps of the longest cycle into which shares of mode `alternate` are cast."""
+Mode = Literal[
+    "gold", "silver", "concat", "batch", "alternate", "weighted", "curriculum", "finetune", "online"
+]
+
+SHARED = ("batch", "alternate", "curriculum", "finetune", "online")
+"""Modes in which `shares` count."""
+
+BLOCK = 1 << 20
+"""Pictures that are planned at once."""
 
 
 class MixSettings(Settings):
@@ -34,67 +45,43 @@ class MixSettings(Settings):
     weighted: as concat, but `weights` decide how much each source counts. batch: every batch holds
     `shares` of each source, never rounded to none. alternate: every step holds one source, and
     `shares` of the steps are each source's (whole numbers a and b: a steps of one, then b of the
-    other).
+    other). curriculum: as batch, and the weight of the silver sources ramps. finetune: as batch, then
+    gold alone. online: gold alone, then as batch, with pictures that nobody labelled: the averaged
+    model labels them as they come.
     """
 
     mode: Mode = "concat"
     shares: dict[str, Annotated[float, Field(gt=0)]] = {}
     """Source name -> share of every batch or of the steps, in any unit; empty: equal shares."""
-    weights: dict[str, Annotated[float, Field(ge=0)]] = {}
-    """Source name -> weight of its loss, times the source's own weight; not named: 1."""
-
-
-class Pick(NamedTuple):
-    """One picture of a batch.
-
-    Attributes:
-        source: index of the source in the mix.
-        index: of the picture in its source.
-        draw: how often this very picture was drawn before.
-    """
-
-    source: int
-    index: int  # pyright: ignore[reportIncompatibleMethodOverride] (tuple.index is not called)
-    draw: int
-
-
-class _Stream:
-    """An endless sequence of 0..length-1: one random permutation after the other."""
-
-    def __init__(self, length: int, seed: int, key: int):
-        self.length, self.seed, self.key = length, seed, key
-        self._recent: dict[int, np.ndarray] = {}
-
-    def permutation(self, epoch: int) -> np.ndarray:
-        if epoch not in self._recent:
-            if len(self._recent) > 1:  # a batch touches two epochs at most, or the source is small
-                del self._recent[min(self._recent)]
-            # no mixing of the three numbers into one: (1, 23) and (12, 3) must differ
-            rng = np.random.default_rng([self.seed, self.key, epoch])
-            self._recent[epoch] = rng.permutation(self.length)
-        return self._recent[epoch]
-
-    def at(self, first: int, count: int) -> list[tuple[int, int]]:
-        """Returns (item, epoch) of `count` places from place `first` on."""
-        places = (divmod(place, self.length) for place in range(first, first + count))
-        return [(int(self.permutation(epoch)[i]), epoch) for epoch, i in places]
+    weights: dict[str, Annotated[float, Field(ge=0)] | Points] = {}
+    """Source name -> weight of its loss, times the source's own weight; not named: 1. Over time: a list
+    of [share of the steps, weight], straight between and level outside of them."""
+    balance: BalanceSettings = BalanceSettings()
+    """What is drawn more often because it is rare."""
+    curriculum: Curriculum = Curriculum()
+    """How silver's weight ramps in mode curriculum."""
+    gold_from: float = Field(default=0.8, gt=0, lt=1)
+    """Share of the steps from which on mode finetune takes gold alone."""
+    burn_in: float = Field(default=0.3, ge=0, lt=1)
+    """Share of the steps up to which mode online takes gold alone: its teacher has to know something
+    before it teaches."""
 
 
 class Mixture:
     """Draws the pictures of each step.
 
-    Each source is a stream of independent permutations: no picture comes twice before all of the
-    source have come once. A source smaller than its share starts its next permutation at once.
+    No picture comes twice before all of its order have come once, unless `balance` repeats it. A
+    source smaller than its share starts its next epoch at once.
 
     Args:
         sources: all sources of the run, in the settings' order.
         settings: see `MixSettings`.
         batch_size: B, of all ranks together.
         seed: not negative; the same on every rank.
+        steps: batches of the whole run; needed where the settings speak of shares of it.
 
     Attributes:
         sources, batch_size: as given.
-        weights: per source, of its loss.
         notes: settings that change nothing in this mode, one sentence each.
 
     Raises:
@@ -103,158 +90,159 @@ class Mixture:
     """
 
     def __init__(
-        self, sources: "Sequence[Source]", settings: MixSettings, batch_size: int, seed: int = 0
+        self,
+        sources: "Sequence[Source]",
+        settings: MixSettings,
+        batch_size: int,
+        seed: int = 0,
+        steps: int | None = None,
     ):
         assert batch_size > 0 and seed >= 0
         self.sources = list(sources)
-        self.batch_size, self.seed, self.mode = batch_size, seed, settings.mode
-        self._drawn = _drawn(self.sources, settings, batch_size)
-        self.weights = [s.weight * settings.weights.get(s.name, 1.0) for s in self.sources]
-        self.notes = self._notes(settings)
-        lengths = [len(self.sources[s]) for s in self._drawn]
-        self._starts = np.cumsum([0, *lengths])
-        shares = [settings.shares.get(self.sources[s].name, 1.0) for s in self._drawn]
-        if self.mode == "batch":
-            self._counts = apportion(shares, batch_size)
-            self._streams = [_Stream(n, seed, s) for n, s in zip(lengths, self._drawn, strict=True)]
+        self.batch_size, self.seed, self.steps = batch_size, seed, steps
+        self.mode, self._settings = settings.mode, settings
+        drawn = _drawn(self.sources, settings, batch_size)
+        self.notes = _notes(settings, self.sources)
+        gold = [s for s in drawn if self.sources[s].grade == Grade.GOLD]
+        self._phases: list[tuple[int, Draws]]
+        if self.mode == "finetune":
+            turn = self._step_of(settings.gold_from)
+            self._phases = [(0, self._each_turn(drawn)), (turn, self._jointly(gold))]
+        elif self.mode == "online":
+            turn = self._step_of(settings.burn_in)
+            self._phases = [(0, self._jointly(gold)), (turn, self._each_turn(drawn))]
         elif self.mode == "alternate":
-            self._counts = _cycle(shares)
-            self._streams = [_Stream(n, seed, s) for n, s in zip(lengths, self._drawn, strict=True)]
+            self._phases = [(0, self._taking_turns(drawn))]
+        elif self.mode in SHARED:
+            self._phases = [(0, self._each_turn(drawn))]
         else:
-            # its key is no source's index, so that the streams of other modes are independent of it
-            self._streams = [_Stream(sum(lengths), seed, len(self.sources))]
+            self._phases = [(0, self._jointly(drawn))]
 
     def picks(self, step: int) -> list[Pick]:
-        """Returns the B pictures of step 0, 1, ...; a rank r of w takes picks[r::w].
-
-        In mode batch the pictures of a source are neighbors, so that ranks get equal parts of it.
-        """
+        """Returns the B pictures of step 0, 1, ...; a rank r of w takes picks[r::w]."""
         assert step >= 0
-        if self.mode == "batch":
-            out = [
-                Pick(self._drawn[k], item, epoch)
-                for k, count in enumerate(self._counts)
-                for item, epoch in self._streams[k].at(step * count, count)
-            ]
-        elif self.mode == "alternate":
-            k, turn = self._turn(step)
-            pairs = self._streams[k].at(turn * self.batch_size, self.batch_size)
-            out = [Pick(self._drawn[k], item, epoch) for item, epoch in pairs]
-        else:
-            pairs = self._streams[0].at(step * self.batch_size, self.batch_size)
-            owners = np.searchsorted(self._starts, [item for item, _ in pairs], side="right") - 1
-            out = [
-                Pick(self._drawn[k], int(item - self._starts[k]), epoch)
-                for k, (item, epoch) in zip(owners, pairs, strict=True)
-            ]
+        start, draws = next(phase for phase in reversed(self._phases) if phase[0] <= step)
+        out = draws.picks(step - start)
         assert len(out) == self.batch_size
         return out
 
-    def _turn(self, step: int) -> tuple[int, int]:
-        """Returns the source (place among the drawn ones) of a step and how many it had before."""
-        cycle, place = divmod(step, sum(self._counts))
-        for k, count in enumerate(self._counts):
-            if place < count:
-                return k, cycle * count + place
-            place -= count
-        raise AssertionError("the cycle is as long as the sum of its parts")
+    def weights_at(self, step: int) -> list[float]:
+        """Returns what the loss of each of the S sources counts at a step."""
+        return self._weights(step, step + 1)[0].tolist()
 
-    def plan(self, steps: int) -> list[PlanRow]:
-        """Returns what a run of `steps` steps (at least 1) draws, exactly, a row for each source."""
-        assert steps > 0
-        drawn = np.zeros(len(self.sources), dtype=np.int64)
-        loss = np.zeros(len(self.sources))
-        weights = np.array(self.weights)
-        for counts, times in self._batch_counts(steps):
-            drawn += times * counts.sum(0)
-            total = counts @ weights
-            loss += times * (counts * weights / np.where(total > 0, total, 1)[:, None]).sum(0)
+    def first_step_of_last_phase(self) -> int:
+        """Returns the step at which the mode changes from one way to draw to the other; else 0."""
+        return self._phases[-1][0]
+
+    def plan(self, steps: int | None = None) -> list[PlanRow]:
+        """Returns what the first `steps` steps (None: all) draw, exactly, a row for each source."""
+        steps = steps or self.steps
+        assert steps is not None and steps > 0
+        num = len(self.sources)
+        drawn, loss, most = np.zeros(num, dtype=np.int64), np.zeros(num), np.zeros(num, np.int64)
+        per_picture = [np.zeros(len(source), dtype=np.int64) for source in self.sources]
+        ends = [start for start, _ in self._phases[1:]] + [steps]
+        for (start, draws), end in zip(self._phases, ends, strict=True):
+            end = min(end, steps)
+            if start >= end:
+                continue
+            for source, counts in draws.per_picture(end - start).items():
+                per_picture[source] += counts
+            size = max(1, BLOCK // self.batch_size)
+            for first in range(start, end, size):
+                last = min(first + size, end)
+                counts = draws.per_source(first - start, last - start)
+                drawn += counts.sum(axis=0)
+                loss += loss_shares(counts, self._weights(first, last)).sum(axis=0)
+        most = [int(counts.max()) if len(counts) else 0 for counts in per_picture]
+        weights = self._weights(0, 1)[0], self._weights(steps - 1, steps)[0]
         return [
-            PlanRow.of(source, int(n), steps, self.batch_size, weight, float(part))
-            for source, n, weight, part in zip(
-                self.sources, drawn, self.weights, loss / steps, strict=True
+            PlanRow.of(
+                source,
+                drawn=int(drawn[s]),
+                most=most[s],
+                steps=steps,
+                batch_size=self.batch_size,
+                weights=(float(weights[0][s]), float(weights[1][s])),
+                loss_share=float(loss[s] / steps),
             )
+            for s, source in enumerate(self.sources)
         ]
 
-    def plan_table(self, steps: int) -> Table:
+    def plan_table(self, steps: int | None = None) -> Table:
         """Returns the plan for printing, warnings and notes below it."""
-        title = f"Mix {self.mode}: {steps} steps of {self.batch_size} pictures"
-        return plan_table(title, self.plan(steps), self.notes)
+        rows = self.plan(steps)
+        title = f"Mix {self.mode}: {steps or self.steps} steps of {self.batch_size} pictures"
+        return plan_table(title, rows, self.notes)
 
-    def _batch_counts(self, steps: int) -> Iterator[tuple[np.ndarray, int]]:
-        """Yields pictures per source of some steps, (T, S), and how often these steps occur."""
-        if self.mode == "batch":
-            one = np.zeros((1, len(self.sources)), dtype=np.int64)
-            one[0, self._drawn] = self._counts
-            yield one, steps
-        elif self.mode == "alternate":
-            full, rest = divmod(steps, sum(self._counts))
-            owners = np.repeat(self._drawn, self._counts)
-            whole = np.zeros((len(owners), len(self.sources)), dtype=np.int64)
-            whole[np.arange(len(owners)), owners] = self.batch_size
-            yield whole, full
-            yield whole[:rest], 1
-        else:
-            yield from self._natural_counts(steps)
+    def _weights(self, first: int, end: int) -> np.ndarray:
+        """Returns the sources' weights at steps first, ..., end - 1, (T, S)."""
+        done = np.arange(first, end) / (self.steps or 1)
+        columns = []
+        for source in self.sources:
+            wanted = self._settings.weights.get(source.name, 1.0)
+            column = source.weight * factors_at(wanted, done)
+            if self.mode == "curriculum" and source.grade == Grade.SILVER:
+                column = column * factors_at(self._settings.curriculum.points(), done)
+            columns.append(column)
+        return np.stack(columns, axis=1)
 
-    def _natural_counts(self, steps: int) -> Iterator[tuple[np.ndarray, int]]:
-        stream, batch, num = self._streams[0], self.batch_size, len(self.sources)
-        block = max(1, 2**20 // batch)
-        for first in range(0, steps, block):
-            size = min(block, steps - first)
-            start, end = first * batch, (first + size) * batch
-            epochs = range(start // stream.length, (end - 1) // stream.length + 1)
-            items = np.concatenate(
-                [
-                    stream.permutation(e)[
-                        max(0, start - e * stream.length) : end - e * stream.length
-                    ]
-                    for e in epochs
-                ]
-            )
-            owners = np.asarray(self._drawn)[np.searchsorted(self._starts, items, side="right") - 1]
-            cells = np.repeat(np.arange(size), batch) * num + owners
-            yield np.bincount(cells, minlength=size * num).reshape(size, num), 1
+    def _step_of(self, share: float) -> int:
+        assert self.steps is not None, f"mode {self.mode} needs to know the steps of the run"
+        return round(share * self.steps)
 
-    def _notes(self, settings: MixSettings) -> list[str]:
-        notes = []
-        if settings.shares and self.mode not in ("batch", "alternate"):
-            notes.append(f"mix.shares change nothing in mode {self.mode}")
-        if self.mode == "alternate" and len(set(self.weights)) > 1:
-            notes.append(
-                "weights change nothing in mode alternate, because every step holds one source and its "
-                "loss is normalized; set mix.shares instead"
-            )
-        return notes
+    def _jointly(self, drawn: list[int]) -> Draws:
+        lengths = [len(self.sources[s]) for s in drawn]
+        repeats = repeat_factors([self.sources[s] for s in drawn], self._settings.balance, True)
+        num = len(self.sources)
+        return Jointly(drawn, lengths, num, self.batch_size, self.seed, repeats)
+
+    def _each_turn(self, drawn: list[int]) -> Draws:
+        counts = apportion(self._shares(drawn), self.batch_size)
+        return EachTurn(drawn, self._streams(drawn), counts, len(self.sources))
+
+    def _taking_turns(self, drawn: list[int]) -> Draws:
+        cycle = cycle_of(self._shares(drawn))
+        streams = self._streams(drawn)
+        return TakingTurns(drawn, streams, cycle, len(self.sources), self.batch_size)
+
+    def _shares(self, drawn: list[int]) -> list[float]:
+        return [self._settings.shares.get(self.sources[s].name, 1.0) for s in drawn]
+
+    def _streams(self, drawn: list[int]) -> list[Stream]:
+        sources = [self.sources[s] for s in drawn]
+        repeats = repeat_factors(sources, self._settings.balance, False) or [None] * len(drawn)
+        return [
+            Stream(len(source), self.seed, s, own)
+            for s, source, own in zip(drawn, sources, repeats, strict=True)
+        ]
 
 
-def apportion(shares: Sequence[float], total: int) -> list[int]:
-    """Returns whole numbers that sum to `total`, in proportion to `shares`, each at least 1.
+def loss_shares(counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Returns each source's part of the weight of its step's pictures, (T, S).
 
-    Largest remainders, the first of equal ones; what a share lacks to 1 is taken from those with
-    the most above their due.
+    Args:
+        counts: (T, S) pictures of each source in each step.
+        weights: (T, S) of one such picture's loss.
     """
-    assert len(shares) <= total and min(shares) > 0
-    due = np.asarray(shares, dtype=np.float64) / sum(shares) * total
-    # 1e-9: a due of 2.9999999999999996 is 3
-    counts = np.maximum(np.floor(due + 1e-9).astype(np.int64), 1)
-    while counts.sum() < total:
-        counts[np.argmax(due - counts)] += 1
-    while counts.sum() > total:
-        counts[np.argmax(np.where(counts > 1, counts - due, -np.inf))] -= 1
-    return counts.tolist()
+    weighted = counts * weights
+    total = weighted.sum(axis=1, keepdims=True)
+    return weighted / np.where(total > 0, total, 1)
 
 
-def _cycle(shares: Sequence[float]) -> list[int]:
-    """Returns how many steps in a row each source has in a cycle of mode alternate."""
-    if all(float(x).is_integer() for x in shares):
-        return [int(x) for x in shares]
-    for length in range(len(shares), LONGEST_CYCLE):
-        counts = apportion(shares, length)
-        off = np.asarray(counts) / length - np.asarray(shares) / sum(shares)
-        if np.abs(off).max() < 1e-3:
-            return counts
-    return apportion(shares, max(LONGEST_CYCLE, len(shares)))
+def _notes(settings: MixSettings, sources: "Sequence[Source]") -> list[str]:
+    notes, mode = [], settings.mode
+    if settings.shares and mode not in SHARED:
+        notes.append(f"mix.shares change nothing in mode {mode}")
+    if settings.balance.sources is not None and mode in SHARED:
+        notes.append(f"mix.balance.sources changes nothing in mode {mode}; set mix.shares instead")
+    weights = [(s.weight, str(settings.weights.get(s.name, 1.0))) for s in sources]
+    if mode == "alternate" and len(set(weights)) > 1:
+        notes.append(
+            "weights change nothing in mode alternate, because every step holds one source and its "
+            "loss is normalized; set mix.shares instead"
+        )
+    return notes
 
 
 def _drawn(sources: "Sequence[Source]", settings: MixSettings, batch_size: int) -> list[int]:
@@ -269,28 +257,34 @@ def _drawn(sources: "Sequence[Source]", settings: MixSettings, batch_size: int) 
     problems += _unknown("mix.weights", settings.weights, names)
     grade = {"gold": Grade.GOLD, "silver": Grade.SILVER}.get(mode)
     drawn = [i for i, s in enumerate(sources) if grade is None or s.grade == grade]
+    grades = {sources[i].grade for i in drawn}
     if not drawn:
         problems.append(
             f"mix.mode: {mode} draws from {mode if grade is not None else 'all'} sources, but there is "
             f"none among {', '.join(names) or 'no sources at all'}"
+        )
+    elif mode in ("curriculum", "finetune", "online") and len(grades) < 2:
+        problems.append(
+            f"mix.mode: {mode} needs gold and silver sources, but all of {', '.join(names)} are "
+            f"{grades.pop().name.lower()}"
         )
     problems += [
         f"source '{names[i]}': it has no pictures; remove it or correct its folder and subset"
         for i in drawn
         if len(sources[i]) == 0
     ]
-    if settings.shares and mode in ("batch", "alternate"):
+    if settings.shares and mode in SHARED:
         problems += [
             f"mix.shares: the source '{names[i]}' has no share; mode {mode} needs one for each source"
             for i in drawn
             if names[i] not in settings.shares
         ]
-    if mode == "batch" and batch_size < len(drawn):
+    if mode in SHARED and mode != "alternate" and batch_size < len(drawn):
         problems.append(
             f"mix.mode: a batch of {batch_size} cannot hold each of {len(drawn)} sources; raise the "
             "batch size or use mode alternate"
         )
-    if not any(sources[i].weight * settings.weights.get(names[i], 1.0) > 0 for i in drawn):
+    if not any(sources[i].weight * _highest(settings, names[i]) > 0 for i in drawn):
         problems.append(
             "mix.weights: every source that is drawn has weight 0; nothing would be learned"
         )
@@ -303,7 +297,12 @@ def _drawn(sources: "Sequence[Source]", settings: MixSettings, batch_size: int) 
     return drawn
 
 
-def _unknown(where: str, given: Mapping[str, float], names: Sequence[str]) -> list[str]:
+def _highest(settings: MixSettings, name: str) -> float:
+    weight = settings.weights.get(name, 1.0)
+    return max(w for _, w in weight) if isinstance(weight, list) else weight
+
+
+def _unknown(where: str, given: Mapping[str, object], names: Sequence[str]) -> list[str]:
     problems = []
     for name in given:
         if name not in names:

@@ -24,8 +24,9 @@ class PlanRow:
         drawn: pictures drawn from it in the whole run.
         per_step: the same divided by the steps.
         passes: the same divided by its pictures.
+        most: how often its most repeated picture is drawn.
         share: of all pictures drawn, in [0, 1].
-        weight: of its loss.
+        weights: of its loss at the first and at the last step.
         loss_share: of the loss weight, in [0, 1]: mean over the steps of the weight of its pictures
             in the batch divided by that of all pictures in the batch.
         warning: a sentence, or "".
@@ -37,8 +38,9 @@ class PlanRow:
     drawn: int
     per_step: float
     passes: float
+    most: int
     share: float
-    weight: float
+    weights: tuple[float, float]
     loss_share: float
     warning: str = ""
 
@@ -47,18 +49,20 @@ class PlanRow:
         cls,
         source: "Source",
         drawn: int,
+        most: int,
         steps: int,
         batch_size: int,
-        weight: float,
+        weights: tuple[float, float],
         loss_share: float,
     ) -> "PlanRow":
         """Builds the row of a source of which `drawn` pictures are drawn in `steps` steps."""
         passes = drawn / max(len(source), 1)
         warning = ""
-        if passes > MANY_PASSES:
+        if most > MANY_PASSES:
             warning = (
-                f"source '{source.name}' is repeated {passes:.1f} times (more than {MANY_PASSES}): its "
-                "pictures may be learned by heart; lower its share or take fewer steps"
+                f"source '{source.name}' is repeated {passes:.1f} times, one of its pictures {most} times "
+                f"(more than {MANY_PASSES}): they may be learned by heart; lower its share or take fewer "
+                "steps"
             )
         return cls(
             source=source.name,
@@ -67,29 +71,35 @@ class PlanRow:
             drawn=drawn,
             per_step=drawn / steps,
             passes=passes,
+            most=most,
             share=drawn / (steps * batch_size),
-            weight=weight,
+            weights=weights,
             loss_share=loss_share,
             warning=warning,
         )
 
 
 def plan_table(title: str, rows: Sequence[PlanRow], notes: Sequence[str]) -> Table:
-    """Returns the plan for printing, the rows' warnings and the notes below it."""
-    table = Table(title=title, title_justify="left", caption_justify="left")
+    """Returns the plan for printing, the rows' warnings and the notes below it.
+
+    Columns: see `PlanRow`; "share" is that of all pictures drawn, "loss" that of the loss weight.
+    """
+    # nine columns in the 80 of a terminal
+    table = Table(title=title, title_justify="left", caption_justify="left", pad_edge=False)
     table.add_column("source")
     table.add_column("grade")
-    for name in ("pictures", "per step", "passes", "of pictures", "weight", "of the loss"):
+    for name in ("pictures", "drawn", "passes", "most", "share", "weight", "loss"):
         table.add_column(name, justify="right")
     for r in rows:
         table.add_row(
             r.source,
             r.grade.name.lower(),
             str(r.pictures),
-            f"{r.per_step:.2f}",
+            str(r.drawn),
             f"{r.passes:.2f}",
+            str(r.most),
             f"{r.share:.1%}",
-            f"{r.weight:g}",
+            " to ".join(f"{w:g}" for w in dict.fromkeys(r.weights)),
             f"{r.loss_share:.1%}",
         )
     table.caption = "\n".join([r.warning for r in rows if r.warning] + list(notes)) or None

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from filelock import FileLock
 from pycocotools import mask as coco_mask
 from pydantic import Field
 
@@ -47,9 +48,10 @@ MIN_VISIBLE = 0.15
 MIN_AREA = 24
 MIN_SIDE = 4
 FOLDERS = ("images", "annotations", "semantic", "depth")
-_RENDERER = 1  # counts up when the same settings give other pictures
+_RENDERER = 2  # counts up when the same settings give other files
 _MARKER = ".complete"
 _STAGING = ".rendering-"
+_LOCK = ".rendering.lock"
 _FEW_PICTURES = 24  # fewer than this are drawn faster than worker processes start
 _STALE_SECONDS = 3600
 
@@ -105,8 +107,9 @@ def render_scenes(
 
     Layout: `images/<split>/000001.jpg`, `annotations/<split>.json` (COCO; image id i is file i;
     annotations carry `attributes.color`, images `tags`), `semantic/<split>/000001.png` (uint8, class
-    index + 1, 0 background), `depth/<split>/000001.png` (uint16 millimeters along the optical axis;
-    65535: 65.535 m or farther). A data set of other settings is replaced.
+    index + 1, 0 background; names in `semantic/categories.json`), `depth/<split>/000001.png` (uint16
+    millimeters along the optical axis; 65535: 65.535 m or farther). A data set of other settings is
+    replaced.
 
     Args:
         progress: called after every picture with (pictures done, pictures in all).
@@ -121,19 +124,28 @@ def render_scenes(
         return
     try:
         root.mkdir(parents=True, exist_ok=True)
-        _sweep(root)
-        staging = root / f"{_STAGING}{os.getpid()}"
-        shutil.rmtree(staging, ignore_errors=True)
-        try:
-            _render_into(staging, settings, progress, processes)
-            _publish(staging, root, settings)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        # Two first runs at once: the second waits for the first one's pictures.
+        with FileLock(root / _LOCK):
+            if not _is_complete(root, settings):
+                _render_staged(root, settings, progress, processes)
     except OSError as error:
         raise InputError(
             f"{root}: the scenes cannot be written here ({error.strerror or error}); "
             "choose a folder that can be written and has space"
         ) from error
+
+
+def _render_staged(
+    root: Path, settings: ScenesSettings, progress: Progress | None, processes: int | None
+) -> None:
+    _sweep(root)
+    staging = root / f"{_STAGING}{os.getpid()}"
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        _render_into(staging, settings, progress, processes)
+        _publish(staging, root, settings)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _check(root: Path, settings: ScenesSettings) -> None:
@@ -193,6 +205,8 @@ def _render_into(
         for name in ("images", "semantic", "depth"):
             (folder / name / split).mkdir(parents=True)
     (folder / "annotations").mkdir()
+    categories = [{"id": i, "name": n} for i, n in enumerate(("background", *SCENE_CLASSES))]
+    (folder / "semantic" / "categories.json").write_text(json.dumps(categories))
     height, width = settings.size
     jobs = [
         _Job(str(folder), settings.seed, split, number, height, width)

@@ -11,7 +11,6 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +18,10 @@ import numpy as np
 import torch
 from pydantic import PositiveFloat
 
+from detmtl.data.coverage import class_mask, cover_pictures, keep_classes
 from detmtl.data.flat import Annotations, FileNames, Flat
 from detmtl.data.images import Progress, content_hashes, read_image
+from detmtl.data.maps import FilledMaps, MapClasses, MapFolder, Maps
 from detmtl.data.parsed import (
     Parsed,
     load_parsed,
@@ -30,6 +31,7 @@ from detmtl.data.parsed import (
     save_parsed,
 )
 from detmtl.data.subset import Subset
+from detmtl.data.tags import BoxTags, TagClasses, TagFile, Tags
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Grade, Labels
@@ -69,6 +71,8 @@ class Source(Flat):
         weight: of its loss.
         grade: SILVER if a model wrote its labels, or some of them.
         cache: folder in which content hashes are kept; None: they are computed at each call.
+        maps: the semantic maps; None: nobody looked at any pixel.
+        tags: the image tags; None: nobody looked for any.
     """
 
     name: str
@@ -81,6 +85,8 @@ class Source(Flat):
     weight: float = 1.0
     grade: Grade = Grade.GOLD
     cache: str | None = None
+    maps: Maps | FilledMaps | None = None
+    tags: Tags | BoxTags | None = None
 
     def __len__(self) -> int:
         """Returns the number of pictures I."""
@@ -112,22 +118,56 @@ class Source(Flat):
         return image
 
     def labels(self, i: int) -> dict[str, Labels]:
-        """Returns {"boxes": labels of picture i}, or {} if nobody looked for boxes."""
+        """Returns what is known of picture i: "boxes", "maps" and "tags", without an entry where nobody
+        looked.
+
+        Raises:
+            InputError: the file of the map is broken or does not fit.
+        """
+        out: dict[str, Labels] = {}
+        boxes = self.boxes(i)
+        if boxes is not None:
+            out["boxes"] = boxes
+        if self.maps is not None:
+            found = self.maps.labels(i, int(self.sizes[i, 0]), int(self.sizes[i, 1]))
+            if found is not None:
+                out["maps"] = found
+        if self.tags is not None:
+            tags = self.tags.labels(i, boxes)
+            if tags is not None:
+                out["tags"] = tags
+        return out
+
+    def boxes(self, i: int) -> BoxLabels | None:
+        """Returns the boxes of picture i; None if nobody looked for boxes."""
         if self.annotations is None:
-            return {}
+            return None
         a, rows = self.annotations, self.annotations.rows(i)
         coverage = self.coverage[i if len(self.coverage) > 1 else 0]
-        return {
-            "boxes": BoxLabels(
-                boxes=_tensor(a.boxes[rows]),
-                classes=_tensor(a.classes[rows]).long(),
-                scores=_tensor(a.scores[rows]),
-                weights=_tensor(a.weights[rows]),
-                ignore=_tensor(a.ignore[rows]),
-                grade=_tensor(a.grade[rows]),
-                coverage=_tensor(coverage),
-            )
-        }
+        return BoxLabels(
+            boxes=_tensor(a.boxes[rows]),
+            classes=_tensor(a.classes[rows]).long(),
+            scores=_tensor(a.scores[rows]),
+            weights=_tensor(a.weights[rows]),
+            ignore=_tensor(a.ignore[rows]),
+            grade=_tensor(a.grade[rows]),
+            coverage=_tensor(coverage),
+        )
+
+    def derived(self, i: int, labels: dict[str, Labels]) -> dict[str, Labels]:
+        """Returns the labels of picture i with those that follow from others brought up to date: what was
+        cropped away is not shown any more."""
+        boxes = labels.get("boxes")
+        if isinstance(self.tags, BoxTags) and isinstance(boxes, BoxLabels):
+            tags = self.tags.labels(i, boxes)
+            assert tags is not None
+            return labels | {"tags": tags}
+        return labels
+
+    def grades(self) -> set[Grade]:
+        """Returns who wrote its labels: on one picture both may have."""
+        own = () if self.annotations is None else np.unique(self.annotations.grade).tolist()
+        return {self.grade, *map(Grade, own)}
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Source":
         """Returns a source of the pictures at `indices`, in that order."""
@@ -139,6 +179,8 @@ class Source(Flat):
             sizes=self.sizes[indices],
             annotations=None if self.annotations is None else self.annotations.take(indices),
             coverage=self.coverage if len(self.coverage) == 1 else self.coverage[indices],
+            maps=None if self.maps is None else self.maps.take(indices),
+            tags=None if self.tags is None else self.tags.take(indices),
         )
 
     def hashes(self, progress: Progress | None = None) -> list[str]:
@@ -166,17 +208,30 @@ class SourceSettings(Settings):
         weight: of the source's loss.
         covers: the classes (names of data.classes) that were looked for in every picture; None: those
             that the source's categories name.
+        covers_file: a CSV or JSON file that says it picture by picture; see `cover_pictures`.
+        keep: takes the labels of these classes alone (names of data.classes), as if nobody had looked
+            for the others; None: of all. With `covers`, that decides what was looked for.
         subset: takes a part of the pictures.
         faults: "error": anything wrong in the files ends the run; "drop": faulty boxes and pictures
             are left out, with a warning that counts them.
+        maps: the semantic maps of the pictures.
+        tags: the image tags of the pictures.
     """
 
     images: str
     grade: Literal["gold", "silver"] = "gold"
     weight: PositiveFloat = 1.0
     covers: list[str] | None = None
+    covers_file: str | None = None
+    keep: list[str] | None = None
     subset: Subset | None = None
     faults: Literal["error", "drop"] = "error"
+    maps: MapFolder | None = None
+    tags: TagFile | None = None
+
+    def has_labels(self) -> bool:
+        """Returns whether anybody looked at these pictures."""
+        return self.maps is not None or self.tags is not None
 
     @abstractmethod
     def fingerprint(self, root: Path, cache: Path) -> Any:
@@ -190,14 +245,24 @@ class SourceSettings(Settings):
             InputError: with everything that is wrong.
         """
 
-    def load(self, name: str, root: Path, classes: LabelSpace, cache: Path) -> Source:
+    def load(
+        self,
+        name: str,
+        root: Path,
+        classes: LabelSpace,
+        cache: Path,
+        maps: MapClasses | None = None,
+        tags: TagClasses | None = None,
+    ) -> Source:
         """Returns the source, parsed only if the files or the settings changed since the last time.
 
         Args:
             name: of the source in the settings.
             root: folder that relative paths start from.
-            classes: the label space.
+            classes: the label space of the boxes.
             cache: folder for parsed arrays and content hashes; made if it is not there.
+            maps: the classes of semantic maps; None: maps are not read.
+            tags: the image tags; None: tags are not read.
 
         Raises:
             InputError: with everything that is wrong with the files.
@@ -209,15 +274,18 @@ class SourceSettings(Settings):
         key = _digest(
             [
                 READER_VERSION,
-                self.model_dump(exclude={"weight", "subset"}),
+                self.model_dump(exclude={"weight", "subset", "maps", "tags"}),
                 str(root),
                 classes.digest(),
                 self.fingerprint(root, cache),
+                content_hashes([str(root / self.covers_file)], cache) if self.covers_file else None,
             ]
         )
         parsed = load_parsed(cache / "sources" / key)
         if parsed is None:
-            save_parsed(cache / "sources" / key, self.parse(root, classes))
+            save_parsed(
+                cache / "sources" / key, self._restricted(self.parse(root, classes), root, classes)
+            )
             parsed = load_parsed(cache / "sources" / key)
             assert parsed is not None
         if parsed.dropped:
@@ -235,7 +303,28 @@ class SourceSettings(Settings):
             cache=str(cache),
         )
         source = self._present(source)
-        return source if self.subset is None else self._part(source, key, self.subset)
+        if self.subset is not None:
+            source = self._part(source, key, self.subset)
+        return self._with_maps_and_tags(source, root, maps, tags)
+
+    def _with_maps_and_tags(
+        self, source: Source, root: Path, maps: MapClasses | None, tags: TagClasses | None
+    ) -> Source:
+        where = f"source '{source.name}'"
+        drop = np.zeros(len(source), dtype=bool)
+        if self.maps is not None and maps is not None:
+            found = self.maps.load(source.files, root, maps, where)
+            source = replace(source, maps=found)
+            if self.maps.missing == "drop":
+                drop |= ~found.present()
+        if self.tags is not None and tags is not None:
+            told = self.tags.load(source.files, root, tags, where)
+            source = replace(source, tags=told)
+            if self.tags.missing == "drop":
+                drop |= ~told.present
+        elif tags is not None and tags.from_boxes and source.annotations is not None:
+            source = replace(source, tags=BoxTags.of(source.classes, tags))
+        return source.subset(np.flatnonzero(~drop)) if drop.any() else source
 
     def _present(self, source: Source) -> Source:
         """Returns the source without the pictures whose files are not there any more, or refuses it."""
@@ -270,15 +359,16 @@ class SourceSettings(Settings):
         """
         if self.covers is None:
             return np.asarray(known, dtype=np.float32)
-        problems = []
-        for name in self.covers:
-            if name not in classes.names:
-                close = get_close_matches(name, classes.names, n=1)
-                hint = f" (nearest: '{close[0]}')" if close else ""
-                problems.append(f"{where}: covers names '{name}', which is no class{hint}")
-        if problems:
-            raise InputError(problems)
-        return np.asarray([name in self.covers for name in classes.names], dtype=np.float32)
+        return class_mask(self.covers, classes, f"{where}: covers").astype(np.float32)
+
+    def _restricted(self, parsed: Parsed, root: Path, classes: LabelSpace) -> Parsed:
+        """Returns what was read, cut down to what `keep` and `covers_file` say."""
+        if self.keep is not None:
+            kept = class_mask(self.keep, classes, "keep")
+            parsed = keep_classes(parsed, kept, covered=self.covers is not None)
+        if self.covers_file is not None:
+            parsed = cover_pictures(parsed, root / self.covers_file, self.covers_file, classes)
+        return parsed
 
 
 def _digest(facts: Any) -> str:

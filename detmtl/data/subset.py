@@ -20,12 +20,14 @@ class Subset(Settings):
         share: which share of them, in (0, 1].
         seed: another seed, another part.
         rest: takes the pictures that the same settings without `rest` leave.
+        of: a part that this is a part of; None: the whole source.
     """
 
     count: PositiveInt | None = None
     share: float | None = Field(default=None, gt=0, le=1)
     seed: int = 0
     rest: bool = False
+    of: "Subset | None" = None
 
     @model_validator(mode="after")
     def _one_size(self) -> "Subset":
@@ -43,6 +45,10 @@ class Subset(Settings):
         Raises:
             InputError: there are fewer pictures than `count`, or none is left.
         """
+        if self.of is not None:
+            within = self.of.pick(hashes, where)
+            part = self.model_copy(update={"of": None})
+            return within[part.pick([hashes[int(i)] for i in within], where)]
         wanted = self.count if self.count is not None else round(len(hashes) * (self.share or 0))
         if wanted > len(hashes):
             raise InputError(

@@ -15,6 +15,7 @@ import numpy as np
 from detmtl.data.faults import Faults, annotation_faults
 from detmtl.data.folder import require_labels, require_pictures, stamps
 from detmtl.data.images import image_sizes, list_files, list_pictures
+from detmtl.data.label_files import picture_names, tell_losses, write_coverage
 from detmtl.data.source import Annotations, FileNames, Parsed, Source, SourceSettings
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
@@ -41,6 +42,10 @@ class VocSource(SourceSettings):
     annotations: str
     list: str | None = None
     first_pixel: Literal[0, 1] = 1
+
+    def has_labels(self) -> bool:
+        """Returns True: the boxes."""
+        return True
 
     def fingerprint(self, root: Path, cache: Path) -> Any:
         """Returns name, size and time of change of the XML files and the list, and names of pictures."""
@@ -217,20 +222,28 @@ def _objects(
 def write_voc(folder: str | os.PathLike[str], source: Source) -> int:
     """Writes one VOC file a picture into `folder`, and returns the number of objects; coordinates
     count from 1 as VOC's do, with decimals where boxes do not end on pixels. What gives no loss is
-    written as difficult; scores, weights, grades and coverage have no place in VOC."""
+    written as difficult. What VOC has no place for is told in a warning that counts it; coverage
+    stands in `coverage.csv`.
+
+    Raises:
+        InputError: two pictures would have one file.
+    """
     folder = Path(folder)
+    assert source.annotations is not None
+    names = picture_names(source, ".xml")
+    folder.mkdir(parents=True, exist_ok=True)
     count = 0
-    for i in range(len(source)):
-        info, labels = source.info(i), source.labels(i).get("boxes")
-        if labels is None:
-            continue
-        name = source.files.name(i)
+    for i, name in enumerate(names):
+        info, labels = source.info(i), source.boxes(i)
+        assert labels is not None
         path = folder / f"{os.path.splitext(name)[0]}.xml"
         path.parent.mkdir(parents=True, exist_ok=True)
         tree = _element(name, info.height, info.width, labels, source.classes)
         ElementTree.indent(tree)
         path.write_bytes(ElementTree.tostring(tree, encoding="utf-8"))
         count += len(labels)
+    partial = write_coverage(folder, source, names)
+    tell_losses(source, "VOC", scores=False, ignored=True, partial=partial)
     return count
 
 

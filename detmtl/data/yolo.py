@@ -17,6 +17,7 @@ from ruamel.yaml.error import YAMLError
 from detmtl.data.faults import Faults, annotation_faults, positions
 from detmtl.data.folder import require_labels, require_pictures, stamps
 from detmtl.data.images import image_sizes, list_pictures
+from detmtl.data.label_files import picture_names, tell_losses, write_coverage
 from detmtl.data.source import Annotations, FileNames, Parsed, Source, SourceSettings
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
@@ -38,6 +39,10 @@ class YoloSource(SourceSettings):
     labels: str
     names: str | list[str]
     unlabelled: Literal["empty", "skip"] = "empty"
+
+    def has_labels(self) -> bool:
+        """Returns True: the boxes."""
+        return True
 
     def fingerprint(self, root: Path, cache: Path) -> Any:
         """Returns the names, and name, size and time of change of pictures and text files."""
@@ -225,18 +230,29 @@ def _pixels(fractions: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return fractions * np.concatenate([width, height, width, height], axis=1)
 
 
-def write_yolo(folder: str | os.PathLike[str], source: Source) -> int:
-    """Writes one label file a picture into `folder` (empty ones too) and `names.txt`, and returns the
-    number of boxes; scores are written where one of the picture is below 1. Boxes that give no loss,
-    weights, grades and coverage have no place in YOLO's format: such boxes are left out."""
+def write_yolo(folder: str | os.PathLike[str], source: Source, scores: bool = False) -> int:
+    """Writes one label file a picture into `folder` (empty ones too) and `data.yaml` with the class
+    names, and returns the number of boxes. What YOLO's format has no place for is told in a warning
+    that counts it: boxes that give no loss are left out; coverage stands in `coverage.csv`.
+
+    Args:
+        folder: is made.
+        source: of labelled pictures.
+        scores: adds the score to each line, which the tools that train on such files do not read.
+
+    Raises:
+        InputError: two pictures would have one label file.
+    """
     folder = Path(folder)
+    assert source.annotations is not None
+    names = picture_names(source, ".txt")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "names.txt").write_text("\n".join(source.classes) + "\n", encoding="utf-8")
+    with (folder / "data.yaml").open("w", encoding="utf-8") as file:
+        YAML(typ="safe", pure=True).dump({"names": dict(enumerate(source.classes))}, file)
     count = 0
-    for i in range(len(source)):
-        labels = source.labels(i).get("boxes")
-        if labels is None:
-            continue
+    for i, name in enumerate(names):
+        labels = source.boxes(i)
+        assert labels is not None
         labels = labels[labels.ignore == 0]
         height, width = (int(n) for n in source.sizes[i])
         lines = []
@@ -245,10 +261,12 @@ def write_yolo(folder: str | os.PathLike[str], source: Source) -> int:
         ):
             center = ((x1 + x2) / 2 / width, (y1 + y2) / 2 / height)
             numbers = (*center, (x2 - x1) / width, (y2 - y1) / height)
-            scored = f" {score:.6g}" if labels.scores.min() < 1 else ""
+            scored = f" {score:.6g}" if scores else ""
             lines.append(f"{c} " + " ".join(f"{n:.8f}" for n in numbers) + scored)
-        path = folder / _text_name(source.files.name(i))
+        path = folder / _text_name(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         count += len(lines)
+    partial = write_coverage(folder, source, names)
+    tell_losses(source, "YOLO", scores, ignored=False, partial=partial)
     return count

@@ -1,4 +1,4 @@
-"""Pictures with boxes on them."""
+"""Pictures with labels on them."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -8,7 +8,15 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from detmtl.structures.labels import BoxLabels, Grade, Ignore
+from detmtl.structures.labels import (
+    OTHER,
+    UNKNOWN,
+    Grade,
+    Ignore,
+    Labels,
+    MapLabels,
+    TagLabels,
+)
 
 GOLD, SILVER = (255, 200, 0), (200, 205, 215)
 DARK = (20, 20, 20)
@@ -16,17 +24,24 @@ DARK = (20, 20, 20)
 
 def draw(
     image: Tensor,
-    labels: BoxLabels,
+    labels: Labels,
     class_names: Sequence[str],
     colors: Literal["grade", "class"] = "grade",
 ) -> Tensor:
-    """Returns a copy of a picture (3, H, W) uint8 RGB with its boxes, class names and scores.
+    """Returns a copy of a picture (3, H, W) uint8 RGB with its labels.
 
-    Ignored boxes are hatched; a score is written unless it is 1.
+    Boxes with class names and scores: ignored ones are hatched, a score is written unless it is 1.
+    Maps as a film of the classes' colors, with the names of the largest. Tags as a list.
 
     Args:
-        colors: "grade": gold boxes in gold, silver ones in silver; "class": a color for each class.
+        colors: of boxes: "grade": gold ones in gold, silver ones in silver; "class": a color for each
+            class.
     """
+    names = tuple(class_names)
+    if isinstance(labels, MapLabels):
+        return _draw_map(image, labels, names)
+    if isinstance(labels, TagLabels):
+        return _draw_tags(image, labels, names)
     picture = Image.fromarray(image.permute(1, 2, 0).cpu().contiguous().numpy())
     pen = ImageDraw.Draw(picture)
     size = max(10, min(picture.size) // 40)
@@ -43,6 +58,42 @@ def draw(
         pen.rectangle(box, outline=color, width=line)
         text = class_names[c] + ("" if score == 1 else f" {score:.2f}")
         _write(pen, text, box, color, font)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+
+
+def _draw_map(image: Tensor, labels: MapLabels, class_names: tuple[str, ...]) -> Tensor:
+    """Returns the picture half covered by the classes' colors; gray is other, unknown stays bare."""
+    palette = np.zeros((256, 3), np.uint8)
+    for c in range(len(class_names)):
+        palette[c] = class_color(c)
+    palette[OTHER] = 128
+    classes = labels.classes.numpy()
+    pixels = image.permute(1, 2, 0).cpu().numpy()
+    mixed = (pixels.astype(np.uint16) + palette[classes]) // 2
+    picture = Image.fromarray(np.where((classes == UNKNOWN)[..., None], pixels, mixed).astype("u1"))
+    counts = np.bincount(classes.ravel(), minlength=256)[: len(class_names)]
+    order: list[int] = np.argsort(-counts, kind="stable")[:6].tolist()
+    largest = [c for c in order if counts[c]]
+    return _listed(picture, [(class_names[c], class_color(c)) for c in largest])
+
+
+def _draw_tags(image: Tensor, labels: TagLabels, class_names: tuple[str, ...]) -> Tensor:
+    """Returns the picture with the tags that it shows, by probability, of those that are known."""
+    picture = Image.fromarray(image.permute(1, 2, 0).cpu().contiguous().numpy())
+    grade = GOLD if labels.grade == Grade.GOLD else SILVER
+    order: list[int] = torch.argsort(labels.targets, descending=True, stable=True).tolist()
+    shown = [t for t in order if labels.targets[t] >= 0.5 and labels.weights[t] > 0]
+    scores = labels.targets.tolist()
+    texts = [class_names[t] + ("" if scores[t] == 1 else f" {scores[t]:.2f}") for t in shown]
+    return _listed(picture, [(text, grade) for text in texts])
+
+
+def _listed(picture: Image.Image, lines: Sequence[tuple[str, tuple]]) -> Tensor:
+    pen = ImageDraw.Draw(picture)
+    size = max(10, min(picture.size) // 40)
+    font = ImageFont.load_default(size)
+    for k, (text, color) in enumerate(lines):
+        _write(pen, text, (0, (k + 1) * (size + 6)), color, font)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 

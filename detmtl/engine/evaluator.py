@@ -13,7 +13,7 @@ from torch import nn
 from detmtl.engine import distributed
 from detmtl.engine.precision import Precision, autocast, dtype_of
 from detmtl.structures.boxes import xyxy_to_xywh
-from detmtl.structures.labels import BoxLabels, Labels, PaddedBoxes
+from detmtl.structures.labels import BoxLabels, Labels
 from detmtl.structures.sample import Batch, ImageInfo
 
 Truth = Callable[[ImageInfo], Mapping[str, Labels]]
@@ -49,9 +49,11 @@ def evaluate(
     tasks: dict[str, Any] = dict(model.tasks.items())  # type: ignore[union-attr, operator]
     metrics = {name: task.metric() for name, task in tasks.items()}
     results: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    boxes: str | None = None  # the task whose boxes are written
     with _evaluating(model):
         for batch in batches:
             predictions = predict(model, batch, device, precision)
+            known = None if truth is None else [truth(info) for info in batch.infos]
             for name, task in tasks.items():
                 found = [
                     to_file_pixels(labels, size, info)
@@ -59,10 +61,15 @@ def evaluate(
                         predictions[name], batch.sizes.tolist(), batch.infos, strict=True
                     )
                 ]
-                metrics[name].update(found, _truth(batch, task.labels, truth), batch.infos)
-                if detections is not None and name == next(iter(tasks)):
+                metrics[name].update(found, _truth(batch, task.labels, known), batch.infos)
+                if boxes is None and isinstance(found[0], BoxLabels):
+                    boxes = name
+                if detections is not None and name == boxes:
                     for labels, info in zip(found, batch.infos, strict=True):
-                        results[info.source, info.id] = coco_results(labels, info.id, category_ids)
+                        assert isinstance(labels, BoxLabels)
+                        results[info.source, info.id] = coco_results(
+                            labels, info.id, task.class_names, category_ids
+                        )
             if on_batch is not None:
                 on_batch(batch, predictions)
     if detections is not None:
@@ -81,47 +88,32 @@ def predict(
         outputs = model(images)
     tasks: dict[str, Any] = dict(model.tasks.items())  # type: ignore[union-attr, operator]
     return {
-        name: [_on_cpu(labels) for labels in task.decode(outputs[name], sizes)]
+        name: [labels.to("cpu") for labels in task.decode(outputs[name], sizes)]
         for name, task in tasks.items()
     }
 
 
 def to_file_pixels(labels: Labels, size: Sequence[int], info: ImageInfo) -> Labels:
     """Returns labels of a picture that was scaled to `size` (height, width) in pixels of its file."""
-    height, width = size
-    x, y = info.width / width, info.height / height
-    return labels.with_boxes(labels.boxes * labels.boxes.new_tensor([x, y, x, y]))
-
-
-def unpadded(labels: PaddedBoxes) -> list[BoxLabels | None]:
-    """Returns the labels of each picture, None where nobody looked."""
-    pictures: list[BoxLabels | None] = []
-    for i, present in enumerate(labels.present.tolist()):
-        rows = labels.valid[i]
-        pictures.append(
-            BoxLabels(
-                boxes=labels.boxes[i][rows],
-                classes=labels.classes[i][rows],
-                scores=labels.scores[i][rows],
-                weights=labels.weights[i][rows],
-                ignore=labels.ignore[i][rows],
-                grade=labels.grade[i][rows],
-                coverage=labels.coverage[i],
-            )
-            if present
-            else None
-        )
-    return pictures
+    return labels.resized((size[0], size[1]), (info.height, info.width))
 
 
 def coco_results(
-    labels: BoxLabels, image_id: int, category_ids: Sequence[int] | None = None
+    labels: BoxLabels,
+    image_id: int,
+    class_names: Sequence[str],
+    category_ids: Sequence[int] | None = None,
 ) -> list[dict[str, Any]]:
-    """Returns one picture's boxes as COCO result objects."""
+    """Returns one picture's boxes as COCO result objects.
+
+    Each has its class's name beside the id, so that `evaluate --detections` can tell an annotation file
+    that numbers its categories in another way.
+    """
     return [
         {
             "image_id": image_id,
             "category_id": c + 1 if category_ids is None else int(category_ids[c]),
+            "category_name": class_names[c],
             "bbox": box,
             "score": score,
         }
@@ -145,21 +137,21 @@ def _evaluating(model: nn.Module):
         model.train(training)
 
 
-def _on_cpu(labels: Labels) -> Labels:
-    moved = {name: value.detach().cpu() for name, value in vars(labels).items()}
-    return type(labels)(**moved)
-
-
-def _truth(batch: Batch, labels: str, truth: Truth | None) -> list[Labels | None]:
+def _truth(
+    batch: Batch, labels: str, known: Sequence[Mapping[str, Labels]] | None
+) -> list[Labels | None]:
     """Returns each picture's truth in pixels of its file."""
-    if truth is not None:
-        return [truth(info).get(labels) for info in batch.infos]
+    if known is not None:
+        return [of_picture.get(labels) for of_picture in known]
     if labels not in batch.labels:
         return [None] * len(batch)
     return [
         None if x is None else to_file_pixels(x, size, info)
         for x, size, info in zip(
-            unpadded(batch.labels[labels]), batch.sizes.tolist(), batch.infos, strict=True
+            batch.labels[labels].unpadded(batch.sizes.tolist()),
+            batch.sizes.tolist(),
+            batch.infos,
+            strict=True,
         )
     ]
 

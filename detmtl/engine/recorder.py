@@ -13,8 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from detmtl.engine import distributed
 from detmtl.engine.drawing import draw, side_by_side
-from detmtl.engine.evaluator import unpadded
-from detmtl.structures.labels import BoxLabels, Labels
+from detmtl.structures.labels import Labels
 from detmtl.structures.sample import Batch
 
 SHOWN = 4
@@ -107,15 +106,14 @@ class Recorder:
 
         Args:
             where: "train" or "val".
-            predictions: task name -> one for each picture; those that are no boxes are not drawn.
+            predictions: task name -> one for each picture.
         """
         if self._writer is None:
             return
         for name, found in predictions.items():
-            if not found or not isinstance(found[0], BoxLabels):
-                continue
             labels = batch.labels.get(self._labels.get(name, name))
-            truths = [None] * len(batch) if labels is None else unpadded(labels)
+            sizes = batch.sizes.tolist()
+            truths = [None] * len(batch) if labels is None else labels.unpadded(sizes)
             for i, (truth, one) in enumerate(zip(truths[:SHOWN], found, strict=False)):
                 picture = self._picture(batch, i, name, truth, one)
                 self._writer.add_image(f"{where}/{name}/{i}", picture.numpy(), step)
@@ -127,13 +125,13 @@ class Recorder:
             self.progress.update(self._bar, completed=step, description=told)
 
     def _picture(
-        self, batch: Batch, i: int, task: str, truth: BoxLabels | None, found: BoxLabels
+        self, batch: Batch, i: int, task: str, truth: Labels | None, found: Labels
     ) -> Tensor:
         height, width = batch.sizes[i].tolist()
         image = batch.images[i, :, :height, :width].cpu()
         names = self.class_names[task]
-        left = image if truth is None else draw(image, truth, names)
-        return side_by_side(left, draw(image, found, names, colors="class"))
+        left = image if truth is None else draw(image, truth.to("cpu"), names)
+        return side_by_side(left, draw(image, found.to("cpu"), names, colors="class"))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +16,7 @@ from detmtl.engine.distributed import Process
 from detmtl.engine.optim import OptimSettings, set_lr
 from detmtl.engine.precision import Precision, autocast, dtype_of
 from detmtl.engine.recorder import Recorder
+from detmtl.engine.shares import LossShares
 from detmtl.engine.state import Ema, State, random_kept
 from detmtl.engine.stopwatch import Stopwatch
 from detmtl.engine.watch import LossWatch, TrainingDiverged
@@ -100,6 +101,7 @@ def train(
     evaluate: Callable[[nn.Module], dict[str, float]],
     recorder: Recorder,
     folder: Path,
+    sources: Sequence[str] = (),
 ) -> dict[str, float]:
     """Trains until `settings.steps` updates are made.
 
@@ -111,6 +113,7 @@ def train(
         evaluate: returns `task/metric` -> value of a model; called on every rank.
         recorder: see there.
         folder: gets `last.pt` (everything) and `best.pt` (the weights to deploy).
+        sources: names of the mix's sources, whose shares of the loss are recorded.
 
     Returns:
         The metrics after the last step; {} if no step was left to make.
@@ -122,6 +125,7 @@ def train(
     dtype = dtype_of(settings.precision, device)
     weights = [p for group in state.optimizer.param_groups for p in group["params"]]
     clock, watch = Stopwatch(device), LossWatch(skips=state.scaler is not None)
+    shares = LossShares(sources, device)
     metrics: dict[str, float] = {}
     pictures = 0
     state.model.train()
@@ -141,6 +145,7 @@ def train(
             clock.lap("forward")
             total = state.balancer.backward(terms, state.scaler, 1 / settings.accumulate)
             watch.add(state.step + 1, terms, total, batch.infos)
+            shares.add(terms, batch.groups)
             clock.lap("backward")
             pictures += len(batch) * distributed.world_size()
         distributed.average_gradients(weights)
@@ -156,7 +161,8 @@ def train(
         drawing = _due(step, settings.pictures_every)
         if evaluating or saving or _due(step, settings.log_every):
             values = watch.check()  # the only wait for the device
-            recorder.scalars(step, _told(values, state, clock.read(), pictures))
+            told = _told(values, state, clock.read(), pictures)
+            recorder.scalars(step, told | shares.read())
             recorder.advance(step, values.get("loss"))
             pictures = 0
         if drawing:
@@ -231,7 +237,7 @@ def _told(
 @torch.no_grad()
 def _decoded(
     state: State, outputs: Mapping[str, list[Tensor]], batch: Batch
-) -> dict[str, list[Labels]]:
+) -> dict[str, Sequence[Labels]]:
     return {name: task.decode(outputs[name], batch.sizes) for name, task in state.tasks.items()}
 
 

@@ -1,14 +1,17 @@
-"""The module that is exported: pictures of any sizes in, boxes in their own pixels out.
+"""The module that is exported: pictures of any sizes in, labels in their own pixels out.
 
 Everything here is read by TorchScript, and shared with eager prediction so that the two cannot
-drift apart. Letters: B pictures, H and W pixels, N boxes.
+drift apart. Letters: B pictures, H and W pixels, N boxes, T tags.
 """
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from detmtl.data.fit import fit, scale_boxes
 from detmtl.structures.boxes import clip
+from detmtl.tasks.semantic import decode_map
+from detmtl.tasks.tags import pooled
 
 
 def pad_images(images: list[Tensor], divisor: int) -> tuple[Tensor, Tensor]:
@@ -81,27 +84,85 @@ def check_images(images: list[Tensor]) -> None:
             raise ValueError(f"picture {i} has no pixels: its shape is {image.shape}")
 
 
+class MapDecoder(nn.Module):
+    """Raw output of a semantic task to maps.
+
+    Args:
+        name: of the task.
+        output: position of its logits among the network's outputs.
+        stride: pixels between positions.
+    """
+
+    def __init__(self, name: str, output: int, stride: int):
+        super().__init__()
+        self.name = name
+        self.output = output
+        self.stride = stride
+
+    def forward(self, logits: Tensor, fitted: Tensor, original: Tensor) -> Tensor:
+        """Returns the class of each pixel of the picture as given, (H, W) uint8.
+
+        Args:
+            logits: (C, h, w) of the padded picture.
+            fitted: (3, height, width), the picture in the network's size.
+            original: (3, H, W), the picture as given.
+        """
+        classes, _ = decode_map(logits, self.stride, fitted.shape[1], fitted.shape[2])
+        if fitted.shape == original.shape:
+            return classes
+        size = [original.shape[1], original.shape[2]]
+        return F.interpolate(classes[None, None], size=size, mode="nearest-exact")[0, 0]
+
+
+class TagDecoder(nn.Module):
+    """Raw output of a task of tags to probabilities.
+
+    Args:
+        name: of the task.
+        output: position of its logits among the network's outputs.
+        stride: pixels between positions.
+    """
+
+    def __init__(self, name: str, output: int, stride: int):
+        super().__init__()
+        self.name = name
+        self.output = output
+        self.stride = stride
+
+    def forward(self, logits: Tensor, sizes: Tensor) -> Tensor:
+        """Returns the probabilities (B, T) of logits (B, T, h, w) and true sizes (B, 2)."""
+        return torch.sigmoid(pooled(logits, sizes, self.stride))
+
+
 class Detector(nn.Module):
     """Resizing, network, decoding and resizing back in one scriptable module.
 
     Args:
-        network: (B, 3, H, W) uint8 -> list of the detection task's raw outputs.
+        network: (B, 3, H, W) uint8 -> list of all tasks' raw outputs, those of the detection task
+            first.
         decoder: (outputs, sizes (B, 2)) -> per picture (boxes (N, 4) xyxy in pixels of the network's
-            picture, scores (N,), classes (N,) int64), sorted by score.
-        class_names: names by class index.
+            picture, scores (N,), classes (N,) int64), sorted by score; None: there is no detection.
+        class_names: names of the boxes by class index.
         short, long: a picture is scaled so that its short side is `short`, or its long side `long`
             if that makes it smaller.
         divisor: the padded height and width are multiples of it.
+        box_outputs: how many of the outputs are the detection task's; None: all.
+        maps, tags: of the other tasks.
     """
+
+    names: list[str]  # said here, since TorchScript cannot tell what an empty list is of
 
     def __init__(
         self,
         network: nn.Module,
-        decoder: nn.Module,
+        decoder: nn.Module | None,
         class_names: list[str],
         short: int,
         long: int,
         divisor: int = 32,
+        box_outputs: int | None = None,
+        maps: list[MapDecoder] | None = None,
+        tags: list[TagDecoder] | None = None,
     ):
         super().__init__()
         self.network = network
@@ -110,16 +171,21 @@ class Detector(nn.Module):
         self.short = short
         self.long = long
         self.divisor = divisor
+        self.box_outputs = 1 << 30 if box_outputs is None else box_outputs
+        self.maps = nn.ModuleList(maps or [])
+        self.tags = nn.ModuleList(tags or [])
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
-        """Detects objects.
+        """Finds what the model's tasks look for.
 
         Args:
             images: (3, H, W) uint8 RGB each, of any sizes, on the module's device.
 
         Returns:
-            Per picture a dict, best score first: `boxes` (N, 4) float32 xyxy in pixels of the picture
-            as given, `labels` (N,) int64 index into `class_names()`, `scores` (N,) in [0, 1].
+            Per picture a dict. Of detection, best score first: `boxes` (N, 4) float32 xyxy in pixels
+            of the picture as given, `labels` (N,) int64 index into `class_names()`, `scores` (N,) in
+            [0, 1]. Under the name of a semantic task (H, W) uint8 class indices; under that of a task
+            of tags (T,) probabilities.
         """
         check_images(images)
         fitted = [fit(image, self.short, self.long) for image in images]
@@ -129,15 +195,25 @@ class Detector(nn.Module):
             results.append(unfilled)
         for together in of_one_size(fitted, self.divisor):
             batch, sizes = pad_images([fitted[i] for i in together], self.divisor)
-            found = self.decoder(self.network(batch), sizes)
-            for k, i in enumerate(together):
-                boxes, scores, classes = found[k]
-                boxes = to_original(
-                    boxes,
-                    (fitted[i].shape[1], fitted[i].shape[2]),
-                    (images[i].shape[1], images[i].shape[2]),
-                )
-                results[i] = {"boxes": boxes, "labels": classes, "scores": scores}
+            outputs = self.network(batch)
+            if self.decoder is not None:
+                found = self.decoder(outputs[: self.box_outputs], sizes)
+                for k, i in enumerate(together):
+                    boxes, scores, classes = found[k]
+                    boxes = to_original(
+                        boxes,
+                        (fitted[i].shape[1], fitted[i].shape[2]),
+                        (images[i].shape[1], images[i].shape[2]),
+                    )
+                    results[i] = {"boxes": boxes, "labels": classes, "scores": scores}
+            for of_map in self.maps:
+                for k, i in enumerate(together):
+                    logits = outputs[of_map.output][k]
+                    results[i][of_map.name] = of_map(logits, fitted[i], images[i])  # pyright: ignore[reportArgumentType]
+            for of_tags in self.tags:
+                probabilities = of_tags(outputs[of_tags.output], sizes)
+                for k, i in enumerate(together):
+                    results[i][of_tags.name] = probabilities[k]  # pyright: ignore[reportArgumentType]
         return results
 
     @torch.jit.export

@@ -20,12 +20,13 @@ from torch.jit._trace import TracerWarning
 
 import detmtl
 from detmtl.data.fit import fit
-from detmtl.inference.detector import Detector, pad_images
+from detmtl.inference.detector import Detector, MapDecoder, TagDecoder, pad_images
 from detmtl.inference.parity import (
     BFLOAT16,
     FLOAT32,
     Difference,
     compare_detections,
+    compare_maps_and_tags,
     compare_outputs,
     trial_pictures,
 )
@@ -36,12 +37,14 @@ from detmtl.inference.predictor import (
     load_checkpoint,
 )
 from detmtl.inference.torchscript import deprecation_expected, save_torchscript
-from detmtl.models.decoding import Decoder
 from detmtl.models.fold import fold_batch_norms, has_batch_norm
 from detmtl.structures.errors import InputError
+from detmtl.structures.labels import BoxLabels
 from detmtl.structures.sample import DIVISOR
 from detmtl.tasks.detection import DetectionTask
 from detmtl.tasks.multitask import MultiTask
+from detmtl.tasks.semantic import SemanticTask
+from detmtl.tasks.tags import TagsTask
 
 ExportDtype = Literal["float32", "bfloat16"]
 Method = Literal["traced", "scripted"]
@@ -104,7 +107,8 @@ def export_torchscript(
     """Writes a TorchScript file that needs torch and torchvision alone, after checking it.
 
     The file takes a list of (3, H, W) uint8 RGB pictures of any sizes and returns for each a dict of
-    `boxes` (N, 4) xyxy in the picture's pixels, `labels` (N,) int64 and `scores` (N,), best first. Its
+    `boxes` (N, 4) xyxy in the picture's pixels, `labels` (N,) int64 and `scores` (N,), best first; a
+    semantic map (H, W) uint8 and the probabilities (T,) of tags under the names of their tasks. Its
     method `class_names()` returns the names, `detmtl.json` inside holds them and the settings.
 
     Args:
@@ -130,15 +134,15 @@ def export_model(
 ) -> ExportReport:
     """Does what `export_torchscript` does, for a model that is loaded already."""
     path = Path(path)
-    task = _detection_task(loaded, path)
+    tasks = _exported(loaded, path)
     found: list[str] = []
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         for method in METHODS:
             try:
-                _write(loaded, task, unfinished, method, dtype)
-                difference = check_parity(loaded, task, unfinished, dtype, pictures)
+                _write(loaded, tasks, unfinished, method, dtype)
+                difference = check_parity(loaded, tasks, unfinished, dtype, pictures)
             except Exception as error:  # compiler and compiled code raise many kinds
                 found.append(f"{method}: {type(error).__name__}: {_gist(error)}")
                 continue
@@ -155,7 +159,7 @@ def export_model(
 
 def check_parity(
     loaded: LoadedModel,
-    task: str,
+    tasks: "Exported",
     path: Path,
     dtype: ExportDtype = "float32",
     pictures: Sequence[Tensor] = (),
@@ -178,19 +182,27 @@ def check_parity(
         pad_images([fit(image, loaded.short, loaded.long) for image in images], DIVISOR)[0]
         for images in batches
     ]
+    eager = _Network(loaded.model, tasks.names)
     with torch.inference_mode():
-        outputs, problems = compare_outputs(
-            lambda batch: loaded.model(batch)[task], file.module.network, padded, tolerance
-        )
-    decoders = [_decoder(loaded, task), file.module.decoder]
-    with _every_score(decoders) if exact else nullcontext():
-        difference = compare_detections(
-            lambda images: [found[task] for found in model.predict(images)],
-            lambda images: [found[task] for found in file.predict(images)],
-            batches if exact else given or batches,
-            tolerance,
-        )
+        outputs, problems = compare_outputs(eager, file.module.network, padded, tolerance)
+    compared = batches if exact else given or batches
+    problems += compare_maps_and_tags(model.predict, file.predict, compared, tolerance)
+    difference = Difference(sum(map(len, compared)), 0, 0.0, 0.0, 0.0, 1.0, ())
+    if tasks.detection is not None:
+        decoders = [tasks.detection.decoder, file.module.decoder]
+        name = tasks.detection.name
+        with _every_score(decoders) if exact else nullcontext():
+            difference = compare_detections(
+                lambda images: _boxes(model.predict(images), name),
+                lambda images: _boxes(file.predict(images), name),
+                compared,
+                tolerance,
+            )
     return replace(difference, outputs=outputs, problems=(*problems, *difference.problems))
+
+
+def _boxes(found: Sequence[Any], task: str) -> list[BoxLabels]:
+    return [labels[task] for labels in found]
 
 
 @contextmanager
@@ -216,44 +228,86 @@ def _gist(error: Exception) -> str:
 
 
 class _Network(nn.Module):
-    """(B, 3, H, W) uint8 -> raw outputs of one task."""
+    """(B, 3, H, W) uint8 -> raw outputs of the tasks, one after the other."""
 
-    def __init__(self, model: MultiTask, task: str):
+    def __init__(self, model: MultiTask, tasks: Sequence[str]):
         super().__init__()
         self.eval()
         self.model = model
-        self.task = task
+        self.tasks = tuple(tasks)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        return self.model(images)[self.task]
+        found = self.model(images)
+        return [output for task in self.tasks for output in found[task]]
 
 
-def _detection_task(loaded: LoadedModel, path: Path) -> str:
-    """Returns the name of the task that is exported."""
-    names = [name for name, task in loaded.model.tasks.items() if isinstance(task, DetectionTask)]
-    if len(names) != 1 or len(loaded.model.tasks) != 1:
+@dataclass(frozen=True)
+class Exported:
+    """The tasks of a file.
+
+    Attributes:
+        detection: None where there is none.
+        others: semantic tasks and tags.
+    """
+
+    detection: DetectionTask | None
+    others: tuple[SemanticTask | TagsTask, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """Names in the order of the network's outputs."""
+        first = [] if self.detection is None else [self.detection.name]
+        return first + [task.name for task in self.others]
+
+
+def _exported(loaded: LoadedModel, path: Path) -> Exported:
+    """Returns the tasks that are exported: all of the model's."""
+    tasks = list(loaded.model.tasks.values())
+    boxes = [task for task in tasks if isinstance(task, DetectionTask)]
+    others = tuple(task for task in tasks if isinstance(task, SemanticTask | TagsTask))
+    if len(boxes) > 1 or len(boxes) + len(others) < len(tasks):
         raise InputError(
-            f"{path}: a TorchScript file holds one detection task; the model's tasks are "
-            f"{', '.join(loaded.model.tasks)}"
+            f"{path}: a TorchScript file holds at most one detection task, semantic tasks and tags; the "
+            f"model's tasks are {', '.join(loaded.model.tasks)}"
         )
-    return names[0]
+    if taken := {"boxes", "labels", "scores"} & {task.name for task in others}:
+        raise InputError(
+            f"{path}: tasks named {', '.join(sorted(taken))} would hide what detection gives; rename them"
+        )
+    return Exported(boxes[0] if boxes else None, others)
 
 
-def _decoder(loaded: LoadedModel, task: str) -> Decoder:
-    detection = loaded.model.tasks[task]
-    assert isinstance(detection, DetectionTask)
-    return detection.decoder
-
-
-def _write(loaded: LoadedModel, task: str, path: Path, method: Method, dtype: ExportDtype) -> None:
+def _write(
+    loaded: LoadedModel, tasks: Exported, path: Path, method: Method, dtype: ExportDtype
+) -> None:
     names = list(loaded.class_names)
-    network = _captured(_Network(_in_dtype(loaded.model, dtype), task), method, loaded.short)
-    decoder = _decoder(loaded, task)
-    detector = Detector(network, decoder, names, loaded.short, loaded.long, DIVISOR).eval()
+    network = _captured(_Network(_in_dtype(loaded.model, dtype), tasks.names), method, loaded.short)
+    boxes = 0 if tasks.detection is None else 2 * len(tasks.detection.levels)
+    maps = [
+        MapDecoder(task.name, boxes + k, task.stride)
+        for k, task in enumerate(tasks.others)
+        if isinstance(task, SemanticTask)
+    ]
+    tags = [
+        TagDecoder(task.name, boxes + k, task.stride)
+        for k, task in enumerate(tasks.others)
+        if isinstance(task, TagsTask)
+    ]
+    decoder = None if tasks.detection is None else tasks.detection.decoder
+    detector = Detector(
+        network, decoder, names, loaded.short, loaded.long, DIVISOR, boxes, maps, tags
+    ).eval()
     about = {
         "format": 1,
         "detmtl": detmtl.__version__,
-        "task": task,
+        "task": None if tasks.detection is None else tasks.detection.name,
+        "tasks": {
+            task.name: {
+                "kind": "maps" if isinstance(task, SemanticTask) else "tags",
+                "classes": list(task.class_names),
+            }
+            for task in tasks.others
+        },
         "classes": names,
         "dtype": dtype,
         "input": {"short": loaded.short, "long": loaded.long},

@@ -3,7 +3,7 @@
 Letters: B pictures, N and M detections.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detmtl.structures.boxes import iou
-from detmtl.structures.labels import BoxLabels
+from detmtl.structures.labels import BoxLabels, Labels, MapLabels, TagLabels
 
-Detect = Callable[[list[Tensor]], list[BoxLabels]]
+Detect = Callable[[list[Tensor]], Sequence[BoxLabels]]
+Predict = Callable[[list[Tensor]], Sequence[Mapping[str, Labels]]]
 Network = Callable[[Tensor], list[Tensor]]
 
 
@@ -28,6 +29,8 @@ class Tolerance:
         scores: largest difference of its score.
         share: how many of the detections need a match, in both directions.
         per_picture: whether `share` holds for each picture, or for all together.
+        pixels_of_maps: share of a map's pixels that must have the same class.
+        tags: largest difference of a tag's probability.
     """
 
     outputs: float
@@ -36,13 +39,24 @@ class Tolerance:
     scores: float
     share: float
     per_picture: bool
+    pixels_of_maps: float = 0.999
+    tags: float = 1e-4
 
 
 FLOAT32 = Tolerance(1e-4, pixels=1e-2, iou=0.0, scores=1e-4, share=0.95, per_picture=True)
 """The same numbers up to the order of summation. Of up to 19 detections all must match; of 100 a few
 may not, since a tie in score (as everywhere in a black picture) may fall either way."""
 
-BFLOAT16 = Tolerance(0.1, pixels=None, iou=0.8, scores=0.05, share=0.9, per_picture=False)
+BFLOAT16 = Tolerance(
+    0.1,
+    pixels=None,
+    iou=0.8,
+    scores=0.05,
+    share=0.9,
+    per_picture=False,
+    pixels_of_maps=0.9,
+    tags=0.05,
+)
 """bfloat16 has 8 bits of precision: detections near the score threshold come and go."""
 
 
@@ -158,6 +172,36 @@ def compare_detections(
         problems.append(f"{share:.1%} of the detections match, {tolerance.share:.0%} must")
     num_pictures = sum(map(len, batches))
     return Difference(num_pictures, detections, 0.0, pixels, scores, share, tuple(problems))
+
+
+def compare_maps_and_tags(
+    expected: Predict, found: Predict, batches: Sequence[list[Tensor]], tolerance: Tolerance
+) -> list[str]:
+    """Returns a sentence for each map and each picture's tags that are over the tolerance."""
+    problems = []
+    for images in batches:
+        pairs = zip(images, expected(images), found(images), strict=True)
+        for i, (image, a, b) in enumerate(pairs):
+            where = f"picture {i + 1} of a batch of {len(images)}, {_size(image)}"
+            for name, labels in a.items():
+                other = b.get(name)
+                if isinstance(labels, MapLabels) and isinstance(other, MapLabels):
+                    same = (
+                        float((labels.classes == other.classes).float().mean())
+                        if labels.classes.shape == other.classes.shape
+                        else 0.0
+                    )
+                    if same < tolerance.pixels_of_maps:
+                        problems.append(
+                            f"{where}: {name}: {same:.2%} of the pixels have the same class"
+                        )
+                elif isinstance(labels, TagLabels) and isinstance(other, TagLabels):
+                    gap = float((labels.targets - other.targets).abs().max())
+                    if not gap <= tolerance.tags:
+                        problems.append(f"{where}: {name}: a probability is off by {gap:.2g}")
+                elif type(labels) is not type(other):
+                    problems.append(f"{where}: the file gives nothing for {name}")
+    return problems
 
 
 def _matches(a: BoxLabels, b: BoxLabels, tolerance: Tolerance) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,12 +13,14 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from detmtl.data.fit import InputSettings, fit
+from detmtl.data.maps import MapClasses
+from detmtl.data.tags import TagClasses
 from detmtl.engine.precision import Precision, autocast, dtype_of
 from detmtl.engine.state import load_weights, read_checkpoint, weights_of
 from detmtl.inference.detector import check_images, of_one_size, pad_images, to_original
 from detmtl.inference.torchscript import is_torchscript, load_torchscript
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import BoxLabels, Grade, Labels
+from detmtl.structures.labels import BoxLabels, Grade, Labels, MapLabels, TagLabels
 from detmtl.structures.sample import DIVISOR
 from detmtl.tasks.multitask import ModelSettings, MultiTask, build_model
 from detmtl.tasks.task import Task
@@ -44,9 +46,15 @@ class LoadedModel:
 
 
 class AnyPredictor(Protocol):
-    """What finds objects in pictures: `Predictor` or `ScriptPredictor`."""
+    """What finds objects in pictures: `Predictor` or `ScriptPredictor`.
+
+    Attributes:
+        class_names: of the boxes.
+        names: task name -> names of its classes.
+    """
 
     class_names: tuple[str, ...]
+    names: dict[str, tuple[str, ...]]
 
     def predict(self, images: Sequence[Tensor]) -> list[dict[str, Labels]]:
         """Returns per picture (3, H, W) uint8 RGB: task name -> labels in its own pixels."""
@@ -72,6 +80,10 @@ class Predictor:
         self.device = torch.device(device)
         self.model = loaded.model.to(self.device).eval()
         self.class_names = loaded.class_names
+        self.names = {
+            name: tuple(getattr(task, "class_names", loaded.class_names))
+            for name, task in self.model.tasks.items()
+        }
         self.short, self.long = loaded.short, loaded.long
         self.dtype = dtype_of(precision, self.device)
 
@@ -125,25 +137,41 @@ class ScriptPredictor:
         self.device = torch.device(device)
         self.module, about = load_torchscript(Path(path), self.device)
         self.class_names = tuple(about["classes"])
-        self.task = str(about["task"])
+        self.task = about["task"]
+        """Name of the detection task; None: there is none."""
+        others = about.get("tasks", {})
+        self.names: dict[str, tuple[str, ...]] = {
+            name: tuple(of["classes"]) for name, of in others.items()
+        }
+        if self.task is not None:
+            self.names[self.task] = self.class_names
+        self._kinds = {name: of["kind"] for name, of in others.items()}
 
     @torch.inference_mode()
     def predict(self, images: Sequence[Tensor]) -> list[dict[str, Labels]]:
-        """Returns per picture (3, H, W) uint8 RGB the file's task -> labels in its own pixels."""
+        """Returns per picture (3, H, W) uint8 RGB the file's tasks -> labels in its own pixels."""
         check_images(list(images))
         found = self.module([image.to(self.device) for image in images])
-        return [
-            {
-                self.task: BoxLabels.of(
-                    one["boxes"],
-                    one["labels"],
-                    len(self.class_names),
-                    scores=one["scores"],
-                    grade=Grade.SILVER,
-                )
-            }
-            for one in found
-        ]
+        return [self._labels(one) for one in found]
+
+    def _labels(self, found: Mapping[str, Tensor]) -> dict[str, Labels]:
+        labels: dict[str, Labels] = {}
+        if self.task is not None:
+            labels[self.task] = BoxLabels.of(
+                found["boxes"],
+                found["labels"],
+                len(self.class_names),
+                scores=found["scores"],
+                grade=Grade.SILVER,
+            )
+        for name, kind in self._kinds.items():
+            value = found[name]
+            if kind == "maps":
+                coverage = torch.ones(len(self.names[name]), device=value.device)
+                labels[name] = MapLabels(value, None, coverage, Grade.SILVER)
+            else:
+                labels[name] = TagLabels(value, torch.ones_like(value), Grade.SILVER)
+        return labels
 
 
 def load_predictor(
@@ -179,7 +207,13 @@ def load_checkpoint(path: str | Path) -> LoadedModel:
     model_settings = _validated(ModelSettings, settings, "model", path)
     tasks = _validated(dict[str, TaskConfig], settings, "tasks", path)
     size = _validated(InputSettings, settings, "input", path)
-    model = build_model(_without_pretrained(model_settings), tasks, list(class_names))
+    data, names = settings.get("data") or {}, {}
+    for key, kind in (("maps", MapClasses), ("tags", TagClasses)):
+        if data.get(key):
+            names[key] = _validated(kind, data, key, path).label_space().names
+    model = build_model(
+        _without_pretrained(model_settings), tasks, list(class_names), other_names=names
+    )
     load_weights(model, weights_of(checkpoint), str(path))
     return LoadedModel(model.eval(), class_names, size.short, size.long, settings)
 
@@ -187,7 +221,9 @@ def load_checkpoint(path: str | Path) -> LoadedModel:
 def _in_original(labels: Labels, fitted: Tensor, original: Tensor) -> Labels:
     before = (fitted.shape[1], fitted.shape[2])
     after = (original.shape[1], original.shape[2])
-    return labels.with_boxes(to_original(labels.boxes, before, after))
+    if isinstance(labels, BoxLabels):
+        return labels.with_boxes(to_original(labels.boxes, before, after))
+    return labels.resized(before, after)
 
 
 def _validated(kind: Any, settings: Mapping[str, Any], key: str, path: Path) -> Any:

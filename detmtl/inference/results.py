@@ -5,7 +5,7 @@ Letters: H and W pixels.
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from detmtl.data.images import PICTURE_SUFFIXES, list_pictures, read_image
+from detmtl.data.maps import Legend, write_values
 from detmtl.engine.drawing import draw
 from detmtl.inference.predictor import AnyPredictor
 from detmtl.structures.boxes import area, xyxy_to_xywh
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import BoxLabels, Labels
+from detmtl.structures.labels import OTHER, Grade, Labels, MapLabels, TagLabels
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
 
@@ -40,11 +41,13 @@ def predict_to_files(
     batch_size: int = 1,
     progress: Progress | None = None,
 ) -> Path:
-    """Predicts everything in `sources` and writes `out`/drawn/... and `out`/results.json.
+    """Predicts everything in `sources` and writes `out`/drawn/..., `out`/results.json and, where the model
+    has such a task, `out`/<task>/... with a map of each picture and `legend.json`.
 
     The results file is a COCO annotation file with a `score` for each annotation; it can be scored,
-    looked at with COCO tools, or trained on as silver. `file_name` is relative to the folder that
-    all sources have in common; a frame of a video has the video's name and its number, `frame`.
+    looked at with COCO tools, or trained on as silver; tags stand with the images. `file_name` is
+    relative to the folder that all sources have in common; a frame of a video has the video's name
+    and its number, `frame`.
 
     Args:
         predictor: from `load_predictor`.
@@ -67,7 +70,7 @@ def predict_to_files(
         raise InputError(
             f"{clashes[0]}: would be overwritten by its drawing; choose another folder"
         )
-    results = _Results(predictor.class_names)
+    results = _Results(predictor, out)
     videos = [f for f in files if f.suffix.lower() in VIDEO_SUFFIXES]
     pictures = [f for f in files if f.suffix.lower() not in VIDEO_SUFFIXES]
     problems: list[str] = []
@@ -127,7 +130,8 @@ def find_sources(sources: Sequence[str | Path]) -> tuple[Path, list[Path]]:
 class _Results:
     """What the results file will hold."""
 
-    class_names: Sequence[str]
+    predictor: AnyPredictor
+    out: Path
     images: list[dict[str, Any]] = field(default_factory=list)
     annotations: list[dict[str, Any]] = field(default_factory=list)
 
@@ -137,8 +141,15 @@ class _Results:
         """Adds a picture (3, H, W) and what was found in it."""
         height, width = image.shape[1:]
         entry = {"id": len(self.images) + 1, "file_name": name, "height": height, "width": width}
-        self.images.append(entry if frame is None else entry | {"frame": frame})
-        for labels in found.values():
+        entry |= {} if frame is None else {"frame": frame}
+        self.images.append(entry)
+        for task, labels in found.items():
+            if isinstance(labels, MapLabels):
+                self._add_map(task, name if frame is None else f"{name}/{frame:06d}", labels)
+                continue
+            if isinstance(labels, TagLabels):
+                entry |= _tags(labels, self.predictor.names[task])
+                continue
             rows = zip(
                 xyxy_to_xywh(labels.boxes).tolist(),
                 area(labels.boxes).tolist(),
@@ -159,10 +170,21 @@ class _Results:
                     }
                 )
 
+    def _add_map(self, task: str, name: str, labels: MapLabels) -> None:
+        """Writes the map of a picture, and what its values mean."""
+        path = (self.out / task / name).with_suffix(".png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_values(path, labels.classes.numpy())
+        legend = Legend(dict(enumerate(self.predictor.names[task])), (OTHER,), grade=Grade.SILVER)
+        (self.out / task / "legend.json").write_text(json.dumps(legend.json()))
+
     def write(self, path: Path) -> Path:
         """Writes the file, whole or not at all."""
-        categories = [{"id": i + 1, "name": name} for i, name in enumerate(self.class_names)]
-        content = {
+        names = self.predictor.class_names
+        categories = [{"id": i + 1, "name": name} for i, name in enumerate(names)]
+        tags = [n for row in self.images for n in row.get("scores", ())]
+        content = {"tags": list(dict.fromkeys(tags)), "grade": "silver"} if tags else {}
+        content |= {
             "images": self.images,
             "annotations": self.annotations,
             "info": {"grade": "silver"},
@@ -192,9 +214,9 @@ def _predict_pictures(
     for (file, image), found in zip(
         images.items(), predictor.predict(list(images.values())), strict=True
     ):
-        found = _on_cpu(found)
+        found = {name: labels.to("cpu") for name, labels in found.items()}
         results.add(file.relative_to(root).as_posix(), image, found)
-        _write_picture(drawn[file], _drawing(image, found, predictor.class_names))
+        _write_picture(drawn[file], _drawing(image, found, predictor.names))
 
 
 def _predict_video(
@@ -211,13 +233,13 @@ def _predict_video(
     try:
         for frames in _chunks(_frames(capture), batch_size):
             for image, found in zip(frames, predictor.predict(frames), strict=True):
-                found = _on_cpu(found)
+                found = {name: labels.to("cpu") for name, labels in found.items()}
                 results.add(file.relative_to(root).as_posix(), image, found, frame=number)
                 number += 1
                 if writer is None:
                     rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
                     writer = _video_writer(drawn, rate, image)
-                writer.write(_bgr(_drawing(image, found, predictor.class_names)))
+                writer.write(_bgr(_drawing(image, found, predictor.names)))
     finally:
         capture.release()
         if writer is not None:
@@ -243,10 +265,17 @@ def _video_writer(path: Path, rate: float, image: Tensor) -> cv2.VideoWriter:
     return writer
 
 
-def _drawing(image: Tensor, found: dict[str, Labels], class_names: Sequence[str]) -> Tensor:
-    for labels in found.values():
-        image = draw(image, labels, class_names, colors="class")
+def _drawing(image: Tensor, found: dict[str, Labels], names: Mapping[str, Sequence[str]]) -> Tensor:
+    """Returns the picture with what was found drawn on it, maps below the rest."""
+    for name, labels in sorted(found.items(), key=lambda item: not isinstance(item[1], MapLabels)):
+        image = draw(image, labels, names[name], colors="class")
     return image
+
+
+def _tags(labels: TagLabels, names: Sequence[str]) -> dict[str, Any]:
+    scores = [round(p, 6) for p in labels.targets.tolist()]
+    shown = [name for name, p in zip(names, scores, strict=True) if p >= 0.5]
+    return {"tags": shown, "scores": dict(zip(names, scores, strict=True))}
 
 
 def _write_picture(path: Path, image: Tensor) -> None:
@@ -265,13 +294,6 @@ def _drawn_name(relative: Path) -> Path:
     if kind in VIDEO_SUFFIXES:
         return relative if kind == ".mp4" else relative.with_name(relative.name + ".mp4")
     return relative if kind in WRITABLE else relative.with_name(relative.name + ".jpg")
-
-
-def _on_cpu(found: dict[str, Labels]) -> dict[str, Labels]:
-    return {
-        name: BoxLabels(**{k: v.cpu() for k, v in vars(labels).items()})
-        for name, labels in found.items()
-    }
 
 
 def _chunks(items: Iterator[T], size: int) -> Iterator[list[T]]:

@@ -6,7 +6,7 @@ Letters: B pictures, S slots for sources.
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 
 from detmtl.structures.labels import Grade
@@ -22,16 +22,55 @@ batches hold different sources can add them without asking each other which."""
 COLUMNS = 6
 """Sums of each source."""
 
+DECAY = 0.99
+"""Of what is remembered of earlier batches: about the last hundred with such pictures count."""
 
-def normalizer(kind: Normalizer, positives: Tensor, present: Tensor, batch: Batch) -> Tensor:
+
+class Density(nn.Module):
+    """How many positives a picture has, over the batches so far: of each source, of gold, of all.
+
+    Its buffer travels in checkpoints, and is the same in every process, since it is made of sums over
+    all of them.
+    """
+
+    seen: Tensor
+
+    def __init__(self) -> None:
+        """Starts having seen nothing."""
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(SOURCES + 2, 2))
+
+    @torch.no_grad()
+    def forward(self, sums: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes in a batch and returns positives per picture: of each source (S,), 0 where it was never
+        seen, and of gold, a scalar; while no gold was ever seen, that of all pictures.
+
+        Args:
+            sums: (S + 2, 2), of each source, of the batch's gold pictures, of all its pictures:
+                positives and pictures.
+        """
+        there = sums[:, 1:] > 0  # batches without such pictures forget nothing
+        self.seen.copy_(torch.where(there, DECAY * self.seen + sums, self.seen))
+        return _densities(self.seen)
+
+
+def normalizer(
+    kind: Normalizer,
+    positives: Tensor,
+    present: Tensor,
+    batch: Batch,
+    density: Density | None = None,
+) -> Tensor:
     """Returns the factor (B,) float32 of each picture's summed loss; 0 where not present.
 
     With n the positives and w the source's weight of a picture, sums over present pictures of all
     processes:
-    "source": (the source's sum of w / sum of w) / max(1, the source's sum of n), where a silver
-        source's n is at least its number of pictures * n per gold picture: many silver boxes cannot
-        drown gold, and neither can the background of silver pictures with few boxes, which divided
-        by those few would count many times;
+    "source": (the source's sum of w / sum of w) / max(1, the source's sum of n), where a source's n
+        is at least what its pictures usually have (but no more than this whole batch has per
+        picture, so that one source alone is divided by its own n), and that of a silver source at
+        least what as many gold pictures usually have. Thus many silver boxes cannot drown gold, and
+        neither can the background of a source with few boxes, or with few of them in this batch,
+        which divided by those few would count many times. What is usual `density` remembers;
     "batch": w' / max(1, sum of w' * n), w' being w divided by its mean;
     "image": w / sum of w / max(1, n).
     Of several processes each counts its own pictures alone; the factors are multiplied by the number
@@ -45,6 +84,7 @@ def normalizer(kind: Normalizer, positives: Tensor, present: Tensor, batch: Batc
         positives: (B,) number of positive anchors of each picture.
         present: (B,) bool, pictures that are labelled for the task.
         batch: the pictures' sources and weights.
+        density: of the batches before, which takes in this one; None: this batch counts alone.
     """
     n, w = positives.float() * present, batch.weights * present
     gold = present * (batch.grades == Grade.GOLD)
@@ -52,11 +92,13 @@ def normalizer(kind: Normalizer, positives: Tensor, present: Tensor, batch: Batc
     sums = _summed(
         torch.zeros(SOURCES, COLUMNS, device=n.device).index_add_(0, batch.groups, table)
     )
-    _, weight, weighted, pictures, gold_pictures, gold_total = sums.sum(0)
+    total, weight, weighted, pictures, _, _ = sums.sum(0)
     weight = weight.clamp(min=torch.finfo(weight.dtype).tiny)
+    # whatever the kind: a process that skips does not know it
+    usual, of_gold = (_densities if density is None else density)(_of_batch(sums))
     if kind == "source":
-        least = sums[:, 3] * (gold_total / gold_pictures.clamp(min=1))
-        least = torch.where(sums[:, 4] > 0, 0, least)  # of gold its own positives count
+        least = torch.minimum(usual, total / pictures.clamp(min=1))
+        least = torch.where(sums[:, 4] > 0, least, torch.maximum(least, of_gold)) * sums[:, 3]
         divisor = torch.maximum(sums[:, 0], least).clamp(min=1)
         factor = (sums[:, 1] / weight / divisor)[batch.groups]
     elif kind == "batch":
@@ -66,10 +108,25 @@ def normalizer(kind: Normalizer, positives: Tensor, present: Tensor, batch: Batc
     return factor * present * _processes()
 
 
-def skip_normalizer(batch: Batch) -> None:
+def skip_normalizer(batch: Batch, density: Density | None = None) -> None:
     """Takes part in the sums of `normalizer` for a process that has no labelled picture."""
     if _processes() > 1:
-        _summed(torch.zeros(SOURCES, COLUMNS, device=batch.weights.device))
+        sums = _summed(torch.zeros(SOURCES, COLUMNS, device=batch.weights.device))
+        if density is not None:
+            density(_of_batch(sums))
+
+
+def _of_batch(sums: Tensor) -> Tensor:
+    """Returns positives and pictures (S + 2, 2) of each source, of gold and of all."""
+    positives, _, _, pictures, gold_pictures, gold_positives = sums.sum(0)
+    of_both = torch.stack([gold_positives, gold_pictures, positives, pictures]).view(2, 2)
+    return torch.cat([sums[:, [0, 3]], of_both])
+
+
+def _densities(seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns positives per picture, of each source (S,) and of gold (of all where there is no gold)."""
+    ratio = seen[:, 0] / seen[:, 1].clamp(min=1)
+    return ratio[:SOURCES], torch.where(seen[SOURCES, 1] > 0, ratio[SOURCES], ratio[SOURCES + 1])
 
 
 def _summed(sums: Tensor) -> Tensor:

@@ -127,7 +127,7 @@ def evaluate_files(
         InputError: everything that is wrong with either file.
     """
     truth, image_ids, names = read_annotations(Path(annotations))
-    found = read_results(Path(detections), image_ids, list(names))
+    found = read_results(Path(detections), image_ids, names)
     return score(Boxes(**truth), Boxes(**found), image_ids, names, backend)
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +46,17 @@ def read_annotations(path: Path) -> tuple[dict[str, np.ndarray], list[int], dict
 
 
 def read_results(
-    path: Path, image_ids: Sequence[int], category_ids: Sequence[int]
+    path: Path, image_ids: Sequence[int], names: Mapping[int, str]
 ) -> dict[str, np.ndarray]:
     """Returns the columns of all detections as `read_annotations` does; none at all are fine.
+
+    A result may have a `category_name`, as those of our own runs do; it must be the name that the
+    annotation file gives to its `category_id`.
+
+    Args:
+        path: the results file.
+        image_ids: of the annotation file.
+        names: category id -> name of the annotation file.
 
     Raises:
         InputError: every problem found.
@@ -62,10 +70,24 @@ def read_results(
     problems: list[str] = []
     columns = _columns(content, str(path), "result", True, problems)
     if not problems:
-        _check_known(columns, image_ids, category_ids, str(path), "result", problems)
+        _check_known(columns, image_ids, list(names), str(path), "result", problems)
+        problems += _renamed(content, names, str(path))
     if problems:
         raise InputError(problems)
     return columns
+
+
+def _renamed(entries: list[Any], names: Mapping[int, str], where: str) -> list[str]:
+    """Returns a sentence for each category of results that the annotation file calls otherwise."""
+    stated = Counter(
+        (e["category_id"], e["category_name"]) for e in entries if "category_name" in e
+    )
+    return [
+        f"{where}: {count} results of category_id {i} are '{name}', but the annotation file's category "
+        f"{i} is '{names[i]}'; score against a file with the run's own classes, or translate the ids"
+        for (i, name), count in stated.items()
+        if i in names and names[i] != name
+    ]
 
 
 def _read_json(path: Path) -> Any:

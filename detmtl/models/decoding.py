@@ -8,6 +8,7 @@ Source: Lin et al. 2017 (RetinaNet), arXiv 1708.02002, section 4.
 import math
 
 import torch
+import torchvision  # noqa: F401 (registers torch.ops.torchvision.nms)
 from torch import Tensor, nn
 
 from detmtl.models.anchors import Anchors

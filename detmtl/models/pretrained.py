@@ -68,32 +68,36 @@ def renamed_by_order(
     return dict(zip(names, given.values(), strict=True))
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, setting: str = "backbone.weights") -> dict[str, Tensor]:
     """Returns the named tensors of a .pth, .pt, .bin or .safetensors file, on the CPU.
+
+    Args:
+        path: the file.
+        setting: that names the file, for the error.
 
     Raises:
         InputError: the file is missing or holds no named tensors.
     """
     if not path.is_file():
-        raise InputError(f"backbone.weights: there is no file {path}")
+        raise InputError(f"{setting}: there is no file {path}")
     try:
         if path.suffix == ".safetensors":
             loaded: object = load_file(path)
         else:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        raise InputError(f"backbone.weights: {path} cannot be read as weights: {error}") from error
+        raise InputError(f"{setting}: {path} cannot be read as weights: {error}") from error
     for key in CONTAINERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
             break
     if not isinstance(loaded, Mapping):
         raise InputError(
-            f"backbone.weights: {path} holds a {type(loaded).__name__}; a state dict is needed"
+            f"{setting}: {path} holds a {type(loaded).__name__}; a state dict is needed"
         )
     tensors = {str(k): v for k, v in loaded.items() if isinstance(v, Tensor)}
     if not tensors:
-        raise InputError(f"backbone.weights: {path} holds no tensors; a state dict is needed")
+        raise InputError(f"{setting}: {path} holds no tensors; a state dict is needed")
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): v for name, v in tensors.items()}
     return tensors

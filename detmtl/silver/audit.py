@@ -51,7 +51,7 @@ class Audit:
         readings: gold boxes that lie under a box of the teacher, by how boxes are read, see `Readings`.
         wrong_size: pictures (id in gold, height and width in the store, height and width in gold)
             whose size the store has otherwise.
-        gold_hash: of gold's pictures and labels.
+        gold_hash: of gold's pictures and labels, and of who is judged by them in which classes.
         store_digest: of the labels that were judged.
     """
 
@@ -217,7 +217,7 @@ def audit(store: Store, gold: Source, classes: LabelSpace, nms: float | None = 0
     assert tuple(gold.classes) == classes.names, "gold is in the label space's classes"
     mapping = ClassMap.of(store.card, classes, nms)
     hashes = gold.hashes()
-    gold_hash = _gold_hash(gold, hashes, classes, nms)
+    gold_hash = _gold_hash(gold, hashes, classes, nms, store.card.name)
     path = audit_folder(store, gold_hash) / "audit.json"
     if path.is_file():
         kept = Audit.load(path)
@@ -230,8 +230,8 @@ def audit(store: Store, gold: Source, classes: LabelSpace, nms: float | None = 0
         i = pictures.get(record.content_hash)
         if i is None:
             continue
-        labels = gold.labels(i)["boxes"]
-        assert isinstance(labels, BoxLabels)
+        labels = gold.boxes(i)
+        assert labels is not None
         mapped = mapping(record)
         comparison.add(mapped, labels, i)
         height, width = (int(n) for n in gold.sizes[i])
@@ -273,9 +273,11 @@ def _looked_for(labels: BoxLabels, known: np.ndarray) -> np.ndarray:
     return labels.boxes.numpy()[counts & (labels.ignore.numpy() == Ignore.NO)]
 
 
-def _gold_hash(gold: Source, hashes: Sequence[str], classes: LabelSpace, nms: float | None) -> str:
+def _gold_hash(
+    gold: Source, hashes: Sequence[str], classes: LabelSpace, nms: float | None, teacher: str
+) -> str:
     assert gold.annotations is not None
-    facts = [SCHEMA, list(hashes), classes.digest(), nms, IOU]
+    facts = [SCHEMA, list(hashes), classes.digest(), nms, IOU, teacher]
     digest = hashlib.sha256(json.dumps(facts).encode())
     a = gold.annotations
     for array in (a.offsets, a.boxes, a.classes, a.ignore, gold.coverage):

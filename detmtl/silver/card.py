@@ -1,5 +1,7 @@
 """Who wrote silver labels: enough to tell two teachers apart and to repeat the work."""
 
+from typing import Literal
+
 from detmtl.structures.settings import Settings
 
 
@@ -17,9 +19,12 @@ class TeacherCard(Settings):
     """The teacher's own class names; a class in its output is an index into them."""
     preprocessing: str
     """In words, every number that changes the output: size, padding, NMS, most boxes."""
+    task: Literal["boxes", "maps", "tags"] = "boxes"
+    """What its labels are."""
     versions: dict[str, str] = {}
     """Package name -> version of what ran it."""
 
     def identity(self) -> dict[str, object]:
-        """Returns what two cards of the same teacher have in common."""
-        return self.model_dump(mode="json", exclude={"versions"})
+        """Returns what two cards of the same teacher have in common; a field that is added later has
+        a default and leaves the identity of earlier teachers as it is."""
+        return self.model_dump(mode="json", exclude={"versions"}, exclude_defaults=True)

@@ -1,9 +1,14 @@
-"""No picture that measures the result may be among those that train."""
+"""Pictures that come twice: none that measures the result may be among those that train, and none
+that people labelled gets labels of a model beside theirs."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Collection, Sequence
+
+import numpy as np
 
 from detmtl.data.source import Source
 from detmtl.structures.errors import InputError
+from detmtl.structures.labels import Grade
 
 
 def overlap(a: Sequence[Source], b: Sequence[Source]) -> list[tuple[str, str]]:
@@ -51,3 +56,42 @@ def refuse_seen(learned_from: Sequence[Source], gold: Source) -> None:
                 for a, b in pairs
             ]
         )
+
+
+def without_doubles(sources: Sequence[Source], pools: Collection[str]) -> list[Source]:
+    """Returns the sources, those that a model labels without pictures of the others in which people
+    looked for every class.
+
+    Such a picture would come with people's labels at one time and with a model's at another. Where
+    people looked for some classes alone, a model's labels may tell of the others, and it stays. Tells
+    what is left out.
+
+    Args:
+        sources: all that a run trains on.
+        pools: names of those that a model labels.
+    """
+    by_people: dict[str, str] = {}
+    for source in sources:
+        if source.name in pools or source.grade != Grade.GOLD:
+            continue
+        if source.annotations is not None:
+            whole = np.broadcast_to(source.coverage.min(axis=1) >= 1, len(source))
+            for i, content_hash in enumerate(source.hashes()):
+                if whole[i]:
+                    by_people.setdefault(
+                        content_hash, f"{source.path(i)} of source '{source.name}'"
+                    )
+    return [_without(s, by_people) if s.name in pools else s for s in sources]
+
+
+def _without(source: Source, by_people: dict[str, str]) -> Source:
+    hashes = source.hashes() if by_people else []
+    doubles = [i for i, content_hash in enumerate(hashes) if content_hash in by_people]
+    if not doubles:
+        return source
+    warnings.warn(
+        f"source '{source.name}': {len(doubles)} of {len(source)} pictures are left out, because people "
+        f"labelled them: {source.path(doubles[0])} is {by_people[hashes[doubles[0]]]}",
+        stacklevel=3,
+    )
+    return source.subset(np.setdiff1d(np.arange(len(source)), doubles))

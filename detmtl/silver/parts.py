@@ -1,39 +1,57 @@
-"""The files of a store: written so that a kill at any moment leaves whole parts or none."""
+"""The files of a store: written so that a kill at any moment leaves whole parts or none.
 
+    part-<writer>_<number>.jsonl.gz  lines of records
+    part-<writer>_<number>.ok        what the part holds, and checksums of the part and of itself
+
+The part is written beside its place, synced and renamed; only then its .ok is, in the same way. So
+a part that has an .ok has all its bytes, whatever was killed when.
+"""
+
+import base64
+import errno
 import gzip
 import hashlib
 import json
 import os
 import secrets
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
-from typing import IO
 
-from detmtl.silver.record import Record, encode, line_sum
-
-try:
-    import fcntl
-except ImportError:  # Windows: nobody can tell whether a writer lives, so nothing is cleared away
-    fcntl = None
+from detmtl.silver.record_line import content_hash_of, line_sum
+from detmtl.structures.errors import InputError
 
 PART = ".jsonl.gz"
+OK = ".ok"
+HASH_BYTES = 32
+SETTLED = 2.0
+"""Seconds after which a file that is changed again has another time of change."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A whole part.
+    """A finished part, as its .ok describes it.
 
     Attributes:
         path: the file.
-        pictures: its lines.
+        sha256: of the file's bytes.
+        keys: the content hashes of its lines, in their order, 32 bytes each.
         sum: of `line_sum` of its lines, modulo 2^256.
+        teacher: identifies who wrote it, and from which score on.
     """
 
     path: Path
-    pictures: int
+    sha256: str
+    keys: bytes
     sum: int
+    teacher: str
+
+    def __len__(self) -> int:
+        """Returns the number of its lines."""
+        return len(self.keys) // HASH_BYTES
 
 
 def atomic_write(path: Path, content: bytes, replace: bool = True) -> None:
@@ -45,165 +63,125 @@ def atomic_write(path: Path, content: bytes, replace: bool = True) -> None:
         replace: whether a file that is already there is replaced, or left as it is.
     """
     waiting = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    with waiting.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    if replace:
-        os.replace(waiting, path)
-    else:
-        try:
-            os.link(waiting, path)
-        except FileExistsError:
-            pass
-        except OSError:  # a file system without hard links
-            if not path.exists():
-                os.replace(waiting, path)
+    try:
+        with waiting.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            os.replace(waiting, path)
+        else:
+            _link(waiting, path)
+    except OSError:  # the disk may be full: the space is given back
         waiting.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+        raise
+    sync_folder(path.parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns what the system says about a failed write into a sentence.
+
+    Raises:
+        InputError: a file could not be written.
+    """
+    try:
+        yield
+    except OSError as problem:
+        raise InputError(
+            f"{path}: cannot be written ({problem.strerror}); make room there, or see to the permission, "
+            "and run the same command again: finished parts are kept"
+        ) from problem
+
+
+def write_part(folder: Path, stem: str, lines: Sequence[bytes], teacher: str) -> None:
+    """Writes lines as a part that survives a kill or a power cut."""
+    path = folder / (stem + PART)
+    # No time stamp: equal lines give equal bytes.
+    content = gzip.compress(b"".join(lines), 6, mtime=0)
+    fields = {
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "pictures": len(lines),
+        "sum": f"{sum(map(line_sum, lines)) % 2**256:x}",
+        "teacher": teacher,
+        "keys": base64.b64encode(bytes.fromhex("".join(map(content_hash_of, lines)))).decode(),
+    }
+    ok = json.dumps({**fields, "check": _check(fields)}).encode()
+    try:
+        atomic_write(path, content)
+        atomic_write(ok_of(path), ok)
+    except OSError:  # the disk may be full: the space is given back
+        ok_of(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        raise
 
 
 def read_part(part: Part) -> list[bytes]:
-    """Returns a part's lines."""
-    return gzip.decompress(part.path.read_bytes()).splitlines(keepends=True)
+    """Returns a part's lines.
+
+    Raises:
+        InputError: its bytes are no longer those that were written.
+    """
+    try:
+        content = part.path.read_bytes()
+    except OSError as problem:
+        raise InputError(f"{part.path}: cannot be read ({problem.strerror}); {REPAIR}") from None
+    if hashlib.sha256(content).hexdigest() != part.sha256:
+        raise InputError(f"{part.path}: was changed while the store was open; {REPAIR}")
+    return gzip.decompress(content).splitlines(keepends=True)
+
+
+REPAIR = "annotate with the same teacher into the same store labels the pictures of this part again"
 
 
 def finished_parts(folder: Path) -> tuple[list[Part], list[tuple[Path, str]]]:
-    """Returns the parts that are whole, by name, and those that are damaged with what is wrong."""
+    """Returns the parts that are whole, by name, and those that are damaged with what is wrong.
+
+    Raises:
+        InputError: a file may not be read, which says nothing of its content.
+    """
     whole, damaged = [], []
-    for ok in sorted(folder.glob("part-*.ok")):
-        part = ok.with_name(ok.name.removesuffix(".ok") + PART)
+    for ok in sorted(folder.glob(f"part-*{OK}")):
+        path = part_of(ok)
         try:
-            expected = json.loads(ok.read_bytes())
-            sha256, pictures, total = expected["sha256"], expected["pictures"], expected["sum"]
-            found = _sha256(part)
+            part = _described(path, ok.read_bytes())
+            problem = _fault(part)
         except FileNotFoundError:
-            damaged.append((part, "the part is gone, only its .ok is there"))
-        except (ValueError, KeyError, TypeError):
-            damaged.append((part, f"{ok.name} is not readable"))
+            continue  # somebody found it damaged, said so, and has just removed it
+        except (ValueError, KeyError, TypeError, AttributeError):
+            damaged.append((path, f"{ok.name} is not what was written"))
+        except OSError as fault:
+            if fault.errno != errno.EIO:
+                raise InputError(f"{path}: cannot be read ({fault.strerror})") from None
+            damaged.append((path, "the disk cannot read it any more"))
         else:
-            if found == sha256:
-                whole.append(Part(part, pictures, int(total, 16)))
+            if problem is None:
+                whole.append(part)
             else:
-                damaged.append((part, "its bytes are not those that were written (sha256 differs)"))
+                damaged.append((path, f"{problem} ({len(part)} pictures)"))
     return whole, damaged
 
 
-def discard_leftovers(folder: Path) -> None:
-    """Deletes what writers that are gone left unfinished."""
-    alive: dict[str, bool] = {}
-    for file in sorted([*folder.glob("part-*"), *folder.glob("writer-*.lock")]):
-        token = file.name.split(".")[0].split("-", 1)[1].rsplit("_", 1)[0]
-        if token not in alive:
-            alive[token] = not _bury(folder / f"writer-{token}.lock")
-        if alive[token]:
-            continue
-        finished = (
-            file.name.endswith(PART)
-            and file.with_name(file.name.removesuffix(PART) + ".ok").exists()
-        )
-        if not finished and not file.name.endswith(".ok"):
-            file.unlink(missing_ok=True)
+def part_of(ok: Path) -> Path:
+    """Returns the part that an .ok describes."""
+    return ok.with_name(ok.name.removesuffix(OK) + PART)
 
 
-class Writer:
-    """Adds records to a store; a context manager that writes what is left, also after an error."""
-
-    def __init__(self, folder: Path, rank: int, part_pictures: int, part_seconds: float):
-        """Takes the folder of the parts, which is there, and how often a part is written."""
-        self._folder = folder
-        self._part_pictures, self._part_seconds = part_pictures, part_seconds
-        self._lines: list[bytes] = []
-        self._since = 0.0
-        self._number = 0
-        self._token, self._lock = _take_token(folder, rank)
-
-    def __enter__(self) -> "Writer":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def add(self, record: Record) -> None:
-        """Takes a record; it is safe once its part is written."""
-        if not self._lines:
-            self._since = time.monotonic()
-        self._lines.append(encode(record))
-        if (
-            len(self._lines) >= self._part_pictures
-            or time.monotonic() - self._since >= self._part_seconds
-        ):
-            self.flush()
-
-    def flush(self) -> None:
-        """Writes the waiting records as a part that survives a kill or a power cut."""
-        if not self._lines:
-            return
-        # No time stamp: equal lines give equal bytes.
-        content = gzip.compress(b"".join(self._lines), 6, mtime=0)
-        ok = {
-            "sha256": hashlib.sha256(content).hexdigest(),
-            "pictures": len(self._lines),
-            "sum": f"{sum(map(line_sum, self._lines)) % 2**256:x}",
-        }
-        stem = f"part-{self._token}_{self._number:06d}"
-        atomic_write(self._folder / (stem + PART), content)
-        atomic_write(self._folder / f"{stem}.ok", json.dumps(ok).encode())
-        self._number += 1
-        self._lines.clear()
-
-    def close(self) -> None:
-        """Writes what is left and gives up the writer's name."""
-        try:
-            self.flush()
-        finally:
-            (self._folder / f"writer-{self._token}.lock").unlink(missing_ok=True)
-            self._lock.close()
+def ok_of(part: Path) -> Path:
+    """Returns the .ok that describes a part."""
+    return part.with_name(part.name.removesuffix(PART) + OK)
 
 
-def _take_token(folder: Path, rank: int) -> tuple[str, IO[bytes]]:
-    """Returns a name that no writer has had, and the open lock file that says that it lives."""
-    while True:
-        # Not the process id: containers and machines that share a disk repeat it.
-        token = f"{rank:04d}-{secrets.token_hex(4)}"
-        path = folder / f"writer-{token}.lock"
-        lock = path.open("xb")
-        if fcntl is None:
-            return token, lock
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        # Somebody who cleared up between open and flock took it for one that is gone.
-        if path.exists():
-            return token, lock
-        lock.close()
+def make_folder(folder: Path) -> None:
+    """Makes a folder, and those above it, that survives a power cut."""
+    missing = [f for f in (folder, *folder.parents) if not f.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in missing:
+        sync_folder(made.parent)
 
 
-def _bury(lock: Path) -> bool:
-    """Returns whether the writer of a lock file is gone, and removes the file if so."""
-    if fcntl is None:
-        return False
-    try:
-        with lock.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # While the lock is held: a writer that waits for it sees afterwards that the file is gone.
-            lock.unlink(missing_ok=True)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Makes sure that the names in a folder survive a power cut."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -211,3 +189,47 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _link(waiting: Path, path: Path) -> None:
+    """Gives a file its name, unless another has it already."""
+    try:
+        os.link(waiting, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        if not path.exists():
+            os.replace(waiting, path)
+    waiting.unlink(missing_ok=True)
+
+
+def _described(path: Path, ok: bytes) -> Part:
+    fields = json.loads(ok)
+    if fields.pop("check") != _check(fields):
+        raise ValueError
+    keys = base64.b64decode(fields["keys"], validate=True)
+    return Part(path, fields["sha256"], keys, int(fields["sum"], 16), fields["teacher"])
+
+
+def _check(fields: dict[str, object]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _fault(part: Part) -> str | None:
+    """Returns what is wrong with a part's file; None: nothing."""
+    try:
+        about = part.path.stat()
+        settled = time.time() - about.st_mtime > SETTLED
+        found = (_sha256 if settled else _sha256.__wrapped__)(
+            part.path, about.st_size, about.st_mtime_ns, about.st_ino
+        )
+    except FileNotFoundError:
+        return "the part is gone, only its .ok is there"
+    return None if found == part.sha256 else "its bytes are not those that were written"
+
+
+@lru_cache(maxsize=2**16)
+def _sha256(path: Path, size: int, changed: int, inode: int) -> str:
+    """Returns a file's sha256; once in a process, as long as the file is the same."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

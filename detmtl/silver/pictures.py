@@ -5,6 +5,7 @@ Letters: I pictures.
 
 import hashlib
 import os
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,14 +47,23 @@ class Pictures:
         return cls(as_digests(hexes), names, ids, sizes)
 
     @classmethod
-    def of_store(cls, store: Store) -> "Pictures":
-        """Returns all pictures of a store, in the order of their content hashes."""
-        found = sorted((r.content_hash, r.file, r.height, r.width) for r in store.records())
-        if not found:
+    def of_store(cls, store: Store, *more: Store) -> "Pictures":
+        """Returns all pictures of a store, or of several, in the order of their content hashes."""
+        hashes, names, sizes = bytearray(), [], array("q")
+        for one in (store, *more):
+            for head in one.heads():
+                hashes += bytes.fromhex(head.content_hash)
+                names.append(head.file)
+                sizes.extend((head.height, head.width))
+        if not names:
             raise InputError(f"{store.path}: holds no labelled pictures")
-        hexes, names, heights, widths = (list(column) for column in zip(*found, strict=True))
-        sizes = np.stack([heights, widths], axis=1)
-        return cls(as_digests(hexes), names, np.arange(1, len(names) + 1), sizes)
+        digests, first = np.unique(np.frombuffer(hashes, dtype="S32"), return_index=True)
+        return cls(
+            digests,
+            [names[i] for i in first],
+            np.arange(1, len(first) + 1),
+            np.frombuffer(sizes, dtype=np.int64).reshape(-1, 2)[first],
+        )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -61,8 +71,8 @@ class Pictures:
     def digest(self) -> str:
         """Returns a hash of all that the annotation file says of the pictures."""
         digest = hashlib.sha256("\0".join(self.names).encode("utf-8", "surrogateescape"))
-        for array in (self.hashes, self.ids, self.sizes.astype(np.int64)):
-            digest.update(array.tobytes())
+        for values in (self.hashes, self.ids, self.sizes.astype(np.int64)):
+            digest.update(values.tobytes())
         return digest.hexdigest()[:16]
 
 

@@ -1,12 +1,11 @@
-"""One picture's raw labels, in memory and as a line of JSON."""
+"""The boxes of one picture, raw, in memory and as a line of a store."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 
 import numpy as np
 
-_HASH_AT = slice(len('{"hash":"'), len('{"hash":"') + 64)
+from detmtl.silver.record_line import Head, line_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,16 +32,14 @@ class Record:
 
 def encode(record: Record) -> bytes:
     """Returns the record as a line, newline included; equal records give equal bytes."""
-    assert len(record.content_hash) == 64, "a content hash has 64 hex digits"
-    fields = {
-        "hash": record.content_hash,
-        "size": [int(record.height), int(record.width)],
-        "boxes": np.round(np.asarray(record.boxes, dtype=np.float64), 2).tolist(),
-        "classes": np.asarray(record.classes).tolist(),
-        "scores": np.round(np.asarray(record.scores, dtype=np.float64), 5).tolist(),
-        "file": record.file,
-    }
-    return json.dumps(fields, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+    return line_of(
+        Head(record.content_hash, record.height, record.width, record.file),
+        {
+            "boxes": np.round(np.asarray(record.boxes, dtype=np.float64), 2).tolist(),
+            "classes": np.asarray(record.classes).tolist(),
+            "scores": np.round(np.asarray(record.scores, dtype=np.float64), 5).tolist(),
+        },
+    )
 
 
 def decode(line: bytes) -> Record:
@@ -57,17 +54,3 @@ def decode(line: bytes) -> Record:
         scores=np.asarray(fields["scores"], dtype=np.float32),
         file=fields["file"],
     )
-
-
-def content_hash_of(line: bytes) -> str:
-    """Returns a line's key without parsing the rest."""
-    return line[_HASH_AT].decode()
-
-
-def line_sum(line: bytes) -> int:
-    """Returns a 256-bit number of a line's labels; numbers of many lines are added up.
-
-    A sum does not depend on the order, nor on how lines are cut into parts.
-    """
-    labels, _, _ = line.rpartition(b',"file":')
-    return int.from_bytes(hashlib.sha256(labels).digest())

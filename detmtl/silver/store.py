@@ -1,77 +1,58 @@
-"""Raw labels of a teacher on disk.
+"""Raw labels of teachers on disk.
 
-    <store>/store.json                    schema, tasks, floor and the teacher's card
+    <store>/store.json                    that it is a store, and its schema
+    <store>/raw/<teacher>/teacher.json    the teacher's card and floor; written once
     <store>/raw/<teacher>/part-*.jsonl.gz one line per picture, empty ones too
-    <store>/raw/<teacher>/part-*.ok       sha256 and counts; exists only for a part that is whole
+    <store>/raw/<teacher>/part-*.ok       checksums and keys; exists only for a part that is whole
 
-A part is written beside its place, synced and renamed; only then its .ok is, in the same way. So a
-part with an .ok has all its bytes, whatever was killed when, and anything else is thrown away by
-the next `Store.create`. Writers have names of their own and hold a lock while they live: none
-touches another's files.
+No file is ever changed, so that any number of processes and machines can write without waiting for
+each other (`parts`), and nobody clears away what another may still be writing (`lock`). What a
+record is, the teacher's task says (`records`).
 """
 
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import compress
 from pathlib import Path
+from typing import Any, TypeVar, overload
 
 import numpy as np
-from pydantic import ValidationError
 
 from detmtl.silver.card import TeacherCard
-from detmtl.silver.parts import (
-    Part,
-    Writer,
-    atomic_write,
-    discard_leftovers,
-    finished_parts,
-    read_part,
+from detmtl.silver.known import Known
+from detmtl.silver.lock import discard_leftovers
+from detmtl.silver.parts import REPAIR, Part, finished_parts, ok_of, read_part, writing
+from detmtl.silver.record import Record
+from detmtl.silver.record_line import Head, head_of, line_sum
+from detmtl.silver.records import FORMATS, AnyRecord
+from detmtl.silver.store_head import (
+    SCHEMA,
+    begin,
+    check_schema,
+    has_parts,
+    mark_of,
+    read_card,
+    refuse_strangers,
+    require_same,
 )
-from detmtl.silver.record import Record, content_hash_of, decode, line_sum
+from detmtl.silver.writer import Writer
 from detmtl.structures.errors import InputError
 
 __all__ = ["Known", "Record", "Store", "Writer"]
 
-SCHEMA = 1
-HASH_BYTES = 32
-
-
-class Known:
-    """The content hashes of labelled pictures: a sorted array of 32 bytes each."""
-
-    def __init__(self, digests: bytes):
-        """Takes the hashes one after the other, 32 bytes each, in any order, repeats allowed."""
-        # Comparing fixed-width S32 pads with zeros, which is exact; only reading an item would strip.
-        self._sorted = np.unique(np.frombuffer(digests, dtype=f"S{HASH_BYTES}"))
-
-    def __len__(self) -> int:
-        return len(self._sorted)
-
-    def __contains__(self, content_hash: str) -> bool:
-        return bool(self.mask([content_hash])[0])
-
-    def position(self, content_hashes: Sequence[str]) -> np.ndarray:
-        """Returns (I,) int64: each hash's place in the sorted order, -1 where it is not known."""
-        if not len(self) or not len(content_hashes):
-            return np.full(len(content_hashes), -1, dtype=np.int64)
-        asked = np.frombuffer(bytes.fromhex("".join(content_hashes)), dtype=f"S{HASH_BYTES}")
-        assert len(asked) == len(content_hashes), "a content hash has 64 hex digits"
-        at = np.minimum(np.searchsorted(self._sorted, asked), len(self) - 1)
-        return np.where(self._sorted[at] == asked, at, -1)
-
-    def mask(self, content_hashes: Sequence[str]) -> np.ndarray:
-        """Returns (I,) bool: which of the hashes (64 hex digits each) are known."""
-        return self.position(content_hashes) >= 0
+R = TypeVar("R", bound=AnyRecord)
 
 
 @dataclass(eq=False)
 class Store:
-    """A folder of one teacher's raw labels, as it was when it was opened.
+    """One teacher's raw labels in a store folder, as they were when it was opened.
 
     Attributes:
-        path: the folder.
+        path: the store's folder, which may hold labels of other teachers too.
         card: the teacher.
         floor: the lowest score that was kept.
     """
@@ -80,49 +61,88 @@ class Store:
     card: TeacherCard
     floor: float
     _parts: tuple[Part, ...] = ()
-    _known: Known | None = None
 
     @classmethod
-    def open(cls, path: Path | str) -> "Store":
-        """Opens a store for reading.
+    def teachers(cls, path: Path | str) -> list[str]:
+        """Returns the names of the teachers whose labels a store folder holds.
 
         Raises:
-            InputError: there is none, or a finished part does not have the bytes it was written with.
+            InputError: there is no store.
         """
         path = Path(path)
-        card, floor = _read_header(path)
-        parts, damaged = finished_parts(path / "raw" / card.name)
-        if damaged:
+        check_schema(path)
+        folders = (path / "raw").iterdir() if (path / "raw").is_dir() else ()
+        return sorted(f.name for f in folders if (f / "teacher.json").exists() or has_parts(f))
+
+    @classmethod
+    def open(cls, path: Path | str, teacher: str | None = None) -> "Store":
+        """Opens a teacher's labels for reading; nothing is written.
+
+        Args:
+            path: the store's folder.
+            teacher: the name on the teacher's card; None: the only one there is.
+
+        Raises:
+            InputError: there is no store or no such teacher in it, which one is not said, or a part does
+                not have the bytes that it was written with.
+        """
+        path, names = Path(path), cls.teachers(path)
+        if not names:
+            raise InputError(f"{path}: holds no teacher's labels yet; annotate writes them")
+        if teacher is None and len(names) > 1:
+            raise InputError(f"{path}: holds labels of {', '.join(names)}; say whose are meant")
+        name = names[0] if teacher is None else teacher
+        if name not in names:
             raise InputError(
-                [
-                    f"{part}: {problem}; annotate with the same teacher into the same store labels the "
-                    "pictures of this part again"
-                    for part, problem in damaged
-                ]
+                f"{path}: holds no labels of a teacher '{name}', but of {', '.join(names)}"
             )
+        folder = path / "raw" / name
+        card, floor = read_card(folder)
+        parts, damaged = finished_parts(folder)
+        refuse_strangers(folder, parts, mark_of(card, floor))
+        if damaged:
+            raise InputError([f"{part}: {problem}; {REPAIR}" for part, problem in damaged])
         return cls(path, card, floor, tuple(parts))
 
     @classmethod
-    def create(cls, path: Path | str, card: TeacherCard, floor: float) -> "Store":
-        """Makes a store, or continues one; torn parts of writers that are gone are thrown away.
+    def open_all(cls, path: Path | str) -> list["Store"]:
+        """Opens the labels of all teachers of a store folder, by name.
 
         Raises:
-            InputError: the store there is another teacher's or has another floor.
+            InputError: as in `open`.
+        """
+        return [cls.open(path, name) for name in cls.teachers(path)]
+
+    @classmethod
+    def create(cls, path: Path | str, card: TeacherCard, floor: float) -> "Store":
+        """Makes a teacher's place in a store, or continues one.
+
+        What writers that are gone left unfinished is deleted. Damaged parts are named in a warning and
+        deleted, so that their pictures are labelled again.
+
+        Raises:
+            InputError: the labels there are another teacher's of that name or have another floor, the
+                name is no folder's name, or nothing can be written.
         """
         path = Path(path)
+        if not card.name.strip(".") or any(c in '/\\:*?"<>|' or c < " " for c in card.name):
+            raise InputError(
+                f"teacher '{card.name}': the name cannot name a folder; give another (teacher.name)"
+            )
         folder = path / "raw" / card.name
-        if not (path / "store.json").exists():
-            _write_header(path, card, floor)
-        # Read also after writing: another process may have been the first.
-        found, found_floor = _read_header(path)
-        _require_same(path, found, found_floor, card, floor)
-        folder.mkdir(parents=True, exist_ok=True)
-        discard_leftovers(folder)
-        parts, damaged = finished_parts(folder)
-        for part, problem in damaged:
-            warnings.warn(f"{part}: {problem}; its pictures will be labelled again", stacklevel=2)
-            part.with_name(part.name.removesuffix(".jsonl.gz") + ".ok").unlink(missing_ok=True)
-            part.unlink(missing_ok=True)
+        with writing(path):
+            begin(path, folder, card, floor)
+            # Read also after writing: another process may have been the first.
+            require_same(path, *read_card(folder), card, floor)
+            discard_leftovers(folder)
+            parts, damaged = finished_parts(folder)
+            refuse_strangers(folder, parts, mark_of(card, floor))
+            for part, problem in damaged:
+                warnings.warn(
+                    f"{part}: {problem}; its pictures will be labelled again", stacklevel=2
+                )
+                ok_of(part).unlink(missing_ok=True)
+                part.unlink(missing_ok=True)
         return cls(path, card, floor, tuple(parts))
 
     def __len__(self) -> int:
@@ -131,12 +151,6 @@ class Store:
 
     def known(self) -> Known:
         """Returns the content hashes of labelled pictures."""
-        if self._known is None:
-            digests = bytearray()
-            for part in self._parts:
-                for line in read_part(part):
-                    digests += bytes.fromhex(content_hash_of(line))
-            self._known = Known(bytes(digests))
         return self._known
 
     def writer(
@@ -145,19 +159,74 @@ class Store:
         """Returns a writer; several may write at once, in one process or many.
 
         A part is written after `part_pictures` records or `part_seconds`, whichever comes first.
-        """
-        return Writer(self.path / "raw" / self.card.name, rank, part_pictures, part_seconds)
 
-    def records(self) -> Iterator[Record]:
-        """Yields each picture's record once, a part at a time in memory, in no promised order."""
-        return (decode(line) for line in self._lines())
+        Raises:
+            InputError: nothing can be written there.
+        """
+        return Writer(
+            self.path / "raw" / self.card.name,
+            mark_of(self.card, self.floor),
+            FORMATS[self.card.task].encode,
+            rank,
+            part_pictures,
+            part_seconds,
+        )
+
+    @overload
+    def records(self) -> Iterator[Any]: ...
+
+    @overload
+    def records(self, kind: type[R]) -> Iterator[R]: ...
+
+    def records(self, kind: type[AnyRecord] | None = None) -> Iterator[AnyRecord]:
+        """Yields each picture's record once, a part at a time in memory, in no promised order.
+
+        Args:
+            kind: what the caller can work with; None: whatever the teacher's task is.
+
+        Raises:
+            InputError: the teacher's labels are of another kind.
+        """
+        own = FORMATS[self.card.task]
+        if kind is not None and kind is not own.type:
+            wanted = next(task for task, f in FORMATS.items() if f.type is kind)
+            raise InputError(
+                f"{self.path}: teacher '{self.card.name}' writes {self.card.task}; {wanted} are needed here"
+            )
+        return (own.decode(line) for line in self._lines())
+
+    def heads(self) -> Iterator[Head]:
+        """Yields what is known of each picture, in the order of `records`, without its labels."""
+        return (head_of(line) for line in self._lines())
+
+    def canonical(self, at_once: int = 100_000) -> Iterator[bytes]:
+        """Yields each picture's line by content hash: what two equal stores have in common, however
+        their parts were cut.
+
+        Args:
+            at_once: lines in memory; all parts are read once for so many.
+        """
+        for first in range(0, len(self), at_once):
+            lines: dict[int, bytes] = {}
+            for part, fresh, places in self._counted():
+                wanted = fresh & (places >= first) & (places < first + at_once)
+                if wanted.any():
+                    lines |= zip(places[wanted].tolist(), _lines(part, wanted), strict=True)
+            yield from (lines[place] for place in sorted(lines))
 
     def digest(self) -> str:
         """Returns a hash of card, floor and labels; the same however the parts were cut or ordered."""
-        if sum(p.pictures for p in self._parts) == len(self):
-            total = sum(p.sum for p in self._parts)
-        else:
-            total = sum(line_sum(line) for line in self._lines())
+        return self._digest
+
+    @cached_property
+    def _known(self) -> Known:
+        return Known(b"".join(part.keys for part in self._parts))
+
+    @cached_property
+    def _digest(self) -> str:
+        total = 0
+        for part, fresh, _ in self._counted():
+            total += part.sum if fresh.all() else sum(map(line_sum, _lines(part, fresh)))
         text = json.dumps(
             [SCHEMA, self.card.identity(), self.floor, len(self), f"{total % 2**256:x}"],
             sort_keys=True,
@@ -165,68 +234,24 @@ class Store:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _lines(self) -> Iterator[bytes]:
-        """Yields each picture's line once: two writers may have labelled one picture."""
+        """Yields each picture's line once."""
+        for part, fresh, _ in self._counted():
+            if fresh.any():
+                yield from _lines(part, fresh)
+
+    def _counted(self) -> Iterator[tuple[Part, np.ndarray, np.ndarray]]:
+        """Yields each part, which of its lines count (two writers may have labelled one picture: the
+        first line does), and the lines' places in the order of content hashes."""
         known = self.known()
         seen = np.zeros(len(known), dtype=bool)
         for part in self._parts:
-            lines = read_part(part)
-            at = known.position([content_hash_of(line) for line in lines])
-            for line, place in zip(lines, at, strict=True):
-                if not seen[place]:
-                    seen[place] = True
-                    yield line
+            places = known.places(part.keys)
+            fresh = np.zeros(len(places), dtype=bool)
+            fresh[np.unique(places, return_index=True)[1]] = True
+            fresh &= ~seen[places]
+            seen[places] = True
+            yield part, fresh, places
 
 
-def _write_header(path: Path, card: TeacherCard, floor: float) -> None:
-    path.mkdir(parents=True, exist_ok=True)
-    header = {
-        "schema": SCHEMA,
-        "tasks": ["boxes"],
-        "floor": floor,
-        "teacher": card.model_dump(mode="json"),
-    }
-    atomic_write(path / "store.json", json.dumps(header, indent=1).encode(), replace=False)
-
-
-def _read_header(path: Path) -> tuple[TeacherCard, float]:
-    file = path / "store.json"
-    try:
-        header = json.loads(file.read_bytes())
-        schema, floor = header["schema"], float(header["floor"])
-        card = TeacherCard.model_validate(header["teacher"]) if schema == SCHEMA else None
-    except FileNotFoundError:
-        found = "the folder is not there" if not path.is_dir() else "it has no store.json"
-        raise InputError(f"{path}: {found}; a store of silver labels is made by annotate") from None
-    except (ValueError, KeyError, TypeError, ValidationError) as problem:
-        raise InputError(
-            f"{file}: not readable as the head of a store ({type(problem).__name__}: {problem}); "
-            "restore it, or label into a new folder"
-        ) from None
-    if card is None:
-        raise InputError(f"{file}: schema {schema!r}; this version reads schema {SCHEMA}")
-    return card, floor
-
-
-def _require_same(
-    path: Path, found: TeacherCard, found_floor: float, card: TeacherCard, floor: float
-) -> None:
-    problems = []
-    theirs, ours = found.identity(), card.identity()
-    for key in ours:
-        if ours[key] != theirs[key]:
-            problems.append(
-                f"{path}: the store's teacher has {key} {_short(theirs[key])}, this one {_short(ours[key])}; "
-                "a store holds labels of one teacher: give another folder"
-            )
-    if found_floor != floor:
-        problems.append(
-            f"{path}: the store keeps boxes from a score of {found_floor}, asked for is {floor}; "
-            "use the same floor or another folder"
-        )
-    if problems:
-        raise InputError(problems)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _lines(part: Part, wanted: np.ndarray) -> Iterator[bytes]:
+    return compress(read_part(part), wanted.tolist())

@@ -19,15 +19,20 @@ class LabelSpace:
             a member of another class.
         drop_unmapped: whether a source name that no class lists is dropped (its boxes are not
             labels) or refused with an error.
+        setting: where the classes are set, for errors.
     """
 
     names: tuple[str, ...]
     members: tuple[tuple[str, ...], ...]
     drop_unmapped: bool = False
+    setting: str = "data"
 
     @classmethod
     def of(
-        cls, classes: Sequence[str] | Mapping[str, Sequence[str]], drop_unmapped: bool = False
+        cls,
+        classes: Sequence[str] | Mapping[str, Sequence[str]],
+        drop_unmapped: bool = False,
+        setting: str = "data",
     ) -> "LabelSpace":
         """Builds a label space from a list of names, or from class name -> list of source names.
 
@@ -49,7 +54,7 @@ class LabelSpace:
                 seen.add(name)
         if problems:
             raise InputError(problems)
-        return cls(names, members, drop_unmapped)
+        return cls(names, members, drop_unmapped, setting)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -71,7 +76,7 @@ class LabelSpace:
         if not self.drop_unmapped:
             problems = [
                 f"{where}: the category '{name}' belongs to no class{_nearest(name, index)}; add it to "
-                "data.classes or set data.unmapped: drop"
+                f"{self.setting}.classes or set {self.setting}.unmapped"
                 for name, c in zip(source_names, found, strict=True)
                 if c < 0
             ]
@@ -80,7 +85,7 @@ class LabelSpace:
         if source_names and max(found) < 0:
             raise InputError(
                 f"{where}: none of its categories ({', '.join(source_names[:8])}) belongs to a class of "
-                f"data.classes ({', '.join(self.names[:8])})"
+                f"{self.setting}.classes ({', '.join(self.names[:8])})"
             )
         return found
 

@@ -1,14 +1,39 @@
 """Labels: truth, teacher's output and prediction are one type.
 
-Letters: N boxes of one picture, C classes, B pictures of a batch, M the most boxes of a picture.
+Letters: N boxes of one picture, C classes, T tags, H and W pixels, B pictures of a batch, M the most
+boxes of a picture.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
+from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+OTHER = 254
+"""Of a pixel: none of the classes that its map covers; it may be any of the others."""
+UNKNOWN = 255
+"""Of a pixel: nobody looked, or nobody could tell."""
+
+
+class _Tensors:
+    """A frozen dataclass of tensors, some of which may be None, and of plain values."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """Returns a copy on `device`."""
+        return self._each(lambda x: x.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """Returns a copy in page-locked memory, for copies to a GPU that overlap with its work."""
+        return self._each(lambda x: x.pin_memory())
+
+    def _each(self, change: Any) -> Self:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        tensors = {name: change(x) for name, x in values.items() if isinstance(x, Tensor)}
+        return replace(self, **tensors)  # type: ignore[type-var]
 
 
 class Grade(IntEnum):
@@ -34,7 +59,7 @@ class Ignore(IntEnum):
 
 
 @dataclass(frozen=True, eq=False)
-class BoxLabels:
+class BoxLabels(_Tensors):
     """The boxes of one picture, as truth, as prediction or as what a teacher wrote.
 
     Attributes:
@@ -109,13 +134,121 @@ class BoxLabels:
         """Returns the same labels at other boxes (N, 4)."""
         return replace(self, boxes=boxes)
 
-
-Labels = BoxLabels
-"""What a task's labels of one picture may be; later tasks join the union here."""
+    def resized(self, before: tuple[int, int], after: tuple[int, int]) -> "BoxLabels":
+        """Returns the labels of a picture of size `before` (height, width) at size `after`."""
+        y, x = after[0] / before[0], after[1] / before[1]
+        return self.with_boxes(self.boxes * self.boxes.new_tensor([x, y, x, y]))
 
 
 @dataclass(frozen=True, eq=False)
-class PaddedBoxes:
+class MapLabels(_Tensors):
+    """A class for each pixel of one picture, as truth, as prediction or as what a teacher wrote.
+
+    Attributes:
+        classes: (H, W) uint8 in 0..C-1, or `OTHER`, or `UNKNOWN`.
+        weights: (H, W) float32 >= 0, of each pixel's loss; of a prediction its confidence in [0, 1];
+            None: 1 everywhere.
+        coverage: (C,) float32 in [0, 1]: how far `OTHER` means that the pixel is not of that class.
+            1: somebody who knows the class looked; 0: nobody looked for it, so that an `OTHER` pixel
+            may well be of it; between: a teacher of that recall.
+        grade: a `Grade`.
+    """
+
+    classes: Tensor
+    weights: Tensor | None
+    coverage: Tensor
+    grade: int = Grade.GOLD
+
+    def resized(self, before: tuple[int, int], after: tuple[int, int]) -> "MapLabels":
+        """Returns the labels at size `after` (height, width); every pixel takes its nearest one's."""
+        if before == after:
+            return self
+        weights = None if self.weights is None else _nearest(self.weights, after)
+        return replace(self, classes=_nearest(self.classes, after), weights=weights)
+
+
+@dataclass(frozen=True, eq=False)
+class TagLabels(_Tensors):
+    """What one picture as a whole shows, as truth, as prediction or as what a teacher wrote.
+
+    Attributes:
+        targets: (T,) float32 in [0, 1]: 1 shown, 0 not; of silver and of predictions a probability.
+        weights: (T,) float32 >= 0, of each tag's loss; 0: unknown.
+        grade: a `Grade`.
+    """
+
+    targets: Tensor
+    weights: Tensor
+    grade: int = Grade.GOLD
+
+    def resized(self, before: tuple[int, int], after: tuple[int, int]) -> "TagLabels":
+        """Returns the labels themselves: tags have no place."""
+        return self
+
+
+Labels = BoxLabels | MapLabels | TagLabels
+"""What a task's labels of one picture may be."""
+
+
+def _nearest(values: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(values[None, None], size=list(size), mode="nearest-exact")[0, 0]
+
+
+@dataclass(frozen=True, eq=False)
+class PaddedMaps(_Tensors):
+    """`MapLabels` of B pictures in tensors of one shape.
+
+    Attributes:
+        classes: (B, H, W) uint8; `UNKNOWN` in the padding and where not `present`.
+        weights: (B, H, W) float32, 0 in the padding; None: 1 everywhere in every picture.
+        coverage: (B, C); zeros where not `present`.
+        grade: (B,) uint8.
+        present: (B,) bool, which pictures have labels for the task at all.
+    """
+
+    classes: Tensor
+    weights: Tensor | None
+    coverage: Tensor
+    grade: Tensor
+    present: Tensor
+
+    def unpadded(self, sizes: Sequence[Sequence[int]]) -> list[MapLabels | None]:
+        """Returns the labels of each picture of true `sizes` (B, 2); None where nobody looked."""
+        pictures: list[MapLabels | None] = []
+        for i, (present, (h, w)) in enumerate(zip(self.present.tolist(), sizes, strict=True)):
+            weights = None if self.weights is None else self.weights[i, :h, :w]
+            known = MapLabels(
+                self.classes[i, :h, :w], weights, self.coverage[i], int(self.grade[i])
+            )
+            pictures.append(known if present else None)
+        return pictures
+
+
+@dataclass(frozen=True, eq=False)
+class PaddedTags(_Tensors):
+    """`TagLabels` of B pictures.
+
+    Attributes:
+        targets: (B, T). weights: (B, T); zeros where not `present`.
+        grade: (B,) uint8.
+        present: (B,) bool, which pictures have labels for the task at all.
+    """
+
+    targets: Tensor
+    weights: Tensor
+    grade: Tensor
+    present: Tensor
+
+    def unpadded(self, sizes: Sequence[Sequence[int]]) -> list[TagLabels | None]:
+        """Returns the labels of each picture; None where nobody looked."""
+        return [
+            TagLabels(self.targets[i], self.weights[i], int(self.grade[i])) if present else None
+            for i, present in enumerate(self.present.tolist())
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class PaddedBoxes(_Tensors):
     """`BoxLabels` of B pictures in tensors of one shape.
 
     Attributes:
@@ -137,17 +270,42 @@ class PaddedBoxes:
     coverage: Tensor
     present: Tensor
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "PaddedBoxes":
-        """Returns a copy on `device`."""
-        moved = {
-            f.name: getattr(self, f.name).to(device, non_blocking=non_blocking)
-            for f in fields(self)
-        }
-        return replace(self, **moved)
+    def unpadded(self, sizes: Sequence[Sequence[int]]) -> list[BoxLabels | None]:
+        """Returns the labels of each picture; None where nobody looked."""
+        pictures: list[BoxLabels | None] = []
+        for i, present in enumerate(self.present.tolist()):
+            rows = self.valid[i]
+            per_box = {
+                name: getattr(self, name)[i][rows]
+                for name in ("boxes", "classes", "scores", "weights", "ignore", "grade")
+            }
+            known = BoxLabels(**per_box, coverage=self.coverage[i])
+            pictures.append(known if present else None)
+        return pictures
 
-    def pin_memory(self) -> "PaddedBoxes":
-        """Returns a copy in page-locked memory, for copies to a GPU that overlap with its work."""
-        return replace(self, **{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+
+Padded = PaddedBoxes | PaddedMaps | PaddedTags
+"""The labels of a batch for one task."""
+
+
+def pad(labels: Sequence[Labels | None], height: int, width: int) -> Padded:
+    """Pads the labels of B pictures for one task, at least one of them not None.
+
+    None stands for a picture that has no labels for the task.
+
+    Args:
+        labels: all of one type.
+        height, width: of the padded pictures.
+    """
+    kinds = {type(x) for x in labels if x is not None}
+    assert len(kinds) == 1, "one key of labels holds one type of labels"
+    kind = kinds.pop()
+    if kind is BoxLabels:
+        return pad_boxes([x for x in labels if x is None or isinstance(x, BoxLabels)])
+    if kind is MapLabels:
+        maps = [x for x in labels if x is None or isinstance(x, MapLabels)]
+        return pad_maps(maps, height, width)
+    return pad_tags([x for x in labels if x is None or isinstance(x, TagLabels)])
 
 
 def pad_boxes(labels: Sequence[BoxLabels | None]) -> PaddedBoxes:
@@ -177,3 +335,37 @@ def pad_boxes(labels: Sequence[BoxLabels | None]) -> PaddedBoxes:
         out.valid[i, : len(x)] = True
         out.coverage[i] = x.coverage
     return out
+
+
+def pad_maps(labels: Sequence[MapLabels | None], height: int, width: int) -> PaddedMaps:
+    """Pads the maps of B pictures, at least one of them not None, with `UNKNOWN`."""
+    known = [x for x in labels if x is not None]
+    shape, num_classes = (len(labels), height, width), len(known[0].coverage)
+    weighted = any(x.weights is not None for x in known)
+    out = PaddedMaps(
+        classes=torch.full(shape, UNKNOWN, dtype=torch.uint8),
+        weights=torch.zeros(shape) if weighted else None,
+        coverage=torch.zeros(len(labels), num_classes),
+        grade=torch.tensor([0 if x is None else int(x.grade) for x in labels], dtype=torch.uint8),
+        present=torch.tensor([x is not None for x in labels]),
+    )
+    for i, x in enumerate(labels):
+        if x is None:
+            continue
+        h, w = x.classes.shape
+        out.classes[i, :h, :w] = x.classes
+        if out.weights is not None:
+            out.weights[i, :h, :w] = 1 if x.weights is None else x.weights
+        out.coverage[i] = x.coverage
+    return out
+
+
+def pad_tags(labels: Sequence[TagLabels | None]) -> PaddedTags:
+    """Stacks the tags of B pictures, at least one of them not None."""
+    nothing = torch.zeros_like(next(x for x in labels if x is not None).targets)
+    return PaddedTags(
+        targets=torch.stack([nothing if x is None else x.targets for x in labels]),
+        weights=torch.stack([nothing if x is None else x.weights for x in labels]),
+        grade=torch.tensor([0 if x is None else int(x.grade) for x in labels], dtype=torch.uint8),
+        present=torch.tensor([x is not None for x in labels]),
+    )

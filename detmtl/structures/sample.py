@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from detmtl.structures.labels import Grade, Labels, PaddedBoxes, pad_boxes
+from detmtl.structures.labels import Grade, Labels, Padded, pad
 
 DIVISOR = 32
 """Sides of a batch are multiples of it: the stride of the backbone's last level."""
@@ -72,7 +72,7 @@ class Batch:
 
     images: Tensor
     sizes: Tensor
-    labels: Mapping[str, PaddedBoxes]
+    labels: Mapping[str, Padded]
     infos: tuple[ImageInfo, ...]
     groups: Tensor
     weights: Tensor
@@ -91,7 +91,9 @@ class Batch:
         return cls(
             images=images,
             sizes=sizes,
-            labels={name: pad_boxes([s.labels.get(name) for s in samples]) for name in tasks},
+            labels={
+                name: pad([s.labels.get(name) for s in samples], height, width) for name in tasks
+            },
             infos=tuple(s.info for s in samples),
             groups=torch.tensor([s.group for s in samples]),
             weights=torch.tensor([s.weight for s in samples], dtype=torch.float32),

@@ -14,14 +14,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from detmtl.losses.normalizer import Normalizer, skip_normalizer
+from detmtl.losses.normalizer import Density, Normalizer, skip_normalizer
 from detmtl.metrics.coco import CocoMetric
 from detmtl.models.anchors import Anchors, AnchorSettings
 from detmtl.models.decoding import Decoder
 from detmtl.models.matching import Rules
 from detmtl.models.retina_head import HeadSettings
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import BoxLabels, Grade
+from detmtl.structures.labels import BoxLabels, Grade, PaddedBoxes
 from detmtl.structures.sample import Batch
 from detmtl.structures.settings import Settings
 from detmtl.tasks.detection_loss import BoxLoss, DetectionLoss
@@ -55,7 +55,7 @@ class LossSettings(Settings):
         box_weight: factor of the term "box".
         normalizer: what the sums are divided by; positives are counted with at least 1.
             "source": the positives of each source's pictures, of silver at least as many a picture
-            as gold has; the sources are then averaged by their weights. "batch": the positives of
+            as gold has had lately; the sources are then averaged by their weights. "batch": the positives of
             all pictures. "image": each picture's own positives; the pictures are then averaged (torchvision).
     """
 
@@ -165,6 +165,7 @@ class DetectionTask(Task):
         self.class_names = tuple(class_names)
         self.decoder = decoder
         self._loss = loss
+        self.density = Density()
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Returns logits (B, A * C, H, W) for each level, then deltas (B, A * 4, H, W) for each."""
@@ -179,10 +180,11 @@ class DetectionTask(Task):
         """
         labels = batch.labels.get(self.labels)
         if labels is None:
-            skip_normalizer(batch)
+            skip_normalizer(batch, self.density)
             return {}
+        assert isinstance(labels, PaddedBoxes)
         with torch.autocast(outputs[0].device.type, enabled=False):
-            return self._loss(outputs, labels, batch)
+            return self._loss(outputs, labels, batch, self.density)
 
     @torch.no_grad()
     def decode(self, outputs: list[Tensor], sizes: Tensor) -> list[BoxLabels]:

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from detmtl.losses.boxes import giou, l1, smooth_l1
-from detmtl.losses.focal import FocalTargets, focal_sum
-from detmtl.losses.normalizer import Normalizer, normalizer
+from detmtl.losses.focal import FocalTargets, focal_sums
+from detmtl.losses.normalizer import Density, Normalizer, normalizer
+from detmtl.losses.terms import LossTerms
 from detmtl.models.anchors import Anchors
 from detmtl.models.boxcoder import decode, encode
 from detmtl.models.matching import Matches, Rules, match
@@ -64,33 +65,37 @@ class DetectionLoss:
         self._grids: dict[tuple[tuple[int, int], ...], list[Grid]] = {}
 
     def __call__(
-        self, outputs: list[Tensor], labels: PaddedBoxes, batch: Batch
-    ) -> dict[str, Tensor]:
+        self,
+        outputs: list[Tensor],
+        labels: PaddedBoxes,
+        batch: Batch,
+        density: Density | None = None,
+    ) -> LossTerms:
         """Returns the terms "class" and "box", scalars of at least float32.
 
         Args:
             outputs: logits (B, A * C, H, W) for each level, then deltas (B, A * 4, H, W) for each.
             labels: of the B pictures.
             batch: the pictures' sources and weights.
+            density: what the normalizer remembers of earlier batches.
         """
         num_classes = labels.coverage.shape[1]
         half = len(outputs) // 2
         levels = self.anchors(outputs[:half])
         anchors = self.anchors.flat(outputs[:half])
         matches = match(anchors, labels, self.rules, self._grids_of(levels, outputs[:half]))
-        scale = normalizer(self.normalizer, matches.positive.sum(1), labels.present, batch)
+        positives = matches.positive.sum(1)
+        scale = normalizer(self.normalizer, positives, labels.present, batch, density)
         logits = [_rows(x, num_classes) for x in outputs[:half]]
         deltas = torch.cat([_rows(x, 4) for x in outputs[half:]], dim=1)
         learned = _learned(matches)
-        return {
-            "class": focal_sum(
-                logits,
-                class_targets(logits, labels, matches, learned, scale),
-                self.alpha,
-                self.gamma,
-            ),
-            "box": self._box_term(deltas, anchors, labels, matches, learned, scale),
-        }
+        targets = class_targets(logits, labels, matches, learned, scale)
+        return LossTerms.of(
+            {
+                "class": focal_sums(logits, targets, self.alpha, self.gamma),
+                "box": self._box_term(deltas, anchors, labels, matches, learned, scale),
+            }
+        )
 
     def _box_term(
         self,
@@ -101,7 +106,7 @@ class DetectionLoss:
         learned: Tensor,
         scale: Tensor,
     ) -> Tensor:
-        """Returns the sum over positive anchors of box loss, box weight and the picture's scale."""
+        """Returns each picture's sum over positive anchors of box loss, box weight and scale, (B,)."""
         a = len(anchors)
         picture = torch.div(learned, a, rounding_mode="floor")
         box = matches.index.view(-1)[learned]
@@ -119,7 +124,8 @@ class DetectionLoss:
         else:
             losses = smooth_l1(predicted, encode(own, target), self.beta)
         weights = labels.weights[picture, box, 1] * on * scale[picture]
-        return self.box_weight * (losses * weights).sum()
+        sums = losses.new_zeros(len(deltas)).index_add(0, picture, losses * weights)
+        return self.box_weight * sums
 
     def _grids_of(self, levels: list[Tensor], maps: list[Tensor]) -> list[Grid] | None:
         if levels[0].device.type != "cpu":

@@ -30,7 +30,11 @@ class ModelSettings(Settings):
 
 
 class BuildsTask(Protocol):
-    """Settings of a task."""
+    """Settings of a task.
+
+    They may have `at`, which says where the task hangs: `fpn`, the pyramid (as without it), or one
+    feature map, such as p3 or c5; and `labels`, the key of the labels that it learns from.
+    """
 
     def build(
         self,
@@ -40,7 +44,7 @@ class BuildsTask(Protocol):
         num_classes: int,
         class_names: Sequence[str],
     ) -> Task:
-        """Makes the task for levels of these channels and strides."""
+        """Makes the task for feature maps of these channels and strides: those that it hangs on."""
         ...
 
 
@@ -98,8 +102,8 @@ class MultiTask(nn.Module):
         self.backbone = backbone
         self.fpn = fpn
         self.tasks = nn.ModuleDict(tasks)
-        pyramid = tuple(f"p{level}" for level in _levels(fpn.strides))
-        self._names = (*(f"c{level}" for level in _levels(backbone.strides)), *pyramid)
+        pyramid = tuple(_pyramid(fpn))
+        self._names = (*_stages(backbone), *pyramid)
         # A task that names no levels hangs on the whole pyramid.
         self._at = {name: getattr(task, "levels", pyramid) for name, task in tasks.items()}
         problems = [
@@ -135,6 +139,7 @@ def build_model(
     tasks: Mapping[str, BuildsTask],
     class_names: Sequence[str],
     root: Path | None = None,
+    other_names: Mapping[str, Sequence[str]] | None = None,
 ) -> MultiTask:
     """Makes the network with all its tasks.
 
@@ -143,6 +148,8 @@ def build_model(
         tasks: name -> settings of the task; at least one.
         class_names: of the boxes.
         root: folder that the backbone's `weights` is relative to; None: the working directory.
+        other_names: key of labels, such as `maps` -> names of its classes, where they are not those
+            of the boxes.
 
     Raises:
         InputError: something in the settings doesn't fit; see `BackboneSettings.build`.
@@ -158,8 +165,31 @@ def build_model(
         raise InputError(problems)
     backbone = model.backbone.build(root)
     fpn = model.fpn.build(backbone.channels, backbone.strides)
-    built = {
-        name: settings.build(name, fpn.channels, fpn.strides, len(class_names), class_names)
-        for name, settings in tasks.items()
-    }
+    stages = dict(
+        zip(_stages(backbone), zip(backbone.channels, backbone.strides, strict=True), strict=True)
+    )
+    pyramid = dict(zip(_pyramid(fpn), zip(fpn.channels, fpn.strides, strict=True), strict=True))
+    built = {}
+    for name, settings in tasks.items():
+        at = getattr(settings, "at", "fpn")
+        maps = pyramid if at == "fpn" else {k: v for k, v in (stages | pyramid).items() if k == at}
+        if not maps:
+            problems.append(
+                f"tasks.{name}.at: there is no level {at}; the network has fpn, "
+                f"{', '.join([*stages, *pyramid])}"
+            )
+            continue
+        channels, strides = (list(column) for column in zip(*maps.values(), strict=True))
+        names = (other_names or {}).get(getattr(settings, "labels", "boxes"), class_names)
+        built[name] = settings.build(name, channels, strides, len(names), names)
+    if problems:
+        raise InputError(problems)
     return MultiTask(backbone, fpn, built)
+
+
+def _stages(backbone: Backbone) -> list[str]:
+    return [f"c{level}" for level in _levels(backbone.strides)]
+
+
+def _pyramid(fpn: FPN) -> list[str]:
+    return [f"p{level}" for level in _levels(fpn.strides)]

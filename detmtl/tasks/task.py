@@ -21,12 +21,12 @@ class Metric(Protocol):
 
     def update(
         self,
-        predictions: Sequence[Labels],
-        truth: Sequence[Labels | None],
+        predictions: Sequence[Any],
+        truth: Sequence[Any],
         infos: Sequence[ImageInfo],
     ) -> None:
-        """Adds pictures: predictions and truth in pixels of the original picture; a picture whose
-        truth is None was not looked at and is left out."""
+        """Adds pictures: predictions and truth, labels of the task's type in pixels of the original
+        picture; a picture whose truth is None was not looked at and is left out."""
         ...
 
     def compute(self) -> dict[str, float]:
@@ -69,6 +69,7 @@ class Task(nn.Module, ABC):
     def loss(self, outputs: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """Returns unweighted terms by name, float32 scalars; {} when no picture is labelled.
 
+        Where they are sums over pictures, as a `LossTerms`, which tells each picture's part.
         Never waits for the device. In a run of several processes each must call it in every step,
         with or without labelled pictures, since the normalizers are summed over the processes.
 
@@ -78,7 +79,7 @@ class Task(nn.Module, ABC):
         """
 
     @abstractmethod
-    def decode(self, outputs: list[Tensor], sizes: Tensor) -> list[Labels]:
+    def decode(self, outputs: list[Tensor], sizes: Tensor) -> Sequence[Labels]:
         """Returns the predictions of B pictures, float32, in pixels of the network's picture.
 
         Args:
@@ -89,3 +90,13 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def metric(self) -> Metric:
         """Returns a new, empty metric for this task."""
+
+
+def level_names(at: str, strides: Sequence[int]) -> tuple[str, ...]:
+    """Returns the names of the feature maps that a task takes.
+
+    Args:
+        at: where it hangs: `fpn` for the levels of the pyramid, or the name of one feature map.
+        strides: pixels between the positions of each, a power of 2.
+    """
+    return tuple(f"p{s.bit_length() - 1}" for s in strides) if at == "fpn" else (at,)

@@ -8,6 +8,8 @@ from pydantic import BeforeValidator, Discriminator, Tag, WithJsonSchema
 
 from detmtl.structures.settings import Settings
 from detmtl.tasks.detection import DetectionConfig
+from detmtl.tasks.semantic import SemanticConfig
+from detmtl.tasks.tags import TagsConfig
 
 _ELSEWHERE = "package.module:Config"
 
@@ -44,6 +46,8 @@ _SCHEMA_ELSEWHERE = {
 
 TaskConfig = Annotated[
     Annotated[DetectionConfig, Tag("detection")]
+    | Annotated[SemanticConfig, Tag("semantic")]
+    | Annotated[TagsConfig, Tag("tags")]
     | Annotated[
         Any,
         BeforeValidator(_from_elsewhere),

@@ -1,6 +1,5 @@
 """A teacher labels pictures into a store."""
 
-import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -26,11 +25,11 @@ from rich.progress import (
 from torch import Tensor
 
 from detmtl.data.source import Source
-from detmtl.silver.store import Record, Store
+from detmtl.silver.store import Store
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import BoxLabels
 from detmtl.structures.sample import ImageInfo
 from detmtl.teachers.teacher import Teacher
+from detmtl.teachers.to_record import record_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +62,8 @@ def annotate(
     Args:
         teacher: writes the labels.
         sources: the pictures; labels that they have are not read.
-        store_path: folder of the store, made if it is not there.
-        floor: the lowest score that is kept; low, since the choice comes later.
+        store_path: folder of the store, made if it is not there; it may hold other teachers' labels.
+        floor: the lowest score of a box that is kept; low, since the choice comes later.
         batch_size: pictures that the teacher sees at once.
         rank, world: this process labels the pictures i with i % world == rank (torchrun).
         progress: whether to show a bar with the time left.
@@ -78,8 +77,8 @@ def annotate(
         console: where the bar goes.
 
     Raises:
-        InputError: the store belongs to another teacher or another floor, or pictures could not
-            be read.
+        InputError: the store has labels of another teacher of that name, or with another floor; it
+            cannot be written; the teacher gives what no label can be; or pictures could not be read.
     """
     assert 0 <= rank < world and batch_size > 0
     store = Store.create(Path(store_path), teacher.card, floor)
@@ -95,7 +94,7 @@ def annotate(
             images, infos = [image for image, _ in good], [info for _, info in good]
             labels = teacher.annotate(images, infos, floor) if good else []
             for found, info in zip(labels, infos, strict=True):
-                writer.add(_record(found, info, teacher, floor, root))
+                writer.add(record_of(found, info, teacher.card, floor, root))
             if bar is not None and number is not None:
                 bar.advance(number, len(chunk))
     problems = [problem for fault in unreadable for problem in fault.problems]
@@ -107,7 +106,7 @@ def annotate(
             f"{len(unreadable)} pictures could not be read and have no labels: {shown}",
             stacklevel=2,
         )
-    return Store.open(store.path)
+    return Store.open(store.path, teacher.card.name)
 
 
 def _todo(
@@ -161,37 +160,6 @@ def _read_ahead(
         finally:
             for future in waiting:
                 future.cancel()
-
-
-def _record(
-    labels: BoxLabels, info: ImageInfo, teacher: Teacher, floor: float, root: Path | None
-) -> Record:
-    """Returns what is kept of a teacher's labels, checked: later nobody looks at them again."""
-    boxes = labels.boxes.cpu().numpy().astype(np.float64)
-    scores, classes = labels.scores.cpu().numpy(), labels.classes.cpu().numpy()
-    who = f"teacher '{teacher.card.name}', picture {info.path}"
-    if not np.isfinite(boxes).all() or not np.isfinite(scores).all():
-        raise InputError(f"{who}: gave a box or a score that is not finite")
-    if len(scores) and not (scores.min() >= 0 and scores.max() <= 1):
-        raise InputError(f"{who}: gave the score {scores.max()}; scores lie in [0, 1]")
-    if len(classes) and not (classes.min() >= 0 and classes.max() < len(teacher.card.classes)):
-        raise InputError(
-            f"{who}: gave the class {classes.max()}, but has {len(teacher.card.classes)} classes"
-        )
-    boxes = np.round(boxes.clip(0, [info.width, info.height] * 2), 2)
-    order = np.argsort(-scores, kind="stable")
-    # What lies outside of the picture has no side left after clipping.
-    real = (boxes[order, 2:] > boxes[order, :2]).all(axis=1) & (scores[order] >= floor)
-    rows = order[real]
-    return Record(
-        content_hash=info.content_hash,
-        height=info.height,
-        width=info.width,
-        boxes=boxes[rows],
-        classes=classes[rows],
-        scores=scores[rows],
-        file=info.path if root is None else os.path.relpath(info.path, root),
-    )
 
 
 def _bar(console: Console | None) -> Progress:

@@ -12,7 +12,8 @@ from detmtl.silver.card import TeacherCard
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels
 from detmtl.structures.sample import ImageInfo
-from detmtl.teachers.teacher import Teacher, TeacherSettings, as_silver, existing, file_sha256
+from detmtl.teachers.teacher import Teacher, as_silver, existing, file_sha256
+from detmtl.teachers.teacher_settings import TeacherSettings
 
 
 class PredictorTeacher(Teacher):
@@ -34,18 +35,20 @@ class PredictorTeacher(Teacher):
         self, images: Sequence[Tensor], infos: Sequence[ImageInfo], floor: float = 0.05
     ) -> list[BoxLabels]:
         """Returns the boxes of each picture, see `Teacher.annotate`."""
-        found = self._predictor.predict(images)
-        return [as_silver(labels[self._task], floor) for labels in found]
+        found = [labels[self._task] for labels in self._predictor.predict(images)]
+        return [as_silver(labels, floor) for labels in found if isinstance(labels, BoxLabels)]
 
 
 class CheckpointTeacherSettings(TeacherSettings):
     """A checkpoint that training wrote."""
 
     kind: Literal["checkpoint"] = "checkpoint"
+    path: str
+    """The checkpoint."""
     task: str | None = None
     """The name of the detection task; None: the only one."""
 
-    def load(self, root: Path, device: str = "cpu") -> PredictorTeacher:
+    def build(self, root: Path, device: str) -> PredictorTeacher:
         """Builds the teacher; `path` is taken relative to `root`.
 
         Raises:
@@ -60,7 +63,7 @@ class CheckpointTeacherSettings(TeacherSettings):
                 f"{', '.join(tasks) or 'none'}; name one of them"
             )
         card = TeacherCard(
-            name=self.name or file.stem,
+            name=self.named(file.stem),
             weights_sha256=file_sha256(file),
             classes=loaded.class_names,
             preprocessing=f"short side {loaded.short}, long side {loaded.long}",

@@ -1,4 +1,7 @@
-"""Teachers given as ONNX files."""
+"""Teachers given as ONNX files.
+
+Letters: B pictures, N candidate boxes, S places for classes (see slots.py).
+"""
 
 import os
 import warnings
@@ -8,47 +11,95 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 from torch import Tensor
 
 from detmtl.silver.card import TeacherCard
 from detmtl.silver.mapping import suppress
 from detmtl.structures.errors import InputError, missing_package
-from detmtl.structures.labels import BoxLabels, Grade
+from detmtl.structures.labels import BoxLabels, Grade, MapLabels
 from detmtl.structures.sample import ImageInfo
-from detmtl.teachers.onnx_outputs import AnyAdapter, Format
-from detmtl.teachers.teacher import Teacher, TeacherSettings, class_names, existing, file_sha256
+from detmtl.teachers.maps import map_of_places, map_of_probabilities, require_few
+from detmtl.teachers.onnx_adapters import AnyAdapter, BoxAdapter, MapAdapter
+from detmtl.teachers.onnx_input import NetworkInput, Preparation, network_input
+from detmtl.teachers.onnx_maps import MapFormat
+from detmtl.teachers.onnx_outputs import Format
+from detmtl.teachers.slots import BACKGROUND, REST, ClassSlots, class_slots
+from detmtl.teachers.teacher import Teacher, existing, file_sha256
+from detmtl.teachers.teacher_settings import TeacherSettings
 
 CANDIDATES = 3000
 """The most boxes of a picture that go into suppression, the best of them."""
 
 
-class OnnxTeacher(Teacher):
-    """A network that runs in onnxruntime.
+class Network:
+    """A network in onnxruntime with what goes in and comes out.
 
     Args:
-        session: of onnxruntime, with one input (B or 1, 3, H, W) and its detections as first output.
-        form: what goes in and comes out.
-        card: who it is.
-        nms: IoU above which the worse of two boxes of one class goes.
-        best_class: whether a candidate has only its best class.
-        max_boxes: the most boxes of a picture.
+        session: of onnxruntime.
+        into: its input.
+        prepare: makes the input of a picture.
+        form: what its outputs are.
+        who: the teacher, for errors.
     """
 
     def __init__(
         self,
         session: Any,
+        into: NetworkInput,
+        prepare: Preparation,
+        form: Format | MapFormat,
+        who: str,
+    ):
+        self.prepare = prepare
+        self._session, self._into, self._form, self._who = session, into, form, who
+
+    def __call__(self, pixels: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Returns the outputs (B, ...) that the form reads, for pictures (h, w, 3) uint8 RGB.
+
+        Raises:
+            InputError: an output has another shape than the form's, or is not finite.
+        """
+        batch = np.stack([self.prepare(p) for p in pixels])
+        size = self._into.batch or len(batch)
+        parts = []
+        for first in range(0, len(batch), size):
+            part = batch[first : first + size]
+            filled = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
+            outputs = self._session.run(list(self._form.outputs), {self._into.name: filled})
+            parts.append([output[: len(part)] for output in outputs])
+        outputs = [np.concatenate(of_one) for of_one in zip(*parts, strict=True)]
+        if not self._form.accepts(*(output.shape for output in outputs)):
+            raise InputError(
+                f"{self._who}: gave {[output.shape for output in outputs]}, needs {self._form.needs}"
+            )
+        if not all(np.isfinite(output).all() for output in outputs):
+            raise InputError(f"{self._who}: gave a number that is not finite")
+        return [o.astype(np.float32) if o.dtype == np.float16 else o for o in outputs]
+
+
+class OnnxTeacher(Teacher):
+    """A detector in onnxruntime.
+
+    Args:
+        network: that runs.
+        form: what its outputs mean.
+        slots: the classes.
+        card: who it is.
+        adapter: how boxes are chosen.
+    """
+
+    def __init__(
+        self,
+        network: Network,
         form: Format,
+        slots: ClassSlots,
         card: TeacherCard,
-        nms: float,
-        best_class: bool,
-        max_boxes: int,
+        adapter: BoxAdapter,
     ):
         self.card = card
-        self._session, self._form = session, form
-        self._nms, self._best_class, self._max_boxes = nms, best_class, max_boxes
-        self._input = session.get_inputs()[0]
-        self._output = session.get_outputs()[0].name
+        self._network, self._form, self._adapter = network, form, adapter
+        self._places = np.flatnonzero(slots.classes >= 0)
 
     def annotate(
         self, images: Sequence[Tensor], infos: Sequence[ImageInfo], floor: float = 0.05
@@ -56,38 +107,34 @@ class OnnxTeacher(Teacher):
         """Returns the boxes of each picture, see `Teacher.annotate`."""
         if not images:
             return []
-        pixels = [np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()) for image in images]
-        sizes = np.array([p.shape[:2] for p in pixels], dtype=np.float32)
-        output = self._run(np.stack([self._form.prepare(p) for p in pixels]))
-        boxes, scores = self._form.decode(output, sizes)
+        pixels = pixels_of(images)
+        sizes = np.array([p.shape[:2] for p in pixels])
+        boxes, scores = self._form.decode(*self._network(pixels))
+        boxes = self._network.prepare.in_pictures(boxes, sizes)
         return [
-            self._choose(b, s, size, floor) for b, s, size in zip(boxes, scores, sizes, strict=True)
+            self._choose(b, s[:, self._places], size, floor)
+            for b, s, size in zip(boxes, scores, sizes, strict=True)
         ]
-
-    def _run(self, batch: np.ndarray) -> np.ndarray:
-        fixed = self._input.shape[0]
-        if not isinstance(fixed, int) or fixed == len(batch):
-            return self._session.run([self._output], {self._input.name: batch})[0]
-        outputs = [
-            self._session.run([self._output], {self._input.name: batch[i : i + 1]})[0]
-            for i in range(len(batch))
-        ]
-        return np.concatenate(outputs)
 
     def _choose(
         self, boxes: np.ndarray, scores: np.ndarray, size: np.ndarray, floor: float
     ) -> BoxLabels:
         """Returns the labels of candidates (N, 4) with scores (N, K) in a picture of `size`."""
-        if self._best_class:
-            scores = np.where(scores == scores.max(axis=1, keepdims=True), scores, -1)
-        rows, classes = np.nonzero(scores >= floor)
+        boxes = boxes.clip(0, np.tile(size[::-1], 2))
+        real = np.all(boxes[:, 2:] > boxes[:, :2], axis=1, keepdims=True)
+        wanted = real & (scores >= floor)
+        if self._adapter.best_class:
+            wanted &= np.arange(scores.shape[1]) == scores.argmax(axis=1)[:, None]
+        rows, classes = np.nonzero(wanted)
         values = scores[rows, classes]
         best = np.argsort(-values, kind="stable")[:CANDIDATES]
         boxes, values, classes = boxes[rows[best]], values[best], classes[best]
-        keep = suppress(boxes, values, classes, self._nms)[: self._max_boxes]
-        limits = np.tile(size[::-1], 2)
+        keep = np.arange(len(boxes))
+        if self._adapter.nms is not None:
+            keep = suppress(boxes, values, classes, self._adapter.nms)
+        keep = keep[: self._adapter.max_boxes]
         return BoxLabels.of(
-            torch.from_numpy(boxes[keep].clip(0, limits).astype(np.float32)),
+            torch.from_numpy(boxes[keep].astype(np.float32)),
             torch.from_numpy(classes[keep]),
             len(self.card.classes),
             scores=torch.from_numpy(values[keep].clip(0, 1)),
@@ -95,20 +142,65 @@ class OnnxTeacher(Teacher):
         )
 
 
+class OnnxMapTeacher(Teacher):
+    """A segmenter in onnxruntime.
+
+    Args:
+        network: that runs.
+        form: what its output means.
+        slots: the classes.
+        card: who it is.
+    """
+
+    def __init__(self, network: Network, form: MapFormat, slots: ClassSlots, card: TeacherCard):
+        self.card = card
+        self._network, self._form, self._slots = network, form, slots
+
+    def annotate(
+        self, images: Sequence[Tensor], infos: Sequence[ImageInfo], floor: float = 0.05
+    ) -> list[MapLabels]:
+        """Returns the map of each picture, see `Teacher.annotate`."""
+        if not images:
+            return []
+        maps, hard = self._form.decode(*self._network(pixels_of(images)))
+        return [
+            self._in_picture(one, (int(image.shape[1]), int(image.shape[2])), hard, floor)
+            for one, image in zip(maps, images, strict=True)
+        ]
+
+    def _in_picture(
+        self, one: np.ndarray, size: tuple[int, int], hard: bool, floor: float
+    ) -> MapLabels:
+        """Returns a picture's map of the network's, (h, w) or (S, h, w), without the padding."""
+        prepare = self._network.prepare
+        top, left, height, width = prepare.frame(*size)
+        y, x = one.shape[-2] / prepare.size[0], one.shape[-1] / prepare.size[1]
+        first_y, first_x = round(top * y), round(left * x)
+        end_y = max(first_y + 1, round((top + height) * y))
+        end_x = max(first_x + 1, round((left + width) * x))
+        one = one[..., first_y:end_y, first_x:end_x]
+        if hard:
+            return map_of_places(one, size, self._slots, f"teacher '{self.card.name}'")
+        return map_of_probabilities(one, size, self._slots, floor)
+
+
 class OnnxTeacherSettings(TeacherSettings):
-    """A network in an ONNX file."""
+    """An ONNX network of a known or a declared kind."""
 
     kind: Literal["onnx"] = "onnx"
+    path: str
+    """The ONNX file."""
     classes: str | list[str]
-    """A text file with a class name a line, or the names, in the order of the network's scores."""
+    """Class names in the order of the network's outputs, or a text file with one a line; N/A where
+    an output means nothing."""
     adapter: AnyAdapter
-    """How pictures go in and what the outputs mean."""
+    """What goes in and what comes out."""
     size: tuple[PositiveInt, PositiveInt] | None = None
-    """Height and width of the input, for a network that does not say it."""
-    threads: int = Field(default=0, ge=0)
-    """Threads of onnxruntime; 0: as many as this process may use cores."""
+    """Height and width of the network's input; needed only where the file does not fix them."""
+    threads: PositiveInt | None = None
+    """Of onnxruntime; None: one for each core that this process may use."""
 
-    def load(self, root: Path, device: str = "cpu") -> OnnxTeacher:
+    def build(self, root: Path, device: str) -> OnnxTeacher | OnnxMapTeacher:
         """Builds the teacher; files are taken relative to `root`.
 
         Raises:
@@ -119,28 +211,46 @@ class OnnxTeacherSettings(TeacherSettings):
         except ImportError:
             raise missing_package("onnxruntime", "onnx", "a teacher of kind 'onnx'") from None
         file = existing(root, self.path, "teacher.path")
-        names = class_names(root, self.classes)
+        adapter = self.adapter
+        maps = isinstance(adapter, MapAdapter)
+        slots = class_slots(root, self.classes, adapter.background if maps else (BACKGROUND,))
         session = _session(onnxruntime, file, self.threads or _cores(), device)
-        size = _input_size(session, self.size, file)
-        form = self.adapter.build(size, len(names))
-        shape = tuple(session.get_outputs()[0].shape)
-        static = all(isinstance(n, int) for n in shape[1:])
-        if static and not form.accepts(shape):
+        into = network_input(session, self.size, file)
+        shapes = {output.name: tuple(output.shape) for output in session.get_outputs()}
+        if isinstance(adapter, MapAdapter):
+            require_few(slots, "teacher.classes")
+            form = adapter.build(shapes, len(slots), bool((slots.classes == REST).any()))
+        else:
+            form = adapter.build(shapes, into.size, len(slots))
+        read = [shapes[name] for name in form.outputs]
+        if not form.accepts(*read):
             raise InputError(
-                f"{file}: its output has the shape {shape}, but the adapter '{self.adapter.kind}' with "
-                f"{len(names)} classes needs {form.needs}; choose the adapter of this network and give "
+                f"{file}: its output has the shape {read}, but the adapter '{adapter.kind}' with "
+                f"{len(slots)} classes needs {form.needs}; choose the adapter of this network and give "
                 "all its classes"
             )
-        rules = self.adapter.model_dump(mode="json")
+        prepare = Preparation(into, adapter, adapter.usual)
         card = TeacherCard(
-            name=self.name or file.stem,
+            name=self.named(file.stem),
             weights_sha256=file_sha256(file),
-            classes=names,
-            preprocessing=f"{size[0]} x {size[1]}, {self.adapter.words}; {rules}",
+            classes=slots.names,
+            preprocessing=f"{into.size[0]} x {into.size[1]}, {prepare.values.model_dump()}, "
+            f"{adapter.model_dump(mode='json')}",
+            task="maps" if maps else "boxes",
             versions={"onnxruntime": onnxruntime.__version__},
         )
-        a = self.adapter
-        return OnnxTeacher(session, form, card, a.nms, a.best_class, a.max_boxes)
+        network = Network(session, into, prepare, form, f"teacher '{card.name}'")
+        if isinstance(form, MapFormat):
+            return OnnxMapTeacher(
+                network, form, slots.with_rest() if form.adds_rest else slots, card
+            )
+        assert isinstance(adapter, BoxAdapter)
+        return OnnxTeacher(network, form, slots, card, adapter)
+
+
+def pixels_of(images: Sequence[Tensor]) -> list[np.ndarray]:
+    """Returns pictures (3, h, w) as arrays (h, w, 3)."""
+    return [np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy()) for image in images]
 
 
 def _session(onnxruntime: Any, file: Path, threads: int, device: str) -> Any:
@@ -162,31 +272,6 @@ def _session(onnxruntime: Any, file: Path, threads: int, device: str) -> Any:
         return onnxruntime.InferenceSession(str(file), options, providers=providers)
     except Exception as problem:  # onnxruntime's own classes have no common base but this
         raise InputError(f"{file}: onnxruntime cannot read it: {problem}") from None
-
-
-def _input_size(session: Any, given: tuple[int, int] | None, file: Path) -> tuple[int, int]:
-    inputs = session.get_inputs()
-    shape = inputs[0].shape
-    if (
-        len(inputs) != 1
-        or len(shape) != 4
-        or shape[1] not in (3, "3")
-        or "float" not in inputs[0].type
-    ):
-        raise InputError(
-            f"{file}: the adapters feed one float input (batch, 3, height, width); this network has "
-            f"{[(i.name, i.shape, i.type) for i in inputs]}"
-        )
-    fixed = [n for n in shape[2:] if isinstance(n, int)]
-    if len(fixed) < 2 and given is None:
-        raise InputError(
-            f"{file}: its input has no fixed size {shape}; give teacher.size: [height, width]"
-        )
-    if given is not None and any(
-        isinstance(n, int) and n != g for n, g in zip(shape[2:], given, strict=True)
-    ):
-        raise InputError(f"{file}: teacher.size is {list(given)}, but its input is {shape}")
-    return given or (fixed[0], fixed[1])
 
 
 def _cores() -> int:

@@ -15,14 +15,9 @@ from detmtl.structures.boxes import clip
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels
 from detmtl.structures.sample import ImageInfo
-from detmtl.teachers.teacher import (
-    Teacher,
-    TeacherSettings,
-    as_silver,
-    class_names,
-    existing,
-    file_sha256,
-)
+from detmtl.teachers.slots import ClassSlots, class_slots
+from detmtl.teachers.teacher import Teacher, as_silver, existing, file_sha256
+from detmtl.teachers.teacher_settings import TeacherSettings
 
 
 class TorchScriptTeacher(Teacher):
@@ -32,6 +27,7 @@ class TorchScriptTeacher(Teacher):
         module: list of (3, H, W) -> list of dicts `boxes`, `labels`, `scores`, or a pair of which
             that list is the second (torchvision's scripted detectors).
         card: who it is.
+        slots: what the labels mean, from `first_label` on.
         device: where the module is.
         scale: pictures are given as float, multiplied by it; None: as uint8.
         first_label: the label of the first class.
@@ -41,6 +37,7 @@ class TorchScriptTeacher(Teacher):
         self,
         module: Any,
         card: TeacherCard,
+        slots: ClassSlots,
         device: torch.device | str,
         scale: float | None = None,
         first_label: int = 0,
@@ -48,6 +45,7 @@ class TorchScriptTeacher(Teacher):
         self.card = card
         self._module, self._device = module, device
         self._scale, self._first_label = scale, first_label
+        self._classes = torch.from_numpy(slots.classes)
 
     @torch.inference_mode()
     def annotate(
@@ -67,33 +65,36 @@ class TorchScriptTeacher(Teacher):
         return [self._labels(one, image, floor) for one, image in zip(found, images, strict=True)]
 
     def _labels(self, found: dict[str, Tensor], image: Tensor, floor: float) -> BoxLabels:
-        classes = found["labels"].cpu() - self._first_label
-        wrong = (classes < 0) | (classes >= len(self.card.classes))
+        places = found["labels"].cpu() - self._first_label
+        wrong = (places < 0) | (places >= len(self._classes))
         if wrong.any():
-            label = int(classes[wrong][0]) + self._first_label
+            label = int(places[wrong][0]) + self._first_label
             raise InputError(
-                f"teacher '{self.card.name}': gave the label {label}, but its {len(self.card.classes)} "
+                f"teacher '{self.card.name}': gave the label {label}, but its {len(self._classes)} "
                 f"classes are the labels from {self._first_label} on; correct teacher.classes or "
                 "teacher.first_label"
             )
         boxes = clip(found["boxes"].cpu().float(), image.shape[1], image.shape[2])
+        classes = self._classes[places]
         labels = BoxLabels.of(boxes, classes, len(self.card.classes), scores=found["scores"].cpu())
-        return as_silver(labels, floor)
+        return as_silver(labels[classes >= 0], floor)
 
 
 class TorchScriptTeacherSettings(TeacherSettings):
     """A TorchScript module that takes what torchvision's detectors take."""
 
     kind: Literal["torchscript"] = "torchscript"
+    path: str
+    """The TorchScript file."""
     classes: str | list[str] | None = None
-    """Class names or a file of them; None: those inside the file."""
+    """Class names or a file of them, N/A for a label that means nothing; None: those inside the file."""
     scale: float | None = Field(default=None, gt=0)
     """Pictures are given as float, multiplied by this (1/255 for torchvision's detectors); None: as
     uint8, as the files that this package exports want them."""
     first_label: int = 0
     """The label of the first class; 1 for torchvision's detectors, where 0 is the background."""
 
-    def load(self, root: Path, device: str = "cpu") -> TorchScriptTeacher:
+    def build(self, root: Path, device: str) -> TorchScriptTeacher:
         """Builds the teacher; files are taken relative to `root`.
 
         Raises:
@@ -113,12 +114,13 @@ class TorchScriptTeacherSettings(TeacherSettings):
             raise InputError(
                 f"teacher.classes: {file} has no class names inside; give them, in the order of its labels"
             )
+        slots = class_slots(root, names)
         scaling = "uint8" if self.scale is None else f"float, times {self.scale}"
         card = TeacherCard(
-            name=self.name or file.stem,
+            name=self.named(file.stem),
             weights_sha256=file_sha256(file),
-            classes=class_names(root, names),
+            classes=slots.names,
             preprocessing=f"inside the file; rgb {scaling}; labels from {self.first_label}",
             versions={"torch": torch.__version__},
         )
-        return TorchScriptTeacher(module, card, device, self.scale, self.first_label)
+        return TorchScriptTeacher(module, card, slots, device, self.scale, self.first_label)

@@ -7,30 +7,32 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from detmtl.silver.card import TeacherCard
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import BoxLabels, Grade
+from detmtl.structures.labels import BoxLabels, Grade, Labels
 from detmtl.structures.sample import ImageInfo
-from detmtl.structures.settings import Settings
 
 __all__ = [
     "Teacher",
     "TeacherCard",
-    "TeacherSettings",
     "as_silver",
-    "class_names",
     "existing",
     "file_sha256",
+    "not_too_thin",
 ]
 
 
 class Teacher(ABC):
-    """A detector that somebody else trained.
+    """A model that somebody else trained.
+
+    It abstains from what it never learned: `card.classes` are all that it looks for, and every
+    other class has coverage 0 in what becomes of its labels.
 
     Attributes:
-        card: who it is.
+        card: who it is; `card.task` says which labels it writes.
     """
 
     card: TeacherCard
@@ -38,8 +40,8 @@ class Teacher(ABC):
     @abstractmethod
     def annotate(
         self, images: Sequence[Tensor], infos: Sequence[ImageInfo], floor: float = 0.05
-    ) -> list[BoxLabels]:
-        """Returns for each picture the boxes that the teacher sees in it.
+    ) -> Sequence[Labels]:
+        """Returns for each picture what the teacher sees in it.
 
         Args:
             images: B pictures (3, H, W) uint8 RGB, of any sizes.
@@ -47,23 +49,13 @@ class Teacher(ABC):
             floor: the lowest score that is wanted, in [0, 1].
 
         Returns:
-            B labels: boxes in pixels of the given picture and inside it, classes that index
-            `card.classes`, scores as the teacher gave them and >= `floor`, grade silver; sorted by
-            falling score.
+            B labels, on the CPU, grade silver; classes index `card.classes`.
+            `card.task` "boxes": `BoxLabels` in pixels of the given picture and inside it, scores as
+            the teacher gave them and >= `floor`, sorted by falling score.
+            "maps": `MapLabels` of the given picture's size, with the teacher's confidence in [0, 1]
+            as weights, None where it has none; `OTHER` where it sees its background; `UNKNOWN`
+            where its confidence is below `floor`.
         """
-
-
-class TeacherSettings(Settings):
-    """The base of the kinds of teachers."""
-
-    path: str
-    """The file with the weights (or the results)."""
-    name: str | None = None
-    """Names the teacher in stores and tables; None: the file's name without its ending."""
-
-    def load(self, root: Path, device: str = "cpu") -> Teacher:
-        """Builds the teacher; `path` and other files are taken relative to `root`."""
-        raise NotImplementedError
 
 
 def existing(root: Path, path: str, setting: str) -> Path:
@@ -78,36 +70,31 @@ def existing(root: Path, path: str, setting: str) -> Path:
     return file
 
 
-def class_names(root: Path, classes: str | Sequence[str]) -> tuple[str, ...]:
-    """Returns class names given as such, or as a text file with one a line.
-
-    Raises:
-        InputError: there is no such file, or a name is missing or listed twice.
-    """
-    if isinstance(classes, str):
-        where = existing(root, classes, "teacher.classes")
-        names = tuple(line.strip() for line in where.read_text("utf-8").rstrip().splitlines())
-    else:
-        where, names = "teacher.classes", tuple(classes)
-    problems = [f"{where}: class {i} has no name" for i, name in enumerate(names) if not name]
-    problems += [
-        f"{where}: '{name}' is listed twice"
-        for name in sorted({n for n in names if names.count(n) > 1})
-    ]
-    if problems or not names:
-        raise InputError(problems or f"{where}: no class names")
-    return names
-
-
-def file_sha256(path: Path) -> str:
-    """Returns the sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def file_sha256(*paths: Path) -> str:
+    """Returns the sha256 of a file's bytes, or of several files' bytes one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def as_silver(labels: BoxLabels, floor: float) -> BoxLabels:
-    """Returns predictions of at least `floor` on the CPU, as silver, by falling score."""
+    """Returns predictions of at least `floor` on the CPU, as silver, by falling score; boxes without
+    a side, as clipping leaves them of what lies outside of the picture, are none."""
     labels = replace(labels, **{f.name: getattr(labels, f.name).cpu() for f in fields(labels)})
     order = torch.argsort(labels.scores, descending=True, stable=True)
-    labels = labels[order[labels.scores[order] >= floor]]
+    real = (labels.boxes[:, 2:] > labels.boxes[:, :2]).all(dim=1) & (labels.scores >= floor)
+    labels = labels[order[real[order]]]
     return replace(labels, grade=torch.full_like(labels.grade, int(Grade.SILVER)))
+
+
+def not_too_thin(image: Tensor, most: int = 16) -> Tensor:
+    """Returns a picture (3, H, W), padded at the right or the bottom until no side is more than `most`
+    times the other: scaled to a network's longest side, a thinner one would have no pixel left."""
+    height, width = image.shape[-2:]
+    need_height, need_width = -(-width // most), -(-height // most)
+    if height >= need_height and width >= need_width:
+        return image
+    return F.pad(image, (0, max(0, need_width - width), 0, max(0, need_height - height)))

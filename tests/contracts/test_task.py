@@ -3,22 +3,36 @@
 import pytest
 import torch
 
-from detmtl.structures.labels import BoxLabels
+from detmtl.structures.labels import BoxLabels, Labels, MapLabels, TagLabels
 from detmtl.structures.sample import Batch, ImageInfo, Sample
 from detmtl.tasks.detection import DetectionConfig
+from detmtl.tasks.semantic import SemanticConfig
+from detmtl.tasks.tags import TagsConfig
 from detmtl.tasks.task import Task
 
 STRIDES = [8, 16, 32]
 NAMES = ["a", "b"]
 
 
-def _detection() -> tuple[Task, BoxLabels]:
+def _detection() -> tuple[Task, Labels]:
     task = DetectionConfig().build("boxes", [8, 8, 8], STRIDES, len(NAMES), NAMES)
     boxes = torch.tensor([[4.0, 4, 30, 40]])
     return task, BoxLabels.of(boxes, torch.tensor([1]), len(NAMES))
 
 
-TASKS = {"detection": _detection}
+def _semantic() -> tuple[Task, Labels]:
+    task = SemanticConfig().build("map", [8, 8, 8], STRIDES, len(NAMES), NAMES)
+    classes = torch.zeros(64, 64, dtype=torch.uint8)
+    classes[20:50, 10:40] = 1
+    return task, MapLabels(classes, None, torch.ones(len(NAMES)))
+
+
+def _tags() -> tuple[Task, Labels]:
+    task = TagsConfig(at="p5").build("tags", [8], STRIDES[-1:], len(NAMES), NAMES)
+    return task, TagLabels(torch.tensor([0.0, 1]), torch.ones(len(NAMES)))
+
+
+TASKS = {"detection": _detection, "semantic": _semantic, "tags": _tags}
 
 
 @pytest.fixture(params=TASKS)
@@ -27,8 +41,9 @@ def task_and_labels(request):
     return TASKS[request.param]()
 
 
-def _features(pictures=2):
-    return [torch.randn(pictures, 8, 64 // s, 64 // s) for s in STRIDES]
+def _features(task, pictures=2):
+    """Returns features of the levels that the task names, p3 to p5."""
+    return [torch.randn(pictures, 8, 64 >> int(x[1]), 64 >> int(x[1])) for x in task.levels]
 
 
 def _batch(task, *labels):
@@ -45,10 +60,10 @@ def _batch(task, *labels):
 
 def test_outputs_are_a_list_of_tensors(task_and_labels):
     task, _ = task_and_labels
-    outputs = task(_features())
+    outputs = task(_features(task))
     assert isinstance(outputs, list) and all(isinstance(x, torch.Tensor) for x in outputs)
     assert all(len(x) == 2 for x in outputs)
-    assert len(task.levels) == len(STRIDES)
+    assert all(level in ("p3", "p4", "p5") for level in task.levels)
 
 
 def test_terms_are_float32_scalars_that_reach_every_parameter(task_and_labels):
@@ -56,7 +71,7 @@ def test_terms_are_float32_scalars_that_reach_every_parameter(task_and_labels):
     for dtype in (torch.float32, torch.bfloat16):
         task.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            terms = task.loss(task(_features()), _batch(task, labels, labels))
+            terms = task.loss(task(_features(task)), _batch(task, labels, labels))
         assert terms
         for term in terms.values():
             assert term.shape == () and term.dtype == torch.float32 and torch.isfinite(term)
@@ -66,12 +81,12 @@ def test_terms_are_float32_scalars_that_reach_every_parameter(task_and_labels):
 
 def test_nobody_looked_means_no_term(task_and_labels):
     task, _ = task_and_labels
-    assert task.loss(task(_features()), _batch(task, None, None)) == {}
+    assert task.loss(task(_features(task)), _batch(task, None, None)) == {}
 
 
 def test_a_picture_that_nobody_looked_at_has_no_gradient(task_and_labels):
     task, labels = task_and_labels
-    outputs = [x.detach().requires_grad_() for x in task(_features())]
+    outputs = [x.detach().requires_grad_() for x in task(_features(task))]
     sum(task.loss(outputs, _batch(task, labels, None)).values()).backward()
     assert all((x.grad[1] == 0).all() for x in outputs)
     assert any((x.grad[0] != 0).any() for x in outputs)
@@ -79,7 +94,7 @@ def test_a_picture_that_nobody_looked_at_has_no_gradient(task_and_labels):
 
 def test_loss_does_not_change_outputs_or_batch(task_and_labels):
     task, labels = task_and_labels
-    outputs = task(_features())
+    outputs = task(_features(task))
     kept = [x.clone() for x in outputs]
     batch = _batch(task, labels, labels)
     first = task.loss(outputs, batch)
@@ -91,7 +106,7 @@ def test_loss_does_not_change_outputs_or_batch(task_and_labels):
 def test_decoding_gives_labels_per_picture(task_and_labels):
     task, labels = task_and_labels
     with torch.no_grad():
-        found = task.decode(task(_features()), torch.tensor([[64, 64], [50, 40]]))
+        found = task.decode(task(_features(task)), torch.tensor([[64, 64], [50, 40]]))
     assert len(found) == 2 and all(type(x) is type(labels) for x in found)
 
 

@@ -346,11 +346,14 @@ def test_unreadable_teacher_of_a_run(train, tmp_path):
     one(train("--set", teacher), "broken.pt", "not a checkpoint")
 
 
-def test_a_store_belongs_to_one_teacher_and_floor(refused, finished, data):
+def test_a_teachers_labels_in_a_store_are_of_one_teacher_and_floor(
+    refused, finished, data, tmp_path
+):
+    shutil.copy(finished / "best.pt", tmp_path / "teacher.pt")  # the name of the store's teacher
     words = ["--images", data / "images/pool", "--out", finished / "silver", "--floor", 0.02]
     one(
-        refused("annotate", "--teacher", finished / "best.pt", *words),
-        *("weights_sha256", "a store holds labels of one teacher"),
+        refused("annotate", "--teacher", tmp_path / "teacher.pt", *words),
+        *("weights_sha256", "two teachers need two names"),
     )
 
 

@@ -82,6 +82,35 @@ def test_annotate_audit_select(finished, data, detmtl, tmp_path):
     assert chosen.dataset["info"]["grade"] == "silver"
     assert min(a["attributes"]["teacher_score"] for a in chosen.anns.values()) >= 0.05
 
+    # a person looks through the file, takes the first box away, and it comes back as gold
+    data = strict_json(silver)
+    first = data["annotations"].pop(0)
+    (tmp_path / "back.json").write_text(json.dumps(data))
+    files = ["--sent", silver, "--back", tmp_path / "back.json", "--out", tmp_path / "gold.json"]
+    name = data["images"][0]["file_name"]
+    (tmp_path / "done.txt").write_text(name)
+    some = ["--finished", tmp_path / "done.txt", "--rest", tmp_path / "rest.json"]
+    done = detmtl("import", *files, *some)
+    assert done.status == 0, done.err
+    assert "1 pictures" in done.out and first["image_id"] == 1
+    assert [i["file_name"] for i in strict_json(tmp_path / "gold.json")["images"]] == [name]
+    assert len(strict_json(tmp_path / "rest.json")["images"]) == 23
+    done = detmtl("import", *files, "--reviewed", "red")
+    assert done.status == 2 and "must be a list in YAML" in done.err
+
+
+@pytest.mark.parametrize("format", ["yolo", "voc"])
+def test_a_selection_is_written_in_other_formats(finished, detmtl, tmp_path, format):
+    policy = ["--set", "threshold=0.1", "--set", "ignore_from=null"]
+    store = ["--store", finished / "silver", "--format", format]
+    done = detmtl("select", *store, "--out", tmp_path / "out", *policy)
+    assert done.status == 0, done.err
+    assert "files have no place for: silver grades (" in done.err
+    files = {
+        p.relative_to(tmp_path / "out").parent.as_posix() for p in (tmp_path / "out").rglob("0*")
+    }
+    assert files == {"images/pool", "images/val"}
+
 
 def test_a_selection_can_be_trained_on(finished, data, detmtl, tmp_path):
     store, silver = finished / "silver", tmp_path / "silver.json"

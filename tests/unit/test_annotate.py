@@ -1,16 +1,20 @@
 import os
 
+import numpy as np
 import pytest
-from silver_stand_ins import ColorTeacher, pictures
+import torch
+from silver_stand_ins import HEIGHT, WIDTH, ColorTeacher, pictures
 
-from detmtl.silver.record import encode
+from detmtl.silver.map_record import MapRecord
 from detmtl.silver.store import Store
+from detmtl.silver.tag_record import TagRecord
 from detmtl.structures.errors import InputError
+from detmtl.structures.labels import OTHER, UNKNOWN, BoxLabels, MapLabels, TagLabels
 from detmtl.teachers.annotate import annotate
 
 
 def canonical(store: Store) -> list[bytes]:
-    return sorted(encode(r) for r in store.records())
+    return list(store.canonical())
 
 
 def test_every_picture_has_a_record_with_its_hash_size_and_boxes(tmp_path):
@@ -91,3 +95,82 @@ def test_the_bar_counts_to_the_end(tmp_path):
     source = pictures(tmp_path / "a", 3)
     annotate(ColorTeacher(), [source], tmp_path / "s", console=Console(file=out, width=120))
     assert "3/3" in out.getvalue()
+
+
+class TaskTeacher(ColorTeacher):
+    """Gives the labels that a test names, for every picture, as a teacher of that task and name."""
+
+    def __init__(self, task: str, labels, name: str = "t"):
+        super().__init__()
+        self.card = self.card.model_copy(update={"task": task, "name": name})
+        self._labels = labels
+
+    def annotate(self, images, infos, floor=0.05):
+        return [self._labels for _ in images]
+
+
+def a_map(weights=None, **changed) -> MapLabels:
+    classes = torch.zeros(HEIGHT, WIDTH, dtype=torch.uint8)
+    classes[3:9, 4:20], classes[0], classes[-1] = 1, OTHER, UNKNOWN
+    return MapLabels(
+        **{"classes": classes, "coverage": torch.ones(2), "weights": weights} | changed
+    )
+
+
+def test_a_teacher_of_maps_writes_maps(tmp_path):
+    source = pictures(tmp_path / "a", 2)
+    weights = torch.linspace(0, 1, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)
+    for name, labels in {"sure": a_map(weights), "silent": a_map()}.items():
+        store = annotate(
+            TaskTeacher("maps", labels, name), [source], tmp_path / "s", progress=False
+        )
+        found = list(store.records(MapRecord))
+        assert {r.content_hash for r in found} == set(source.hashes())
+        for record in found:
+            np.testing.assert_array_equal(record.classes, labels.classes.numpy())
+            if name == "silent":
+                assert record.confidence is None
+            else:
+                assert record.confidence is not None
+                np.testing.assert_allclose(record.confidence / 255, weights, atol=0.5 / 255 + 1e-6)
+    assert Store.teachers(tmp_path / "s") == ["silent", "sure"]
+
+
+def test_a_teacher_of_tags_writes_tags_and_abstains_where_it_gives_no_weight(tmp_path):
+    labels = TagLabels(torch.tensor([0.25, 0.9]), torch.tensor([1.0, 0.0]))
+    source = pictures(tmp_path / "a", 2)
+    store = annotate(TaskTeacher("tags", labels), [source], tmp_path / "s", progress=False)
+    for record in store.records(TagRecord):
+        np.testing.assert_array_equal(record.scores, [0.25, np.nan])
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "message"),
+    [
+        ("maps", BoxLabels.empty(2), "gave BoxLabels, but its card says that it writes maps"),
+        ("boxes", a_map(), "gave MapLabels, but its card says that it writes boxes"),
+        ("maps", a_map(classes=torch.zeros(4, 4, dtype=torch.uint8)), r"gave a map \(4, 4\)"),
+        ("maps", a_map(classes=torch.zeros(HEIGHT, WIDTH).long()), "of int64; .* uint8"),
+        ("maps", a_map(classes=torch.full((HEIGHT, WIDTH), 2, dtype=torch.uint8)), "class 2"),
+        ("maps", a_map(torch.full((HEIGHT, WIDTH), 1.5)), r"score 1\.5"),
+        ("maps", a_map(torch.ones(2, 2)), r"confidences \(2, 2\)"),
+        ("tags", TagLabels(torch.ones(3), torch.ones(3)), "3 scores .* has 2 classes"),
+        ("tags", TagLabels(torch.tensor([0.5, -1]), torch.ones(2)), r"score -1\.0"),
+        ("tags", TagLabels(torch.tensor([0.5, torch.nan]), torch.ones(2)), "not finite"),
+    ],
+)
+def test_labels_that_cannot_be_are_refused(tmp_path, task, labels, message):
+    with pytest.raises(InputError, match=message):
+        annotate(
+            TaskTeacher(task, labels), [pictures(tmp_path / "a", 1)], tmp_path / "s", progress=False
+        )
+
+
+def test_a_second_teacher_of_the_same_store_labels_all_and_leaves_the_first_alone(tmp_path):
+    source = pictures(tmp_path / "a", 4)
+    first = annotate(ColorTeacher(), [source], tmp_path / "s", progress=False)
+    second = ColorTeacher()
+    second.card = second.card.model_copy(update={"name": "second"})
+    store = annotate(second, [source], tmp_path / "s", floor=0.2, progress=False)
+    assert second.seen == 4 and store.card.name == "second" and store.floor == 0.2
+    assert canonical(Store.open(tmp_path / "s", "t")) == canonical(first) != canonical(store)

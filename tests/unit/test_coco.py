@@ -88,6 +88,44 @@ def test_lvis_fields_say_what_was_searched(tmp_path):
     assert explicit.coverage[0].tolist() == [0, 1, 0]
 
 
+def test_a_picture_may_state_its_coverage_as_numbers(tmp_path):
+    data = coco_data()
+    data["info"] = {"coverage": {"cat": 0.5, "dog": 0}}
+    data["images"][0]["coverage"] = {"dog": 1, "bird": 0.25}
+    data["images"][1]["neg_category_ids"] = []
+    data["images"][1]["coverage"] = {"cat": 0.75}
+    source = load(tmp_path, data)
+    # of the second picture the lists say that its birds and dogs were looked for, and info that dogs were not
+    assert source.coverage.tolist() == [[0.5, 1, 0.25], [0.75, 0, 1], [0.5, 0, 1]]
+    both = LabelSpace.of({"pet": ["cat", "dog"], "bird": ["bird"]})
+    assert load(tmp_path, classes=both).coverage[0].tolist() == [0, 0.25]  # of members the least
+    assert load(tmp_path, covers=["bird"]).coverage.tolist()[0] == [0, 0, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        ("neg_category_ids", [2, 9], r"neg_category_ids has \[2\], which are not in 'categories'"),
+        ("neg_category_ids", 5, "neg_category_ids is 5; it needs a list of category ids"),
+        (
+            "not_exhaustive_category_ids",
+            ["cat"],
+            r"not_exhaustive_category_ids is \['cat'\]; it needs a list",
+        ),
+        ("coverage", ["cat"], r"coverage is \['cat'\]; it needs category names and recalls"),
+        ("coverage", {"cow": 1}, "coverage names 'cow', which is not in 'categories'"),
+        ("coverage", {"cat": True}, r"coverage of 'cat' is True; it lies in \[0, 1\]"),
+    ],
+)
+def test_coverage_of_a_picture_that_makes_no_sense(tmp_path, key, value, sentence):
+    data = coco_data()
+    data["images"][1][key] = value
+    problems = problems_of(tmp_path, data)
+    assert len(problems) == 2 and re.search("coco.json: image 20: " + sentence, problems[1]), (
+        problems
+    )
+
+
 def test_boxes_are_cut_within_a_pixel_of_the_edge(tmp_path):
     data = coco_data()
     data["annotations"] = [annotation(1, 10, 1, [-0.5, 40, 65, 9])]
@@ -277,7 +315,7 @@ def silver_images():
         weights=torch.tensor([[1, 0.5], [1, 1], [0.25, 0]]),
         ignore=torch.tensor([Ignore.NO, Ignore.CLASS, Ignore.REGION]),
         grade=torch.tensor([1, 1, 0]),
-        coverage=torch.tensor([1.0, 0, 1]),
+        coverage=torch.tensor([0.25, 0, 1]),
     )
     teacher = [{"teacher": "t"}] * 3
     return [
@@ -293,11 +331,12 @@ def test_written_files_are_read_back_alike(tmp_path):
     count = write_coco(tmp_path / "coco.json", iter(images), NAMES, {"coverage": {"cat": 0.5}})
     source = load(tmp_path)
     assert count == 3 and source.grade is Grade.SILVER
-    assert source.coverage.tolist() == [[0.5, 0, 1], [0.5, 1, 1], [0, 0, 0]]
+    assert source.coverage.tolist() == [[0.25, 0, 1], [1, 1, 1], [0, 0, 0]]
     first, expected = source.labels(0)["boxes"], images[0].labels
     for name in ("boxes", "classes", "scores", "weights", "ignore", "grade"):
         assert torch.equal(getattr(first, name), getattr(expected, name)), name
     data = json.loads((tmp_path / "coco.json").read_text())
+    assert data["images"][0]["coverage"] == {"cat": 0.25} and "coverage" not in data["images"][2]
     assert data["annotations"][0]["attributes"]["teacher"] == "t"
     assert [a["iscrowd"] for a in data["annotations"]] == [0, 1, 1]
     assert [a["id"] for a in data["annotations"]] == [1, 2, 3]

@@ -237,6 +237,10 @@ GOOD = {"image_id": 10, "category_id": 7, "bbox": [1, 2, 3, 4], "score": 0.5}
         ({**GOOD, "bbox": [1, 2, -3, 4]}, "negative"),
         ({k: v for k, v in GOOD.items() if k != "score"}, "has no score"),
         ([1, 2], "is no object"),
+        (
+            {**GOOD, "category_name": "zebra"},
+            "are 'zebra', but the annotation file's category 7 is",
+        ),
     ],
 )
 def test_wrong_results_are_told(tmp_path, entry, told):
@@ -270,6 +274,17 @@ def test_wrong_annotations_are_told_at_once(tmp_path):
     with pytest.raises(InputError) as error:
         evaluate_files(found_path, truth_path)
     assert len(error.value.problems) == 4
+
+
+def test_results_that_name_their_classes_rightly_are_read(tmp_path):
+    found_path, truth_path = files(tmp_path, *random_data())
+    plain = evaluate_files(found_path, truth_path)
+    names = {c["id"]: c["name"] for c in json.loads(truth_path.read_text())["categories"]}
+    found = json.loads(found_path.read_text())
+    found_path.write_text(
+        json.dumps([r | {"category_name": names[r["category_id"]]} for r in found])
+    )
+    assert evaluate_files(found_path, truth_path) == pytest.approx(plain, nan_ok=True)
 
 
 def test_no_detections_give_zero(tmp_path):

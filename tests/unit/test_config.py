@@ -63,9 +63,12 @@ def test_configs_load_build_and_say_how_they_are_run(path, tmp_path):
     assert any("result" in line.lower() or "Not yet run" in line for line in head)
     plain = {"pretrained": False, "weights": None}
     backbone = settings.model.backbone.model_copy(update=plain)
-    names = settings.data.label_space().names
+    names = settings.data.names()
     model = build_model(
-        settings.model.model_copy(update={"backbone": backbone}), settings.tasks, names
+        settings.model.model_copy(update={"backbone": backbone}),
+        settings.tasks,
+        names["boxes"],
+        other_names=names,
     )
     assert list(model.tasks) == list(settings.tasks)
     settings.augment.build(settings.input)
@@ -213,7 +216,7 @@ def test_a_mode_can_be_changed_without_its_shares(write):
     ("override", "words"),
     [
         ("train.best=boxez/AP", "names no task"),
-        ("tasks.more={kind: detection}", "holds one task"),
+        ("tasks.more={kind: detection}", "at most one detection"),
         ("data.classes.0.x=1", "has no parts"),
     ],
 )
@@ -231,3 +234,44 @@ def test_merged_keys_of_yaml_are_read(write):
 def test_a_folder_is_no_config(name):
     with pytest.raises(InputError, match="no such file"):
         find_config(name)
+
+
+ONLINE = MINIMAL.replace("  val:", "    pool: {kind: folder, images: pool}\n  val:").replace(
+    "{mode: gold}", "{mode: online}"
+)
+
+
+def test_online_needs_no_silver_section(write):
+    path = write(ONLINE)
+    settings = read_settings(path)
+    assert settings.mix_sources() == ["gold", "pool"]
+    assert settings.online_pools() == ["pool"] and settings.online_audit() == "val"
+    assert read_settings(path, ["online.audit_every=null"]).online_audit() is None
+    # other modes have nobody to label the folder, and no pools that are labelled as they come
+    assert read_settings(path, ["mix.mode=gold"]).online_pools() == []
+    (problem,) = problems(path, "mix.mode=concat")
+    assert "data.sources.pool: is of kind folder" in problem
+
+
+def test_online_takes_what_silver_says_unless_told_otherwise(write):
+    silver = "silver={teacher: {kind: gold}, pools: [pool], select: {threshold: 0.8}}"
+    settings = read_settings(write(ONLINE), [silver])
+    assert settings.online_pools() == ["pool"]
+    assert settings.online_select().threshold == 0.8
+    own = read_settings(write(ONLINE), [silver, "online.select={threshold: 0.6}"])
+    assert own.online_select().threshold == 0.6
+    assert read_settings(write(ONLINE)).online_select().threshold == 0.5
+
+
+def test_online_mistakes_are_told(write):
+    path = write(ONLINE)
+    text = "\n".join(problems(path, "train.ema=null", "online.pools=[polo]"))
+    assert "'polo' is no source" in text and "the averaged model is the teacher" in text
+    (problem,) = problems(path, "online.audit=gold")
+    assert "is trained on" in problem
+    text = "\n".join(problems(path, "online.audit=pool"))
+    assert "neither 'val' nor a labelled source" in text
+    text = "\n".join(problems(write(MINIMAL), "mix.mode=online"))
+    assert "online needs pictures to label" in text
+    text = "\n".join(problems(path, "data.val.grade=silver"))
+    assert "data.val: must be labelled by people" in text, "trap: validating on silver"

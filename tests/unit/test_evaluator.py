@@ -9,7 +9,7 @@ from torch import nn
 sys.path.insert(0, os.path.dirname(__file__))
 from engine_stand_ins import CPU, NAMES, TinyModel, batch_of, picture
 
-from detmtl.engine.evaluator import evaluate, to_file_pixels, unpadded
+from detmtl.engine.evaluator import evaluate, to_file_pixels
 from detmtl.metrics.coco import CocoMetric
 from detmtl.structures.labels import BoxLabels
 from detmtl.structures.sample import Batch, ImageInfo, Sample
@@ -31,6 +31,7 @@ class Oracle(nn.Module):
 
     class Task(nn.Module):
         labels = "boxes"
+        class_names = NAMES
 
         def decode(self, outputs, sizes):
             return [self.model[0].samples[i].labels["boxes"] for i in outputs[0].tolist()]
@@ -82,6 +83,7 @@ def test_detections_file_is_in_file_pixels_and_by_category_id(tmp_path):
     assert [(r["image_id"], r["category_id"]) for r in found] == [
         (i, c) for i in range(3) for c in (7, 90)
     ]
+    assert [r["category_name"] for r in found[:2]] == list(NAMES[:2])
     assert found[0]["bbox"] == [4, 4, 32, 20] and found[0]["score"] == pytest.approx(0.9)
     evaluate(Oracle(samples), batches, CPU, detections=path)
     assert [r["category_id"] for r in json.loads(path.read_text())][:2] == [1, 2]
@@ -114,7 +116,7 @@ def test_pictures_without_labels_are_left_out():
 
 def test_unpadded_is_the_way_back():
     samples = [sample(0, 40, 50), picture(3), picture(4, labelled=False)]
-    back = unpadded(Batch.of(samples).labels["boxes"])
+    back = Batch.of(samples).labels["boxes"].unpadded([])
     assert back[2] is None
     for one, s in zip(back[:2], samples[:2], strict=True):
         for name, value in vars(s.labels["boxes"]).items():

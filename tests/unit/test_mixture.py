@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from rich.console import Console
 
-from detmtl.data.mixture import MixSettings, Mixture, apportion
+from detmtl.data.draws import apportion
+from detmtl.data.mixture import MixSettings, Mixture
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
 
@@ -44,11 +45,20 @@ MIXES = {
     "alternate": MixSettings(mode="alternate", shares={"gold": 2, "silver": 3, "more": 1}),
     "fractions": MixSettings(mode="alternate", shares={"gold": 0.1, "silver": 0.6, "more": 0.3}),
     "weighted": MixSettings(mode="weighted", weights={"silver": 0.25}),
+    "curriculum": MixSettings(mode="curriculum"),
+    "ramp": MixSettings(mode="concat", weights={"silver": [(0.2, 0.0), (0.6, 2.0)]}),
+    "finetune": MixSettings(mode="finetune", gold_from=0.6),
+    "online": MixSettings(mode="online", burn_in=0.4),
+    "balanced": MixSettings.model_validate({"mode": "concat", "balance": {"sources": 0.5}}),
 }
 
 
-def mixture(settings, sources=(GOLD, SILVER, MORE), batch_size=8, seed=3):
-    return Mixture(list(sources), settings, batch_size, seed)
+PHASED = {"finetune", "online"}
+"""These change their way to draw: their orders begin anew."""
+
+
+def mixture(settings, sources=(GOLD, SILVER, MORE), batch_size=8, seed=3, steps=60):
+    return Mixture(list(sources), settings, batch_size, seed, steps)
 
 
 def refusal(settings, **more):
@@ -61,17 +71,19 @@ def refusal(settings, **more):
 @pytest.mark.parametrize("steps", [1, 57])
 def test_the_plan_is_what_is_drawn(name, steps):
     mix = mixture(MIXES[name])
-    drawn, loss = Counter(), Counter()
+    drawn, loss, pictures = Counter(), Counter(), Counter()
     for step in range(steps):
         batch = Counter(pick.source for pick in mix.picks(step))
+        pictures.update((pick.source, pick.index) for pick in mix.picks(step))
         drawn += batch
-        total = sum(mix.weights[s] * n for s, n in batch.items())
+        total = sum(mix.weights_at(step)[s] * n for s, n in batch.items())
         for s, n in batch.items():
-            loss[s] += mix.weights[s] * n / total / steps
+            loss[s] += mix.weights_at(step)[s] * n / total / steps
     rows = mix.plan(steps)
     assert [r.source for r in rows] == ["gold", "silver", "more"]
     for s, row in enumerate(rows):
         assert row.drawn == drawn[s]
+        assert row.most == max((n for (k, _), n in pictures.items() if k == s), default=0)
         assert row.pictures == len(mix.sources[s])
         assert row.per_step == pytest.approx(drawn[s] / steps)
         assert row.passes == pytest.approx(drawn[s] / row.pictures)
@@ -89,16 +101,16 @@ def test_a_plan_longer_than_one_block_of_its_sum_is_exact():
     assert all(abs(r.passes - each) < 1 for r in rows)
 
 
-@pytest.mark.parametrize("name", MIXES)
+@pytest.mark.parametrize("name", sorted(MIXES.keys() - PHASED - {"balanced"}))
 def test_no_picture_comes_again_before_all_have_come(name):
     mix = mixture(MIXES[name])
     seen = Counter()
     epochs: dict[tuple[int, int], list[int]] = {}
     for step in range(150):
         for pick in mix.picks(step):
-            assert pick.draw == seen[pick.source, pick.index]
+            assert pick.epoch == seen[pick.source, pick.index]
             seen[pick.source, pick.index] += 1
-            epochs.setdefault((pick.source, pick.draw), []).append(pick.index)
+            epochs.setdefault((pick.source, pick.epoch), []).append(pick.index)
     assert all(len(set(indices)) == len(indices) for indices in epochs.values())
     for source in {s for s, _ in epochs}:
         assert sorted(epochs[source, 0]) == list(range(len(mix.sources[source])))
@@ -151,17 +163,18 @@ def test_a_source_smaller_than_its_share_neither_ends_nor_hangs():
         assert sum(counts.values()) == 14
         assert max(counts.values()) - min(counts.values()) <= 2
     one = mixture(MixSettings(), sources=[Pictures("one", 1)], batch_size=4)
-    assert [p.draw for p in one.picks(2)] == [8, 9, 10, 11]
+    assert [p.epoch for p in one.picks(2)] == [8, 9, 10, 11]
 
 
 def test_many_small_permutations_do_not_displace_the_large_ones():
     large = Pictures("large", 200_000)
     mix = mixture(MixSettings(mode="batch"), sources=[Pictures("one", 1), large], batch_size=128)
     mix.picks(0)
-    known = mix._streams[1].permutation(0)
+    streams = mix._phases[0][1]._streams
+    known = streams[1].epoch(0)
     mix.picks(1)
-    assert mix._streams[1].permutation(0) is known
-    assert all(len(s._recent) <= 2 for s in mix._streams)
+    assert streams[1].epoch(0) is known
+    assert all(len(s._recent) <= 2 for s in streams)
 
 
 def test_gold_repeated_many_times_is_told():
@@ -230,7 +243,7 @@ def test_gold_and_silver_draw_from_their_grade_alone():
 
 
 def test_weights_multiply_the_sources_own():
-    assert mixture(MixSettings(weights={"more": 3.0})).weights == [1.0, 1.0, 1.5]
+    assert mixture(MixSettings(weights={"more": 3.0})).weights_at(0) == [1.0, 1.0, 1.5]
 
 
 @given(
@@ -283,3 +296,39 @@ def test_what_cannot_be_mixed_is_refused_with_all_its_reasons():
         MixSettings(weights={"gold": -1})
     # an empty source that the mode leaves alone does no harm
     mixture(MixSettings(mode="gold"), sources=[GOLD, Pictures("void", 0, Grade.SILVER)]).plan(3)
+
+
+def test_curriculum_ramps_silver_alone():
+    settings = MixSettings.model_validate(
+        {"mode": "curriculum", "curriculum": {"weight": [0.5, 2], "until": 0.5}}
+    )
+    mix = mixture(settings, steps=40)
+    assert mix.weights_at(0) == [1.0, 0.5, 0.25]
+    assert mix.weights_at(10) == [1.0, 1.25, 0.625]
+    assert mix.weights_at(20) == mix.weights_at(39) == [1.0, 2.0, 1.0]
+    assert {p.source for p in mix.picks(0)} == {0, 1, 2}  # drawn all the time
+    out = io.StringIO()
+    Console(file=out, width=120).print(mix.plan_table())
+    assert "0.5 to 2" in out.getvalue()
+
+
+def test_weights_over_time_are_straight_between_their_points():
+    mix = mixture(MixSettings(weights={"more": [(0.25, 1.0), (0.75, 3.0)]}), steps=100)
+    found = [mix.weights_at(step)[2] for step in (0, 25, 50, 75, 99)]
+    assert found == [0.5, 0.5, 1.0, 1.5, 1.5]
+    for wrong in ([(0.5, 1.0), (0.5, 2.0)], [(0.7, 1.0), (0.2, 2.0)], [], [(1.5, 1.0)]):
+        with pytest.raises(ValidationError):
+            MixSettings(weights={"more": wrong})
+    level = MixSettings(weights={n: [(0.0, 0.0), (1.0, 0.0)] for n in ("gold", "silver", "more")})
+    assert "weight 0" in refusal(level)
+
+
+def test_finetune_ends_and_online_begins_with_gold_alone():
+    late = mixture(MIXES["finetune"], steps=50)
+    early = mixture(MIXES["online"], steps=50)
+    assert late.first_step_of_last_phase() == 30 and early.first_step_of_last_phase() == 20
+    for step in range(50):
+        assert {p.source for p in late.picks(step)} == ({0, 1, 2} if step < 30 else {0})
+        assert {p.source for p in early.picks(step)} == ({0} if step < 20 else {0, 1, 2})
+    assert mixture(MixSettings(mode="online", burn_in=0)).picks(0)[-1].source == 2
+    assert early.plan(10)[1].drawn == 0  # a plan of fewer steps than the run has

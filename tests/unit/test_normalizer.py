@@ -1,11 +1,13 @@
 """What sums are divided by, in one process and in several."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import distributed as dist
 from torch import multiprocessing
 
-from detmtl.losses.normalizer import normalizer, skip_normalizer
+from detmtl.losses.normalizer import DECAY, SOURCES, Density, normalizer, skip_normalizer
 from detmtl.structures.sample import Batch
 
 POSITIVES = torch.tensor([10, 30, 0, 5])
@@ -70,13 +72,13 @@ def _of_rank(rank, folder):
     """Rank 0 has pictures 0 and 1, rank 1 has 2 and 3, rank 2 nothing that is labelled."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=3)
     rows = slice(2 * rank, 2 * rank + 2)
-    found = []
+    found, density = [], Density()
     for kind in ("source", "batch", "image"):
         if rank == 2:
-            skip_normalizer(_batch(slice(0, 2)))
+            skip_normalizer(_batch(slice(0, 2)), density)
         else:
-            found.append(normalizer(kind, POSITIVES[rows], PRESENT[rows], _batch(rows)))
-    torch.save(found, f"{folder}/{rank}.pt")
+            found.append(normalizer(kind, POSITIVES[rows], PRESENT[rows], _batch(rows), density))
+    torch.save([*found, density.seen], f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -88,3 +90,94 @@ def test_processes_share_their_sums(tmp_path):
         alone = normalizer(kind, POSITIVES, PRESENT, _batch(ALL))
         # Gradients are divided by the number of processes afterwards.
         torch.testing.assert_close(torch.cat([first[i], second[i]]) / 3, alone)
+    # three times one gold picture that is present, with 10 positives; three pictures in all, with 40
+    times = 1 + DECAY + DECAY**2
+    for rank in range(3):
+        seen = torch.load(tmp_path / f"{rank}.pt")[-1]
+        torch.testing.assert_close(seen[SOURCES:], times * torch.tensor([[10.0, 1.0], [40.0, 3.0]]))
+        torch.testing.assert_close(
+            seen[:3], times * torch.tensor([[10.0, 1.0], [0.0, 0.0], [30.0, 2.0]])
+        )
+
+
+def _alike(pictures, gold, positives):
+    """Returns what `normalizer` takes of pictures of one grade, each with `positives`."""
+    kind = torch.full((pictures,), 0 if gold else 1)
+    batch = replace(
+        _batch(ALL), groups=kind, weights=torch.ones(pictures), grades=kind.to(torch.uint8)
+    )
+    return torch.full((pictures,), positives), torch.ones(pictures, dtype=torch.bool), batch
+
+
+def test_silver_alone_in_a_step_weighs_its_background_as_beside_gold():
+    """Modes alternate and batch: gold has 20 positives a picture, silver one in three pictures."""
+    torch.manual_seed(0)
+    density, beside = Density(), None
+    for _ in range(300):
+        gold = int(torch.randint(10, 31, ()))
+        normalizer("source", *_alike(4, True, gold), density)
+        silver = normalizer("source", *_alike(4, False, 0), density)
+        n, present, batch = _alike(8, True, gold)
+        half = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
+        mixed = replace(batch, groups=half, grades=half.to(torch.uint8))
+        factors = normalizer("source", torch.where(half == 0, n, 0), present, mixed, density)
+        beside = factors[4:]
+    # half of a mixed batch's weight is silver's, all of a silver one's
+    torch.testing.assert_close(silver, 2 * beside, rtol=0.01, atol=0)
+    torch.testing.assert_close(silver, torch.full((4,), 1 / 80), rtol=0.05, atol=0)
+    forgetful = normalizer("source", *_alike(4, False, 0))
+    assert forgetful[0] == 1  # eighty times as much: what is remembered here matters
+
+
+def test_without_any_gold_silver_remembers_its_own_boxes():
+    density = Density()
+    for positives in (30, 10) * 200:
+        normalizer("source", *_alike(2, False, positives), density)
+    torch.testing.assert_close(
+        normalizer("source", *_alike(2, False, 0), density),
+        torch.full((2,), 1 / 40),
+        rtol=0.05,
+        atol=0,
+    )
+
+
+def test_gold_is_divided_by_its_own_positives_whatever_is_remembered():
+    density = Density()
+    normalizer("source", *_alike(4, True, 50), density)
+    assert torch.equal(normalizer("source", *_alike(4, True, 2), density), torch.full((4,), 1 / 8))
+
+
+def test_long_silver_only_stretches_forget_nothing():
+    density = Density()
+    normalizer("source", *_alike(1, True, 20), density)
+    silver = torch.zeros(SOURCES + 2, 2)
+    silver[1] = silver[SOURCES + 1] = 1
+    for _ in range(20_000):
+        density(silver)
+    torch.testing.assert_close(density.seen[[0, SOURCES]], torch.tensor([[20.0, 1.0]] * 2))
+
+
+def test_gold_pictures_without_boxes_do_not_drown_the_rest_of_the_batch():
+    """Two gold pictures with nothing on them beside six of silver: divided by their own positives
+    (at least 1) their background alone would decide the step."""
+    density = Density()
+    for _ in range(50):
+        normalizer("source", *_alike(4, True, 20), density)
+    _, present, batch = _alike(8, True, 0)
+    groups = torch.tensor([0, 0, 1, 1, 1, 1, 1, 1])
+    mixed = replace(batch, groups=groups, grades=groups.to(torch.uint8))
+    positives = torch.where(groups == 1, 8, 0)
+    factor = normalizer("source", positives, present, mixed, density)
+    of_all = 6 * 8 / 8  # positives a picture of this batch: fewer than gold's usual 20
+    torch.testing.assert_close(factor[0], torch.tensor(0.25 / (2 * of_all)))
+    torch.testing.assert_close(factor[2], torch.tensor(0.75 / (6 * 20)), rtol=0.02, atol=0)
+    many = normalizer("source", torch.where(groups == 1, 800, 0), present, mixed, density)
+    # a flood of silver boxes changes nothing for gold: its usual 20 a picture count
+    torch.testing.assert_close(many[0], torch.tensor(0.25 / (2 * 20)), rtol=0.05, atol=0)
+
+
+def test_one_source_alone_is_divided_by_its_own_positives():
+    density = Density()
+    for positives in (30, 2):
+        factor = normalizer("source", *_alike(4, True, positives), density)
+        torch.testing.assert_close(factor, torch.full((4,), 1 / (4 * positives)))

@@ -12,7 +12,9 @@ from detmtl.metrics.coco import evaluate_files
 from detmtl.structures.errors import InputError
 from detmtl.structures.sample import ImageInfo
 from detmtl.teachers.from_onnx import OnnxTeacherSettings
-from detmtl.teachers.onnx_outputs import FastestDet, FastestDetAdapter, Yolox, YoloxAdapter
+from detmtl.teachers.onnx_adapters import FastestDetAdapter, YoloxAdapter
+from detmtl.teachers.onnx_input import NetworkInput, Preparation
+from detmtl.teachers.onnx_outputs import FastestDet
 
 
 def info(image, path="p.jpg"):
@@ -49,6 +51,11 @@ def yolox_output(cells: dict[int, tuple[list[float], list[float]]], rows=42, cla
     return out
 
 
+def preparation(size, adapter, channels_last=False, dtype=np.float32):
+    into = NetworkInput("image", size, channels_last, dtype, 1)
+    return Preparation(into, adapter, adapter.usual)
+
+
 def load(tmp_path, adapter, classes=("cat", "dog"), **settings):
     return OnnxTeacherSettings(
         path="n.onnx", classes=list(classes), adapter=adapter, threads=1, **settings
@@ -71,7 +78,7 @@ def test_yolox_boxes_come_out_in_pixels_of_each_picture(tmp_path):
 def test_yolox_input_is_bgr_at_top_left_on_grey():
     image = np.zeros((10, 40, 3), np.uint8)
     image[:] = (10, 20, 30)
-    got = Yolox((32, 64), (8, 16, 32), 2).prepare(image)
+    got = preparation((32, 64), YoloxAdapter())(image)
     assert got.shape == (3, 32, 64) and got.dtype == np.float32
     assert got[:, :16, :].reshape(3, -1).mean(axis=1).tolist() == [30, 20, 10]
     assert (got[:, 16:] == 114).all()
@@ -99,17 +106,19 @@ def test_floor_best_class_suppression_and_most_boxes(tmp_path):
 
 
 def test_fastestdet_boxes_and_input():
-    form = FastestDet((32, 64), 16, 2)
+    form = FastestDet(("output",), (32, 64), 16, 2)
+    prepare = preparation((32, 64), FastestDetAdapter())
     output = np.zeros((1, 7, 2, 4), np.float32)
     output[0, 0, 1, 2], output[0, 5:, 1, 2] = 0.9, (0.7, 0.3)
-    boxes, scores = form.decode(output, np.array([[100, 200]], np.float32))
+    boxes, scores = form.decode(output)
+    boxes = prepare.in_pictures(boxes, np.array([[100, 200]]))
     # Cell (2, 1) of 4 x 2: center (.5, .5) of the picture, both sides sigmoid(0) = half of it.
     np.testing.assert_allclose(boxes[0, 6], [50, 25, 150, 75], rtol=1e-6)
     np.testing.assert_allclose(scores[0, 6], [0.9**0.6 * 0.7**0.4, 0.9**0.6 * 0.3**0.4], rtol=1e-6)
     assert scores.sum() == pytest.approx(scores[0, 6].sum())
     image = np.zeros((10, 10, 3), np.uint8)
     image[..., 0] = 255
-    assert form.prepare(image)[:, 0, 0].tolist() == [0, 0, 1]
+    assert prepare(image)[:, 0, 0].tolist() == pytest.approx([0, 0, 1])
 
 
 def test_a_network_with_batches_gets_them_whole(tmp_path):
@@ -131,9 +140,9 @@ def test_what_does_not_fit_is_said(tmp_path):
     with pytest.raises(InputError, match="listed twice"):
         load(tmp_path, {"kind": "yolox"}, classes=("one", "one"))
     with pytest.raises(InputError, match="multiples"):
-        YoloxAdapter().build((32, 40), 2)
+        YoloxAdapter().build({"o": (1, 1, 7)}, (32, 40), 2)
     with pytest.raises(InputError, match="multiples"):
-        FastestDetAdapter().build((32, 40), 2)
+        FastestDetAdapter().build({"o": (1, 1, 7)}, (32, 40), 2)
     (tmp_path / "n.onnx").write_bytes(b"broken")
     with pytest.raises(InputError, match="cannot read"):
         load(tmp_path, {"kind": "yolox"})

@@ -127,6 +127,7 @@ class Everywhere:
     """A stand-in that finds one box: the middle of the picture."""
 
     class_names = ("cat", "dog")
+    names = {"boxes": ("cat", "dog")}
 
     def predict(self, images):
         found = []

@@ -9,7 +9,6 @@ import torch
 sys.path.insert(0, os.path.dirname(__file__))
 from engine_stand_ins import NAMES, batch_of, recorder
 
-from detmtl.engine.evaluator import unpadded
 from detmtl.engine.recorder import Recorder, read_metrics
 
 
@@ -62,7 +61,7 @@ def test_starting_anew_in_a_used_folder_keeps_nothing(tmp_path):
 
 def test_pictures(tmp_path):
     batch = batch_of(0, size=6)
-    found = [x for x in unpadded(batch.labels["boxes"]) if x is not None]
+    found = [x for x in batch.labels["boxes"].unpadded([]) if x is not None]
     with recorder(tmp_path, 10) as told:
         told.pictures(5, "val", batch, {"boxes": found})
     assert events(tmp_path)[1] == [f"val/boxes/{i}" for i in range(4)]

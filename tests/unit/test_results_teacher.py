@@ -25,10 +25,11 @@ RESULTS = [
 ]
 
 
-def load(tmp_path, results=RESULTS, about=ABOUT):
+def load(tmp_path, results=RESULTS, about=ABOUT, **settings):
     (tmp_path / "results.json").write_text(json.dumps(results))
     (tmp_path / "truth.json").write_text(json.dumps(about))
-    return ResultsTeacherSettings(path="results.json", annotations="truth.json").load(tmp_path)
+    settings = {"annotations": "truth.json"} | settings
+    return ResultsTeacherSettings(path="results.json", **settings).load(tmp_path)
 
 
 def ask(teacher, name, height, width, floor=0.05):
@@ -76,7 +77,55 @@ def test_every_faulty_result_is_named(tmp_path):
     with pytest.raises(InputError) as caught:
         load(tmp_path, faulty)
     assert len(caught.value.problems) == 6
-    with pytest.raises(InputError, match="list"):
-        load(tmp_path, {"annotations": []})
+    with pytest.raises(InputError, match="neither a list"):
+        load(tmp_path, {"images": []}, annotations=None)
     with pytest.raises(InputError, match="categories"):
         load(tmp_path, about={"images": []})
+
+
+def test_a_list_alone_needs_class_names_and_says_nothing_of_other_pictures(tmp_path):
+    rows = [{"image_id": 9, "category_id": 1, "bbox": [1, 1, 4, 4], "score": 0.6}]
+    with pytest.raises(InputError, match="neither class names nor file names"):
+        load(tmp_path, rows, annotations=None)
+    teacher = load(tmp_path, rows, annotations=None, classes=["cat", "dog"])
+    assert teacher.card.classes == ("cat", "dog")
+    assert ask(teacher, "/p/000009.jpg", 10, 10).classes.tolist() == [1]
+    with pytest.raises(InputError, match="not looked at"):
+        ask(teacher, "/p/000010.jpg", 10, 10)
+
+
+def test_pictures_may_be_named_and_classes_numbered_as_the_other_system_likes(tmp_path):
+    rows = [
+        {"image_id": "sub/a", "category_id": 0, "bbox": [1, 1, 4, 4], "score": 0.6},
+        {"image_id": "a.jpg", "category_id": 5, "bbox": [1, 1, 4, 4], "score": 0.5},
+    ]
+    for about in ("truth.json", None):
+        teacher = load(tmp_path, rows, annotations=about, classes={5: "cow", 0: "owl"})
+        assert teacher.card.classes == ("owl", "cow")
+        assert ask(teacher, "/p/sub/a.jpg", 10, 10).classes.tolist() == [0]
+        assert ask(teacher, "/p/a.jpg", 20, 30).classes.tolist() == [1]
+    with pytest.raises(InputError, match="category_id 5 is no category; the categories are 0, 1"):
+        load(tmp_path, rows, classes=["owl", "cow"])
+
+
+def test_an_annotation_file_is_results_and_says_what_a_box_without_a_score_counts(tmp_path):
+    boxes = [
+        {"id": 1, "image_id": 5, "category_id": 7, "bbox": [1, 1, 4, 4]},
+        {"id": 2, "image_id": 5, "category_id": 3, "bbox": [1, 1, 4, 4], "score": 0.3},
+        {"id": 3, "image_id": 5, "category_id": 3, "bbox": [0, 0, 9, 9], "iscrowd": 1},
+    ]
+    whole = ABOUT | {"annotations": boxes}
+    with pytest.raises(InputError, match=r"result 0: has no score; set teacher\.score"):
+        load(tmp_path, whole, annotations=None)
+    labels = ask(load(tmp_path, whole, annotations=None, score=0.8), "/p/a.jpg", 20, 30)
+    assert labels.classes.tolist() == [1, 0] and labels.scores.tolist() == pytest.approx([0.8, 0.3])
+    with pytest.raises(InputError, match="is an annotation file itself"):
+        load(tmp_path, whole)
+
+
+def test_class_names_that_say_nothing_are_refused(tmp_path):
+    twice = ABOUT | {"categories": [{"id": 3, "name": "cat"}, {"id": 7, "name": "cat"}]}
+    with pytest.raises(InputError, match="'cat' is empty or there twice"):
+        load(tmp_path, about=twice)
+    with pytest.raises(InputError, match="does not see pixels"):
+        load(tmp_path, tta={"flip": True})

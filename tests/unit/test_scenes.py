@@ -1,5 +1,7 @@
 import json
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -165,8 +167,23 @@ def test_an_interrupted_run_leaves_nothing_that_looks_whole(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         render_scenes(tmp_path, tiny, stop)
-    assert list(tmp_path.iterdir()) == []
+    assert [p.name for p in tmp_path.iterdir()] == [".rendering.lock"]
     render_scenes(tmp_path, tiny)
+    assert len(_read(tmp_path, "gold")["images"]) == 3
+
+
+def test_of_two_first_runs_at_once_one_draws_and_the_other_waits(tmp_path):
+    tiny = ScenesSettings(gold=3, pool=0, val=0, test=0, size=(64, 80))
+    drawn = []
+
+    def slowly(done: int, total: int) -> None:
+        drawn.append(done)
+        time.sleep(0.05)
+
+    with ThreadPoolExecutor(2) as pool:
+        for run in [pool.submit(render_scenes, tmp_path, tiny, slowly, 1) for _ in range(2)]:
+            run.result()
+    assert drawn == [1, 2, 3]
     assert len(_read(tmp_path, "gold")["images"]) == 3
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from coco_files import NAMES, coco_data, save_coco, save_picture
+from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 from detmtl.data.coco import CocoSource
@@ -216,3 +217,22 @@ def test_kinds_are_told_apart():
         adapter.validate_python({"kind": "coco", "images": "i", "annotations": "a", "weigth": 2})
     with pytest.raises(ValidationError):
         adapter.validate_python({"kind": "folder", "images": "i", "weight": 0})
+
+
+def test_a_folder_takes_the_pictures_that_a_file_lists(tmp_path):
+    for name in ("a", "b", "c"):
+        Image.new("RGB", (8, 8), "red" if name == "a" else "blue").save(tmp_path / f"{name}.png")
+    space, cache = LabelSpace.of(["cat"]), tmp_path / "cache"
+
+    def load(*names):
+        images = [{"id": i, "file_name": name} for i, name in enumerate(names)]
+        (tmp_path / "train.json").write_text(json.dumps({"images": images}))
+        return FolderSource(images=".", listed="train.json").load("pool", tmp_path, space, cache)
+
+    assert [load("c.png", "a.png").files.name(i) for i in (0, 1)] == ["a.png", "c.png"]
+    assert len(load("b.png")) == 1  # another list is no old cache
+    with pytest.raises(InputError, match=r"names 1 pictures .* such as d.png"):
+        load("a.png", "d.png")
+    (tmp_path / "train.json").write_text("[]")
+    with pytest.raises(InputError, match="cannot be read as a COCO file"):
+        FolderSource(images=".", listed="train.json").load("pool", tmp_path, space, cache)

@@ -1,18 +1,16 @@
 import gzip
 import hashlib
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from detmtl.silver import parts
+from detmtl.silver import writer as writer_module
 from detmtl.silver.card import TeacherCard
+from detmtl.silver.map_record import MapRecord
+from detmtl.silver.pictures import Pictures
 from detmtl.silver.record import Record, decode, encode
 from detmtl.silver.store import Store
 from detmtl.structures.errors import InputError
@@ -45,7 +43,7 @@ def fill(path: Path, numbers, part_pictures: int = 5) -> Store:
 
 
 def canonical(store: Store) -> list[bytes]:
-    return sorted(encode(r) for r in store.records())
+    return list(store.canonical())
 
 
 def folder(path: Path) -> Path:
@@ -124,85 +122,30 @@ def test_another_teacher_or_floor_is_refused(tmp_path):
 def test_no_store_is_an_error_that_names_the_folder(tmp_path):
     with pytest.raises(InputError, match="nothing"):
         Store.open(tmp_path / "nothing")
-    (tmp_path / "store.json").write_text('{"schema": 99}')
-    with pytest.raises(InputError, match=r"store\.json"):
-        Store.open(tmp_path)
-
-
-@pytest.mark.parametrize("ending", [".jsonl.gz", ".ok"])
-def test_truncated_anywhere_it_resumes_to_the_undisturbed_store(tmp_path, ending):
-    whole = fill(tmp_path / "whole", range(12))
-    expected, digest = canonical(whole), whole.digest()
-    size = sorted(folder(tmp_path / "whole").glob(f"*{ending}"))[1].stat().st_size
-    for keep in sorted({0, 1, size // 3, size // 2, size - 1}):
-        path = tmp_path / f"cut{keep}"
-        fill(path, range(12))
-        victim = sorted(folder(path).glob(f"*{ending}"))[1]
-        os.truncate(victim, keep)
-        with pytest.raises(InputError, match=victim.name.removesuffix(ending)):
-            Store.open(path)
-        with pytest.warns(UserWarning, match="labelled again"):
-            store = Store.create(path, CARD, 0.05)
-        assert len(store) == 7
-        again = fill(path, range(12))
-        assert canonical(again) == expected and again.digest() == digest
-
-
-class Killed(BaseException):
-    pass
-
-
-@pytest.mark.parametrize("at", range(4))
-@pytest.mark.parametrize("call", ["replace", "fsync"])
-def test_killed_at_any_step_of_a_part_it_resumes(tmp_path, monkeypatch, call, at):
-    whole = fill(tmp_path / "whole", range(12))
-    path = tmp_path / "killed"
-    store = Store.create(path, CARD, 0.05)
-    writer = store.writer(part_pictures=5)
-    real, calls = getattr(os, call), 0
-
-    def dies(*args):
-        nonlocal calls
-        calls += 1
-        if calls == at + 1:
-            raise Killed
-        return real(*args)
-
-    monkeypatch.setattr(parts.os, call, dies)
-    with pytest.raises(Killed):
-        for n in range(12):
-            writer.add(record(n))
-    monkeypatch.undo()
-    writer._lock.close()  # what the system does with a dead process's files
-    again = fill(path, range(12))
-    assert canonical(again) == canonical(whole) and again.digest() == whole.digest()
-    names = [p.name for p in folder(path).iterdir()]
-    assert not [n for n in names if n.endswith((".tmp", ".lock"))]
-    assert len([n for n in names if n.endswith(".gz")]) == len([n for n in names if "ok" in n])
-
-
-def test_two_writers_do_not_disturb_each_other(tmp_path):
-    first = Store.create(tmp_path, CARD, 0.05).writer(rank=0, part_pictures=100)
-    first.add(record(0))
-    # The second clears up when it starts, while the first is between two parts.
-    unfinished = folder(tmp_path) / f"part-{first._token}_000007.jsonl.gz"
-    unfinished.write_bytes(b"not yet done")
-    second = Store.create(tmp_path, CARD, 0.05).writer(rank=0)
-    assert unfinished.exists()
-    second.add(record(1))
-    second.close()
-    first.close()
-    assert len(Store.open(tmp_path)) == 2
-    Store.create(tmp_path, CARD, 0.05)
-    assert not unfinished.exists()
+    for work in (Store.open, Store.teachers, lambda path: Store.create(path, CARD, 0.05)):
+        (tmp_path / "store.json").write_text('{"schema": 1, "floor": 0.05, "teacher": {}}')
+        with pytest.raises(InputError, match=r"store\.json: schema 1; this version reads schema 2"):
+            work(tmp_path)
+        (tmp_path / "store.json").write_text('{"sche')
+        with pytest.raises(InputError, match=r"store\.json: not readable"):
+            work(tmp_path)
 
 
 def test_a_part_is_written_after_its_time(tmp_path):
     store = Store.create(tmp_path, CARD, 0.05)
-    writer = store.writer(part_pictures=1000, part_seconds=0.0)
-    writer.add(record(0))
-    assert len(Store.open(tmp_path)) == 1
-    writer.close()
+    with store.writer(part_pictures=1000, part_seconds=0.0) as writer:
+        writer.add(record(0))
+        assert len(Store.open(tmp_path)) == 1
+
+
+def test_a_part_is_written_before_its_lines_need_much_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer_module, "PART_BYTES", 3 * len(encode(record(3))))
+    store = Store.create(tmp_path, CARD, 0.05)
+    with store.writer() as writer:
+        for n in range(3, 40, 4):  # of three boxes
+            writer.add(record(n))
+        assert len(Store.open(tmp_path)) >= 6
+    assert len(Store.open(tmp_path)) == 10
 
 
 def test_ok_files_hold_the_checksum(tmp_path):
@@ -214,38 +157,108 @@ def test_ok_files_hold_the_checksum(tmp_path):
     assert about["pictures"] == len(gzip.decompress(part.read_bytes()).splitlines()) == 5
 
 
-LABELLER = """
-import sys; sys.path[:0] = [{tests!r}, {repository!r}]
-from pathlib import Path
-import test_store as t
-store = t.Store.create(Path({path!r}), t.CARD, 0.05)
-known = store.known()
-writer = store.writer(part_pictures=2)
-print("ready", flush=True)
-n = 0
-while True:
-    if t.record(n).content_hash not in known:
-        writer.add(t.record(n))
-    n += 1
-"""
+def other(name: str, **fields) -> TeacherCard:
+    return CARD.model_copy(update={"name": name, **fields})
 
 
-def test_kill_9_loses_no_whole_part(tmp_path):
-    tests = Path(__file__).parent
-    code = LABELLER.format(
-        tests=str(tests), repository=str(tests.parents[1]), path=str(tmp_path / "s")
-    )
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
-    deadline = time.monotonic() + 10
-    while len(list(folder(tmp_path / "s").glob("*.ok"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    done = len(Store.open(tmp_path / "s"))
-    assert done >= 6
-    again = fill(tmp_path / "s", range(done + 3))
-    assert canonical(again) == canonical(fill(tmp_path / "whole", range(done + 3)))
-    assert not list(folder(tmp_path / "s").glob("*.lock"))
+def test_several_teachers_share_a_folder(tmp_path):
+    first = fill(tmp_path, range(6))
+    store = Store.create(tmp_path, other("second", weights_sha256="1" * 64), 0.2)
+    with store.writer() as writer:
+        writer.add(record(9))
+    assert Store.teachers(tmp_path) == ["second", "t"]
+    with pytest.raises(InputError, match="holds labels of second, t; say whose"):
+        Store.open(tmp_path)
+    with pytest.raises(InputError, match="no labels of a teacher 'third', but of second, t"):
+        Store.open(tmp_path, "third")
+    assert [len(s) for s in Store.open_all(tmp_path)] == [1, 6]
+    again = Store.open(tmp_path, "t")
+    assert again.digest() == first.digest() and again.floor == 0.05
+    assert Store.open(tmp_path, "second").floor == 0.2
+    pictures = Pictures.of_store(*Store.open_all(tmp_path))
+    assert len(pictures) == 7 and pictures.names == [
+        f"{n}.jpg" for n in sorted([*range(6), 9], key=lambda n: record(n).content_hash)
+    ]
+
+
+def test_no_file_of_a_store_is_changed_by_a_second_teacher_or_a_second_run(tmp_path):
+    fill(tmp_path, range(6))
+    before = {f: (f.read_bytes(), f.stat().st_mtime_ns) for f in tmp_path.rglob("*.*")}
+    store = Store.create(tmp_path, other("second"), 0.2)
+    with store.writer() as writer:
+        writer.add(record(9))
+    with Store.create(tmp_path, CARD, 0.05).writer() as writer:
+        writer.add(record(6))
+    for file, (content, changed) in before.items():
+        if file.is_file():
+            assert (file.read_bytes(), file.stat().st_mtime_ns) == (content, changed)
+
+
+def test_a_store_without_labels_says_so(tmp_path):
+    fill(tmp_path, range(2))
+    for file in sorted((tmp_path / "raw").rglob("*"), reverse=True):
+        file.unlink() if file.is_file() else file.rmdir()
+    assert Store.teachers(tmp_path) == []
+    with pytest.raises(InputError, match="no teacher's labels yet"):
+        Store.open(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "a\nb", "a:b"])
+def test_a_teacher_whose_name_names_no_folder_is_refused(tmp_path, name):
+    with pytest.raises(InputError, match="cannot name a folder"):
+        Store.create(tmp_path, other(name), 0.05)
+    assert not list(tmp_path.iterdir())
+
+
+def test_labels_without_a_card_are_not_taken_for_anybodys(tmp_path):
+    fill(tmp_path, range(2))
+    (folder(tmp_path) / "teacher.json").unlink()
+    for work in (Store.open, lambda path: Store.create(path, CARD, 0.05)):
+        with pytest.raises(InputError, match=r"not the teacher\.json that says whose"):
+            work(tmp_path)
+
+
+def test_parts_of_the_same_teacher_may_be_copied_together_others_are_refused(tmp_path):
+    fill(tmp_path / "a", range(5))
+    fill(tmp_path / "b", range(3, 9))
+    for file in folder(tmp_path / "b").glob("part-*"):
+        (folder(tmp_path / "a") / file.name).write_bytes(file.read_bytes())
+    merged = Store.open(tmp_path / "a")
+    assert canonical(merged) == canonical(fill(tmp_path / "c", range(9)))
+    Store.create(tmp_path / "d", other("t", preprocessing="resized"), 0.05)
+    for file in folder(tmp_path / "b").glob("part-*"):
+        (folder(tmp_path / "d") / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(InputError, match="was written by another teacher"):
+        Store.open(tmp_path / "d")
+
+
+def test_canonical_order_does_not_depend_on_how_many_lines_are_in_memory(tmp_path):
+    store = fill(tmp_path, range(23), part_pictures=4)
+    expected = sorted(encode(record(n)) for n in range(23))
+    assert list(store.canonical()) == expected
+    assert list(store.canonical(at_once=5)) == expected
+
+
+def test_heads_are_the_pictures_without_their_labels(tmp_path):
+    store = Store.create(tmp_path, CARD, 0.05)
+    name = 'a "b",\\ ,"file":"c".jpg'
+    with store.writer() as writer:
+        writer.add(record(3, file=name))
+    assert [tuple(h) for h in Store.open(tmp_path).heads()] == [
+        (record(3).content_hash, 100, 120, name)
+    ]
+
+
+def test_who_needs_boxes_is_told_that_a_store_holds_maps(tmp_path):
+    store = Store.create(tmp_path, other("m", task="maps"), 0.0)
+    with store.writer() as writer:
+        writer.add(MapRecord("ab" * 32, 2, 3, np.arange(6, dtype=np.uint8).reshape(2, 3)))
+    store = Store.open(tmp_path)
+    (found,) = store.records(MapRecord)
+    assert found.classes.tolist() == [[0, 1, 2], [3, 4, 5]] and found.confidence is None
+    with pytest.raises(InputError, match="teacher 'm' writes maps; boxes are needed"):
+        store.records(Record)
+
+
+def test_identity_does_not_change_when_cards_gain_fields():
+    assert "task" not in CARD.identity() and other("t", task="maps").identity()["task"] == "maps"

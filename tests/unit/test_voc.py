@@ -117,3 +117,23 @@ def test_written_files_are_read_back_alike(tmp_path):
     np.testing.assert_array_equal(again.annotations.ignore, source.annotations.ignore)
     np.testing.assert_array_equal(again.annotations.classes, source.annotations.classes)
     assert [again.path(i) for i in range(3)] == [source.path(i) for i in range(3)]
+
+
+def test_what_the_format_has_no_place_for_is_counted(tmp_path):
+    data = coco_data()
+    silver = {"grade": "silver", "ignore": "class"}
+    data["annotations"][2].update(score=0.5, iscrowd=1, attributes=silver)
+    data["images"][0]["neg_category_ids"] = [9]
+    save_coco(tmp_path, data)
+    settings = CocoSource(images="images", annotations="coco.json")
+    source = settings.load("coco", tmp_path, CLASSES, tmp_path / "cache")
+    with pytest.warns(UserWarning) as told:
+        assert write_voc(tmp_path / "xml", source) == 3
+    assert str(told[0].message) == (
+        "VOC files have no place for: boxes that are ignored for their class (written as difficult) (1), "
+        "scores below 1 (1), silver grades (1), coverage (1 pictures; see coverage.csv, for "
+        "`covers_file`)"
+    )
+    again = load(tmp_path, covers_file="xml/coverage.csv")
+    np.testing.assert_array_equal(again.annotations.ignore, [0, 0, Ignore.REGION])
+    assert again.coverage.tolist() == [[1, 0, 1], [1, 1, 1], [1, 1, 1]]

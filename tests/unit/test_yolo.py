@@ -1,6 +1,7 @@
 """YOLO label files: reading, what is refused, writing."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,15 +114,59 @@ def test_labels_that_are_not_there(tmp_path):
         load(tmp_path)
 
 
+def coco(root, data, **settings):
+    """Writes and reads a COCO folder."""
+    save_coco(root, data)
+    source = CocoSource(images="images", annotations="coco.json", **settings)
+    return source.load("coco", root, CLASSES, root / "cache")
+
+
 def test_written_files_are_read_back_alike(tmp_path):
-    data = coco_data()
-    data["annotations"][2]["score"] = 0.5
-    save_coco(tmp_path, data)
-    settings = CocoSource(images="images", annotations="coco.json")
-    source = settings.load("coco", tmp_path, CLASSES, tmp_path / "cache")
-    assert write_yolo(tmp_path / "labels", source) == 3
-    again = load(tmp_path, names="labels/names.txt")
+    source = coco(tmp_path, coco_data())
+    assert write_yolo(tmp_path / "labels", source) == 3  # without a warning
+    again = load(tmp_path, names="labels/data.yaml")
     np.testing.assert_allclose(again.annotations.boxes, source.annotations.boxes, atol=1e-4)
     np.testing.assert_array_equal(again.annotations.classes, source.annotations.classes)
-    np.testing.assert_array_equal(again.annotations.scores, source.annotations.scores)
     assert (tmp_path / "labels" / "2.txt").read_text() == ""
+    assert len((tmp_path / "labels" / "0.txt").read_text().split()) == 5
+
+
+def test_what_the_format_has_no_place_for_is_counted(tmp_path):
+    data = coco_data()
+    data["annotations"][2].update(score=0.5, attributes={"grade": "silver", "box_weight": 0.5})
+    data["annotations"][0]["iscrowd"] = 1
+    data["images"][2]["coverage"] = {"dog": 0.5, "bird": 0, "cat": 0}
+    source = coco(tmp_path, data)
+    with pytest.warns(UserWarning) as told:
+        assert write_yolo(tmp_path / "labels", source) == 2
+    assert str(told[0].message) == (
+        "YOLO files have no place for: boxes that give no loss (1), scores below 1 (1), weights other "
+        "than 1 (1), silver grades (1), coverage (1 pictures; see coverage.csv, for `covers_file`)"
+    )
+    covered = load(tmp_path, covers_file="labels/coverage.csv")
+    assert covered.coverage.tolist() == [[1, 1, 1], [1, 1, 1], [0, 0.5, 0]]
+    with pytest.warns(UserWarning, match=r"no place for: boxes that give no loss \(1\), weights"):
+        write_yolo(tmp_path / "labels", source, scores=True)
+    assert sorted(load(tmp_path).annotations.scores.tolist()) == [0.5, 1]
+
+
+def test_two_pictures_never_share_a_label_file(tmp_path):
+    data = coco_data()
+    data["images"][1]["file_name"] = "0.jpg"
+    save_picture(tmp_path / "images" / "0.jpg")
+    source = coco(tmp_path, data)
+    with pytest.raises(
+        InputError, match=r"0\.jpg: its labels would stand in 0\.txt, as 0\.png has"
+    ):
+        write_yolo(tmp_path / "labels", source)
+
+
+def test_pictures_with_absolute_names_get_names_below_their_common_folder(tmp_path):
+    data = coco_data()
+    for i, row in enumerate(data["images"]):
+        row["file_name"] = str(tmp_path / "images" / "abc"[i] / row["file_name"])
+        save_picture(Path(row["file_name"]))
+    source = coco(tmp_path, data)
+    write_yolo(tmp_path / "labels", source)
+    assert sorted(p.name for p in (tmp_path / "labels").iterdir()) == ["a", "b", "c", "data.yaml"]
+    assert not list((tmp_path / "images").rglob("*.txt"))

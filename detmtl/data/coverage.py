@@ -1,0 +1,154 @@
+"""What was looked for in which pictures, said beside the files of a source: its settings `covers`,
+`keep` and `covers_file`.
+
+Letters: I pictures, N boxes of all pictures, C classes.
+"""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from detmtl.data.flat import Annotations, FileNames
+from detmtl.data.parsed import Parsed
+from detmtl.structures.classes import LabelSpace
+from detmtl.structures.errors import InputError
+
+
+def class_mask(names: Sequence[str], classes: LabelSpace, where: str) -> np.ndarray:
+    """Returns (C,) bool: which classes are named.
+
+    Raises:
+        InputError: a name is no class.
+    """
+    problems = [p for name in names for p in _no_class(name, classes, where)]
+    if problems:
+        raise InputError(problems)
+    return np.array([name in names for name in classes.names], dtype=bool)
+
+
+def keep_classes(parsed: Parsed, kept: np.ndarray, covered: bool) -> Parsed:
+    """Returns the pictures with the labels of the classes that are `kept` (C,) bool, as if nobody had
+    looked for the others: their boxes are gone and their coverage is 0.
+
+    Args:
+        covered: whether coverage stays as it is, because the user has stated it.
+    """
+    a = parsed.annotations
+    assert a is not None
+    rows = np.flatnonzero(kept[a.classes])
+    annotations = Annotations.of(
+        num_images=len(parsed.ids),
+        image=a.image_index()[rows],
+        boxes=a.boxes[rows],
+        classes=a.classes[rows],
+        scores=a.scores[rows],
+        weights=a.weights[rows],
+        ignore=a.ignore[rows],
+        grade=a.grade[rows],
+    )
+    coverage = parsed.coverage if covered else parsed.coverage * kept.astype(np.float32)
+    return replace(parsed, annotations=annotations, coverage=coverage)
+
+
+def cover_pictures(parsed: Parsed, path: Path, where: str, classes: LabelSpace) -> Parsed:
+    """Returns the pictures with the coverage that a file states for some or all of them: 0 for each class
+    that it does not name with a picture. Pictures that it does not name keep theirs.
+
+    The file is CSV with the columns `file_name`, `class` and, if wanted, `coverage` (in [0, 1]; 1
+    where it is empty), a row for each class that was looked for in a picture (an empty class: looked
+    for nothing); or JSON {file name: [class, ...] or {class: coverage}}. File names are those of the
+    source, relative to its folder of pictures.
+
+    Raises:
+        InputError: the file cannot be read, or names a picture or a class that is not there.
+    """
+    place = {parsed.files.name(i): i for i in range(len(parsed.files))}
+    coverage = np.array(np.broadcast_to(parsed.coverage, (len(place), len(classes))))
+    problems, seen = [], set()
+    for line, name, stated, value in _statements(path, where):
+        if name not in place:
+            problems.append(f"{line}: {_no_picture(name, place, parsed.files)}")
+            continue
+        if name not in seen:
+            coverage[place[name]] = 0
+            seen.add(name)
+        if stated is None:
+            continue
+        wrong = _no_class(stated, classes, line)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+            wrong.append(f"{line}: the coverage of '{stated}' is {value!r}; it lies in [0, 1]")
+        problems += wrong
+        if not wrong:
+            coverage[place[name], classes.names.index(stated)] = value
+    if problems:
+        raise InputError(problems)
+    return replace(parsed, coverage=coverage)
+
+
+def _no_class(name: str, classes: LabelSpace, where: str) -> list[str]:
+    if name in classes.names:
+        return []
+    close = get_close_matches(name, classes.names, n=1)
+    hint = f" (nearest: '{close[0]}')" if close else f"; the classes are {', '.join(classes.names)}"
+    return [f"{where} names '{name}', which is no class{hint}"]
+
+
+def _no_picture(name: str, place: dict[str, int], files: FileNames) -> str:
+    close = get_close_matches(name, list(place)[:10_000], n=1)
+    return (
+        f"there is no picture '{name}' in {files.folder}"
+        + (f" (nearest: '{close[0]}')" if close else "")
+        + "; file names are those of the annotations, relative to the source's `images`"
+    )
+
+
+def _statements(path: Path, where: str) -> Iterator[tuple[str, str, str | None, Any]]:
+    """Yields place in the file, picture, class (None: nothing was looked for) and coverage."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".csv":
+            yield from _rows(text, where)
+            return
+        tree = json.loads(text)
+    except (OSError, UnicodeDecodeError, ValueError, csv.Error) as problem:
+        if isinstance(problem, InputError):
+            raise
+        raise InputError(
+            f"{where}: cannot be read as {path.suffix or 'JSON'} ({problem})"
+        ) from None
+    if not isinstance(tree, dict):
+        raise InputError(f"{where}: is {type(tree).__name__}; it needs {{file name: [class, ...]}}")
+    for name, listed in tree.items():
+        if not isinstance(listed, list | dict) or not all(isinstance(c, str) for c in listed):
+            raise InputError(
+                f"{where}: '{name}' has {listed!r}; it needs a list of classes, or {{class: coverage}}"
+            )
+        here = f"{where}, picture '{name}'"
+        pairs = listed.items() if isinstance(listed, dict) else [(c, 1.0) for c in listed]
+        yield from ((here, name, c, value) for c, value in pairs)
+        if not listed:
+            yield here, name, None, 0.0
+
+
+def _rows(text: str, where: str) -> Iterator[tuple[str, str, str | None, Any]]:
+    reader = csv.DictReader(text.splitlines())
+    columns = set(reader.fieldnames or ())
+    if not {"file_name", "class"} <= columns <= {"file_name", "class", "coverage"}:
+        raise InputError(
+            f"{where}: its columns are {', '.join(sorted(columns)) or 'none'}; it needs `file_name`, "
+            "`class` and, if wanted, `coverage`"
+        )
+    for row in reader:
+        said = (row.get("coverage") or "").strip()
+        try:
+            value: Any = float(said or 1)
+        except ValueError:
+            value = said
+        name = (row["file_name"] or "").strip()
+        yield f"{where} line {reader.line_num}", name, (row["class"] or "").strip() or None, value

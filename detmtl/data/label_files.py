@@ -1,0 +1,98 @@
+"""What formats with a label file for each picture (YOLO, VOC) have in common when they are written:
+the files' names, and what such files cannot say.
+
+Letters: I pictures, N boxes of all pictures, C classes.
+"""
+
+import csv
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from detmtl.data.source import Source
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import Grade, Ignore
+
+COVERAGE = "coverage.csv"
+"""The file that `covers_file` reads."""
+
+
+def picture_names(source: Source, suffix: str) -> list[str]:
+    """Returns the names of the pictures relative to the source's folder, or to their common one where
+    names are absolute; a label file has its picture's name with the suffix.
+
+    Raises:
+        InputError: two pictures would have one file.
+    """
+    names = [source.files.name(i) for i in range(len(source))]
+    if any(os.path.isabs(name) for name in names):
+        paths = list(source.files.paths())
+        folder = os.path.commonpath([os.path.dirname(path) for path in paths])
+        names = [os.path.relpath(path, folder) for path in paths]
+    of: dict[str, str] = {}
+    problems = []
+    for name in names:
+        label = os.path.splitext(name)[0] + suffix
+        if label in of or label.startswith(".."):
+            other = f"as {of[label]} has" if label in of else "which lies outside of the folder"
+            problems.append(
+                f"{name}: its labels would stand in {label}, {other}; rename the picture"
+            )
+        of[label] = name
+    if problems:
+        raise InputError(problems)
+    return names
+
+
+def write_coverage(folder: Path, source: Source, names: Sequence[str]) -> int:
+    """Writes what was looked for in which picture as a file that `covers_file` reads, unless everything
+    was everywhere, and returns the number of pictures in which something was not."""
+    coverage = np.broadcast_to(source.coverage, (len(source), len(source.classes)))
+    partial = (coverage < 1).any(axis=1) if source.annotations is not None else np.zeros(0, bool)
+    if not partial.any():
+        return 0
+    with (folder / COVERAGE).open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["file_name", "class", "coverage"])
+        for i in np.flatnonzero(partial).tolist():
+            covered = np.flatnonzero(coverage[i])
+            rows.writerows([names[i], source.classes[c], f"{coverage[i, c]:.6g}"] for c in covered)
+            if not len(covered):
+                rows.writerow([names[i], "", ""])
+    return int(partial.sum())
+
+
+def tell_losses(source: Source, format: str, scores: bool, ignored: bool, partial: int) -> None:
+    """Warns of what the written files do not say, counted; says nothing if they say it all.
+
+    Args:
+        source: what was written.
+        format: its name.
+        scores: whether the files have scores.
+        ignored: whether boxes that give no loss are written, as difficult ones; otherwise they are left out.
+        partial: pictures whose coverage is in a file of its own.
+    """
+    a = source.annotations
+    assert a is not None
+    plain = np.asarray(a.ignore) == Ignore.NO
+    written = np.ones_like(plain) if ignored else plain
+    doubtful = np.asarray(a.ignore) == Ignore.CLASS if ignored else ~plain
+    fate = (
+        "that are ignored for their class (written as difficult)"
+        if ignored
+        else "that give no loss"
+    )
+    counts = {
+        f"boxes {fate}": doubtful,
+        "scores below 1": written & (np.asarray(a.scores) < 1) & (not scores),
+        "weights other than 1": written & (np.asarray(a.weights) != 1).any(axis=1),
+        "silver grades": written & (np.asarray(a.grade) == Grade.SILVER),
+    }
+    lost = [f"{what} ({int(mask.sum())})" for what, mask in counts.items() if mask.any()]
+    if partial:
+        lost.append(f"coverage ({partial} pictures; see {COVERAGE}, for `covers_file`)")
+    if lost:
+        warnings.warn(f"{format} files have no place for: {', '.join(lost)}", stacklevel=3)

@@ -1,0 +1,242 @@
+"""Image tags of a source: from a file, or derived from its boxes.
+
+Letters: I pictures, T tags, C classes of boxes.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from detmtl.data.flat import FileNames, Flat
+from detmtl.structures.classes import LabelSpace
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import BoxLabels, Grade, Ignore, TagLabels
+from detmtl.structures.settings import Settings
+
+
+class TagClasses(Settings):
+    """The tags.
+
+    Attributes:
+        classes: the tags in order, or tag -> names by which sources call its members.
+        unmapped: what happens to a name that belongs to no tag: an `error`, or `drop` it.
+        from_boxes: whether sources that have boxes and no file of tags get their tags from the boxes:
+            the names are then those of data.classes.
+    """
+
+    classes: list[str] | dict[str, list[str]]
+    unmapped: Literal["error", "drop"] = "error"
+    from_boxes: bool = False
+
+    def label_space(self) -> LabelSpace:
+        """Returns the tags with their members."""
+        drop = self.unmapped == "drop"
+        return LabelSpace.of(self.classes, drop_unmapped=drop, setting="data.tags")
+
+
+class TagFile(Settings):
+    """Where the tags of a source are: a JSON object with `tags`, a list of all names that were looked
+    for, and `images`, a list of objects with `file_name` (relative to the source's pictures) and `tags`,
+    those that the picture shows. COCO files may carry the same two keys.
+
+    An image may also have `scores`, name -> probability that it shows the tag, and `weights`, name ->
+    number in [0, 1], 0 for what nobody could tell. The file may have `grade`, gold or silver.
+    Pictures that are not listed, or without `tags`, nobody looked at.
+
+    Attributes:
+        file: the JSON file; relative to the settings' root.
+        missing: what a picture without tags is: an `error`; `absent`, nobody looked at it; or it is left
+            out of the source, `drop`, after any subset was taken.
+    """
+
+    file: str
+    missing: Literal["error", "absent", "drop"] = "error"
+
+    def load(self, pictures: FileNames, root: Path, classes: TagClasses, where: str) -> "Tags":
+        """Returns the tags of `pictures`.
+
+        Raises:
+            InputError: with everything that is wrong with the file.
+        """
+        path = root / self.file
+        data = _object(path)
+        space = classes.label_space()
+        names = data["tags"]
+        found = space.class_of(names, f"{path}: tags")
+        rows = {row["file_name"]: row for row in data["images"] if "tags" in row}
+        problems: list[str] = []
+        targets = np.zeros((len(pictures), len(space)), np.float32)
+        weights = np.zeros((len(pictures), len(space)), np.float32)
+        present = np.zeros(len(pictures), dtype=bool)
+        of_name = dict(zip(names, found, strict=True))
+        looked = np.array(space.known(names), dtype=np.float32)
+        for i in range(len(pictures)):
+            row = rows.get(pictures.name(i))
+            if row is not None:
+                present[i] = True
+                weights[i] = looked
+                problems += _fill(row, of_name, targets[i], weights[i], path)
+            elif self.missing == "error":
+                problems.append(
+                    f"{path}: has no tags of {pictures.name(i)}; set tags.missing: absent where nobody "
+                    "looked at such pictures"
+                )
+        if not present.any():
+            problems = [
+                f"{path}: has tags of none of the {len(pictures)} pictures of {where}, the first is "
+                f"{pictures.name(0)}; file_name is relative to the source's images"
+            ]
+        if problems:
+            raise InputError(problems)
+        grade = Grade.SILVER if data.get("grade") == "silver" else Grade.GOLD
+        return Tags(targets, weights, present, np.full(len(pictures), grade, np.uint8))
+
+
+@dataclass(frozen=True, eq=False)
+class Tags(Flat):
+    """The tags of I pictures.
+
+    Attributes:
+        targets, weights: (I, T) float32, see `TagLabels`.
+        present: (I,) bool: which pictures somebody looked at.
+        grade: (I,) uint8, a `Grade`.
+    """
+
+    targets: np.ndarray
+    weights: np.ndarray
+    present: np.ndarray
+    grade: np.ndarray
+
+    def take(self, indices: np.ndarray) -> "Tags":
+        """Returns the tags of the pictures at `indices`."""
+        return Tags(self.targets[indices], self.weights[indices], self.present[indices], self.grade)
+
+    def labels(self, i: int, boxes: BoxLabels | None) -> TagLabels | None:
+        """Returns the tags of picture i, None where nobody looked."""
+        if not self.present[i]:
+            return None
+        targets, weights = (torch.from_numpy(np.array(x[i])) for x in (self.targets, self.weights))
+        return TagLabels(targets, weights, int(self.grade[i]))
+
+
+@dataclass(frozen=True, eq=False)
+class BoxTags(Flat):
+    """Tags that follow from boxes.
+
+    Attributes:
+        members: (T, C) bool: which classes of boxes mean which tag.
+    """
+
+    members: np.ndarray
+
+    @classmethod
+    def of(cls, box_classes: Sequence[str], classes: TagClasses) -> "BoxTags":
+        """Finds out which tag each class of boxes means.
+
+        Raises:
+            InputError: a class means no tag and `unmapped` is `error`, or no class means one.
+        """
+        space = classes.label_space()
+        found = np.array(space.class_of(box_classes, "data.classes"))
+        return cls(found[None] == np.arange(len(space))[:, None])
+
+    def take(self, indices: np.ndarray) -> "BoxTags":
+        """Returns itself: it is of no picture."""
+        return self
+
+    def labels(self, i: int, boxes: BoxLabels | None) -> TagLabels | None:
+        """Returns the tags of a picture with these boxes, None where nobody looked for boxes.
+
+        A tag's target is the score of its best box. Where there is none, it is 0, weighted by the
+        coverage of its classes, the least of them; and unknown where a box gives no loss, since it
+        may be what the tag asks for.
+        """
+        if boxes is None:
+            return None
+        members = torch.from_numpy(np.array(self.members))
+        ordinary = boxes.ignore == Ignore.NO
+        own = members[:, boxes.classes]  # (T, N)
+        best = (boxes.scores * ordinary * own).amax(1) if len(boxes) else torch.zeros(len(members))
+        shown, doubtful = (own & ordinary).any(1), (own & ~ordinary).any(1)
+        covered = torch.where(members, boxes.coverage, torch.ones(())).amin(1) * members.any(1)
+        weights = torch.where(shown, 1.0, torch.where(doubtful, 0.0, covered))
+        silver = bool(len(boxes)) and bool((boxes.grade == Grade.SILVER).any())
+        return TagLabels(best, weights, int(Grade.SILVER if silver else Grade.GOLD))
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_bytes())
+    except OSError as problem:
+        raise InputError(f"{path}: cannot be read ({problem.strerror})") from None
+    except ValueError as problem:
+        raise InputError(f"{path}: is not JSON ({problem})") from None
+    if not isinstance(data, dict):
+        raise InputError(
+            f"{path}: is {type(data).__name__}; it needs to be an object with tags and images"
+        )
+    problems = []
+    names, images = data.get("tags"), data.get("images")
+    if not (isinstance(names, list) and names and all(isinstance(n, str) for n in names)):
+        problems.append(
+            f"{path}: 'tags' is {names!r:.80}; it needs the list of all names looked for"
+        )
+    elif len(set(names)) < len(names):
+        problems.append(f"{path}: 'tags' lists a name twice")
+    if not (isinstance(images, list) and all(map(_is_image, images))):
+        problems.append(f"{path}: 'images' needs a list of objects with file_name")
+    if problems:
+        raise InputError(problems)
+    return data
+
+
+def _is_image(row: Any) -> bool:
+    return (
+        isinstance(row, dict)
+        and isinstance(row.get("file_name"), str)
+        and isinstance(row.get("tags", []), list)
+        and all(isinstance(row.get(key, {}), dict) for key in ("scores", "weights"))
+    )
+
+
+def _fill(
+    row: Mapping[str, Any],
+    tag_of: Mapping[str, int],
+    targets: np.ndarray,
+    weights: np.ndarray,
+    path: Path,
+) -> list[str]:
+    """Puts what an image says into targets and weights (T,); returns what is wrong with it.
+
+    Of several names of one tag the likeliest decides; of those equally likely the least sure.
+    """
+    shown, scores, given = row["tags"], row.get("scores", {}), row.get("weights", {})
+    where = f"{path}: {row['file_name']}"
+    problems = [
+        f"{where}: {key} has {name!r}, which is not in 'tags'"
+        for key, names in (("tags", shown), ("scores", scores), ("weights", given))
+        for name in names
+        if name not in tag_of
+    ]
+    problems += [
+        f"{where}: {key} of {name!r} is {value!r}; it lies in [0, 1]"
+        for key, numbers in (("scores", scores), ("weights", given))
+        for name, value in numbers.items()
+        if not (isinstance(value, int | float) and 0 <= value <= 1)
+    ]
+    if problems:
+        return problems
+    best: dict[int, tuple[float, float]] = {}
+    for name in {*shown, *scores, *given}:
+        target = scores.get(name, float(name in shown))
+        likelier = (target, -given.get(name, 1.0))
+        best[tag_of[name]] = max(best.get(tag_of[name], likelier), likelier)
+    for t, (target, doubt) in best.items():
+        if t >= 0:
+            targets[t], weights[t] = target, -doubt
+    return []

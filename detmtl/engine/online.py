@@ -1,0 +1,124 @@
+"""Silver that is made while a model learns: its own average labels what comes next.
+
+The teacher is the model whose weights are the moving average of the student's (`State.averaged`). It
+looks at weak views, pictures at the network's size and nothing else changed; what is chosen of its
+boxes goes with the picture through the augmentation, and the student learns from that strong view.
+Choosing is the selection's: thresholds, ignore band, soft targets and weights mean what they mean
+for silver that was written beforehand.
+
+What it costs: one forward pass of the pictures that wait, and their augmentation in this process
+rather than in a worker, since boxes that do not exist yet cannot be moved beforehand.
+
+Source: Liu et al. 2021 (Unbiased Teacher), arXiv 2102.09480: burn-in, averaged teacher, weak and
+strong views; Xu et al. 2021 (Soft Teacher), arXiv 2106.09018: end to end in one run. Unlike there,
+the weak view is not flipped, the student goes on from its own weights at the end of the burn-in, the
+teacher's recall weights the background, and no box has to be sure or wrong: between lies the band.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import numpy as np
+from pydantic import Field
+
+from detmtl.data.augment import Augment
+from detmtl.data.loader import Draft
+from detmtl.data.source import Source
+from detmtl.engine.evaluator import predict
+from detmtl.engine.online_choice import Choice
+from detmtl.engine.precision import Precision
+from detmtl.engine.state import State
+from detmtl.silver.selection import SelectionSettings
+from detmtl.structures.labels import BoxLabels, Grade, Labels
+from detmtl.structures.sample import Batch, Sample
+from detmtl.structures.settings import Settings
+
+
+class OnlineSettings(Settings):
+    """How mode online of the mix labels pictures. From when on is `mix.burn_in`; how slowly the teacher
+    follows the student is `train.ema`.
+
+    Attributes:
+        pools: names of the sources whose pictures are labelled as they come; labels they may have are
+            not read. None: `silver.pools`, or without a silver section the sources of kind folder.
+        select: which of the teacher's boxes become labels; None: as `silver.select`.
+        audit: the gold pictures by which the teacher is audited, for thresholds that are given as
+            precision, and for coverage: `val` or a source that is not trained on. None: as
+            `silver.audit`, without a silver section `val`.
+        audit_every: steps between two audits; None: never. The teacher changes all the time.
+        audit_pictures: the most gold pictures of one audit: it takes as long as they take the teacher.
+    """
+
+    pools: list[str] | None = None
+    select: SelectionSettings | None = None
+    audit: str | None = None
+    audit_every: int | None = Field(default=200, ge=1)
+    audit_pictures: int = Field(default=64, ge=1)
+
+
+Choices = Callable[[int], Choice | None]
+"""Number of a batch -> the choice in force for it, None where nothing waits; asked on every rank for
+every batch, in order."""
+
+
+def online_batches(
+    drafts: Iterator[Draft],
+    first: int,
+    state: State,
+    augment: Augment,
+    choices: Choices,
+    precision: Precision = "auto",
+) -> Iterator[Batch]:
+    """Yields drafts as batches, their waiting pictures labelled and augmented.
+
+    A batch is made when it is asked for, by the weights of that moment: what comes out depends on
+    state and number alone, and a run that goes on from a checkpoint makes the same.
+
+    Args:
+        drafts: of batches number `first`, `first` + 1, ...
+        first: the first one's number.
+        state: whose averaged model is the teacher; not changed.
+        augment: makes the strong view.
+        choices: see there.
+        precision: of the teacher's network.
+    """
+    for number, draft in enumerate(drafts, first):
+        choice = choices(number)
+        samples = list(draft.samples)
+        if choice is not None and draft.seeds:
+            waiting = [samples[i] for i in draft.seeds]
+            for sample, labels, (i, seed) in zip(
+                waiting,
+                _labels(state, waiting, choice, precision),
+                draft.seeds.items(),
+                strict=True,
+            ):
+                pixels = sample.image.permute(1, 2, 0).contiguous().numpy()
+                image, moved = augment(pixels, labels, seed)
+                samples[i] = replace(sample, image=image, labels=moved)
+        yield Batch.of(samples)
+
+
+def _labels(
+    state: State, waiting: list[Sample], choice: Choice, precision: Precision
+) -> list[dict[str, Labels]]:
+    """Returns what the teacher finds in weak views, for each task that looks for boxes."""
+    found = predict(state.averaged, Batch.of(waiting), state.device, precision)
+    out: list[dict[str, Labels]] = [{} for _ in waiting]
+    for name, task in state.tasks.items():
+        for labels, of_picture in zip(found[name], out, strict=True):
+            if isinstance(labels, BoxLabels):
+                of_picture[task.labels] = choice(labels)
+    return out
+
+
+def unlabelled(source: Source) -> Source:
+    """Returns the source as nobody had labelled it, of silver grade: what it will have a model writes."""
+    return replace(
+        source,
+        annotations=None,
+        coverage=np.zeros((1, len(source.classes)), dtype=np.float32),
+        grade=Grade.SILVER,
+        maps=None,
+        tags=None,
+    )

@@ -1,0 +1,266 @@
+"""Labels that people corrected in another tool come back: as gold, and as an audit of what was sent.
+
+What was sent is a COCO file of ours; what comes back is the COCO file that the tool writes. Tools
+renumber pictures, categories and boxes, and lose fields that they do not know: so pictures are
+matched by name, categories by name, and boxes by where they are.
+Letters: I pictures, N boxes, P pairs, C classes.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+
+from detmtl.data.coco import category_names, read_json, read_labels, write_coco
+from detmtl.data.flat import Annotations
+from detmtl.data.source import Source
+from detmtl.silver.audit import wilson
+from detmtl.silver.overlay import Overlay, OverlaySettings, images_of, overlay, pairs_of
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import Grade, Ignore
+
+IOU = 0.5
+"""From this overlap on a box that came back is one that was sent."""
+
+UNMOVED = 1.0
+"""Pixels: tools round, so a box whose corners are this close is the one that was sent."""
+
+COUNTS = ("sent", "accepted", "moved", "renamed", "deleted", "added", "doubted", "rescued")
+
+
+@dataclass(frozen=True, eq=False)
+class Corrections:
+    """What people did to labels that were sent to them.
+
+    Attributes:
+        verified: the finished pictures: gold boxes and full coverage for the classes that people
+            reviewed, and for others what was sent.
+        classes: the C classes.
+        pictures: number of finished ones.
+        counts: name (see `COUNTS`) -> (C,) int64. Of the boxes that were `sent` as labels some were
+            accepted, moved (same class, the box changed), renamed (counted for the class that was
+            sent) or deleted; others were added (counted for the new class). Of those that were sent as
+            doubtful (`doubted`: the ignore band), some were rescued: made ordinary boxes of their class.
+    """
+
+    verified: Overlay
+    classes: tuple[str, ...]
+    pictures: int
+    counts: Mapping[str, np.ndarray]
+
+    def table(self) -> Table:
+        """Returns the counts per class, and the precision of what was sent with its 95 % interval."""
+        table = Table(title=f"What people did: {self.pictures} pictures", title_justify="left")
+        table.add_column("class")
+        for name in (*COUNTS, "precision"):
+            table.add_column(name, justify="right")
+        rows = [
+            (name, {k: int(v[c]) for k, v in self.counts.items()})
+            for c, name in enumerate(self.classes)
+        ]
+        rows.append(("all", {k: int(v.sum()) for k, v in self.counts.items()}))
+        for name, row in rows:
+            right, sent = row["accepted"] + row["moved"], row["sent"]
+            low, high = wilson(right, sent)
+            share = f"{right / sent:.2f} ({low:.2f}-{high:.2f})" if sent else "-"
+            table.add_row(name, *(str(row[k]) for k in COUNTS), share)
+        return table
+
+
+def take_back(
+    sent: Path, back: Path, reviewed: Sequence[str] | None = None, finished: Path | None = None
+) -> Corrections:
+    """Compares what came back with what was sent.
+
+    Args:
+        sent: the COCO file that people got.
+        back: the COCO file that their tool wrote.
+        reviewed: the classes that people looked through, everywhere in the finished pictures; None: all
+            categories of the file that was sent.
+        finished: a text file that names the pictures that people have finished, one a line; None: all
+            that came back. Others are as they were, whatever was changed in them.
+
+    Raises:
+        InputError: a picture, its size, a category or a name fits nothing that was sent.
+    """
+    was = read_labels(sent)
+    strange = set(category_names(back)) - set(was.classes)
+    if strange:
+        raise InputError(
+            f"{back}: has the categories {', '.join(sorted(strange))}, which were not sent; {sent} has "
+            f"{', '.join(was.classes)}"
+        )
+    now = read_labels(back, was.classes)
+    find = _finder([was.files.name(i) for i in range(len(was))], str(sent))
+    at = find([now.files.name(i) for i in range(len(now))], str(back))
+    _same_sizes(was, now, at, back)
+    done = np.ones(len(now), dtype=bool)
+    if finished is not None:
+        done = np.isin(at, find(_lines(finished), str(finished)))
+        if not done.any():
+            raise InputError(f"{finished}: names no picture that is in {back}")
+    mask = _reviewed(was.classes, reviewed)
+    return _compare(was, now.subset(np.flatnonzero(done)), at[done], mask)
+
+
+def write_verified(corrections: Corrections, sent: Path, out: Path) -> None:
+    """Writes the verified pictures as a COCO file, with the counts in its `info`."""
+    said = [row.get("attributes", {}) for row in read_json(sent, str(sent))["annotations"]]
+    counts = {
+        name: {k: int(v[c]) for k, v in corrections.counts.items()}
+        for c, name in enumerate(corrections.classes)
+    }
+    info = {
+        "description": f"{corrections.pictures} pictures of {sent.name}, verified by people",
+        "grade": corrections.verified.source.grade.name.lower(),
+        "corrections": counts,
+    }
+    write_coco(out, images_of(corrections.verified, said), corrections.classes, info)
+
+
+def write_rest(corrections: Corrections, sent: Path, out: Path) -> int:
+    """Writes what was sent without the verified pictures, and returns how many pictures that are."""
+    was = read_labels(sent)
+    verified = set(corrections.verified.source.ids.tolist())
+    rest = was.subset([i for i, k in enumerate(was.ids.tolist()) if k not in verified])
+    assert rest.annotations is not None and was.annotations is not None
+    data = read_json(sent, str(sent))
+    said = [row.get("attributes", {}) for row in data["annotations"]]
+    rows = np.flatnonzero(~np.isin(was.ids, list(verified))[was.annotations.image_index()])
+    write_coco(out, images_of(Overlay(rest, rows, {}), said), was.classes, data.get("info"))
+    return len(rest)
+
+
+def _compare(was: Source, now: Source, at: np.ndarray, reviewed: np.ndarray) -> Corrections:
+    """Compares pictures that came back with those at `at` (I,) that were sent; reviewed: (C,) bool."""
+    a, b = was.annotations, now.annotations
+    assert a is not None and b is not None
+    places = np.full(len(was), -1)
+    places[at] = np.arange(len(at))
+    sent = np.flatnonzero((places[a.image_index()] >= 0) & reviewed[a.classes])
+    kept = np.flatnonzero(reviewed[b.classes])
+    match = _matched(a, b, sent, kept, places)
+    plain, doubted = a.ignore == Ignore.NO, a.ignore == Ignore.CLASS
+    num = len(was.classes)
+
+    def count(classes: np.ndarray) -> np.ndarray:
+        return np.bincount(classes, minlength=num)
+
+    partner = match[sent]
+    same = (partner >= 0) & (a.classes[sent] == b.classes[partner])
+    shift = np.abs(a.boxes[sent] - b.boxes[partner]).max(axis=1, initial=0)
+    usual = np.isin(sent, np.flatnonzero(plain))
+    cases = {
+        "sent": usual,
+        "accepted": usual & same & (shift <= UNMOVED),
+        "moved": usual & same & (shift > UNMOVED),
+        "renamed": usual & (partner >= 0) & ~same,
+        "deleted": usual & (partner < 0),
+        "doubted": doubted[sent],
+        "rescued": doubted[sent] & same & (b.ignore[partner] == Ignore.NO),
+    }
+    counts = {name: count(a.classes[sent[mask]]) for name, mask in cases.items()}
+    new = np.setdiff1d(kept[b.ignore[kept] == Ignore.NO], partner)
+    counts["added"] = count(b.classes[new])
+    # A doubtful box that a person left as it was, in a tool that knows crowds alone, is no crowd.
+    ignore = b.ignore.copy()
+    left = partner[doubted[sent] & same]
+    ignore[left[ignore[left] != Ignore.NO]] = Ignore.CLASS
+    upper = replace(
+        was.subset(at),
+        annotations=Annotations.of(
+            len(now), b.image_index()[kept], b.boxes[kept], b.classes[kept], ignore=ignore[kept]
+        ),
+        coverage=reviewed[None].astype(np.float32),
+        grade=Grade.GOLD,
+    )
+    verified = Overlay(upper, np.full(len(kept), -1), {})
+    if not reviewed.all():
+        verified = overlay(upper, was, OverlaySettings())
+    return Corrections(verified, was.classes, len(at), counts)
+
+
+def _matched(
+    a: Annotations, b: Annotations, sent: np.ndarray, kept: np.ndarray, places: np.ndarray
+) -> np.ndarray:
+    """Returns for each row of a the row of b that it became, -1: none. Each row is used once: pairs of
+    one class first, and among them those that overlap most."""
+    found = [np.zeros((0, 3))]
+    for mine, theirs, overlaps in pairs_of(a, b, sent, places[a.image_index()[sent]]):
+        near = (overlaps >= IOU) & np.isin(theirs, kept)
+        found.append(np.stack([sent[mine[near]], theirs[near], overlaps[near]], axis=1))
+    rows = np.concatenate(found)
+    one, other = rows[:, 0].astype(np.int64), rows[:, 1].astype(np.int64)
+    match = np.full(len(a), -1)
+    free = np.ones(len(b), dtype=bool)
+    for k in np.lexsort((-rows[:, 2], a.classes[one] != b.classes[other])).tolist():
+        if match[one[k]] < 0 and free[other[k]]:
+            match[one[k]], free[other[k]] = other[k], False
+    return match
+
+
+def _finder(names: Sequence[str], sent: str) -> Callable[[Sequence[str], str], np.ndarray]:
+    """Returns a function from names to positions in `names`: as they are; without their endings, which
+    some tools cut off; or by the last part alone where that is unique, for tools that know no folders."""
+
+    def forms(name: str) -> list[str]:
+        path = name.replace(os.sep, "/")
+        return [path, os.path.splitext(path)[0], os.path.basename(os.path.splitext(path)[0])]
+
+    tables: list[dict[str, int]] = [{}, {}, {}]
+    for i, name in enumerate(names):
+        for table, form in zip(tables, forms(name), strict=True):
+            table[form] = -1 if form in table else i
+
+    def find(asked: Sequence[str], where: str) -> np.ndarray:
+        at = []
+        for name in asked:
+            given = forms(name)
+            keys = [*zip(tables, given, strict=True), (tables[1], given[0]), (tables[2], given[0])]
+            at.append(next((t[k] for t, k in keys if t.get(k, -1) >= 0), -1))
+        problems = [
+            f"{where}: the picture '{name}' is not among those of {sent}, or its name fits several"
+            for name, i in zip(asked, at, strict=True)
+            if i < 0
+        ]
+        seen = np.asarray(at, dtype=np.int64)
+        found, times = np.unique(seen[seen >= 0], return_counts=True)
+        again = [names[i] for i in found[times > 1].tolist()]
+        problems += [f"{where}: has the picture '{name}' twice" for name in again]
+        if problems:
+            raise InputError(problems)
+        return seen
+
+    return find
+
+
+def _same_sizes(was: Source, now: Source, at: np.ndarray, back: Path) -> None:
+    problems = [
+        f"{back}: '{now.files.name(i)}' is {w} x {h} pixels (width x height), but was sent as "
+        f"{was.sizes[at[i]][1]} x {was.sizes[at[i]][0]}; its boxes would be misplaced"
+        for i, (h, w) in enumerate(now.sizes.tolist())
+        if (was.sizes[at[i]] != (h, w)).any()
+    ]
+    if problems:
+        raise InputError(problems)
+
+
+def _reviewed(classes: Sequence[str], reviewed: Sequence[str] | None) -> np.ndarray:
+    if reviewed is None:
+        return np.ones(len(classes), dtype=bool)
+    if strange := [name for name in reviewed if name not in classes]:
+        raise InputError(
+            f"--reviewed: {', '.join(strange)} were not sent; the classes are {', '.join(classes)}"
+        )
+    return np.array([name in reviewed for name in classes], dtype=bool)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise InputError(f"{path}: cannot be read ({problem})") from None
+    return list(dict.fromkeys(line.strip() for line in lines if line.strip()))

@@ -1,0 +1,78 @@
+"""Audit and selection of maps and tags, for stores whose teacher does not write boxes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from detmtl.data.maps import MapClasses
+from detmtl.data.source import Source
+from detmtl.data.tags import TagClasses
+from detmtl.silver.map_audit import MapAudit
+from detmtl.silver.maps import MapSelection, audit_maps, select_maps, with_silver_maps
+from detmtl.silver.store import Store
+from detmtl.silver.tags import (
+    TagAudit,
+    TagSelection,
+    audit_tags,
+    select_tags,
+    with_silver_tags,
+)
+from detmtl.structures.errors import InputError
+
+
+@dataclass(frozen=True)
+class Others:
+    """What a store of maps or of tags means, and which of it becomes labels.
+
+    Attributes:
+        store: of a teacher of maps or tags.
+        classes: what the teacher's classes mean.
+        policy: of the selection.
+    """
+
+    store: Store
+    classes: MapClasses | TagClasses
+    policy: MapSelection | TagSelection
+
+    @classmethod
+    def of(
+        cls,
+        store: Store,
+        maps: MapClasses | None,
+        tags: TagClasses | None,
+        map_policy: MapSelection,
+        tag_policy: TagSelection,
+    ) -> "Others":
+        """Picks what is of the store's task.
+
+        Raises:
+            InputError: the classes of the task are not given.
+        """
+        task = store.card.task
+        classes, policy = (maps, map_policy) if task == "maps" else (tags, tag_policy)
+        if classes is None:
+            raise InputError(
+                f"teacher '{store.card.name}': writes {task}, but data.{task} is not given; list its classes"
+            )
+        return cls(store, classes, policy)
+
+    def audit(self, gold: Source) -> MapAudit | TagAudit:
+        """Compares the store with gold; see `audit_maps` and `audit_tags`."""
+        if isinstance(self.classes, MapClasses):
+            assert isinstance(self.policy, MapSelection)
+            return audit_maps(self.store, gold, self.classes, self.policy)
+        assert isinstance(self.policy, TagSelection)
+        return audit_tags(self.store, gold, self.classes, self.policy)
+
+    def read(self, pool: Source, folder: Path) -> Source:
+        """Returns the pool with the labels that `select` wrote, where it has none of its own."""
+        if isinstance(self.classes, MapClasses):
+            return with_silver_maps(pool, folder, self.classes)
+        return with_silver_tags(pool, folder, self.classes)
+
+    def select(self, pool: Source, audit: MapAudit | TagAudit | None) -> Path:
+        """Returns the folder of the chosen labels; see `select_maps` and `select_tags`."""
+        if isinstance(self.classes, MapClasses):
+            assert isinstance(self.policy, MapSelection) and not isinstance(audit, TagAudit)
+            return select_maps(self.store, pool, self.classes, self.policy, audit)
+        assert isinstance(self.policy, TagSelection) and not isinstance(audit, MapAudit)
+        return select_tags(self.store, pool, self.classes, self.policy, audit)

@@ -1,0 +1,60 @@
+"""Whole runs in the modes of the mix that no other test here takes."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import same_weights, settings_words
+
+SHORT = settings_words(
+    train__steps=6, train__save_every=2, train__log_every=2, export__format="null", device="cpu"
+)
+TEACHER = ["--set", "silver.teacher.train={steps: 2}"]
+
+
+def records(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("mode", ["silver", "curriculum", "finetune", "alternate"])
+def test_pools_that_a_teacher_labels_beforehand(mode, data, detmtl, tmp_path):
+    words = ["--config", data / "recipe.yaml", *SHORT, *TEACHER, *settings_words(mix__mode=mode)]
+    words += settings_words(mix__gold_from=0.6)
+    done = detmtl("train", *words, "--out", tmp_path / "run")
+    assert done.status == 0, done.err
+    assert f"Mix {mode}: 6 steps of 4 pictures" in done.out
+    shares = [r for r in records(tmp_path / "run") if "loss_share/pool" in r]
+    assert len(shares) == 3
+    if mode == "silver":
+        assert shares[0]["loss_share/pool"] == 1.0
+    else:
+        assert all(0 <= r["loss_share/gold"] <= 1 for r in shares)
+    if mode == "finetune":  # gold alone from step 5 on
+        assert shares[-1]["loss_share/gold"] == pytest.approx(1.0)
+        assert shares[0]["loss_share/pool"] > 0
+
+
+def test_online_without_any_teacher_and_killed(data, detmtl, tmp_path):
+    words = ["--config", data / "recipe.yaml", *SHORT, *settings_words(silver="null")]
+    words += settings_words(mix="{mode: online, burn_in: 0.4}")
+    words += settings_words(
+        online__audit_every=2, online__select="{threshold: 0.1, ignore_from: null}"
+    )
+    words += settings_words(model__backbone__norm="frozen")
+    done = detmtl("train", *words, "--out", tmp_path / "run")
+    assert done.status == 0, done.err
+    run = tmp_path / "run"
+    assert [r["loss_share/pool"] > 0 for r in records(run) if "loss_share/pool" in r] == [
+        False, True, True,
+    ]  # fmt: skip
+    assert sorted(p.name for p in (run / "online").iterdir()) == ["00000002", "00000004"]
+    assert torch.load(run / "last.pt", weights_only=True)["step"] == 6
+    # the same command again has nothing to do, and a folder without its end goes on to it
+    again = tmp_path / "again"
+    shutil.copytree(run, again)
+    for name in ("metrics.json", "best.pt", "last.pt"):
+        (again / name).unlink()
+    done = detmtl("train", *words, "--out", again)
+    assert done.status == 0, done.err
+    assert same_weights(run / "last.pt", again / "last.pt")

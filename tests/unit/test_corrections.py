@@ -1,0 +1,200 @@
+"""People's corrections come back: matched, counted, and as gold."""
+
+import json
+
+import pytest
+from rich.console import Console
+
+from detmtl.data.coco import read_labels
+from detmtl.silver.corrections import take_back, write_rest, write_verified
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import Grade, Ignore
+
+CAT, DOG = 1, 2
+
+
+def box(id, image, category, xyxy, doubtful=False, **more):
+    x1, y1, x2, y2 = xyxy
+    row = {"id": id, "image_id": image, "category_id": category, "bbox": [x1, y1, x2 - x1, y2 - y1]}
+    attributes = {"grade": "silver", "teacher": "t", **({"ignore": "class"} if doubtful else {})}
+    return {**row, "iscrowd": int(doubtful), "score": 0.75, "attributes": attributes, **more}
+
+
+def write(path, annotations, images=None, names=("cat", "dog"), **more):
+    images = images or [(1, "a/1.jpg"), (2, "a/2.jpg"), (3, "b/3.jpg")]
+    data = {
+        "info": {"grade": "silver", "coverage": {"cat": 0.75, "dog": 0.5}},
+        "images": [{"id": i, "file_name": n, "height": 100, "width": 100} for i, n in images],
+        "annotations": annotations,
+        "categories": [{"id": k + 1, "name": n} for k, n in enumerate(names)],
+        **more,
+    }
+    path.write_text(json.dumps(data))
+    return path
+
+
+@pytest.fixture
+def sent(tmp_path):
+    rows = [
+        box(1, 1, CAT, (10, 10, 30, 30)),
+        box(2, 1, DOG, (50, 10, 70, 30)),
+        box(3, 1, CAT, (10, 60, 30, 80)),
+        box(4, 2, CAT, (10, 10, 30, 30)),
+        box(5, 2, DOG, (50, 50, 80, 80), doubtful=True),
+        box(6, 2, CAT, (0, 50, 20, 80), doubtful=True),
+        box(7, 3, DOG, (5, 5, 25, 25)),
+    ]
+    return write(tmp_path / "sent.json", rows)
+
+
+@pytest.fixture
+def back(tmp_path):
+    """As a tool writes it: other ids, no folders, no attributes, categories in another order."""
+    cat, dog = 2, 1
+    plain = {"attributes": {}, "score": 1}
+    rows = [
+        box(11, 7, cat, (10.4, 10, 30, 30.3), **plain),  # accepted
+        box(12, 7, dog, (53, 10, 74, 30), **plain),  # moved
+        box(13, 7, dog, (10, 60, 30, 80), **plain),  # renamed
+        box(14, 7, cat, (80, 80, 99, 99), **plain),  # added
+        box(15, 8, dog, (50, 50, 80, 80), **plain),  # rescued
+        box(16, 8, cat, (0, 50, 20, 80), **plain, iscrowd=1),  # left in doubt
+        box(17, 8, dog, (60, 0, 90, 20), **plain, iscrowd=1),  # a crowd of the person's own
+        box(18, 9, dog, (5, 5, 25, 25), **plain),
+    ]
+    images = [(7, "1.jpg"), (8, "2.jpg"), (9, "3.jpg")]
+    return write(tmp_path / "back.json", rows, images, ("dog", "cat"), info={})
+
+
+def counts_of(corrections):
+    return {name: value.tolist() for name, value in corrections.counts.items()}
+
+
+def test_what_people_did_is_counted_per_class(sent, back):
+    corrections = take_back(sent, back)
+    assert counts_of(corrections) == {
+        "sent": [3, 2],
+        "accepted": [1, 1],
+        "moved": [0, 1],
+        "renamed": [1, 0],
+        "deleted": [1, 0],
+        "added": [1, 0],
+        "doubted": [1, 1],
+        "rescued": [0, 1],
+    }
+    console = Console(width=200)
+    with console.capture() as told:
+        console.print(corrections.table())
+    assert "0.33" in told.get() and "1.00" in told.get() and "0.60 (0.23-0.88)" in told.get()
+
+
+def test_finished_pictures_become_gold(sent, back, tmp_path):
+    write_verified(take_back(sent, back), sent, tmp_path / "gold.json")
+    gold = read_labels(tmp_path / "gold.json")
+    assert gold.grade is Grade.GOLD and gold.coverage.tolist() == [[1, 1]]
+    assert [gold.files.name(i) for i in range(3)] == ["a/1.jpg", "a/2.jpg", "b/3.jpg"]
+    assert gold.ids.tolist() == [1, 2, 3]
+    first, second = gold.labels(0)["boxes"], gold.labels(1)["boxes"]
+    assert first.classes.tolist() == [0, 1, 1, 0] and first.scores.tolist() == [1] * 4
+    assert first.boxes[1].tolist() == [53, 10, 74, 30]
+    assert second.classes.tolist() == [1, 0, 1]
+    assert second.ignore.tolist() == [Ignore.NO, Ignore.CLASS, Ignore.REGION]
+    info = json.loads((tmp_path / "gold.json").read_text())["info"]
+    assert info["grade"] == "gold" and info["corrections"]["cat"]["deleted"] == 1
+
+
+def test_pictures_that_are_not_finished_stay_as_they_were_sent(sent, back, tmp_path):
+    (tmp_path / "done.txt").write_text("2.jpg\n\n")
+    corrections = take_back(sent, back, finished=tmp_path / "done.txt")
+    assert corrections.pictures == 1 and counts_of(corrections)["sent"] == [1, 0]
+    write_verified(corrections, sent, tmp_path / "gold.json")
+    assert read_labels(tmp_path / "gold.json").ids.tolist() == [2]
+    assert write_rest(corrections, sent, tmp_path / "rest.json") == 2
+    rest, was = read_labels(tmp_path / "rest.json"), read_labels(sent)
+    assert rest.ids.tolist() == [1, 3] and rest.coverage.tolist() == [[0.75, 0.5]]
+    for i, k in ((0, 0), (1, 2)):
+        ours, theirs = rest.labels(i)["boxes"], was.labels(k)["boxes"]
+        assert ours.boxes.tolist() == theirs.boxes.tolist()
+        assert (
+            ours.scores.tolist() == theirs.scores.tolist()
+            and ours.grade.tolist() == theirs.grade.tolist()
+        )
+    data = json.loads((tmp_path / "rest.json").read_text())
+    assert all(row["attributes"]["teacher"] == "t" for row in data["annotations"])
+
+
+def test_classes_that_nobody_reviewed_stay_silver(sent, back, tmp_path):
+    corrections = take_back(sent, back, reviewed=["cat"])
+    assert counts_of(corrections)["sent"] == [3, 0] and counts_of(corrections)["renamed"] == [0, 0]
+    write_verified(corrections, sent, tmp_path / "mixed.json")
+    mixed = read_labels(tmp_path / "mixed.json")
+    assert mixed.grade is Grade.SILVER and mixed.coverage.tolist() == [[1, 0.5]] * 3
+    first = mixed.labels(0)["boxes"]
+    assert first.classes.tolist() == [0, 0, 1] and first.grade.tolist() == [0, 0, 1]
+    assert first.scores.tolist() == [1, 1, 0.75]
+    data = json.loads((tmp_path / "mixed.json").read_text())
+    assert [a["attributes"].get("teacher") for a in data["annotations"][:3]] == [None, None, "t"]
+
+
+def test_a_box_is_matched_once_and_by_its_best(tmp_path):
+    sent = write(
+        tmp_path / "s.json", [box(1, 1, CAT, (0, 0, 20, 20)), box(2, 1, CAT, (2, 0, 22, 20))]
+    )
+    back = write(
+        tmp_path / "b.json", [box(1, 1, CAT, (2, 0, 22, 20)), box(2, 1, DOG, (0, 0, 20, 20))]
+    )
+    counts = counts_of(take_back(sent, back))
+    assert counts["accepted"] == [1, 0] and counts["renamed"] == [1, 0]
+    assert counts["deleted"] == counts["added"] == [0, 0]
+
+
+def test_an_untouched_file_is_all_accepted(sent):
+    counts = counts_of(take_back(sent, sent))
+    assert counts["accepted"] == counts["sent"] == [3, 2]
+    for name in ("moved", "renamed", "deleted", "added", "rescued"):
+        assert counts[name] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("images", "names", "sentence"),
+    [
+        (
+            [(1, "4.jpg")],
+            ("cat", "dog"),
+            r"b\.json: the picture '4\.jpg' is not among those of .*sent",
+        ),
+        (
+            [(1, "1.jpg"), (2, "a/1.png")],
+            ("cat", "dog"),
+            r"b\.json: has the picture 'a/1\.jpg' twice",
+        ),
+        ([(1, "1.jpg")], ("cat", "cow"), r"b\.json: has the categories cow, which were not sent"),
+    ],
+)
+def test_what_fits_nothing_that_was_sent(sent, tmp_path, images, names, sentence):
+    back = write(tmp_path / "b.json", [box(1, 1, CAT, (10, 10, 30, 30))], images, names)
+    with pytest.raises(InputError, match=sentence):
+        take_back(sent, back)
+
+
+def test_a_name_that_fits_several_pictures_and_other_mistakes(tmp_path, sent, back):
+    rows = [box(1, 1, CAT, (10, 10, 30, 30))]
+    two = write(tmp_path / "two.json", rows, [(1, "a/1.jpg"), (2, "b/1.jpg")])
+    flat = write(tmp_path / "flat.json", rows, [(1, "1.jpg")])
+    with pytest.raises(
+        InputError, match=r"'1\.jpg' is not among those of .*or its name fits several"
+    ):
+        take_back(two, flat)
+    assert take_back(two, write(tmp_path / "c.json", rows, [(1, "b/1")])).pictures == 1
+    data = json.loads(flat.read_text())
+    data["images"][0]["width"] = 50
+    flat.write_text(json.dumps(data))
+    with pytest.raises(InputError, match=r"'1\.jpg' is 50 x 100 pixels .* was sent as 100 x 100"):
+        take_back(sent, flat)
+    with pytest.raises(InputError, match="cow were not sent; the classes are cat, dog"):
+        take_back(sent, back, reviewed=["cow"])
+    with pytest.raises(InputError, match=r"gone\.txt: cannot be read"):
+        take_back(sent, back, finished=tmp_path / "gone.txt")
+    (tmp_path / "done.txt").write_text("9.jpg\n")
+    with pytest.raises(InputError, match=r"done\.txt: the picture '9\.jpg' is not among"):
+        take_back(sent, back, finished=tmp_path / "done.txt")

@@ -1,0 +1,133 @@
+"""A file with several tasks does for each what the model does."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from detmtl.inference.export import ExportError, export_model
+from detmtl.inference.parity import FLOAT32, compare_maps_and_tags
+from detmtl.inference.predictor import LoadedModel, Predictor, ScriptPredictor, load_predictor
+from detmtl.inference.torchscript import load_torchscript
+from detmtl.models.backbone import BackboneSettings
+from detmtl.models.fpn import FPNSettings
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import MapLabels, TagLabels
+from detmtl.tasks.detection import DetectionConfig
+from detmtl.tasks.multitask import ModelSettings, build_model
+from detmtl.tasks.semantic import SemanticConfig
+from detmtl.tasks.tags import TagsConfig
+
+BOXES, MAPS, TAGS = ["cat", "dog"], ["grass", "sky", "road"], ["night", "rain"]
+SIZES = [(75, 100), (33, 47), (200, 90)]
+
+
+def _loaded(**tasks) -> LoadedModel:
+    torch.manual_seed(0)
+    model = build_model(
+        ModelSettings(
+            backbone=BackboneSettings(name="test_efficientnet"), fpn=FPNSettings(channels=16)
+        ),
+        tasks,
+        BOXES,
+        other_names={"maps": MAPS, "tags": TAGS},
+    ).eval()
+    for task in model.tasks.values():  # outputs that differ from place to place
+        for parameter in task.parameters():
+            if parameter.dim() == 4:
+                nn.init.kaiming_normal_(parameter.data)
+    return LoadedModel(model, tuple(BOXES), 75, 100, {})
+
+
+ALL = {"boxes": DetectionConfig(), "map": SemanticConfig(), "tags": TagsConfig()}
+
+
+@pytest.fixture(scope="module")
+def all_tasks(tmp_path_factory):
+    loaded, path = _loaded(**ALL), tmp_path_factory.mktemp("all") / "m.torchscript"
+    return loaded, path, export_model(loaded, path)
+
+
+def _images():
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(0, 256, (3, *s), dtype=torch.uint8, generator=generator) for s in SIZES]
+
+
+def test_every_task_is_in_the_file(all_tasks):
+    loaded, path, report = all_tasks
+    assert not report.difference.problems
+    module, about = load_torchscript(path)
+    assert about["task"] == "boxes" and about["tasks"]["map"]["classes"] == MAPS
+    for found, expected, size in zip(
+        module(_images()), Predictor(loaded).predict(_images()), SIZES, strict=True
+    ):
+        assert {*found} == {"boxes", "labels", "scores", "map", "tags"}
+        torch.testing.assert_close(found["boxes"], expected["boxes"].boxes, atol=1e-2, rtol=0)
+        assert found["map"].shape == size and found["map"].dtype == torch.uint8
+        assert (found["map"] == expected["map"].classes).float().mean() > 0.999
+        torch.testing.assert_close(found["tags"], expected["tags"].targets, atol=1e-4, rtol=0)
+        assert found["map"].unique().numel() > 1
+
+
+def test_the_file_predicts_labels_of_each_task(all_tasks):
+    predictor = load_predictor(all_tasks[1])
+    assert predictor.names == {"boxes": tuple(BOXES), "map": tuple(MAPS), "tags": tuple(TAGS)}
+    found = predictor.predict(_images())[0]
+    assert isinstance(found["map"], MapLabels) and isinstance(found["tags"], TagLabels)
+
+
+@pytest.mark.parametrize("names", [("map",), ("tags",), ("tags", "map")])
+def test_files_without_detection(tmp_path, names):
+    loaded = replace(_loaded(**{n: ALL[n] for n in names}), class_names=())
+    export_model(loaded, tmp_path / "m.torchscript")
+    predictor = ScriptPredictor(tmp_path / "m.torchscript")
+    assert predictor.task is None
+    assert {*predictor.predict(_images())[1]} == {*names}
+
+
+def test_bfloat16_keeps_maps_and_tags(tmp_path):
+    report = export_model(_loaded(**ALL), tmp_path / "m.torchscript", "bfloat16", _images())
+    assert not report.difference.problems
+
+
+def test_names_that_would_hide_others_are_refused(tmp_path):
+    loaded = _loaded(boxes=DetectionConfig(), scores=SemanticConfig())
+    with pytest.raises(InputError, match="scores would hide what detection gives"):
+        export_model(loaded, tmp_path / "m.torchscript")
+
+
+def test_two_detections_are_refused(tmp_path):
+    with pytest.raises(InputError, match="at most one detection task"):
+        export_model(_loaded(a=DetectionConfig(), b=DetectionConfig()), tmp_path / "m.torchscript")
+
+
+def test_a_file_whose_map_differs_is_not_written(tmp_path, monkeypatch):
+    from detmtl.inference import export as exporting
+
+    loaded = _loaded(map=SemanticConfig())
+    original = exporting.ScriptPredictor.predict
+
+    def shifted(self, images):
+        return [
+            {n: replace(x, classes=(x.classes + 1) % 3) for n, x in one.items()}
+            for one in original(self, images)
+        ]
+
+    monkeypatch.setattr(exporting.ScriptPredictor, "predict", shifted)
+    with pytest.raises(ExportError, match=r"map: .*of the pixels have the same class"):
+        export_model(loaded, tmp_path / "m.torchscript")
+    assert not (tmp_path / "m.torchscript").exists()
+
+
+def test_comparing_tells_what_is_missing():
+    ones = torch.ones(2)
+    tags = [{"t": TagLabels(ones, ones)}]
+    image = [torch.zeros(3, 8, 8, dtype=torch.uint8)]
+
+    def compare(found):
+        return compare_maps_and_tags(lambda _: tags, lambda _: found, [image], FLOAT32)
+
+    assert compare(tags) == []
+    assert "gives nothing for t" in compare([{}])[0]
+    assert "off by 0.5" in compare([{"t": TagLabels(ones / 2, ones)}])[0]

@@ -1,0 +1,200 @@
+"""What is written is read by tools that nobody here wrote, and comes back from them.
+
+Each test needs its tool: pip install datumaro supervision lvis.
+"""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from coco_files import NAMES, annotation, coco_data, save_coco, save_picture
+
+from detmtl.data.coco import CocoImage, CocoSource, read_labels, write_coco
+from detmtl.data.voc import write_voc
+from detmtl.data.yolo import write_yolo
+from detmtl.silver.corrections import take_back
+from detmtl.structures.classes import LabelSpace
+from detmtl.structures.labels import BoxLabels, Grade, Ignore
+
+
+def tool(name):
+    """Returns a package, its own warnings aside, or skips the test."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip(name)
+
+
+def sent(root, folder="images"):
+    """Writes a selection of four pictures as `sent.json`: gold and silver, doubtful ones, nothing found."""
+    labels = BoxLabels.of(
+        torch.tensor([[1.125, 2, 11.5, 22], [20, 10, 64, 48], [5, 5, 16, 16], [30.25, 2, 40, 9]]),
+        torch.tensor([2, 0, 0, 1]),
+        num_classes=3,
+        scores=torch.tensor([0.5, 0.875, 1, 0.625]),
+        weights=torch.tensor([[1, 0.5], [1, 1], [1, 1], [0.25, 1]]),
+        ignore=torch.tensor([Ignore.NO, Ignore.CLASS, Ignore.NO, Ignore.NO]),
+        grade=torch.tensor([1, 1, 0, 1]),
+        coverage=torch.tensor([0.75, 0.5, 1]),
+    )
+    said = [{"teacher": "t", "teacher_score": 0.75}] * 4
+    images = [
+        CocoImage(f"{i}.png", 48, 64, 10 + i, labels[torch.arange(4) >= i], said[i:])
+        for i in range(4)
+    ]
+    images.append(CocoImage("4.png", 48, 64, 20, BoxLabels.empty(3)))
+    for i in range(5):
+        save_picture(root / folder / f"{i}.png", seed=i)
+    write_coco(root / "sent.json", images, NAMES, {"grade": "silver"})
+    return root / "sent.json"
+
+
+def same(a, b, names=("boxes", "classes", "scores", "weights", "ignore", "grade")):
+    """Compares the labels of two sources, pictures matched by their names."""
+    place = {b.files.name(i): i for i in range(len(b))}
+    assert len(a) == len(b)
+    for i in range(len(a)):
+        ours, theirs = a.labels(i)["boxes"], b.labels(place[a.files.name(i)])["boxes"]
+        one, other = (x.boxes[:, 0].argsort() for x in (ours, theirs))
+        for name in names:
+            mine, its = getattr(ours, name)[one], getattr(theirs, name)[other]
+            torch.testing.assert_close(
+                mine, its, atol=0.01, rtol=0, msg=f"{name} of {a.files.name(i)}"
+            )
+
+
+def datumaro_of(root):
+    dm = tool("datumaro")
+    path = sent(root)
+    (root / "annotations").mkdir()
+    (root / "annotations" / "instances_all.json").write_bytes(path.read_bytes())
+    return dm, dm.Dataset.import_from(str(root), "coco_instances")
+
+
+def exported(data, folder):
+    data.export(str(folder), "coco_instances", save_media=False)
+    (file,) = (folder / "annotations").glob("*.json")
+    return file
+
+
+def test_datumaro_reads_and_returns_a_selection(tmp_path):
+    _, data = datumaro_of(tmp_path)
+    items = {item.id: item for item in data}
+    first = sorted(items["0"].annotations, key=lambda a: a.x)
+    assert first[0].label == 2
+    assert list(first[0].points) == pytest.approx([1.125, 2, 11.5, 22], abs=0.006)  # it rounds
+    assert first[0].attributes["score"] == 0.5 and first[0].attributes["teacher"] == "t"
+    assert first[0].attributes["grade"] == "silver" and "grade" not in first[1].attributes
+    assert [a.attributes["is_crowd"] for a in first] == [False, False, True, False]
+    back = exported(data, tmp_path / "back")
+    ours, theirs = read_labels(tmp_path / "sent.json"), read_labels(back)
+    same(ours, theirs)
+    counts = take_back(tmp_path / "sent.json", back).counts
+    assert counts["accepted"].tolist() == counts["sent"].tolist() == [3, 4, 1]
+
+
+def test_corrections_in_datumaro_come_back(tmp_path):
+    _, data = datumaro_of(tmp_path)
+    for item in list(data):
+        if item.id == "0":
+            kept = sorted(item.annotations, key=lambda a: a.x)
+            kept[1] = kept[1].wrap(label=1)  # the cat is a dog
+            kept[0] = kept[0].wrap(label=0, x=50, y=26, attributes={})  # another object
+            data.put(item.wrap(annotations=kept))
+        if item.id == "3":
+            data.put(item.wrap(annotations=[]))
+    back = exported(data, tmp_path / "back")
+    counts = take_back(tmp_path / "sent.json", back).counts
+    assert {
+        k: v.tolist() for k, v in counts.items() if k not in ("accepted", "doubted", "rescued")
+    } == {
+        "sent": [3, 4, 1],
+        "moved": [0, 0, 0],
+        "renamed": [1, 0, 0],
+        "deleted": [0, 1, 1],
+        "added": [1, 0, 0],
+    }
+
+
+def test_supervision_reads_coco_yolo_and_voc(tmp_path):
+    sv = tool("supervision")
+    source = CocoSource(annotations=str(sent(tmp_path)), images="images").load(
+        "s", tmp_path, LabelSpace.of(NAMES), tmp_path / "cache"
+    )
+    images = str(tmp_path / "images")
+    with pytest.warns(
+        UserWarning, match=r"YOLO files have no place for: boxes that give no loss \(2\)"
+    ):
+        write_yolo(tmp_path / "yolo", source)
+    with pytest.warns(UserWarning, match="VOC files have no place for"):
+        write_voc(tmp_path / "voc", source)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        of = sv.DetectionDataset
+        found = {
+            "coco": of.from_coco(images, str(tmp_path / "sent.json")),
+            "yolo": of.from_yolo(
+                images, str(tmp_path / "yolo"), str(tmp_path / "yolo" / "data.yaml")
+            ),
+            "voc": of.from_pascal_voc(images, str(tmp_path / "voc")),
+        }
+    for format, data in found.items():
+        labels = {path.rsplit("/", 1)[-1]: boxes for path, _, boxes in data}
+        assert len(labels) == 5, format
+        for i in range(5):
+            ours, theirs = source.labels(i)["boxes"], labels[f"{i}.png"]
+            if format == "yolo":
+                ours = ours[ours.ignore == 0]
+            expected = ours.boxes.numpy()
+            np.testing.assert_allclose(theirs.xyxy.reshape(-1, 4), expected, atol=0.01)
+            names = [data.classes[c] for c in theirs.class_id]
+            assert names == [NAMES[c] for c in ours.classes.tolist()], format
+
+
+def test_coverage_agrees_with_the_reader_of_lvis(tmp_path):
+    lvis = tool("lvis")
+    rng = np.random.default_rng(0)
+    data = coco_data()
+    data["annotations"] = [
+        annotation(
+            n + 1, 10 * int(i), int(c), [1, 1, 9, 9], area=81, segmentation=[[1, 1, 9, 1, 9, 9]]
+        )
+        for n, (i, c) in enumerate(
+            zip(rng.integers(1, 4, 4), rng.choice([1, 5, 9], 4), strict=True)
+        )
+    ]
+    found = {(a["image_id"], a["category_id"]) for a in data["annotations"]}
+    for row in data["images"]:
+        mine = [c for i, c in found if i == row["id"]]
+        free = [c for c in (1, 5, 9) if c not in mine]
+        row["neg_category_ids"] = free[: int(rng.integers(0, 2))]
+        row["not_exhaustive_category_ids"] = mine[: int(rng.integers(0, 2))]
+    data["categories"] = [{**row, "frequency": "f"} for row in data["categories"]]
+    save_coco(tmp_path, data)
+    source = CocoSource(images="images", annotations="coco.json").load(
+        "s", tmp_path, LabelSpace.of(NAMES), tmp_path / "cache"
+    )
+    everything = [  # a detection of each class in each picture, where no object is
+        {"image_id": row["id"], "category_id": c, "bbox": [30, 30, 9, 9], "score": 0.9}
+        for row in data["images"]
+        for c in (1, 5, 9)
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        truth = lvis.LVIS(str(tmp_path / "coco.json"))
+        judge = lvis.LVISEval(truth, lvis.LVISResults(truth, everything), "bbox")
+        judge.evaluate()
+    # Where the judge counts a detection of nothing as wrong, somebody has looked.
+    wrong = {
+        (e["image_id"], e["category_id"])
+        for e in judge.eval_imgs
+        if e is not None and len(e["dt_ids"]) and not e["dt_ignore"][0].any()
+    }
+    covered = {
+        (int(source.ids[i]), (1, 5, 9)[c])
+        for i, c in zip(*np.nonzero(source.coverage), strict=True)
+    }
+    assert covered == wrong and 0 < len(covered) < 9
+    assert json.loads((tmp_path / "coco.json").read_text())["images"] == data["images"]
+    assert source.grade is Grade.GOLD

@@ -1,0 +1,217 @@
+"""Silver maps: audited against gold, chosen, and read again like any maps.
+
+The teacher knows no sky, and a class more than ours.
+"""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from map_stand_ins import halves, store_of_maps
+from PIL import Image
+from silver_stand_ins import HEIGHT, WIDTH, pictures
+
+from detmtl.data.maps import MapClasses, MapFolder
+from detmtl.silver.maps import MapSelection, audit_maps, select_maps, with_silver_maps
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import OTHER, UNKNOWN, Grade
+
+CLASSES = MapClasses(
+    classes={"person": ["person"], "vehicle": ["car", "bus"], "sky": ["sky"], "rest": []},
+    unmapped="rest",
+)
+PERSON, VEHICLE, SKY, REST = range(4)
+PLAIN = MapSelection()
+
+
+def _gold(tmp_path, source, maps):
+    """Gold maps: 0 unknown, 1 person, 2 car, 3 sky, 4 chair."""
+    folder = tmp_path / "gold"
+    folder.mkdir(exist_ok=True)
+    for i, values in enumerate(maps):
+        Image.fromarray(values).save(folder / f"{i:03d}.png")
+    names = {1: "person", 2: "car", 3: "sky", 4: "chair"}
+    settings = MapFolder(folder="gold", categories=names, missing="absent")
+    return replace(source, maps=settings.load(source.files, tmp_path, CLASSES, "gold"))
+
+
+def _selected(store, source, settings, audit=None):
+    return with_silver_maps(source, select_maps(store, source, CLASSES, settings, audit), CLASSES)
+
+
+def _select(tmp_path, source, maps, settings=PLAIN, audit=None, **kwargs):
+    store = store_of_maps(tmp_path / "store", source, maps, **kwargs)
+    return _selected(store, source, settings, audit)
+
+
+def test_background_is_none_of_what_the_teacher_knows(tmp_path):
+    source = pictures(tmp_path / "p", 2)
+    silver = _select(tmp_path, source, [halves(0, 2)])
+    labels = silver.labels(0)["maps"]
+    assert (labels.classes[:, :16] == OTHER).all() and (labels.classes[:, 16:] == VEHICLE).all()
+    assert labels.coverage.tolist() == [1, 1, 0, 0], "it knows no sky, and of the rest just sofas"
+    assert labels.grade == silver.grade == Grade.SILVER
+    assert "maps" not in silver.labels(1), "it was never shown that picture"
+
+
+def test_unmapped_classes_go_where_the_classes_say(tmp_path):
+    source = pictures(tmp_path / "p", 1)
+    assert (_select(tmp_path, source, [halves(3, 3)]).labels(0)["maps"].classes == REST).all()
+    with pytest.raises(InputError, match="'sofa' belongs to no class"):
+        strict = MapClasses(classes={"person": ["person"], "vehicle": ["car"]})
+        store = store_of_maps(tmp_path / "s", source, [halves(1, 1)])
+        select_maps(store, source, strict, MapSelection())
+
+
+def test_unsure_pixels_and_edges_are_unknown(tmp_path):
+    source = pictures(tmp_path / "p", 1)
+    sure = np.full((HEIGHT, WIDTH), 255, np.uint8)
+    sure[:4] = 100
+    unsure = MapSelection(confidence=0.5)
+    labels = _select(tmp_path, source, [halves(1, 2)], unsure, confidence=sure).labels(0)["maps"]
+    assert (labels.classes[:4] == UNKNOWN).all() and (labels.classes[4:, :16] == PERSON).all()
+    edges = MapSelection(border=2)
+    labels = _select(tmp_path, source, [halves(1, 2)], edges).labels(0)["maps"]
+    assert (labels.classes == UNKNOWN)[0].nonzero().flatten().tolist() == [14, 15, 16, 17]
+    with pytest.raises(InputError, match="hard maps, without confidence"):
+        _select(tmp_path, source, [halves(1, 2)], unsure)
+
+
+def test_the_choice_is_written_once_and_can_be_looked_at(tmp_path):
+    source = pictures(tmp_path / "p", 1)
+    store = store_of_maps(tmp_path / "store", source, [halves(0, 2)])
+    first = _selected(store, source, MapSelection())
+    reads = store.reads
+    again = _selected(store, source, MapSelection())
+    assert store.reads == reads and first.maps.paths() == again.maps.paths()
+    other = _selected(store, source, MapSelection(border=1))
+    assert other.maps.paths() != first.maps.paths()
+    folder = next((tmp_path / "store" / "select").glob("*"))
+    stats = json.loads((folder / "stats.json").read_text())
+    assert stats["pictures"] == 1
+    with Image.open(first.maps.paths()[0]) as picture:
+        assert picture.mode == "P" and len(picture.convert("RGB").getcolors()) == 2
+
+
+def test_people_s_maps_stay(tmp_path):
+    source = _gold(tmp_path, pictures(tmp_path / "p", 2), [halves(3, 3)])
+    silver = _select(tmp_path, source, [halves(1, 1), halves(2, 2)])
+    first, second = silver.labels(0)["maps"], silver.labels(1)["maps"]
+    assert (first.classes == SKY).all() and first.grade == Grade.GOLD
+    assert (second.classes == VEHICLE).all() and second.grade == Grade.SILVER
+
+
+def test_a_store_without_the_pictures_is_told(tmp_path):
+    source = pictures(tmp_path / "p", 1)
+    with pytest.raises(InputError, match="none of the pictures of the pool"):
+        _select(tmp_path, source, [])
+
+
+def _audited(tmp_path, truth, found, settings=PLAIN, **kwargs):
+    source = _gold(tmp_path, pictures(tmp_path / "p", len(truth)), truth)
+    store = store_of_maps(tmp_path / "store", source, found, **kwargs)
+    return audit_maps(store, source, CLASSES, settings), source
+
+
+def test_an_audit_counts_pixels(tmp_path):
+    # of cars half are seen as cars and half as background; sky is taken for background, or a person
+    truth = [halves(2, 3)] * 6
+    found = [halves(2, 0)] * 3 + [halves(0, 1)] * 3
+    checked, _ = _audited(tmp_path, truth, found)
+    half = HEIGHT * WIDTH // 2
+    assert checked.pictures == 6 and checked.missing == 0
+    assert checked.pixels[VEHICLE].tolist() == [0, 3 * half, 0, 0, 3 * half]
+    assert checked.pixels[SKY].tolist() == [3 * half, 0, 0, 0, 3 * half]
+    assert checked.found()[VEHICLE] == pytest.approx(0.5)
+    # given to 3 pictures only: judged by all classes together
+    assert checked.precision()[VEHICLE] == pytest.approx(0.5)
+    assert checked.precision()[SKY] == 0 and not checked.known[SKY]
+    assert "vehicle" in str(checked.table().columns[0]._cells)
+
+
+def test_precision_weighs_and_what_was_missed_is_left_open(tmp_path):
+    truth = [halves(2, 3)] * 8
+    found = [halves(2, 2)] * 4 + [halves(2, 0)] * 2 + [halves(0, 0)] * 2
+    checked, _ = _audited(tmp_path, truth, found)
+    pool = pictures(tmp_path / "pool", 1, first=50)
+    silver = _select(tmp_path, pool, [halves(0, 2)], audit=checked)
+    labels = silver.labels(0)["maps"]
+    assert labels.weights[0, -1] == pytest.approx(6 / 10, abs=1e-4)
+    assert labels.weights[0, 0] == 1, "background"
+    assert labels.coverage[VEHICLE] == pytest.approx(6 / 8)
+    plain = MapSelection(weight="one", coverage=1)
+    labels = _select(tmp_path, pool, [halves(0, 2)], plain, checked).labels(0)["maps"]
+    assert labels.weights.min() == 1 and labels.coverage.tolist() == [1, 1, 0, 0]
+
+
+def test_what_is_unmapped_weighs_as_little_as_gold_confirms(tmp_path):
+    truth = [halves(2, 4)] * 8  # the other half is a chair, which is of the rest
+    checked, _ = _audited(tmp_path, truth, [halves(3, 2)] * 6 + [halves(2, 3)] * 2)
+    assert not checked.known[REST] and checked.precision()[REST] == pytest.approx(2 / 8)
+    pool = pictures(tmp_path / "pool", 1, first=50)
+    labels = _select(tmp_path, pool, [halves(3, 0)], audit=checked).labels(0)["maps"]
+    assert labels.weights[0, 0] == pytest.approx(0.25) and labels.coverage[REST] == 0
+
+
+def test_classes_of_low_precision_give_no_labels_but_still_deny(tmp_path):
+    truth = [halves(2, 3)] * 6
+    checked, _ = _audited(tmp_path, truth, [halves(2, 2)] * 6)
+    pool = pictures(tmp_path / "pool", 1, first=50)
+    strict = MapSelection(least_precision=0.9)
+    labels = _select(tmp_path, pool, [halves(0, 2)], strict, checked).labels(0)["maps"]
+    assert (labels.classes[:, 16:] == UNKNOWN).all() and (labels.classes[:, :16] == OTHER).all()
+    assert labels.coverage[VEHICLE] == 1
+    with pytest.raises(InputError, match="needs an audit"):
+        _select(tmp_path, pool, [halves(0, 2)], strict)
+
+
+def test_intervals_are_over_pictures_not_pixels(tmp_path):
+    rng = np.random.default_rng(0)
+    truth = [halves(2, 3)] * 40
+    found = [halves(2, 2 * int(rng.random() < 0.5)) for _ in range(40)]
+    checked, _ = _audited(tmp_path, truth, found)
+    ratios = []
+    extra = np.array([(f == 2).mean() for f in found])
+    for _ in range(2000):  # the bootstrap says how much the ratio varies with the pictures
+        drawn = extra[rng.integers(0, 40, 40)]
+        ratios.append(0.5 * 40 / drawn.sum())
+    assert checked.interval()[VEHICLE] == pytest.approx(1.96 * np.std(ratios), rel=0.15)
+    assert np.isnan(checked.interval()[PERSON])
+
+
+def test_an_audit_is_kept_and_renewed(tmp_path):
+    truth = [halves(2, 3)] * 2
+    source = _gold(tmp_path, pictures(tmp_path / "p", 2), truth)
+    store = store_of_maps(tmp_path / "store", source, truth)
+    first = audit_maps(store, source, CLASSES, MapSelection())
+    reads = store.reads
+    again = audit_maps(store, source, CLASSES, MapSelection())
+    assert store.reads == reads and again.digest() == first.digest()
+    changed = _gold(tmp_path, source, [halves(3, 3)] * 2)
+    assert audit_maps(store, changed, CLASSES, MapSelection()).digest() != first.digest()
+
+
+def test_permuted_classes_are_noticed(tmp_path):
+    truth = [halves(1, 2)] * 6
+    assert _audited(tmp_path, truth, [halves(1, 2)] * 6)[0].problems() == []
+    swapped = ("background", "car", "person", "sofa")
+    problems = _audited(tmp_path, truth, [halves(1, 2)] * 6, classes=swapped)[0].problems()
+    assert len(problems) == 2 and "in another order" in problems[0]
+
+
+def test_empty_maps_are_noticed(tmp_path):
+    checked, _ = _audited(tmp_path, [halves(1, 2)] * 6, [halves(0, 0)] * 6)
+    assert any("all background" in p for p in checked.problems())
+
+
+def test_gold_without_the_teacher_s_classes_cannot_judge(tmp_path):
+    checked, _ = _audited(tmp_path, [halves(3, 3)] * 6, [halves(0, 0)] * 6)
+    assert "cannot be judged" in checked.problems()[0]
+
+
+def test_gold_without_maps_is_refused(tmp_path):
+    source = pictures(tmp_path / "p", 1)
+    store = store_of_maps(tmp_path / "store", source, [halves(1, 1)])
+    with pytest.raises(InputError, match="no maps to audit against"):
+        audit_maps(store, source, CLASSES, MapSelection())

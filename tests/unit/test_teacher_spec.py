@@ -1,0 +1,65 @@
+"""Every kind of teacher can be given on the command line and as a YAML file."""
+
+import pytest
+import torch
+
+from detmtl.cli import _teacher
+from detmtl.inference.torchscript import deprecation_expected, save_torchscript
+from detmtl.structures.errors import InputError
+from detmtl.teachers.tta import TtaSettings
+
+SPECS = {
+    "checkpoint": "{kind: checkpoint, path: best.pt, tta: {scales: [1, 1.5]}}",
+    "torchscript": "{kind: torchscript, path: m.ts, classes: names.txt, first_label: 1}",
+    "torchvision": "{kind: torchvision, model: fcos_resnet50_fpn, weights: DEFAULT}",
+    "onnx": "{kind: onnx, path: y.onnx, classes: n.txt, adapter: {kind: yolo, objectness: true}}",
+    "transformers": "{kind: transformers, model: a/b, zero_shot: true, classes: {dog: [dog, puppy]}}",
+    "results": "{kind: results, path: r.json, classes: {1: person, 18: dog}}",
+    "simulated": "{kind: simulated, annotations: g.json, images: g, misses: {small: 0.5}}",
+}
+
+
+@pytest.mark.parametrize("kind", SPECS)
+@pytest.mark.parametrize("as_file", [False, True])
+def test_settings_are_read_inline_and_from_a_file(tmp_path, kind, as_file):
+    spec = SPECS[kind]
+    if as_file:
+        (tmp_path / "t.yaml").write_text(spec)
+        spec = str(tmp_path / "t.yaml")
+    assert _teacher(spec).kind == kind
+
+
+def test_what_was_given_arrives():
+    assert _teacher(SPECS["checkpoint"]).tta == TtaSettings(scales=(1, 1.5))
+    assert _teacher(SPECS["results"]).classes == {1: "person", 18: "dog"}
+    assert _teacher(SPECS["transformers"]).classes == {"dog": ["dog", "puppy"]}
+    assert _teacher(SPECS["onnx"]).adapter.objectness is True
+    assert _teacher(SPECS["simulated"]).misses.small == 0.5
+
+
+def test_a_file_of_weights_is_told_by_its_content(tmp_path):
+    class Same(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    with deprecation_expected():
+        save_torchscript(torch.jit.script(Same()), tmp_path / "a.pt", {})
+    torch.save({"a": torch.zeros(1)}, tmp_path / "b.pt")
+    assert _teacher(str(tmp_path / "a.pt")).kind == "torchscript"
+    assert _teacher(str(tmp_path / "b.pt")).kind == "checkpoint"
+    assert _teacher("not_there.pt").kind == "checkpoint"
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("y.onnx", "an ONNX file needs settings"),
+        ("none.yaml", "no such file"),
+        ("{kind: magic}", "magic"),
+        ("{kind: onnx, path: a, classes: [x], adapter: {kind: yolo, typo: 1}}", "typo"),
+        ("{kind: results, path: a, name: 'a b'}", "name"),
+    ],
+)
+def test_what_does_not_fit_is_said(spec, message):
+    with pytest.raises(InputError, match=message):
+        _teacher(spec)
