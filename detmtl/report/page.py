@@ -84,7 +84,7 @@ def page(title: str, sections: Sequence[Section], footer: str = "") -> str:
     Raises:
         InputError: a package is not installed.
     """
-    template = (Path(__file__).with_name("page.html")).read_text()
+    template = Path(__file__).with_name("page.html").read_text("utf-8")
     return _jinja().from_string(template).render(title=title, sections=sections, footer=footer)
 
 

@@ -149,6 +149,8 @@ class Audit:
         """Writes audit.json: main numbers at score 0.5 for readers, then every judged box."""
         fields = {
             **self._head(),
+            "gold_boxes": self.gold_boxes.tolist(),
+            "confusion": self.confusion.tolist(),
             "summary_at_0.5": self.measures(0.5).summary(),
             "boxes": columns_of(self.boxes),
             "gold": columns_of(self.gold),

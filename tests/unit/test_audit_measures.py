@@ -183,6 +183,9 @@ def test_the_json_has_the_main_numbers_for_readers(tmp_path):
     assert share["interval"][0] < share["share"] < share["interval"][1]
     assert summary["per_class"]["cup"]["sizes"]["large"]["precision"]["share"] == 1
     assert summary["per_class"]["cup"]["threshold"] == 0.5
+    fields = json.loads(path.read_text())
+    assert fields["gold_boxes"] == np.bincount(result.gold["class"], minlength=6).tolist()
+    assert np.sum(fields["confusion"]) == (result.gold["called"] >= 0).sum()
     again = Audit.load(path)
     assert again.digest() == result.digest()
     for name in ("boxes", "gold"):

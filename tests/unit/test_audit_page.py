@@ -6,13 +6,16 @@ import pytest
 from audit_stand_ins import CLASSES, Scenes, scenes, stored
 from PIL import Image
 from rich.console import Console
+from silver_stand_ins import card
 
+from detmtl.cli import main
 from detmtl.data.source import FileNames
 from detmtl.report import page as skeleton
 from detmtl.report.audit_boxes import boxes_page
 from detmtl.report.audit_page import audit_page, write_audit_page
 from detmtl.report.page import Section
 from detmtl.silver.audit import audit
+from detmtl.silver.store import Store
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 
@@ -119,3 +122,17 @@ def test_the_table_for_the_terminal(audited):
     assert "0.55" in text and "calibration error" in text
     assert f"{row.recall.count / result.pictures:.2f}" in text
     assert np.isfinite(result.measures(0.5).reliability(0).error())
+
+
+def test_the_verb_says_whose_labels_and_that_pages_are_of_boxes(tmp_path, capsys):
+    gold = with_pictures(scenes(count=3), tmp_path)
+    path = stored(tmp_path / "store", gold).path
+    maps = card("sky").model_copy(update={"name": "m", "task": "maps"})
+    Store.create(path, maps, 0.0)
+    words = ["audit", "--store", str(path), "--images", str(tmp_path), "--html"]
+    assert main(words) == 2
+    assert "holds labels of m, t; say whose are meant" in capsys.readouterr().err
+    assert main([*words, "--teacher", "m"]) == 2
+    assert "--html: is of boxes, and 'm' writes maps" in capsys.readouterr().err
+    assert main([*words, "--teacher", "t"]) == 2
+    assert "--annotations is needed" in capsys.readouterr().err
