@@ -42,11 +42,15 @@ from detmtl.inference.results import predict_to_files
 from detmtl.inference.torchscript import is_torchscript
 from detmtl.metrics.coco import evaluate_files
 from detmtl.recipe import bar, run, truth_of, write_json
-from detmtl.silver.audit import audit
+from detmtl.report.audit_boxes import boxes_page
+from detmtl.report.audit_page import write_audit_page
+from detmtl.report.page import require
+from detmtl.silver.audit import audit, audit_folder
 from detmtl.silver.corrections import take_back, write_rest, write_verified
+from detmtl.silver.held_out import refuse_seen
 from detmtl.silver.maps import MapSelection
 from detmtl.silver.others import Others
-from detmtl.silver.selection import SelectionSettings, select
+from detmtl.silver.selection import SelectionSettings, resolve_thresholds, select
 from detmtl.silver.store import Store
 from detmtl.silver.tags import TagSelection
 from detmtl.structures.classes import LabelSpace
@@ -129,22 +133,47 @@ def _annotate(args: argparse.Namespace) -> None:
 
 
 def _audit(args: argparse.Namespace) -> None:
-    store = Store.open(args.store)
+    if args.html:
+        require()
+    store = Store.open(args.store, args.teacher)
     if store.card.task != "boxes":
-        others, gold = _others(args, store, [])
-        _report(args.store, others.audit(gold))
+        if args.html:
+            raise InputError(
+                f"--html: is of boxes, and '{store.card.name}' writes {store.card.task}"
+            )
+        others, gold = _others(args, store, args.set)
+        _refuse_seen(args, gold, LabelSpace.of(["object"]))
+        checked = others.audit(gold)
+        Console().print(checked.table())
+        _stop_at_gates(args.store, checked.problems())
         return
     if args.annotations is None:
         raise InputError("--annotations is needed: gold, a COCO file")
     space = _space(args, args.annotations)
     gold = _coco(args.annotations, args.images, space, _cache(args.store))
-    _report(args.store, audit(store, gold, space))
+    _refuse_seen(args, gold, space)
+    policy = _values(SelectionSettings, _assignments(args.set), "--set")
+    checked = audit(store, gold, space, policy.nms)
+    thresholds = resolve_thresholds(store, space, policy, checked)
+    Console().print(checked.table(thresholds))
+    files = [audit_folder(store, checked.gold_hash) / "audit.json"]
+    if args.html:
+        html = boxes_page(checked, gold, store.card.name, thresholds, policy.ignore_from)
+        files.append(write_audit_page(store, checked.gold_hash, html))
+    for path in files:
+        Console(soft_wrap=True).print(str(path), markup=False)
+    _stop_at_gates(args.store, checked.problems(thresholds))
 
 
-def _report(store: Path, checked: Any) -> None:
-    Console().print(checked.table())
-    if problems := checked.problems():
-        raise InputError([f"{store}: {p}" for p in problems])
+def _refuse_seen(args: argparse.Namespace, gold: Source, space: LabelSpace) -> None:
+    for folder in args.learned_from:
+        seen = FolderSource(images=str(folder.absolute()))
+        refuse_seen([seen.load(str(folder), Path("/"), space, _cache(args.store))], gold)
+
+
+def _stop_at_gates(store: Path, problems: Sequence[str]) -> None:
+    if problems:
+        raise InputError([f"{store}: {problem}" for problem in problems])
 
 
 def _others(args: argparse.Namespace, store: Store, policy: Sequence[str]) -> tuple[Others, Source]:
@@ -385,6 +414,17 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--store", required=True, type=Path)
     p.add_argument("--annotations", type=Path, help="gold, a COCO file (of boxes)")
     p.add_argument("--images", required=True, type=Path)
+    p.add_argument("--teacher", help="whose labels, where the store holds several teachers'")
+    p.add_argument("--html", action="store_true", help="writes a page with plots and pictures too")
+    p.add_argument("--set", action="append", default=[], metavar="A=VALUE", help="of the policy")
+    p.add_argument(
+        "--learned-from",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="DIR",
+        help="pictures that the teacher was trained on; gold must not have any of them",
+    )
     _gold_options(p)
     _class_options(p)
 

@@ -34,9 +34,12 @@ from detmtl.engine.recorder import Recorder
 from detmtl.engine.state import State, load_weights, read_checkpoint, seed_everything, weights_of
 from detmtl.engine.trainer import train
 from detmtl.inference.export import export_torchscript
+from detmtl.report.audit_boxes import boxes_page
+from detmtl.report.audit_page import write_audit_page
+from detmtl.report.page import available
 from detmtl.run_folder import RunFolder
-from detmtl.silver.audit import audit, refuse_overlap
-from detmtl.silver.held_out import without_doubles
+from detmtl.silver.audit import Audit, audit, refuse_overlap
+from detmtl.silver.held_out import refuse_seen, without_doubles
 from detmtl.silver.others import Others
 from detmtl.silver.overlay import with_gold
 from detmtl.silver.selection import resolve_thresholds, select
@@ -221,6 +224,11 @@ def load_sources(
         if process.rank == 0:
             refuse_overlap([loaded[name] for name in chosen], held_out)
             refuse_overlap(held_out[:1], held_out[1:])
+            if settings.silver and isinstance(settings.silver.teacher, GoldTeacher):
+                refuse_seen(
+                    learned_sources(settings, loaded),
+                    audit_source(settings, loaded, loaded["val"]),
+                )
     except InputError as error:
         problems += error.problems
     if problems := distributed.from_first(problems):
@@ -423,8 +431,10 @@ def label_pools(
     if process.rank == 0:
         store = Store.open(store_path, teacher)
         checked = audit(store, gold, space, silver.select.nms)
-        console.print(checked.table(resolve_thresholds(store, space, silver.select, checked)))
-        _pass_gates(checked, f"{store_path} on '{gold.name}'", silver.gates)
+        thresholds = resolve_thresholds(store, space, silver.select, checked)
+        show_audit(store, checked, gold, thresholds, silver.select.ignore_from, console)
+        problems = checked.problems(thresholds)
+        _pass_gates(problems, f"{store_path} on '{gold.name}'", silver.gates)
         for pool in pools:
             with_gold(pool, select(store, [pool], space, silver.select, checked), silver.overlay)
     distributed.barrier()
@@ -435,6 +445,24 @@ def label_pools(
         file = with_gold(pool, chosen, silver.overlay)
         labelled[pool.name] = read_selection(pool, file, settings, space, folder.cache)
     return labelled, store_path
+
+
+def show_audit(
+    store: Store,
+    checked: Audit,
+    gold: Source,
+    thresholds: Mapping[str, float],
+    ignore_from: float | None,
+    console: Console,
+) -> None:
+    """Prints the table of an audit, and writes its page where the packages for it are installed."""
+    console.print(checked.table(thresholds))
+    if available():
+        html = boxes_page(checked, gold, store.card.name, thresholds, ignore_from)
+        path = write_audit_page(store, checked.gold_hash, html)
+        console.print(f"Page of the audit: {path}", markup=False, soft_wrap=True)
+    else:
+        console.print("No page of the audit: pip install 'detmtl[report]'", markup=False)
 
 
 def _label_others(
@@ -452,7 +480,7 @@ def _label_others(
     if process.rank == 0:
         checked = others.audit(gold)
         console.print(checked.table())
-        _pass_gates(checked, f"{store.path} on '{gold.name}'", silver.gates)
+        _pass_gates(checked.problems(), f"{store.path} on '{gold.name}'", silver.gates)
         for pool in pools:
             others.select(pool, checked)
     distributed.barrier()
@@ -460,8 +488,8 @@ def _label_others(
     return {pool.name: others.read(pool, others.select(pool, checked)) for pool in pools}
 
 
-def _pass_gates(checked: Any, where: str, gates: str) -> None:
-    problems = [f"{where}: {problem}" for problem in checked.problems()]
+def _pass_gates(problems: list[str], where: str, gates: str) -> None:
+    problems = [f"{where}: {problem}" for problem in problems]
     if problems and gates == "stop":
         raise InputError([*problems, "set silver.gates: warn to go on all the same"])
     for problem in problems:
@@ -515,9 +543,8 @@ def teacher_settings(settings: RunSettings) -> RunSettings:
     tree["silver"] = None
     gold = gold_sources(settings)
     tree["data"]["sources"] = {n: tree["data"]["sources"][n] for n in gold}
-    audit = settings.silver.audit
-    if not isinstance(audit, str):
-        rest = audit.model_copy(update={"rest": not audit.rest})
+    rest = _rest(settings.silver.audit)
+    if rest is not None:  # the same parts as `learned_sources`, in words
         for own in tree["data"]["sources"].values():
             own["subset"] = {**rest.model_dump(mode="json"), "of": own["subset"]}
     return settings_from(tree, where="silver.teacher.train")
@@ -532,6 +559,19 @@ def audit_source(settings: RunSettings, sources: Mapping[str, Source], val: Sour
     parts = [part_of(sources[n], audit) for n in gold_sources(settings)]
     boxes = [part for part in parts if part.annotations is not None]
     return joined("held-out gold", boxes) if len(boxes) > 1 else (boxes or parts)[0]
+
+
+def learned_sources(settings: RunSettings, sources: Mapping[str, Source]) -> list[Source]:
+    """Returns what a teacher of the run is trained on: gold without what its audit keeps."""
+    assert settings.silver is not None
+    rest = _rest(settings.silver.audit)
+    learned = [sources[n] for n in gold_sources(settings)]
+    return learned if rest is None else [part_of(source, rest) for source in learned]
+
+
+def _rest(audit: str | Subset) -> Subset | None:
+    """Returns the part of the gold sources that an audit leaves; None where it takes none of it."""
+    return None if isinstance(audit, str) else audit.model_copy(update={"rest": not audit.rest})
 
 
 def part_of(source: Source, part: Subset) -> Source:
@@ -549,12 +589,7 @@ def _gold_teacher(
     final: Source,
 ) -> dict[str, float]:
     """Trains and scores the teacher on gold alone, in a run folder of its own."""
-    assert settings.silver is not None
-    alone, audit = teacher_settings(settings), settings.silver.audit
-    learned = [sources[n] for n in gold_sources(settings)]
-    if not isinstance(audit, str):  # the same parts as in `alone`
-        rest = audit.model_copy(update={"rest": not audit.rest})
-        learned = [part_of(source, rest) for source in learned]
+    alone, learned = teacher_settings(settings), learned_sources(settings, sources)
     folder.teacher.claim(alone)
     distributed.barrier()
     console.rule("Teacher: gold alone")

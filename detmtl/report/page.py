@@ -84,7 +84,7 @@ def page(title: str, sections: Sequence[Section], footer: str = "") -> str:
     Raises:
         InputError: a package is not installed.
     """
-    template = (Path(__file__).with_name("page.html")).read_text()
+    template = Path(__file__).with_name("page.html").read_text("utf-8")
     return _jinja().from_string(template).render(title=title, sections=sections, footer=footer)
 
 
@@ -118,7 +118,7 @@ def table(
         for row in rows
     ]
     body = [_markup("<tr>{}</tr>\n", line) for line in lines]
-    if total:
+    if total and lines:
         body[-1] = _markup('<tr class="total">{}</tr>\n', lines[-1])
     html = '<div class="scroll"><table><thead><tr>{}</tr></thead>\n<tbody>{}</tbody></table></div>'
     return _markup(html, _joined(head), _joined(body))

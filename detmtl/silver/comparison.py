@@ -1,7 +1,9 @@
 """A teacher's boxes judged by gold, one picture at a time.
 
-Letters: C classes, D_c the teacher's boxes of class c, D boxes of one picture, G gold boxes of one.
+Letters: C classes, D boxes of the teacher (of one picture, or of all), G gold boxes likewise.
 """
+
+from enum import IntEnum
 
 import numpy as np
 import torch
@@ -12,74 +14,158 @@ from detmtl.structures.labels import BoxLabels, Ignore
 
 IOU = 0.5
 """From this overlap on a gold box confirms one of the teacher's."""
+NEAR = 0.1
+"""From this overlap on a refuted box is about an object, and not about the background."""
+
+
+class Fault(IntEnum):
+    """Why gold refutes a box.
+
+    Source: Bolya et al. 2020, TIDE, arXiv 2008.08115, without its kind "class and place wrong",
+    which is counted as background.
+    """
+
+    NONE = 0
+    """Gold confirms it."""
+    TWICE = 1
+    """An object of its class that a better box has already found."""
+    CLASS = 2
+    """An object of another class."""
+    PLACE = 3
+    """An object of its class, overlapped too little (IoU from 0.1 to 0.5)."""
+    NOTHING = 4
+    """Background."""
+
+
+SHIFTED = (Fault.NONE, Fault.PLACE)
+"""Boxes that mean one gold box, and so lie beside it by some shift."""
+
+JUDGED = np.dtype(
+    [
+        ("picture", "i4"),  # its position in gold
+        ("class", "i4"),
+        ("score", "f4"),
+        ("fault", "u1"),  # a `Fault`
+        ("box", "f4", 4),  # xyxy, pixels
+        ("shift", "f4", 4),  # see `shifts`; nan but for `SHIFTED`
+    ]
+)
+"""One of the teacher's boxes that could be judged."""
+
+GOLD = np.dtype(
+    [
+        ("picture", "i4"),
+        ("class", "i4"),
+        ("box", "f4", 4),
+        ("score", "f4"),  # of the teacher's box that it confirms; -1: missed
+        ("called", "i4"),  # class of the teacher's best-scored box on it, whatever class; -1: none
+    ]
+)
+"""One gold box that counts."""
 
 
 class Comparison:
-    """Collects what gold says of the teacher's boxes, picture by picture.
+    """Collects what gold says of the teacher's boxes, picture by picture."""
 
-    Attributes:
-        pictures: how many were compared.
-        gold_boxes: (C,) int64, gold boxes that count.
-        confusion: (C, C) int64, gold boxes by their class and by the class of the teacher's best box.
-    """
-
-    def __init__(self, num_classes: int):
+    def __init__(self):
         self.pictures = 0
-        self.gold_boxes = np.zeros(num_classes, dtype=np.int64)
-        self.confusion = np.zeros((num_classes, num_classes), dtype=np.int64)
-        self._judged: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._judged: list[np.ndarray] = []
+        self._gold: list[np.ndarray] = []
 
-    def add(self, record: Record, gold: BoxLabels) -> None:
-        """Judges a record in the label space's classes by the picture's gold boxes."""
+    def add(self, record: Record, gold: BoxLabels, picture: int) -> None:
+        """Judges a record in the label space's classes by the gold boxes of picture `picture`."""
         self.pictures += 1
         looked = (gold.coverage > 0).numpy()
         gold = gold[torch.from_numpy(looked)[gold.classes]]
         real = (gold.ignore == Ignore.NO).numpy()
         classes = gold.classes.numpy()
-        self.gold_boxes += np.bincount(classes[real], minlength=len(looked))
         found = torch.from_numpy(record.boxes)
         overlap = iou(found, gold.boxes).numpy()
-        inside = intersection(found, gold.boxes) / area(found).clamp(min=1e-6)[:, None]
-        overlap = np.where(real, overlap, inside.numpy())
-        verdict = _judge(overlap, record.classes, classes, real)
-        judged = (verdict >= 0) & looked[record.classes]
-        self._judged.append((record.classes[judged], record.scores[judged], verdict[judged] == 1))
-        if len(record.scores) and real.any():
-            sure = np.where(record.scores[:, None] >= 0.3, overlap[:, real], 0)
-            best, on = sure.argmax(axis=0), sure.max(axis=0) >= IOU
-            np.add.at(self.confusion, (classes[real][on], record.classes[best[on]]), 1)
+        inside = (intersection(found, gold.boxes) / area(found).clamp(min=1e-6)[:, None]).numpy()
+        on_crowd = ((inside >= IOU) & ~real & (record.classes[:, None] == classes)).any(axis=1)
+        overlap, classes, boxes = overlap[:, real], classes[real], gold.boxes.numpy()[real]
+        fault, match = _judge(overlap, record.classes, classes)
 
-    def judged(self) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
-        """Returns per class the scores (D_c,), falling, of the boxes that were judged, and (D_c,) bool
-        which of them gold confirms."""
-        of, scores, hits = (np.concatenate(parts) for parts in zip(*self._judged, strict=True))
-        # Ties by verdict, so that the result does not depend on the order of the pictures.
-        order = np.lexsort((~hits, -scores, of))
-        cuts = np.searchsorted(of[order], np.arange(1, len(self.gold_boxes)))
-        return tuple(np.split(scores[order], cuts)), tuple(np.split(hits[order], cuts))
+        judged = looked[record.classes] & ((fault == Fault.NONE) | ~on_crowd)
+        rows = np.zeros(int(judged.sum()), dtype=JUDGED)
+        rows["picture"], rows["class"] = picture, record.classes[judged]
+        rows["score"], rows["fault"] = record.scores[judged], fault[judged]
+        rows["box"] = _rounded(record.boxes[judged], 2)
+        rows["shift"] = np.nan
+        placed = np.isin(rows["fault"], SHIFTED)
+        rows["shift"][placed] = _rounded(
+            shifts(record.boxes[judged][placed], boxes[match[judged][placed]]), 4
+        )
+        self._judged.append(rows)
+
+        own = np.zeros(len(boxes), dtype=GOLD)
+        own["picture"], own["class"], own["box"] = picture, classes, _rounded(boxes, 2)
+        own["score"], own["called"] = -1, -1
+        confirmed = fault == Fault.NONE
+        own["score"][match[confirmed]] = record.scores[confirmed]
+        on = overlap >= IOU
+        if len(on):
+            seen = on.any(axis=0)
+            own["called"][seen] = record.classes[on.argmax(axis=0)[seen]]  # the first is the best
+        self._gold.append(own)
+
+    def judged(self) -> np.ndarray:
+        """Returns (D,) of `JUDGED`, by class and falling score."""
+        rows = np.concatenate([np.zeros(0, JUDGED), *self._judged])
+        # Ties by verdict, so that no result depends on the order of the pictures.
+        keys = (rows["picture"], rows["fault"], -rows["score"], rows["class"])
+        return rows[np.lexsort(keys)]
+
+    def gold(self) -> np.ndarray:
+        """Returns (G,) of `GOLD`, by class and picture."""
+        rows = np.concatenate([np.zeros(0, GOLD), *self._gold])
+        return rows[np.lexsort((rows["picture"], rows["class"]))]
+
+
+def shifts(boxes: np.ndarray, gold: np.ndarray) -> np.ndarray:
+    """Returns (N, 4): how far boxes (N, 4) are from gold ones (N, 4), both xyxy.
+
+    Right and down of the center as shares of gold's width and height; logarithms of the ratios of
+    width and height, above 0 where the box is larger than gold's.
+    """
+    size, wanted = boxes[:, 2:] - boxes[:, :2], np.maximum(gold[:, 2:] - gold[:, :2], 1e-3)
+    center = (boxes[:, 2:] + boxes[:, :2] - gold[:, 2:] - gold[:, :2]) / 2
+    ratio = np.log(np.maximum(size, 1e-3) / wanted)
+    return np.concatenate([center / wanted, ratio], axis=1)
 
 
 def _judge(
-    overlap: np.ndarray, classes: np.ndarray, gold_classes: np.ndarray, real: np.ndarray
-) -> np.ndarray:
-    """Returns (D,) int: 1 confirmed, 0 refuted, -1 not to be judged (on a crowd).
+    overlap: np.ndarray, classes: np.ndarray, gold_classes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (D,) the `Fault` of each box, and (D,) int64 the gold box that it means, -1 for none.
 
     Greedy by falling score as pycocotools does it: each box takes the free gold box of its class that
-    it overlaps most; a crowd is never used up.
+    it overlaps most.
 
     Args:
-        overlap: (D, G), IoU, or for crowds intersection over the teacher's box; D by falling score.
-        classes: (D,). gold_classes: (G,). real: (G,) bool, no crowd.
+        overlap: (D, G), IoU; D by falling score.
+        classes: (D,). gold_classes: (G,).
     """
-    verdict = np.zeros(len(classes), dtype=np.int64)
+    fault = np.full(len(classes), Fault.NOTHING, dtype=np.uint8)
+    match = np.full(len(classes), -1, dtype=np.int64)
     if not len(gold_classes):
-        return verdict
-    free = real.copy()
-    overlap = np.where(classes[:, None] == gold_classes, overlap, 0)
-    for d, row in enumerate(overlap):
-        at = int(np.where(free, row, 0).argmax())
-        if free[at] and row[at] >= IOU:
-            verdict[d], free[at] = 1, False
-        elif np.where(real, 0, row).max() >= IOU:
-            verdict[d] = -1
-    return verdict
+        return fault, match
+    same = classes[:, None] == gold_classes
+    own = np.where(same, overlap, 0)
+    best = own.max(axis=1)
+    fault[best >= NEAR] = Fault.PLACE
+    fault[np.where(same, 0, overlap).max(axis=1) >= IOU] = Fault.CLASS
+    fault[best >= IOU] = Fault.TWICE
+    match[fault == Fault.PLACE] = own.argmax(axis=1)[fault == Fault.PLACE]
+    free = np.ones(len(gold_classes), dtype=bool)
+    for d in np.flatnonzero(best >= IOU):  # few: only those that lie on an object of their class
+        open_to_it = np.where(free, own[d], 0)
+        at = int(open_to_it.argmax())
+        if open_to_it[at] >= IOU:
+            fault[d], match[d], free[at] = Fault.NONE, at, False
+    return fault, match
+
+
+def _rounded(values: np.ndarray, digits: int) -> np.ndarray:
+    """Returns float32 values that are the same after they were written and read."""
+    return np.round(values.astype(np.float64), digits).astype(np.float32)

@@ -41,6 +41,23 @@ def refuse_overlap(training: Sequence[Source], held_out: Sequence[Source]) -> No
         )
 
 
+def refuse_seen(learned_from: Sequence[Source], gold: Source) -> None:
+    """Refuses to audit a teacher on pictures that it learned from: it is better there than elsewhere.
+
+    Raises:
+        InputError: names the pairs.
+    """
+    pairs = overlap(learned_from, [gold])
+    if pairs:
+        raise InputError(
+            [
+                f"{a}: the teacher learned from it, and is audited on it in '{gold.name}' ({b}); audit on "
+                "pictures that it has not seen"
+                for a, b in pairs
+            ]
+        )
+
+
 def without_doubles(sources: Sequence[Source], pools: Collection[str]) -> list[Source]:
     """Returns the sources, those that a model labels without pictures of the others in which people
     looked for every class.

@@ -197,6 +197,13 @@ def test_test_pictures_among_the_training_ones(train, own_data):
     one(train(), "images/pool/new.jpg", "images/test/001.jpg", "held out")
 
 
+def test_audit_pictures_that_the_teacher_learns_from(train, own_data):
+    shutil.copytree(own_data / "images/gold", own_data / "images/checked")
+    checked = "{kind: coco, images: images/checked, annotations: gold.json}"
+    words = ["--set", f"data.sources.checked={checked}", "--set", "silver.audit=checked"]
+    one(train(*words), "images/gold/001.jpg", "learned from it", "images/checked/001.jpg")
+
+
 # Annotations
 
 

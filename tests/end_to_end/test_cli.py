@@ -34,6 +34,8 @@ def test_train_leaves_every_file_of_its_table(finished):
         assert row in told
     assert {"boxes/AP", "teacher/boxes/AP"} <= strict_json(finished / "metrics.json").keys()
     assert [p.name for p in finished.rglob("*.tmp")] == []
+    (page,) = (finished / "silver" / "audit").rglob("report.html")
+    assert str(page) in told and (page.parent / "audit.json").exists()
 
 
 def test_the_same_command_again_only_prints_the_table(finished, data, detmtl):
@@ -62,6 +64,14 @@ def test_annotate_audit_select(finished, data, detmtl, tmp_path):
     assert "Silver against gold: 8 pictures" in done.out
     assert done.status in (0, 2)  # a teacher of four steps may be told to be none
     assert done.status == 0 or done.errors[0].startswith(f"{store}: audit: ")
+    assert not list(store.rglob("report.html"))
+    low = ["--set", "threshold=0.1", "--set", "ignore_from=0.05"]
+    again = detmtl("audit", "--store", store, *gold, "--html", *low)
+    (page,) = store.rglob("report.html")
+    assert again.out.split()[-1] == str(page) and "</html>" in page.read_text()
+    done = detmtl("audit", "--store", store, *gold, "--learned-from", data / "images/gold")
+    assert done.status == 2 and "the teacher learned from it" in done.errors[0]
+    assert len(list(store.rglob("audit.json"))) == 1
 
     silver = tmp_path / "out" / "silver.json"
     policy = ["--set", "threshold=0.1", "--set", "ignore_from=0.05"]

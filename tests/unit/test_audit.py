@@ -101,21 +101,6 @@ def test_the_table_has_intervals_and_densities(tmp_path):
     assert "0.91 (0.62-0.98)" in text and "0.83 (0.55-0.95)" in text
 
 
-def test_swapped_classes_and_wrong_format_are_noticed(tmp_path):
-    rows = [(i, A, i % 2, 0) for i in range(24)]
-    swapped = compared(tmp_path / "a", rows, [[(A, 1 - i % 2, 0.9)] for i in range(24)])
-    assert len([p for p in swapped.problems() if "another order" in p]) == 2
-    shifted = compared(tmp_path / "b", rows, [[(B, i % 2, 0.9)] for i in range(24)])
-    assert "another format" in shifted.problems()[0]
-    fine = compared(tmp_path / "c", rows, [[(A, i % 2, 0.9)] for i in range(24)])
-    assert fine.problems() == []
-    few = compared(tmp_path / "d", rows[:3], [[(A, 0, 0.9)] for i in range(3)])
-    assert "at least 10" in few.problems()[0]
-    flood = [[([x, y, x + 4, y + 4], i % 2, 0.9) for x in (0, 9, 18, 26) for y in (0, 14)]
-             + [(A, i % 2, 0.9)] for i in range(24)]  # fmt: skip
-    assert "raise the threshold" in compared(tmp_path / "e", rows, flood).problems()[0]
-
-
 def test_gold_that_the_teacher_has_not_seen_is_refused(tmp_path):
     store = store_of(tmp_path / "s", CLASSES, pictures(tmp_path / "a", 1), [[]])
     other = pictures(tmp_path / "b", 2, first=50)

@@ -1,10 +1,17 @@
 """Parts of the recipe: whose folder a run's is, and what a teacher is trained on."""
 
-import pytest
+import os
 
+import pytest
+from audit_stand_ins import CLASSES, scenes, stored
+from rich.console import Console
+
+from detmtl import recipe
 from detmtl.config import read_settings
-from detmtl.recipe import gold_sources
+from detmtl.recipe import gold_sources, show_audit
 from detmtl.run_folder import RunFolder
+from detmtl.silver.audit import audit
+from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 
 TEXT = """\
@@ -60,3 +67,17 @@ def test_a_folder_with_work_in_it_belongs_to_its_settings(settings, tmp_path, wo
     with pytest.raises(InputError, match=r"train\.steps was 3, now 4"):
         folder.claim(settings("train.steps=4"))
     assert "steps: 3" in folder.settings.read_text()
+
+
+def test_without_the_packages_for_it_one_line_says_that_there_is_no_page(tmp_path, monkeypatch):
+    gold = scenes(count=4)
+    store = stored(tmp_path, gold)
+    checked = audit(store, gold, LabelSpace.of(CLASSES))
+    monkeypatch.setattr(recipe, "available", lambda: False)
+    with open(os.devnull, "w") as nowhere:
+        console = Console(width=160, record=True, file=nowhere)
+        show_audit(store, checked, gold, dict.fromkeys(CLASSES, 0.5), 0.3, console)
+        *table, last = console.export_text().strip().splitlines()
+    assert last == "No page of the audit: pip install 'detmtl[report]'"
+    assert any("person" in line for line in table)
+    assert list(tmp_path.rglob("report.html")) == []
