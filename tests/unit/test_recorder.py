@@ -1,6 +1,7 @@
 import json
 import os
 import sys
+import time
 import warnings
 
 import pytest
@@ -43,6 +44,8 @@ def test_going_on_drops_what_came_after(tmp_path):
             told.scalars(step, {"train/loss": step})
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 7, "train/lo')  # torn by a kill
+    # TensorBoard orders files by second, then by a counter of this process as text: 10 before 9
+    time.sleep(1.1)
     with recorder(tmp_path, 10, start_step=4) as told:
         for step in range(5, 9):
             told.scalars(step, {"train/loss": -step})
