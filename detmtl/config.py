@@ -90,7 +90,8 @@ class SilverSettings(Settings):
     """How the unlabelled sources get their labels.
 
     Attributes:
-        teacher: who writes them.
+        teacher: who writes them; or
+        teachers: several of them, each audited and calibrated, whose labels are fused.
         pools: names of the sources that the teacher labels; labels they may have are not read.
         audit: the gold pictures on which the teacher is audited: `val` or a source's name. A teacher
             trained by the run must not be audited on what it was trained on.
@@ -102,7 +103,8 @@ class SilverSettings(Settings):
         select: which of the teacher's boxes become labels.
     """
 
-    teacher: Annotated[AnyTeacher | GoldTeacher, Field(discriminator="kind")]
+    teacher: Annotated[AnyTeacher | GoldTeacher, Field(discriminator="kind")] | None = None
+    teachers: list[AnyTeacher] = []
     pools: list[str] = Field(min_length=1)
     audit: str = "val"
     floor: float = Field(default=0.05, ge=0, lt=1)
@@ -110,6 +112,12 @@ class SilverSettings(Settings):
     batch_size: int = Field(default=8, ge=1)
     gates: Literal["stop", "warn"] = "stop"
     select: SelectionSettings = SelectionSettings()
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> "SilverSettings":
+        if (self.teacher is None) == (not self.teachers):
+            raise ValueError("give either teacher (one) or teachers (a list)")
+        return self
 
 
 class ExportSettings(Settings):

@@ -6,7 +6,7 @@ the same folder goes on where the last one stopped, wherever that was.
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ from detmtl.engine.trainer import train
 from detmtl.inference.export import export_torchscript
 from detmtl.run_folder import RunFolder
 from detmtl.silver.audit import Audit, audit, refuse_overlap
-from detmtl.silver.selection import resolve_thresholds, select
+from detmtl.silver.ensemble import Ensemble
+from detmtl.silver.selection import SelectionSettings, resolve_thresholds, select
 from detmtl.silver.store import Store
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
@@ -320,34 +321,69 @@ def label_pools(
     store_path = silver.store or folder.path / "silver"
     gold = val if silver.audit == "val" else sources[silver.audit]
     pools = [sources[name] for name in silver.pools if name in sources]
-    annotate(
-        load_teacher(settings, folder, process),
-        [*pools, gold],
-        store_path,
-        floor=silver.floor,
-        batch_size=silver.batch_size,
-        rank=process.rank,
-        world=process.world,
-        progress=process.rank == 0,
-        root=settings.data.root,
-        console=console,
-    )
-    distributed.barrier()
+    paths = _write_silver(settings, folder, process, console, [*pools, gold], store_path)
     labelled: dict[str, Source] = {}
     if process.rank == 0:
-        store = Store.open(store_path)
-        checked = audit(store, gold, space, silver.select.nms)
-        console.print(checked.table(resolve_thresholds(store, space, silver.select, checked)))
-        _pass_gates(checked, f"{store_path} on '{gold.name}'", silver.gates)
+        stores = [Store.open(path) for path in paths]
+        for one in stores:
+            checked = audit(one, gold, space, silver.select.nms)
+            if len(stores) > 1:
+                console.print(checked.table())
+            _pass_gates(checked, f"{one.path} on '{gold.name}'", silver.gates)
+        labels, checked = _judged(stores, gold, space, silver.select)
+        thresholds = resolve_thresholds(
+            labels, space, silver.select, checked, several=len(stores) > 1
+        )
+        console.print(checked.table(thresholds))
         for pool in pools:
-            select(store, [pool], space, silver.select, checked)
+            select(labels, [pool], space, silver.select, checked)
     distributed.barrier()
-    store = Store.open(store_path)
-    checked = audit(store, gold, space, silver.select.nms)
+    labels, checked = _judged([Store.open(path) for path in paths], gold, space, silver.select)
     for pool in pools:
-        file = select(store, [pool], space, silver.select, checked)
+        file = select(labels, [pool], space, silver.select, checked)
         labelled[pool.name] = read_selection(pool, file, settings, space, folder.cache)
     return labelled, store_path
+
+
+def _write_silver(
+    settings: RunSettings,
+    folder: RunFolder,
+    process: Process,
+    console: Console,
+    sources: list[Source],
+    path: Path,
+) -> list[Path]:
+    """Lets each teacher label the sources, and returns the stores: `path`, or of several teachers a
+    folder each in it."""
+    assert settings.silver is not None
+    paths = []
+    for teacher in load_teachers(settings, folder, process):
+        paths.append(path / teacher.card.name if settings.silver.teachers else path)
+        annotate(
+            teacher,
+            sources,
+            paths[-1],
+            floor=settings.silver.floor,
+            batch_size=settings.silver.batch_size,
+            rank=process.rank,
+            world=process.world,
+            progress=process.rank == 0,
+            root=settings.data.root,
+            console=console,
+        )
+        distributed.barrier()
+    return paths
+
+
+def _judged(
+    stores: list[Store], gold: Source, space: LabelSpace, select: SelectionSettings
+) -> tuple[Store | Ensemble, Audit]:
+    """Returns the labels to choose from, fused where there are several stores, and their audit."""
+    audits = [audit(store, gold, space, select.nms) for store in stores]
+    if len(stores) == 1:
+        return stores[0], audits[0]
+    fused = Ensemble.of(stores, space, select.nms, select.fusion, select.calibration, audits)
+    return fused, fused.audit(gold)
 
 
 def _pass_gates(checked: Audit, where: str, gates: str) -> None:
@@ -373,14 +409,26 @@ def read_selection(
     return read.load(pool.name, Path("/"), LabelSpace.of(space.names), cache)
 
 
-def load_teacher(settings: RunSettings, folder: RunFolder, process: Process) -> Teacher:
-    """Returns the teacher of a run."""
+def load_teachers(settings: RunSettings, folder: RunFolder, process: Process) -> Iterator[Teacher]:
+    """Yields the teachers of a run, one after the other.
+
+    Raises:
+        InputError: two have the same name, which is that of their store too.
+    """
     assert settings.silver is not None
-    teacher = settings.silver.teacher
-    if isinstance(teacher, GoldTeacher):
+    one = settings.silver.teacher
+    if isinstance(one, GoldTeacher):
         path = str(folder.teacher.best.absolute())
-        teacher = CheckpointTeacherSettings(kind="checkpoint", path=path, name="teacher")
-    return teacher.load(Path.cwd(), str(process.device))
+        one = CheckpointTeacherSettings(kind="checkpoint", path=path, name="teacher")
+    names: list[str] = []
+    for teacher in settings.silver.teachers if one is None else [one]:
+        loaded = teacher.load(Path.cwd(), str(process.device))
+        if loaded.card.name in names:
+            raise InputError(
+                f"silver.teachers: '{loaded.card.name}' names two of them; give one another `name`"
+            )
+        names.append(loaded.card.name)
+        yield loaded
 
 
 def gold_sources(settings: RunSettings) -> list[str]:

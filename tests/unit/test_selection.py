@@ -56,7 +56,9 @@ def test_threshold_ignore_band_duplicates_and_empty_pictures(tmp_path, store, so
 
 
 def test_soft_targets_and_weights_travel_in_the_file(tmp_path, store, source):
-    settings = SelectionSettings(soft_targets=True, class_weight=0.7, box_weight=0.25, coverage=0.5)
+    settings = SelectionSettings(
+        soft_targets=True, class_weight=0.7, box_weight=0.25, coverage=0.5, calibration="none"
+    )
     path = select(store, [source], SPACE, settings, root=tmp_path / "images")
     labels = read(path, tmp_path / "images", tmp_path).labels(0)["boxes"]
     assert labels.scores.tolist() == pytest.approx([0.9, 0.7])
