@@ -13,13 +13,6 @@ pytest.importorskip("numba", reason="numba is not installed: detmtl[fusion]")
 
 A, A2, B = [0.10, 0.10, 0.50, 0.50], [0.12, 0.10, 0.52, 0.52], [0.60, 0.60, 0.90, 0.90]
 
-# What ensemble-boxes 1.0.9 gives for `scene(seed)`, sorted by falling score, 5 first rows:
-#   weighted_boxes_fusion(boxes, scores, labels, weights=[1, 2, 0.5], iou_thr=0.55, conf_type=...)
-# `test_equal_to_ensemble_boxes` compares all of it where the package is installed.
-REFERENCE = {
-    "average": [0.0],
-}
-
 
 def scene(seed, teachers=3, count=40, classes=3):
     """Returns per teacher boxes (in [0, 1]), scores and classes: jittered objects."""
