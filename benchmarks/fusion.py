@@ -39,7 +39,7 @@ def main() -> None:
         "",
         f"{TEACHERS} teachers x {BOXES} boxes a picture, {OBJECTS} objects, {args.pictures} pictures; "
         f"milliseconds of CPU per picture, median of {args.turns} turns (A B C A B C ...), and the median,",
-        "lowest and highest ratio within a turn. Largest difference: of any coordinate (pictures have side 1)",
+        "lowest and highest ratio within a turn. Largest difference: of any coordinate (sides are 1)",
         "or score; ensemble-boxes adds up in float32.",
         "",
         "| classes | ensemble-boxes | here, one at a time | times faster | here, all at once | times faster "
@@ -60,7 +60,7 @@ def _row(classes: int, count: int, turns: int) -> str:
     pictures = [_picture(rng, classes) for _ in range(count)]
     known = np.ones((TEACHERS, classes), dtype=bool)
     single, together = [_flat([p]) for p in pictures], _flat(pictures)
-    settings = FusionSettings()
+    settings = FusionSettings(overlap=0.55)
     theirs = [weighted_boxes_fusion(*_lists(p), iou_thr=0.55) for p in pictures]
     difference = max(_difference(o, t, known) for o, t in zip(single, theirs, strict=True))
     work: list[Callable[[], object]] = [
@@ -116,7 +116,7 @@ def _flat(pictures: list[Picture]) -> tuple[np.ndarray, ...]:
 
 
 def _difference(ours: tuple[np.ndarray, ...], theirs: tuple, known: np.ndarray) -> float:
-    fused = fuse(*ours, known, FusionSettings())
+    fused = fuse(*ours, known, FusionSettings(overlap=0.55))
     boxes, scores, classes = theirs
     assert len(scores) == len(fused.scores), "another number of boxes"
     tables = [

@@ -57,6 +57,7 @@ class Ensemble:
         stores: one for each teacher.
         maps: what the teachers' classes mean.
         calibrations: of each teacher's scores; empty for one teacher, whose scores stay as they are.
+        weights: (T,) of the teachers' scores where they are averaged.
         classes: the label space.
         fusion: how boxes of several teachers become one.
     """
@@ -64,6 +65,7 @@ class Ensemble:
     stores: tuple[Store, ...]
     maps: tuple[ClassMap, ...]
     calibrations: tuple[Calibration, ...]
+    weights: np.ndarray
     classes: LabelSpace
     fusion: FusionSettings
 
@@ -105,7 +107,7 @@ class Ensemble:
         ]
         problems += [
             f"fusion.weights: '{name}' is no teacher; they are {', '.join(names)}"
-            for name in fusion.weights
+            for name in fusion.weights or {}
             if name not in names
         ]
         curves: list[Calibration] = []
@@ -124,7 +126,9 @@ class Ensemble:
             ]
         if problems:
             raise InputError(problems)
-        return cls(tuple(stores), tuple(maps), tuple(curves), classes, fusion)
+        weighed = audits if calibration.method != "none" and curves else None
+        weights = _weights(names, fusion, curves, weighed)
+        return cls(tuple(stores), tuple(maps), tuple(curves), weights, classes, fusion)
 
     @property
     def several(self) -> bool:
@@ -175,6 +179,7 @@ class Ensemble:
         facts: list[Any] = [
             [store.digest() for store in self.stores],
             [c.digest() for c in self.calibrations],
+            np.round(self.weights, 9).tolist(),
             [m.overlap for m in self.maps],
             self.classes.digest(),
             self.fusion.model_dump(mode="json"),
@@ -249,7 +254,7 @@ class Ensemble:
             rows["picture"][order].astype(np.int64),
             self.known,
             self.fusion,
-            np.array([self.fusion.weights.get(name, 1.0) for name in self.teachers]),
+            self.weights,
         )
         out = np.zeros(len(fused.boxes), dtype=row_type(len(self.stores)))
         out["picture"], out["box"] = fused.pictures, fused.boxes
@@ -344,6 +349,24 @@ class _AsStore:
                             scores=own["score"].copy(),
                         )
             gathered.spill.close()
+
+
+def _weights(
+    names: Sequence[str],
+    fusion: FusionSettings,
+    calibrations: Sequence[Calibration],
+    audits: Sequence[Audit] | None,
+) -> np.ndarray:
+    """Returns the teachers' weights (T,), the highest of which is 1."""
+    weights = np.ones(len(names))
+    if fusion.weights is not None:
+        weights = np.array([fusion.weights.get(name, 1.0) for name in names])
+    elif audits is not None:
+        for t, (calibration, judged) in enumerate(zip(calibrations, audits, strict=True)):
+            scores, hits = np.concatenate(judged.scores), np.concatenate(judged.hits)
+            classes = np.repeat(np.arange(len(judged.scores)), [len(s) for s in judged.scores])
+            weights[t] = calibration(scores[hits], classes[hits]).mean()
+    return weights / weights.max()
 
 
 def _boxes(record: Record, teacher: int) -> np.ndarray:

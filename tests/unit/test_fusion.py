@@ -44,6 +44,7 @@ def flat(scenes):
 def run(scenes, known=None, weights=None, **settings):
     teachers, classes = len(scenes[0]), 3
     known = np.ones((teachers, classes), bool) if known is None else np.asarray(known, bool)
+    settings = {"overlap": 0.55} | settings
     return fuse(*flat(scenes), known, FusionSettings(**settings), weights)
 
 
