@@ -50,7 +50,7 @@ from detmtl.silver.corrections import take_back, write_rest, write_verified
 from detmtl.silver.held_out import refuse_seen
 from detmtl.silver.maps import MapSelection
 from detmtl.silver.others import Others
-from detmtl.silver.selection import SelectionSettings, resolve_thresholds, select
+from detmtl.silver.selection import SelectionSettings, resolve_band, resolve_thresholds, select
 from detmtl.silver.store import Store
 from detmtl.silver.tags import TagSelection
 from detmtl.structures.classes import LabelSpace
@@ -155,11 +155,12 @@ def _audit(args: argparse.Namespace) -> None:
     policy = _values(SelectionSettings, _assignments(args.set), "--set")
     checked = audit(store, gold, space, policy.nms)
     thresholds = resolve_thresholds(store, space, policy, checked)
+    band = resolve_band(store, space, policy, checked)
     Console().print(checked.table(thresholds))
-    files = [audit_folder(store, checked.gold_hash) / "audit.json"]
+    files = [audit_folder(store.path, checked.gold_hash) / "audit.json"]
     if args.html:
-        html = boxes_page(checked, gold, store.card.name, thresholds, policy.ignore_from)
-        files.append(write_audit_page(store, checked.gold_hash, html))
+        html = boxes_page(checked, gold, store.card.name, thresholds, band)
+        files.append(write_audit_page(store.path, checked.gold_hash, html))
     for path in files:
         Console(soft_wrap=True).print(str(path), markup=False)
     _stop_at_gates(args.store, checked.problems(thresholds))

@@ -109,7 +109,8 @@ class SilverSettings(Settings):
     """How the unlabelled sources get their labels.
 
     Attributes:
-        teacher: who writes them.
+        teacher: who writes them; or
+        teachers: several of them, each audited and calibrated, whose boxes are fused.
         pools: names of the sources that the teacher labels. Gold labels that they have stay: silver
             fills in the classes that people did not look for.
         audit: the gold pictures on which the teacher is audited: `val`, a source's name, or a part of the
@@ -125,7 +126,8 @@ class SilverSettings(Settings):
         select_maps, select_tags: the same for a teacher of maps or of tags.
     """
 
-    teacher: Annotated[AnyTeacher | GoldTeacher, Field(discriminator="kind")]
+    teacher: Annotated[AnyTeacher | GoldTeacher, Field(discriminator="kind")] | None = None
+    teachers: list[AnyTeacher] = []
     pools: list[str] = Field(min_length=1)
     audit: str | Subset = "val"
     floor: float = Field(default=0.05, ge=0, lt=1)
@@ -136,6 +138,12 @@ class SilverSettings(Settings):
     overlay: OverlaySettings = OverlaySettings()
     select_maps: MapSelection = MapSelection()
     select_tags: TagSelection = TagSelection()
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> "SilverSettings":
+        if (self.teacher is None) == (not self.teachers):
+            raise ValueError("give either teacher (one) or teachers (a list)")
+        return self
 
 
 class ExportSettings(Settings):

@@ -39,10 +39,11 @@ from detmtl.report.audit_page import write_audit_page
 from detmtl.report.page import available
 from detmtl.run_folder import RunFolder
 from detmtl.silver.audit import Audit, audit, refuse_overlap
+from detmtl.silver.ensemble import Ensemble
 from detmtl.silver.held_out import refuse_seen, without_doubles
 from detmtl.silver.others import Others
 from detmtl.silver.overlay import with_gold
-from detmtl.silver.selection import resolve_thresholds, select
+from detmtl.silver.selection import SelectionSettings, resolve_band, resolve_thresholds, select
 from detmtl.silver.store import Store
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
@@ -410,56 +411,51 @@ def label_pools(
     store_path = silver.store or folder.path / "silver"
     gold = audit_source(settings, sources, val)
     pools = [sources[name] for name in silver.pools if name in sources]
-    teacher = annotate(
-        load_teacher(settings, folder, process),
-        [*pools, gold],
-        store_path,
-        floor=silver.floor,
-        batch_size=silver.batch_size,
-        rank=process.rank,
-        world=process.world,
-        progress=process.rank == 0,
-        root=settings.data.root,
-        console=console,
-    ).card.name
-    distributed.barrier()
-    if Store.open(store_path, teacher).card.task != "boxes":
-        return _label_others(
-            settings, process, console, pools, gold, Store.open(store_path, teacher)
-        ), store_path
+    names = _write_silver(settings, folder, process, console, [*pools, gold], store_path)
+    first = Store.open(store_path, names[0])
+    if len(names) == 1 and first.card.task != "boxes":
+        return _label_others(settings, process, console, pools, gold, first), store_path
     labelled: dict[str, Source] = {}
     if process.rank == 0:
-        store = Store.open(store_path, teacher)
-        checked = audit(store, gold, space, silver.select.nms)
-        thresholds = resolve_thresholds(store, space, silver.select, checked)
-        show_audit(store, checked, gold, thresholds, silver.select.ignore_from, console)
-        problems = checked.problems(thresholds)
-        _pass_gates(problems, f"{store_path} on '{gold.name}'", silver.gates)
+        stores = [Store.open(store_path, name) for name in names]
+        several = len(stores) > 1
+        for one in stores if several else []:
+            alone = audit(one, gold, space, silver.select.nms)
+            console.print(alone.table())
+            where = f"{store_path} ({one.card.name}) on '{gold.name}'"
+            _pass_gates(alone.problems(), where, silver.gates)
+        labels, checked = _judged(stores, gold, space, silver.select)
+        thresholds = resolve_thresholds(labels, space, silver.select, checked, several)
+        band = resolve_band(labels, space, silver.select, checked, several)
+        show_audit(labels, checked, gold, thresholds, band, console)
+        if not several:
+            problems = checked.problems(thresholds)
+            _pass_gates(problems, f"{store_path} on '{gold.name}'", silver.gates)
         for pool in pools:
-            with_gold(pool, select(store, [pool], space, silver.select, checked), silver.overlay)
+            with_gold(pool, select(labels, [pool], space, silver.select, checked), silver.overlay)
     distributed.barrier()
-    store = Store.open(store_path, teacher)
-    checked = audit(store, gold, space, silver.select.nms)
+    stores = [Store.open(store_path, name) for name in names]
+    labels, checked = _judged(stores, gold, space, silver.select)
     for pool in pools:
-        chosen = select(store, [pool], space, silver.select, checked)
+        chosen = select(labels, [pool], space, silver.select, checked)
         file = with_gold(pool, chosen, silver.overlay)
         labelled[pool.name] = read_selection(pool, file, settings, space, folder.cache)
     return labelled, store_path
 
 
 def show_audit(
-    store: Store,
+    labels: Store | Ensemble,
     checked: Audit,
     gold: Source,
     thresholds: Mapping[str, float],
-    ignore_from: float | None,
+    ignore_from: Mapping[str, float] | None,
     console: Console,
 ) -> None:
     """Prints the table of an audit, and writes its page where the packages for it are installed."""
     console.print(checked.table(thresholds))
     if available():
-        html = boxes_page(checked, gold, store.card.name, thresholds, ignore_from)
-        path = write_audit_page(store, checked.gold_hash, html)
+        html = boxes_page(checked, gold, labels.card.name, thresholds, ignore_from)
+        path = write_audit_page(labels.path, checked.gold_hash, html)
         console.print(f"Page of the audit: {path}", markup=False, soft_wrap=True)
     else:
         console.print("No page of the audit: pip install 'detmtl[report]'", markup=False)
@@ -488,6 +484,46 @@ def _label_others(
     return {pool.name: others.read(pool, others.select(pool, checked)) for pool in pools}
 
 
+def _write_silver(
+    settings: RunSettings,
+    folder: RunFolder,
+    process: Process,
+    console: Console,
+    sources: list[Source],
+    path: Path,
+) -> list[str]:
+    """Lets each teacher label the sources into the store, and returns the teachers' names."""
+    assert settings.silver is not None
+    names = []
+    for teacher in load_teachers(settings, folder, process):
+        names.append(teacher.card.name)
+        annotate(
+            teacher,
+            sources,
+            path,
+            floor=settings.silver.floor,
+            batch_size=settings.silver.batch_size,
+            rank=process.rank,
+            world=process.world,
+            progress=process.rank == 0,
+            root=settings.data.root,
+            console=console,
+        )
+        distributed.barrier()
+    return names
+
+
+def _judged(
+    stores: list[Store], gold: Source, space: LabelSpace, select: SelectionSettings
+) -> tuple[Store | Ensemble, Audit]:
+    """Returns the labels to choose from, fused where there are several stores, and their audit."""
+    audits = [audit(store, gold, space, select.nms) for store in stores]
+    if len(stores) == 1:
+        return stores[0], audits[0]
+    fused = Ensemble.of(stores, space, select.nms, select.fusion, select.calibration, audits)
+    return fused, fused.audit(gold)
+
+
 def _pass_gates(problems: list[str], where: str, gates: str) -> None:
     problems = [f"{where}: {problem}" for problem in problems]
     if problems and gates == "stop":
@@ -510,14 +546,26 @@ def read_selection(
     return read.load(pool.name, Path("/"), LabelSpace.of(space.names), cache)
 
 
-def load_teacher(settings: RunSettings, folder: RunFolder, process: Process) -> Teacher:
-    """Returns the teacher of a run."""
+def load_teachers(settings: RunSettings, folder: RunFolder, process: Process) -> Iterator[Teacher]:
+    """Yields the teachers of a run, one after the other.
+
+    Raises:
+        InputError: two have the same name, which is that of their store too.
+    """
     assert settings.silver is not None
-    teacher = settings.silver.teacher
-    if isinstance(teacher, GoldTeacher):
+    one = settings.silver.teacher
+    if isinstance(one, GoldTeacher):
         path = str(folder.teacher.best.absolute())
-        teacher = CheckpointTeacherSettings(kind="checkpoint", path=path, name="teacher")
-    return teacher.load(Path.cwd(), str(process.device))
+        one = CheckpointTeacherSettings(kind="checkpoint", path=path, name="teacher")
+    names: list[str] = []
+    for teacher in settings.silver.teachers if one is None else [one]:
+        loaded = teacher.load(Path.cwd(), str(process.device))
+        if loaded.card.name in names:
+            raise InputError(
+                f"silver.teachers: '{loaded.card.name}' names two of them; give one another `name`"
+            )
+        names.append(loaded.card.name)
+        yield loaded
 
 
 def gold_sources(settings: RunSettings) -> list[str]:

@@ -225,7 +225,7 @@ def store_name(settings: RunSettings, teacher: str | None) -> str:
         teacher: key of the run that trains the teacher, or None.
     """
     assert settings.silver is not None
-    what = settings.silver.model_dump(mode="json", include={"teacher", "floor"})
+    what = settings.silver.model_dump(mode="json", include={"teacher", "teachers", "floor"})
     return digest([teacher, what["floor"]] if teacher else what)
 
 
@@ -262,7 +262,7 @@ def teacher_key(settings: RunSettings, fingerprints: Any) -> str:
     assert settings.silver is not None
     data = settings.data.model_dump(mode="json", include={"root", "classes", "unmapped"})
     final = settings.data.test or settings.data.val
-    silver = settings.silver.model_dump(mode="json", include={"teacher", "floor"})
+    silver = settings.silver.model_dump(mode="json", include={"teacher", "teachers", "floor"})
     nms = settings.silver.select.nms
     return digest([VERSION, data, final.model_dump(mode="json"), silver, nms, fingerprints])
 

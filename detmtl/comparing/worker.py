@@ -28,7 +28,7 @@ from detmtl.metrics.coco import CocoMetric
 from detmtl.recipe import (
     label_pools,
     load_sources,
-    load_teacher,
+    load_teachers,
     run,
     to_be_labelled,
     write_json,
@@ -113,7 +113,13 @@ def _score_teacher(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     process, space = distributed.start(settings.device), data.label_space()
     name = "val" if data.test is None else "test"
     source = (data.test or data.val).load(name, data.root, space, folder / "cache")
-    teacher = load_teacher(settings, RunFolder(folder), process)
+    teachers = list(load_teachers(settings, RunFolder(folder), process))
+    if len(teachers) > 1:
+        names = ", ".join(teacher.card.name for teacher in teachers)
+        raise InputError(
+            f"silver.teachers: {names}: an arm 'teacher' scores one; give each an arm with silver.teacher"
+        )
+    (teacher,) = teachers
     if teacher.card.task != "boxes":
         raise InputError(
             f"teacher '{teacher.card.name}': writes {teacher.card.task}; an arm 'teacher' scores boxes"

@@ -42,9 +42,9 @@ class OnlineSettings(Settings):
         pools: names of the sources whose pictures are labelled as they come; labels they may have are
             not read. None: `silver.pools`, or without a silver section the sources of kind folder.
         select: which of the teacher's boxes become labels; None: as `silver.select`.
-        audit: the gold pictures by which the teacher is audited, for thresholds that are given as
-            precision, and for coverage: `val` or a source that is not trained on. None: as
-            `silver.audit`, without a silver section `val`.
+        audit: the gold pictures by which the teacher is audited, for calibration, for thresholds that
+            are given as precision or probability, and for coverage: `val` or a source that is not
+            trained on. None: as `silver.audit`, without a silver section `val`.
         audit_every: steps between two audits; None: never. The teacher changes all the time.
         audit_pictures: the most gold pictures of one audit: it takes as long as they take the teacher.
     """
@@ -107,8 +107,8 @@ def _labels(
     out: list[dict[str, Labels]] = [{} for _ in waiting]
     for name, task in state.tasks.items():
         for labels, of_picture in zip(found[name], out, strict=True):
-            if isinstance(labels, BoxLabels):
-                of_picture[task.labels] = choice(labels)
+            if isinstance(labels, BoxLabels) and (chosen := choice(labels)) is not None:
+                of_picture[task.labels] = chosen
     return out
 
 

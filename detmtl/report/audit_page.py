@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from detmtl.report.page import Section, note, numbers, page, write_page
 from detmtl.silver.audit import audit_folder
-from detmtl.silver.store import Store
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -41,7 +40,7 @@ def audit_page(
     return page(title, [Section("", [*verdict, numbers(facts), *remarks]), *sections], footer)
 
 
-def write_audit_page(store: Store, gold_hash: str, html: str) -> Path:
+def write_audit_page(store: Path, gold_hash: str, html: str) -> Path:
     """Writes the page beside the audit that it is about, and returns where."""
     path = audit_folder(store, gold_hash) / "report.html"
     write_page(path, html)

@@ -220,7 +220,7 @@ def audit(store: Store, gold: Source, classes: LabelSpace, nms: float | None = 0
     mapping = ClassMap.of(store.card, classes, nms)
     hashes = gold.hashes()
     gold_hash = _gold_hash(gold, hashes, classes, nms, store.card.name)
-    path = audit_folder(store, gold_hash) / "audit.json"
+    path = audit_folder(store.path, gold_hash) / "audit.json"
     if path.is_file():
         kept = Audit.load(path)
         if kept.store_digest == store.digest():
@@ -263,9 +263,9 @@ def audit(store: Store, gold: Source, classes: LabelSpace, nms: float | None = 0
     return result
 
 
-def audit_folder(store: Store, gold_hash: str) -> Path:
-    """Returns where the audit of a store against gold of that hash is kept."""
-    return store.path / "audit" / gold_hash
+def audit_folder(store: Path, gold_hash: str) -> Path:
+    """Returns where the audit of the store in a folder against gold of that hash is kept."""
+    return store / "audit" / gold_hash
 
 
 def _looked_for(labels: BoxLabels, known: np.ndarray) -> np.ndarray:

@@ -1,331 +1,336 @@
-"""From raw labels to labels: a pure function of store, policy and label space.
+"""From raw labels to labels: a pure function of stores, policy and label space.
 
-Letters: I pictures, N boxes, C classes.
+Letters: I pictures, N boxes, C classes, T teachers.
 """
 
 import hashlib
 import json
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, PositiveInt, model_validator
 from ruamel.yaml import YAML
 
 from detmtl.data.coco_writer import CocoImage, write_coco
 from detmtl.data.source import Source
 from detmtl.silver.audit import Audit
-from detmtl.silver.mapping import ClassMap
+from detmtl.silver.ensemble import Ensemble, Gathered
 from detmtl.silver.parts import atomic_write
-from detmtl.silver.pictures import Pictures, as_digests
-from detmtl.silver.record import Record
+from detmtl.silver.pictures import Pictures
+from detmtl.silver.policy import (
+    AtPrecision,
+    AtProbability,
+    Policy,
+    SelectionSettings,
+    resolve_band,
+    resolve_thresholds,
+)
 from detmtl.silver.store import Store
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Grade, Ignore
-from detmtl.structures.settings import Settings
 
-VERSION = 1
+__all__ = [
+    "AtPrecision",
+    "AtProbability",
+    "SelectionSettings",
+    "resolve_band",
+    "resolve_thresholds",
+    "select",
+]
+
+VERSION = 2
 """Part of every policy's hash: raise it when the same policy gives other labels."""
-
-_ROW = np.dtype(
-    [("picture", "i8"), ("box", "f4", 4), ("class", "i4"), ("score", "f4"), ("ignore", "u1")]
-)
-
-
-class AtPrecision(Settings):
-    """A threshold that the audit finds: the lowest score from which gold confirms this share."""
-
-    precision: float = Field(ge=0, le=1)
-
-
-class SelectionSettings(Settings):
-    """Which of a teacher's boxes become labels, and how much they count."""
-
-    threshold: float | AtPrecision = 0.5
-    """Boxes of at least this score are labels."""
-    per_class: dict[str, float | AtPrecision] = {}
-    """Class name -> its own threshold."""
-    ignore_from: float | None = Field(default=0.3, ge=0, le=1)
-    """Boxes from this score up to the threshold have no loss of their class; None: no such band.
-    Where a class's threshold is lower than this, it has no band."""
-    soft_targets: bool = False
-    """Whether a label's score is its target in the class loss; otherwise the target is 1."""
-    class_weight: float = Field(default=1.0, ge=0)
-    """Of the class loss of each label."""
-    box_weight: float = Field(default=1.0, ge=0)
-    """Of the box loss of each label."""
-    nms: float | None = Field(default=0.6, gt=0, le=1)
-    """Of two boxes of one class that overlap more than this (IoU), the better stays; None: all."""
-    max_boxes: PositiveInt = 300
-    """The most boxes of one picture, the best of them, ignored ones included."""
-    coverage: float | None = Field(default=None, ge=0, le=1)
-    """Of the classes that the teacher knows; None: their audited recall, 1 without an audit."""
-
-    @model_validator(mode="after")
-    def _scores(self) -> "SelectionSettings":
-        for name, value in {"threshold": self.threshold, **self.per_class}.items():
-            if isinstance(value, float) and not 0 <= value <= 1:
-                raise ValueError(f"{name}: {value} is no score; scores lie in [0, 1]")
-        if isinstance(self.threshold, float) and self.threshold < (self.ignore_from or 0):
-            raise ValueError(
-                f"ignore_from is {self.ignore_from}, above the threshold {self.threshold}; give a lower "
-                "score, or null for no ignore band"
-            )
-        return self
-
-    def needs_audit(self) -> bool:
-        """Returns whether a threshold is given as a precision."""
-        return any(isinstance(t, AtPrecision) for t in (self.threshold, *self.per_class.values()))
+_BINS = 4096
+"""Steps of score in which an ignore budget is kept."""
 
 
 def select(
-    store: Store,
+    stores: Store | Sequence[Store] | Ensemble,
     sources: Sequence[Source] | None,
     classes: LabelSpace,
     settings: SelectionSettings,
-    audit: Audit | None = None,
+    audits: Audit | Sequence[Audit] | None = None,
     root: Path | None = None,
 ) -> Path:
     """Returns the COCO file (`select/<policy hash>/instances.json` in the store) of chosen labels.
 
     The file's categories are the names of `classes`: read it with `LabelSpace.of(classes.names)`.
+    Memory holds the pictures' names and a bounded number of boxes.
 
     Args:
-        store: raw labels.
-        sources: the pictures that are wanted, with their ids and files; None: all of the store, with
-            ids 1 to I in the order of their content hashes and the names that the store has.
-        classes: what the teacher's classes mean.
+        stores: raw labels of one teacher, or of several, which are fused; of several best as an
+            `Ensemble`, since only that can be audited as a whole.
+        sources: the pictures that are wanted, with their ids and files; None: all of the (first) store,
+            with ids 1 to I in the order of their content hashes and the names that the store has.
+        classes: what the teachers' classes mean.
         settings: the policy.
-        audit: resolves thresholds given as precision, and gives the coverage.
+        audits: of one store or of an `Ensemble`, its audit: resolves precisions and probabilities, and
+            gives the coverage. Of several stores the audit of each.
         root: file names are written relative to it; None: absolute.
 
     Raises:
-        InputError: a class of the teacher is unmapped, a threshold needs an audit or lies below the
-            store's floor, or no picture of the sources is in the store.
+        InputError: a class of a teacher is unmapped, something needs an audit, a threshold lies below the
+            store's floor, or no picture of the sources is in every store.
     """
-    mapping = ClassMap.of(store.card, classes, settings.nms)
-    thresholds = resolve_thresholds(store, classes, settings, audit)
-    coverage = _coverage(classes, mapping, settings, audit, thresholds)
-    pictures = Pictures.of_store(store) if sources is None else Pictures.of_sources(sources, root)
-    policy = {
-        "version": VERSION,
-        "teacher": store.card.name,
-        "store": store.digest(),
-        "classes": {n: list(m) for n, m in zip(classes.names, classes.members, strict=True)},
-        "unmapped": "drop" if classes.drop_unmapped else "error",
-        "pictures": pictures.digest(),
-        "audit": None if audit is None else audit.digest(),
-        "thresholds": {n: None if t == float("inf") else t for n, t in thresholds.items()},
-        "coverage": coverage,
-        "settings": settings.model_dump(mode="json"),
-    }
-    key = hashlib.sha256(json.dumps(policy, sort_keys=True).encode()).hexdigest()[:16]
-    folder = store.path / "select" / key
+    ensemble, audit = _joined(stores, classes, settings, audits)
+    policy = Policy.of(ensemble, classes, ensemble.looked_for, settings, audit, ensemble.several)
+    first = ensemble.stores[0]
+    pictures = Pictures.of_store(first) if sources is None else Pictures.of_sources(sources, root)
+    facts = _facts(ensemble, policy, pictures, audit)
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    folder = ensemble.path / "select" / key
     path = folder / "instances.json"
     if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        labelled, rows = _choose(store, pictures, mapping, settings, thresholds)
-        if not labelled.any():
-            raise InputError(
-                f"{store.path}: has none of the {len(labelled)} pictures that are asked for; let the "
-                "teacher annotate them first"
-            )
-        atomic_write(folder / "policy.yaml", _yaml(policy))
-        stats = _stats(labelled, rows, classes, thresholds, coverage)
-        atomic_write(folder / "stats.json", json.dumps(stats, indent=1).encode())
-        info = {
-            "description": f"silver labels of {store.card.name}, policy {key}",
-            "grade": "silver",
-            "coverage": coverage,
-        }
-        # Last: its presence says that the folder is whole.
-        images = _images(pictures, labelled, rows, settings, store.card.name, coverage)
-        write_coco(path, images, classes.names, info)
+        _write(path, ensemble, policy, pictures, facts)
     left_out = json.loads((folder / "stats.json").read_bytes())["pictures_not_labelled"]
     if left_out:
+        who = "the teacher" if not ensemble.several else "every teacher"
         warnings.warn(
-            f"{store.path}: {left_out} of {len(pictures)} pictures have not been labelled by the teacher "
+            f"{ensemble.path}: {left_out} of {len(pictures)} pictures have not been labelled by {who} "
             "and are left out",
             stacklevel=2,
         )
     return path
 
 
-def resolve_thresholds(
-    store: Store, classes: LabelSpace, settings: SelectionSettings, audit: Audit | None
-) -> dict[str, float]:
-    """Returns class name -> the score from which on boxes are labels; infinity: none is.
-
-    Raises:
-        InputError: an unknown class name, a precision without an audit, or a score below the floor.
-    """
-    problems = []
-    for name in settings.per_class:
-        if name not in classes.names:
-            close = get_close_matches(name, classes.names, n=1)
-            hint = f" (nearest: '{close[0]}')" if close else ""
-            problems.append(f"selection.per_class: '{name}' is no class{hint}")
-    if settings.needs_audit() and audit is None:
-        problems.append(
-            "selection: a threshold is given as a precision, which only an audit against gold can "
-            "turn into a score; give gold to audit with, or a score"
-        )
-    scores = {
-        "selection.threshold": settings.threshold,
-        "selection.ignore_from": settings.ignore_from,
-        **{f"selection.per_class.{n}": t for n, t in settings.per_class.items()},
-    }
-    for name, value in scores.items():
-        if isinstance(value, float) and value < store.floor:
-            problems.append(
-                f"{name}: {value} is below {store.floor}, the lowest score that {store.path} keeps"
-            )
-    if problems:
-        raise InputError(problems)
-    resolved = {}
-    for name in classes.names:
-        wanted = settings.per_class.get(name, settings.threshold)
-        if isinstance(wanted, AtPrecision):
-            assert audit is not None
-            wanted = audit.threshold_for(wanted.precision)[name]
-        resolved[name] = float(wanted)
-    return resolved
-
-
-def _coverage(
+def _joined(
+    stores: Store | Sequence[Store] | Ensemble,
     classes: LabelSpace,
-    mapping: ClassMap,
     settings: SelectionSettings,
-    audit: Audit | None,
-    thresholds: Mapping[str, float],
-) -> dict[str, float]:
-    """Returns how far the absence of a box means that nothing is there, per class.
+    audits: Audit | Sequence[Audit] | None,
+) -> tuple[Ensemble, Audit | None]:
+    """Returns what is chosen from, and the audit of just that."""
+    if isinstance(stores, Ensemble):
+        assert audits is None or isinstance(audits, Audit), "of an ensemble: its one audit"
+        return stores, audits
+    stores = [stores] if isinstance(stores, Store) else list(stores)
+    given = [audits] if isinstance(audits, Audit) else audits
+    ensemble = Ensemble.of(
+        stores, classes, settings.nms, settings.fusion, settings.calibration, given
+    )
+    return ensemble, given[0] if given and not ensemble.several else None
 
-    Boxes of the ignore band take their negative loss away, so the recall counts from the band's
-    lower end.
-    """
-    if settings.coverage is not None:
-        recall = dict.fromkeys(classes.names, settings.coverage)
-    elif audit is not None:
-        band = float("inf") if settings.ignore_from is None else settings.ignore_from
-        recall = audit.recall_at({name: min(t, band) for name, t in thresholds.items()})
-    else:
-        recall = dict.fromkeys(classes.names, 1.0)
+
+def _facts(
+    ensemble: Ensemble, policy: Policy, pictures: Pictures, audit: Audit | None
+) -> dict[str, Any]:
+    """Returns all that the labels depend on."""
+    classes = ensemble.classes
+    limits = {n: _finite(t) for n, t in zip(classes.names, policy.limits.tolist(), strict=True)}
     return {
-        name: round(recall[name], 6) if known else 0.0
-        for name, known in zip(classes.names, mapping.known, strict=True)
+        "version": VERSION,
+        "teacher": ensemble.card.name,
+        "store": ensemble.digest(),
+        "classes": {n: list(m) for n, m in zip(classes.names, classes.members, strict=True)},
+        "unmapped": "drop" if classes.drop_unmapped else "error",
+        "pictures": pictures.digest(),
+        "audit": None if audit is None else audit.digest(),
+        "calibration": None if policy.calibration is None else policy.calibration.method,
+        "thresholds": limits,
+        "coverage": dict(policy.coverage),
+        "settings": policy.settings.model_dump(mode="json"),
     }
 
 
-def _choose(
-    store: Store,
-    pictures: Pictures,
-    mapping: ClassMap,
-    settings: SelectionSettings,
-    thresholds: Mapping[str, float],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns which pictures are labelled (I,) bool, and the chosen boxes (N,) of `_ROW` by picture."""
-    order = np.argsort(pictures.hashes, kind="stable")
-    rising = pictures.hashes[order]
-    labelled = np.zeros(len(pictures), dtype=bool)
-    # As precise as the scores: 0.7 is not below 0.7.
-    limits = np.array(list(thresholds.values()), dtype=np.float32)
-    flat = bytearray()  # one buffer: a million small arrays would cost many times the memory
-    for record in store.records():
-        key = as_digests([record.content_hash])
-        first, end = (int(np.searchsorted(rising, key, side)[0]) for side in ("left", "right"))
-        if first == end:
-            continue
-        rows = _chosen(mapping(record), limits, settings)
-        for picture in order[first:end]:
-            labelled[picture] = True
-            rows["picture"] = picture
-            flat += rows.tobytes()
-    rows = np.frombuffer(flat, dtype=_ROW)
-    return labelled, rows[np.argsort(rows["picture"], kind="stable")]
+def _write(
+    path: Path, ensemble: Ensemble, policy: Policy, pictures: Pictures, facts: Mapping[str, Any]
+) -> None:
+    folder = path.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    gathered = ensemble.gather(pictures.hashes, folder, policy.lower)
+    try:
+        if not gathered.seen.any():
+            each = "the teacher" if not ensemble.several else "every teacher"
+            raise InputError(
+                f"{ensemble.stores[0].path}: has none of the {len(pictures)} pictures that are asked for; "
+                f"let {each} annotate them first"
+            )
+        policy = _within_budget(gathered, policy)
+        counts = _Counts(len(ensemble.classes))
+        info = {
+            "description": f"silver labels of {ensemble.card.name}, policy {folder.name}",
+            "grade": "silver",
+            "coverage": dict(policy.coverage),
+        }
+        draft = path.with_name(f"draft.{os.getpid()}.json")
+        images = _images(gathered, policy, pictures, counts)
+        write_coco(draft, images, ensemble.classes.names, info)
+    finally:
+        gathered.spill.close()
+    atomic_write(folder / "policy.yaml", _yaml(facts))
+    stats = counts.stats(gathered.seen, ensemble.classes, policy)
+    atomic_write(folder / "stats.json", json.dumps(stats, indent=1).encode())
+    os.replace(draft, path)  # last: its presence says that the folder is whole
 
 
-def _chosen(record: Record, limits: np.ndarray, settings: SelectionSettings) -> np.ndarray:
-    """Returns the boxes of a record that become labels or are ignored, by falling score."""
-    label = record.scores >= limits[record.classes]
-    perhaps = np.zeros_like(label)
-    if settings.ignore_from is not None:
-        perhaps = ~label & (record.scores >= settings.ignore_from)
-    keep = np.flatnonzero(label | perhaps)[: settings.max_boxes]
-    rows = np.zeros(len(keep), dtype=_ROW)
-    rows["box"], rows["class"] = record.boxes[keep], record.classes[keep]
-    rows["score"] = record.scores[keep]
-    rows["ignore"] = np.where(perhaps[keep], Ignore.CLASS, Ignore.NO)
-    return rows
+def choose(rows: np.ndarray, policy: Policy) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the boxes that become labels or are ignored, in their order; (N,) bool which of them are
+    ignored; and the pictures that have too many labels, whose boxes are not among them.
+
+    Args:
+        rows: with fields picture, class and score; by picture and falling score.
+        policy: which.
+    """
+    label = rows["score"] >= policy.limits[rows["class"]]
+    keep = np.flatnonzero(label | (rows["score"] >= policy.lower[rows["class"]]))
+    rows, label = rows[keep], label[keep]
+    first = np.searchsorted(rows["picture"], rows["picture"])  # of the picture's rows
+    best = np.arange(len(rows)) - first < policy.settings.max_boxes
+    dense = np.zeros(0, dtype=np.int64)
+    if policy.settings.max_density is not None:
+        assert policy.expected is not None
+        most = policy.settings.max_density * policy.expected.sum()
+        numbers, counts = np.unique(rows["picture"][label & best], return_counts=True)
+        dense = numbers[counts > most]
+        best &= ~np.isin(rows["picture"], dense)
+    return rows[best], ~label[best], dense
+
+
+def labels_of(rows: np.ndarray, ignored: np.ndarray, policy: Policy) -> BoxLabels:
+    """Returns chosen boxes as labels.
+
+    Args:
+        rows: as `choose` returns them.
+        ignored: (N,) bool, which of them are ignored.
+        policy: gives targets, weights and coverage.
+    """
+    probabilities = policy.probabilities(rows["score"], rows["class"])
+    coverage = torch.tensor(list(policy.coverage.values()))
+    return BoxLabels.of(
+        torch.from_numpy(rows["box"].copy()),
+        torch.from_numpy(rows["class"].copy()),
+        len(coverage),
+        scores=torch.from_numpy(policy.targets(probabilities, ignored)),
+        weights=torch.from_numpy(policy.weights(probabilities)),
+        ignore=torch.from_numpy(np.where(ignored, Ignore.CLASS, Ignore.NO).astype(np.uint8)),
+        grade=Grade.SILVER,
+        coverage=coverage,
+    )
+
+
+def _within_budget(gathered: Gathered, policy: Policy) -> Policy:
+    """Returns the policy with bands that ignore no more boxes of a class than the budget allows.
+
+    A band that silences a class wherever the teacher had the least doubt leaves nothing to learn what
+    the class is not.
+    """
+    if policy.settings.ignore_budget is None:
+        return policy
+    assert policy.expected is not None
+    counts = np.zeros((len(policy.limits), _BINS), dtype=np.int64)
+    for _, rows in gathered.blocks():
+        rows, ignored, _ = choose(rows, policy)
+        rows = rows[ignored]
+        at = np.minimum((rows["score"] * _BINS).astype(np.int64), _BINS - 1)
+        np.add.at(counts, (rows["class"], at), 1)
+    # A class that gold does not have is as good as one object in all of gold's pictures.
+    allowed = policy.settings.ignore_budget * policy.expected * gathered.seen.sum()
+    above = np.cumsum(counts[:, ::-1], axis=1)[:, ::-1]  # boxes from each bin on
+    bins = (above > allowed[:, None]).sum(axis=1)
+    raised = np.where(bins > 0, bins / _BINS, policy.lower).astype(np.float32)
+    return replace(policy, lower=np.minimum(np.maximum(policy.lower, raised), policy.limits))
 
 
 def _images(
-    pictures: Pictures,
-    labelled: np.ndarray,
-    rows: np.ndarray,
-    settings: SelectionSettings,
-    teacher: str,
-    coverage: Mapping[str, float],
+    gathered: Gathered, policy: Policy, pictures: Pictures, counts: "_Counts"
 ) -> Iterator[CocoImage]:
-    ends = np.searchsorted(rows["picture"], np.arange(len(pictures) + 1))
-    covered = torch.tensor(list(coverage.values()))
-    weights = torch.tensor([settings.class_weight, settings.box_weight])
-    for i in np.flatnonzero(labelled):
-        own = rows[ends[i] : ends[i + 1]].copy()
-        scores = torch.from_numpy(own["score"].copy())
-        hard = torch.from_numpy(own["ignore"] == Ignore.NO) & (not settings.soft_targets)
-        labels = BoxLabels.of(
-            torch.from_numpy(own["box"].copy()),
-            torch.from_numpy(own["class"].copy()),
-            len(coverage),
-            scores=torch.where(hard, torch.ones_like(scores), scores),
-            weights=weights.expand(len(own), 2),
-            ignore=torch.from_numpy(own["ignore"].copy()),
-            grade=Grade.SILVER,
-            coverage=covered,
-        )
-        attributes = [{"teacher": teacher, "teacher_score": round(s, 5)} for s in scores.tolist()]
-        height, width = (int(n) for n in pictures.sizes[i])
-        yield CocoImage(pictures.names[i], height, width, int(pictures.ids[i]), labels, attributes)
+    """Yields the pictures of the file, and counts what is in them."""
+    seen = gathered.seen
+    for block, found in gathered.blocks():
+        rows, ignored, dense = choose(found, policy)
+        counts.add(rows, ignored, dense)
+        labels = labels_of(rows, ignored, policy)
+        probabilities = policy.probabilities(rows["score"], rows["class"])
+        attributes = _attributes(rows, probabilities, policy, gathered.ensemble)
+        ends = np.searchsorted(rows["picture"], np.arange(block.start, block.stop + 1)).tolist()
+        left_out = set(dense.tolist())
+        for i, first, end in zip(block, ends, ends[1:], strict=False):
+            if seen[i] and i not in left_out:
+                height, width = (int(n) for n in pictures.sizes[i])
+                own = labels[torch.arange(first, end)]
+                name, number = pictures.names[i], int(pictures.ids[i])
+                yield CocoImage(name, height, width, number, own, attributes[first:end])
 
 
-def _stats(
-    labelled: np.ndarray,
-    rows: np.ndarray,
-    classes: LabelSpace,
-    thresholds: Mapping[str, float],
-    coverage: Mapping[str, float],
-) -> dict[str, Any]:
-    kept = rows[rows["ignore"] == Ignore.NO]
-    labels = np.bincount(kept["class"], minlength=len(classes)).tolist()
-    ignored = np.bincount(rows["class"], minlength=len(classes)) - labels
-    return {
-        "pictures": int(labelled.sum()),
-        "pictures_not_labelled": int((~labelled).sum()),
-        "pictures_without_labels": int(labelled.sum() - len(np.unique(kept["picture"]))),
-        "labels": len(kept),
-        "ignored": len(rows) - len(kept),
-        "per_class": {
-            name: {
-                "labels": labels[c],
-                "ignored": int(ignored[c]),
-                "threshold": None if thresholds[name] == float("inf") else thresholds[name],
-                "coverage": coverage[name],
-            }
-            for c, name in enumerate(classes.names)
-        },
-    }
+def _attributes(
+    rows: np.ndarray, probabilities: np.ndarray, policy: Policy, ensemble: Ensemble
+) -> list[dict[str, Any]]:
+    """Returns where each box comes from: scalars, which other tools keep."""
+    names = ensemble.teachers
+    found = []
+    for raw, score, p in zip(
+        rows["raw"].tolist(), rows["score"].tolist(), probabilities.tolist(), strict=True
+    ):
+        if ensemble.several:
+            own = {n: round(s, 5) for n, s in zip(names, raw, strict=True) if s == s}
+            row: dict[str, Any] = {"teacher": "+".join(own), "fused_score": round(score, 5)}
+            row |= {f"teacher_score_{n}": s for n, s in own.items()}
+        else:
+            row = {"teacher": names[0], "teacher_score": round(score, 5)}
+        if policy.calibration is not None:
+            row["probability"] = round(p, 5)
+        found.append(row)
+    return found
 
 
-def _yaml(policy: Mapping[str, Any]) -> bytes:
+@dataclass
+class _Counts:
+    """What a selection holds, counted as it is written."""
+
+    num_classes: int
+    with_labels: int = 0
+    too_dense: int = 0
+    labels: np.ndarray = field(init=False)
+    ignored: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.labels = np.zeros(self.num_classes, dtype=np.int64)
+        self.ignored = np.zeros(self.num_classes, dtype=np.int64)
+
+    def add(self, rows: np.ndarray, ignored: np.ndarray, dense: np.ndarray) -> None:
+        self.with_labels += len(np.unique(rows["picture"][~ignored]))
+        self.too_dense += len(dense)
+        self.labels += np.bincount(rows["class"][~ignored], minlength=self.num_classes)
+        self.ignored += np.bincount(rows["class"][ignored], minlength=self.num_classes)
+
+    def stats(self, labelled: np.ndarray, classes: LabelSpace, policy: Policy) -> dict[str, Any]:
+        seen = int(labelled.sum())
+        pictures = seen - self.too_dense
+        return {
+            "pictures": pictures,
+            "pictures_not_labelled": len(labelled) - seen,
+            "pictures_too_dense": self.too_dense,
+            "pictures_without_labels": pictures - self.with_labels,
+            "labels": int(self.labels.sum()),
+            "ignored": int(self.ignored.sum()),
+            "calibration": None if policy.calibration is None else policy.calibration.method,
+            "per_class": {
+                name: {
+                    "labels": int(self.labels[c]),
+                    "ignored": int(self.ignored[c]),
+                    "threshold": _finite(float(policy.limits[c])),
+                    "ignored_from": _finite(float(policy.lower[c])),
+                    "coverage": policy.coverage[name],
+                }
+                for c, name in enumerate(classes.names)
+            },
+        }
+
+
+def _finite(score: float) -> float | None:
+    return None if score == float("inf") else round(score, 6)
+
+
+def _yaml(facts: Mapping[str, Any]) -> bytes:
     out = StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
-    yaml.dump(json.loads(json.dumps(policy)), out)
+    yaml.dump(json.loads(json.dumps(facts)), out)
     return out.getvalue().encode()

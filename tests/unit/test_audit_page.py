@@ -99,7 +99,7 @@ def test_another_task_gives_its_own_sections(tmp_path):
 
 def test_it_is_written_beside_the_audit(audited):
     store, _, result = audited
-    path = write_audit_page(store, result.gold_hash, "<p>x</p>")
+    path = write_audit_page(store.path, result.gold_hash, "<p>x</p>")
     assert path == store.path / "audit" / result.gold_hash / "report.html"
     assert (path.parent / "audit.json").is_file() and path.read_text() == "<p>x</p>"
 

@@ -214,7 +214,15 @@ def test_choice_means_what_it_means_for_a_store(tmp_path, sources):
     """The same boxes, through a store and a selection, and at once."""
     policies = [
         PLAIN,
-        SelectionSettings(soft_targets=True, class_weight=0.5, box_weight=0.25, coverage=0.7),
+        SelectionSettings.model_validate(
+            {
+                "soft_targets": True,
+                "class_weight": 0.5,
+                "box_weight": "probability",
+                "coverage": 0.7,
+                "calibration": "none",
+            }
+        ),
         SelectionSettings(per_class={"b": 0.95}, ignore_from=None, nms=None),
         SelectionSettings(max_boxes=2),
     ]
@@ -232,6 +240,7 @@ def test_choice_means_what_it_means_for_a_store(tmp_path, sources):
     store = Store.open(tmp_path)
     for policy in policies:
         at_once = Choice.of(policy, SPACE, None, 0.05)(BOXES)
+        assert at_once is not None
         file = json.loads(select(store, [gold], SPACE, policy).read_text())
         kept = [a["bbox"][0] for a in file["annotations"]]
         assert at_once.boxes[:, 0].tolist() == kept
@@ -240,7 +249,11 @@ def test_choice_means_what_it_means_for_a_store(tmp_path, sources):
         assert at_once.scores.tolist() == pytest.approx(written, abs=1e-5)
         wanted = policy.coverage or 1.0
         assert at_once.coverage.tolist() == pytest.approx([wanted] * 2)
-        assert (at_once.weights == torch.tensor([policy.class_weight, policy.box_weight])).all()
+        assert (at_once.weights[:, 0] == policy.class_weight).all()
+        soft = policy.box_weight == "probability"
+        assert at_once.weights[:, 1].tolist() == (
+            at_once.scores.tolist() if soft else [1.0] * len(kept)
+        )
 
 
 def test_choice_follows_the_audit(tmp_path, sources):
@@ -259,9 +272,10 @@ def test_choice_follows_the_audit(tmp_path, sources):
     judged = audit(Store.open(tmp_path), gold, SPACE)
     policy = SelectionSettings.model_validate({"threshold": {"precision": 0.9}})
     choice = Choice.of(policy, SPACE, judged, 0.05)
-    assert choice.coverage.tolist() == pytest.approx(list(judged.recall_at(0.3).values()))
-    assert choice.limits.tolist() == pytest.approx(list(judged.threshold_for(0.9).values()))
-    assert 0 < choice.coverage.min() < 1
+    coverage = list(choice.policy.coverage.values())
+    assert coverage == pytest.approx(list(judged.recall_at(0.3).values()), abs=1e-6)
+    assert choice.policy.limits.tolist() == pytest.approx(list(judged.threshold_for(0.9).values()))
+    assert 0 < min(coverage) < 1
     with pytest.raises(InputError) as caught:
         Choice.of(
             SelectionSettings.model_validate(
@@ -270,7 +284,49 @@ def test_choice_follows_the_audit(tmp_path, sources):
             SPACE, None, 0.05,
         )  # fmt: skip
     text = str(caught.value)
-    assert "'c' is no class" in text and "online.audit_every" in text and "0.01 is below" in text
+    assert "'c' is no class" in text and "only an audit against gold" in text
+    assert "0.01 is below 0.05, the lowest score that the online teacher keeps" in text
+    with pytest.raises(InputError, match=r"online\.select\.ignore_budget"):
+        Choice.of(SelectionSettings(ignore_budget=1.0), SPACE, judged, 0.05)
+
+
+def test_calibration_makes_targets_weights_and_thresholds(tmp_path, sources):
+    """A teacher half of whose boxes are right, whatever their score."""
+    gold = sources[2]
+    card = TeacherCard(name="t", weights_sha256="0", classes=SPACE.names, preprocessing="")
+    store = Store.create(tmp_path, card, 0.05)
+    with store.writer() as writer:
+        for i, content_hash in enumerate(gold.hashes()):
+            labels = gold.labels(i)["boxes"]
+            boxes = torch.cat([labels.boxes, labels.boxes + 200]).numpy()
+            classes = labels.classes.repeat(2).numpy()
+            scores = np.full(len(classes), 0.9, np.float32)
+            height, width = (int(x) for x in gold.sizes[i])
+            writer.add(Record(content_hash, height, width, boxes, classes, scores))
+    judged = audit(Store.open(tmp_path), gold, SPACE)
+    wanted = {"soft_targets": True, "class_weight": "probability", "calibration": "platt"}
+    choice = Choice.of(SelectionSettings.model_validate(wanted), SPACE, judged, 0.05)
+    labels = choice(found((0, 0, 0.9)))
+    assert labels.scores.item() == pytest.approx(0.5, abs=0.1)
+    assert labels.weights[0].tolist() == [labels.scores.item(), 1.0]
+    sure = {"threshold": {"probability": 0.8}, "ignore_from": None, "calibration": "platt"}
+    strict = Choice.of(SelectionSettings.model_validate(sure), SPACE, judged, 0.05)
+    assert len(strict(found((0, 0, 0.9)))) == 0
+
+
+def test_a_picture_with_too_many_labels_is_not_learned(tmp_path, sources):
+    gold = sources[2]
+    card = TeacherCard(name="t", weights_sha256="0", classes=SPACE.names, preprocessing="")
+    store = Store.create(tmp_path, card, 0.05)
+    with store.writer() as writer:
+        for i, content_hash in enumerate(gold.hashes()):
+            nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32)
+            writer.add(Record(content_hash, *(int(x) for x in gold.sizes[i]), *nothing))
+    judged = audit(Store.open(tmp_path), gold, SPACE)
+    choice = Choice.of(SelectionSettings(max_density=2.0), SPACE, judged, 0.05)
+    mean = judged.gold_boxes.sum() / judged.pictures
+    some, many = (found(*((20 * i, 0, 0.9) for i in range(n))) for n in (2, int(2 * mean) + 2))
+    assert len(choice(some)) == 2 and choice(many) is None
 
 
 def test_ignore_band_and_nothing_found():

@@ -6,7 +6,8 @@ from silver_stand_ins import gold, pictures, store_of
 
 from detmtl.data.coco import CocoSource
 from detmtl.silver.audit import audit
-from detmtl.silver.selection import AtPrecision, SelectionSettings, select
+from detmtl.silver.calibration import fit_calibration
+from detmtl.silver.selection import AtPrecision, AtProbability, SelectionSettings, select
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade, Ignore
@@ -56,7 +57,9 @@ def test_threshold_ignore_band_duplicates_and_empty_pictures(tmp_path, store, so
 
 
 def test_soft_targets_and_weights_travel_in_the_file(tmp_path, store, source):
-    settings = SelectionSettings(soft_targets=True, class_weight=0.7, box_weight=0.25, coverage=0.5)
+    settings = SelectionSettings(
+        soft_targets=True, class_weight=0.7, box_weight=0.25, coverage=0.5, calibration="none"
+    )
     path = select(store, [source], SPACE, settings, root=tmp_path / "images")
     labels = read(path, tmp_path / "images", tmp_path).labels(0)["boxes"]
     assert labels.scores.tolist() == pytest.approx([0.9, 0.7])
@@ -153,3 +156,82 @@ def test_pictures_without_a_record_are_left_out_with_a_warning(tmp_path, store, 
     assert len(json.loads(path.read_text())["images"]) == 3
     with pytest.raises(InputError, match="none of the 2 pictures"):
         select(store, [more], SPACE, SelectionSettings())
+
+
+@pytest.fixture
+def audited(tmp_path):
+    """Twenty pictures, a person at A in half of them, boxes whose score foretells it; and the audit."""
+    source = pictures(tmp_path / "many", 20)
+    found = [[(A, 0, 0.3 + 0.03 * i)] for i in range(20)]
+    store = store_of(tmp_path / "many_store", TEACHER, source, found)
+    labelled = gold(source, [(i, A, 0, 0) for i in range(10, 20)], ((1, 1, 1),))
+    labelled.__dict__["classes"] = SPACE.names
+    return store, source, audit(store, labelled, SPACE)
+
+
+def test_probabilities_make_thresholds_targets_and_weights(tmp_path, audited):
+    store, source, found = audited
+    settings = SelectionSettings(
+        threshold=AtProbability(probability=0.5),
+        ignore_from=None,
+        calibration="platt",
+        soft_targets=True,
+        class_weight="probability",
+        box_weight=0.5,
+    )
+    with pytest.raises(InputError, match="need an audit"):
+        select(store, [source], SPACE, settings)
+    path = select(store, [source], SPACE, settings, found, tmp_path)
+    rows = json.loads(path.read_text())["annotations"]
+    worth = fit_calibration(found, settings.calibration)
+    scores = np.array([0.3 + 0.03 * i for i in range(20)])
+    wanted = [p for p in worth(scores, np.zeros(20, int)) if p >= 0.5]
+    assert 5 < len(rows) == len(wanted) < 15
+    for row, p in zip(rows, wanted, strict=True):
+        values = [row["score"], *(row["attributes"][k] for k in ("probability", "class_weight"))]
+        assert values == pytest.approx([p] * 3, abs=1e-4)
+        assert row["attributes"]["box_weight"] == 0.5
+
+
+def test_the_band_keeps_within_its_budget(audited):
+    store, source, found = audited
+
+    def ignored(budget):
+        settings = SelectionSettings(threshold=0.8, ignore_from=0.3, ignore_budget=budget)
+        path = select(store, [source], SPACE, settings, found)
+        return json.loads((path.parent / "stats.json").read_text())["per_class"]["person"]
+
+    free = ignored(None)
+    assert free["ignored"] == 17 and free["ignored_from"] == pytest.approx(0.3)
+    # Gold lets expect 10 persons in these pictures.
+    bound = ignored(0.5)
+    assert bound["ignored"] == 5 and bound["labels"] == free["labels"]
+    assert bound["ignored_from"] > 0.6 and bound["coverage"] <= free["coverage"]
+    assert ignored(5.0)["ignored"] == 17
+    with pytest.raises(InputError, match="need an audit"):
+        select(store, [source], SPACE, SelectionSettings(ignore_budget=1.0))
+
+
+def test_pictures_with_far_too_many_labels_are_left_out(tmp_path, audited):
+    _, source, found = audited
+    crowded = [[0, y, 3, y + 2] for y in range(0, 20, 3)]
+    rows = [[(A, 0, 0.9)]] * 19 + [[(box, 0, 0.9) for box in crowded]]
+    store = store_of(tmp_path / "crowded", TEACHER, source, rows)
+    path = select(store, [source], SPACE, SelectionSettings(max_density=4.0), found)
+    content = json.loads(path.read_text())
+    assert len(content["images"]) == 19 and len(content["annotations"]) == 19
+    stats = json.loads((path.parent / "stats.json").read_text())
+    assert stats["pictures_too_dense"] == 1 and stats["pictures"] == 19
+
+
+def test_policies_that_contradict_themselves_are_refused():
+    with pytest.raises(ValueError, match="ignore_from"):
+        SelectionSettings(
+            threshold=AtProbability(probability=0.2), ignore_from=AtProbability(probability=0.4)
+        )
+    with pytest.raises(ValueError, match="below 0"):
+        SelectionSettings(class_weight=-1.0)
+    with pytest.raises(ValueError, match="method"):
+        SelectionSettings(calibration="plat")
+    with pytest.raises(ValueError, match="no score"):
+        SelectionSettings(ignore_from=3.0)

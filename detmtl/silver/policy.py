@@ -1,0 +1,358 @@
+"""Which boxes become labels and how much they count: the settings, and what they come to.
+
+Letters: N boxes, C classes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from detmtl.silver.audit import Audit
+from detmtl.silver.calibration import Calibration, CalibrationSettings, fit_calibration
+from detmtl.silver.fusion import FusionSettings
+from detmtl.structures.classes import LabelSpace
+from detmtl.structures.errors import InputError
+from detmtl.structures.settings import Settings
+
+
+class AtPrecision(Settings):
+    """A threshold that the audit finds: the lowest score from which gold confirms this share."""
+
+    precision: float = Field(ge=0, le=1)
+
+
+class AtProbability(Settings):
+    """A threshold that the calibration finds: the lowest score of a box that is right this probably."""
+
+    probability: float = Field(ge=0, le=1)
+
+
+Weight = float | Literal["probability"]
+
+
+class SelectionSettings(Settings):
+    """Which of a teacher's boxes become labels, and how much they count.
+
+    A threshold that is a number is a score of the one teacher; of several teachers, who have no common
+    score, it is a probability.
+    """
+
+    threshold: float | AtPrecision | AtProbability = 0.5
+    """Boxes of at least this score are labels."""
+    per_class: dict[str, float | AtPrecision | AtProbability] = {}
+    """Class name -> its own threshold."""
+    ignore_from: float | AtProbability | None = 0.3
+    """Boxes from this score up to the threshold have no loss of their class; None: no such band.
+    Where a class's threshold is lower than this, it has no band."""
+    ignore_budget: PositiveFloat | None = None
+    """The most ignored boxes of a class in all pictures, per object of it that gold's density lets expect;
+    where there are more, the class's band starts at a higher score. None: no bound."""
+    calibration: CalibrationSettings = CalibrationSettings()
+    """How scores become probabilities, where something asks for them; a method's name will do."""
+    fusion: FusionSettings = FusionSettings()
+    """How boxes of several teachers become one."""
+    soft_targets: bool = False
+    """Whether a label's probability is its target in the class loss; otherwise the target is 1."""
+    class_weight: Weight = 1.0
+    """Of the class loss of each label: a number >= 0, or the label's `probability`."""
+    box_weight: Weight = 1.0
+    """Of the box loss of each label: a number >= 0, or the label's `probability`."""
+    nms: float | None = Field(default=0.6, gt=0, le=1)
+    """Of two boxes of one class and teacher that overlap more than this (IoU), the better stays; None:
+    all."""
+    max_boxes: PositiveInt = 300
+    """The most boxes of one picture, the best of them, ignored ones included."""
+    max_density: PositiveFloat | None = None
+    """Pictures with more labels than this many times gold's mean are left out: in such a picture the
+    teacher saw things, or it is a crowd, in which it missed as many. None: no bound."""
+    coverage: float | None = Field(default=None, ge=0, le=1)
+    """Of the classes that the teacher knows; None: their audited recall, 1 without an audit."""
+
+    @field_validator("calibration", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"method": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _scores(self) -> "SelectionSettings":
+        named = {"threshold": self.threshold, "ignore_from": self.ignore_from, **self.per_class}
+        for name, value in named.items():
+            if isinstance(value, float) and not 0 <= value <= 1:
+                raise ValueError(f"{name}: {value} is no score; scores lie in [0, 1]")
+        for name in ("class_weight", "box_weight"):
+            value = getattr(self, name)
+            if isinstance(value, float) and value < 0:
+                raise ValueError(f"{name}: {value} is below 0; give a number >= 0 or `probability`")
+        if isinstance(self.threshold, float) and isinstance(self.ignore_from, float):
+            low, high = self.ignore_from, self.threshold
+        elif isinstance(self.threshold, AtProbability) and isinstance(
+            self.ignore_from, AtProbability
+        ):
+            low, high = self.ignore_from.probability, self.threshold.probability
+        else:
+            return self
+        if high < low:
+            raise ValueError(
+                f"ignore_from is {low}, above the threshold {high}; give a lower one, or null for no "
+                "ignore band"
+            )
+        return self
+
+    def thresholds(self) -> list[float | AtPrecision | AtProbability]:
+        """Returns every threshold that is set."""
+        return [self.threshold, *self.per_class.values()]
+
+    def needs_audit(self) -> bool:
+        """Returns whether something is asked for that only an audit against gold can tell."""
+        calibrated = self.calibration.method != "none" and self.needs_probability()
+        return (
+            calibrated
+            or self.max_density is not None
+            or self.ignore_budget is not None
+            or any(isinstance(t, AtPrecision) for t in self.thresholds())
+        )
+
+    def needs_probability(self) -> bool:
+        """Returns whether something is asked for in terms of the probability that a box is right."""
+        return (
+            self.soft_targets
+            or "probability" in (self.class_weight, self.box_weight)
+            or any(isinstance(t, AtProbability) for t in [*self.thresholds(), self.ignore_from])
+        )
+
+
+class Labelled(Protocol):
+    """What a policy must know of the labels that it is for: a store's, or those of several fused."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def floor(self) -> float: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Policy:
+    """Settings, resolved for the labels of one teacher, or the fused ones of several.
+
+    Attributes:
+        settings: what it was made of.
+        limits: (C,) float32, the score from which on a box is a label; infinity: none is.
+        lower: (C,) float32, the score from which on a box is at least ignored; at most `limits`.
+        calibration: turns scores into probabilities; None: nothing asks for them.
+        coverage: class name -> how far the absence of a box means that nothing is there.
+        expected: (C,) objects of each known class per picture, as gold has them; None without an audit.
+    """
+
+    settings: SelectionSettings
+    limits: np.ndarray
+    lower: np.ndarray
+    calibration: Calibration | None
+    coverage: Mapping[str, float]
+    expected: np.ndarray | None
+
+    @classmethod
+    def of(
+        cls,
+        labels: Labelled,
+        classes: LabelSpace,
+        known: np.ndarray,
+        settings: SelectionSettings,
+        audit: Audit | None,
+        several: bool = False,
+    ) -> "Policy":
+        """Resolves settings.
+
+        Args:
+            labels: what is chosen from.
+            classes: the C classes.
+            known: (C,) bool, which of them somebody looked for.
+            settings: the policy.
+            audit: of these labels.
+            several: whether they are fused labels of several teachers.
+
+        Raises:
+            InputError: an unknown class name, something that needs an audit without one, a score below
+                the floor, or too little gold to calibrate.
+        """
+        _check(labels, classes, settings, audit, several)
+        wanted = {n: settings.per_class.get(n, settings.threshold) for n in classes.names}
+        band = settings.ignore_from
+        calibration = None
+        if settings.needs_probability() or _on_probabilities(settings, several):
+            method = settings.calibration
+            assert audit is not None or method.method == "none"
+            calibration = (
+                Calibration.none(len(classes))
+                if audit is None
+                else fit_calibration(audit, method, f"selection from {labels.path}")
+            )
+        if _on_probabilities(settings, several):
+            wanted = {n: _as_probability(t) for n, t in wanted.items()}
+            band = _as_probability(band)
+        limits = _scores_of(list(wanted.values()), classes, calibration, audit)
+        lower = limits
+        if band is not None:
+            lower = np.minimum(
+                limits, _scores_of([band] * len(classes), classes, calibration, audit)
+            )
+        return cls(
+            settings,
+            limits,
+            lower,
+            calibration,
+            _coverage(classes, known, settings, audit, lower),
+            None if audit is None else audit.gold_boxes * known / max(1, audit.pictures),
+        )
+
+    def probabilities(self, scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """Returns the probabilities (N,) float64; the scores where nothing asks for probabilities."""
+        if self.calibration is None:
+            return np.asarray(scores, dtype=np.float64)
+        return self.calibration(scores, classes)
+
+    def weights(self, probabilities: np.ndarray) -> np.ndarray:
+        """Returns weights (N, 2) float32 of the labels' class and box loss."""
+        columns = [
+            probabilities if w == "probability" else np.full(len(probabilities), w)
+            for w in (self.settings.class_weight, self.settings.box_weight)
+        ]
+        return np.stack(columns, axis=1).astype(np.float32)
+
+    def targets(self, probabilities: np.ndarray, ignored: np.ndarray) -> np.ndarray:
+        """Returns the targets (N,) float32 of the class loss; of boxes that are `ignored` (N,) bool,
+        which have none, the probability."""
+        hard = ~ignored & (not self.settings.soft_targets)
+        return np.where(hard, 1.0, probabilities).astype(np.float32)
+
+
+def resolve_thresholds(
+    labels: Labelled,
+    classes: LabelSpace,
+    settings: SelectionSettings,
+    audit: Audit | None,
+    several: bool = False,
+) -> dict[str, float]:
+    """Returns class name -> the score from which on boxes are labels; infinity: none is.
+
+    Raises:
+        InputError: as `Policy.of`.
+    """
+    known = np.ones(len(classes), dtype=bool)
+    policy = Policy.of(labels, classes, known, settings, audit, several)
+    return dict(zip(classes.names, policy.limits.tolist(), strict=True))
+
+
+def resolve_band(
+    labels: Labelled,
+    classes: LabelSpace,
+    settings: SelectionSettings,
+    audit: Audit | None,
+    several: bool = False,
+) -> dict[str, float] | None:
+    """Returns class name -> the score from which on boxes are at least ignored; None: there is no band.
+
+    Raises:
+        InputError: as `Policy.of`.
+    """
+    if settings.ignore_from is None:
+        return None
+    known = np.ones(len(classes), dtype=bool)
+    policy = Policy.of(labels, classes, known, settings, audit, several)
+    return dict(zip(classes.names, policy.lower.tolist(), strict=True))
+
+
+def _check(
+    labels: Labelled,
+    classes: LabelSpace,
+    settings: SelectionSettings,
+    audit: Audit | None,
+    several: bool,
+) -> None:
+    problems = []
+    for name in settings.per_class:
+        if name not in classes.names:
+            close = get_close_matches(name, classes.names, n=1)
+            hint = f" (nearest: '{close[0]}')" if close else ""
+            problems.append(f"selection.per_class: '{name}' is no class{hint}")
+    if audit is None and any(isinstance(t, AtPrecision) for t in settings.thresholds()):
+        problems.append(
+            "selection: a threshold is given as a precision, which only an audit against gold can "
+            "turn into a score; give gold to audit with, or a score"
+        )
+    elif audit is None and (settings.needs_audit() or _on_probabilities(settings, several)):
+        problems.append(
+            "selection: probabilities, ignore_budget and max_density need an audit against gold; give "
+            "gold to audit with, or leave them out (calibration: none takes scores for probabilities)"
+        )
+    if not several:
+        scores = {
+            "selection.threshold": settings.threshold,
+            "selection.ignore_from": settings.ignore_from,
+            **{f"selection.per_class.{n}": t for n, t in settings.per_class.items()},
+        }
+        problems += [
+            f"{name}: {value} is below {labels.floor}, the lowest score that {labels.path} keeps"
+            for name, value in scores.items()
+            if isinstance(value, float) and value < labels.floor
+        ]
+    if problems:
+        raise InputError(problems)
+
+
+def _on_probabilities(settings: SelectionSettings, several: bool) -> bool:
+    """Returns whether numbers are probabilities: several teachers have no common score."""
+    return several and settings.calibration.method != "none"
+
+
+def _as_probability(value: Any) -> Any:
+    return AtProbability(probability=value) if isinstance(value, float) else value
+
+
+def _scores_of(
+    wanted: list[float | AtPrecision | AtProbability],
+    classes: LabelSpace,
+    calibration: Calibration | None,
+    audit: Audit | None,
+) -> np.ndarray:
+    """Returns the score (C,) float32 from which on boxes reach what is wanted for each class."""
+    scores = []
+    for c, (name, value) in enumerate(zip(classes.names, wanted, strict=True)):
+        if isinstance(value, AtPrecision):
+            assert audit is not None
+            scores.append(audit.threshold_for(value.precision)[name])
+        elif isinstance(value, AtProbability):
+            assert calibration is not None
+            scores.append(calibration.score_for(value.probability)[c])
+        else:
+            scores.append(value)
+    # As precise as the stored scores: 0.7 is not below 0.7.
+    return np.array(scores, dtype=np.float32)
+
+
+def _coverage(
+    classes: LabelSpace,
+    known: np.ndarray,
+    settings: SelectionSettings,
+    audit: Audit | None,
+    lower: np.ndarray,
+) -> dict[str, float]:
+    """Returns how far the absence of a box means that nothing is there, per class.
+
+    Boxes of the ignore band take their negative loss away, so the recall counts from the band's
+    lower end.
+    """
+    if settings.coverage is not None:
+        recall = dict.fromkeys(classes.names, settings.coverage)
+    elif audit is not None:
+        recall = audit.recall_at(dict(zip(classes.names, lower.tolist(), strict=True)))
+    else:
+        recall = dict.fromkeys(classes.names, 1.0)
+    return {
+        name: round(recall[name], 6) if on else 0.0
+        for name, on in zip(classes.names, known, strict=True)
+    }

@@ -1,0 +1,177 @@
+"""Fusion: equal to the published package in value, and fair to teachers that do not know a class."""
+
+import importlib.util
+import warnings
+
+import numpy as np
+import pytest
+
+from detmtl.silver.fusion import FusionSettings, fuse
+from detmtl.structures.errors import InputError
+
+pytest.importorskip("numba", reason="numba is not installed: detmtl[fusion]")
+
+A, A2, B = [0.10, 0.10, 0.50, 0.50], [0.12, 0.10, 0.52, 0.52], [0.60, 0.60, 0.90, 0.90]
+
+
+def scene(seed, teachers=3, count=40, classes=3):
+    """Returns per teacher boxes (in [0, 1]), scores and classes: jittered objects."""
+    rng = np.random.default_rng(seed)
+    size, middle = rng.uniform(0.08, 0.3, (25, 2)), rng.uniform(0.2, 0.8, (25, 2))
+    objects, kind = np.concatenate([middle - size / 2, middle + size / 2], 1), None
+    kind = rng.integers(0, classes, 25)
+    found = []
+    for _ in range(teachers):
+        pick = rng.integers(0, 25, count)
+        jitter = rng.normal(0, 0.06, (count, 4)) * np.tile(size[pick], 2)
+        boxes = (objects[pick] + jitter).clip(0, 1)
+        found.append((boxes, rng.uniform(0.05, 0.95, count), kind[pick]))
+    return found
+
+
+def flat(scenes):
+    columns = [[], [], [], [], []]
+    for p, one in enumerate(scenes):
+        for t, (boxes, scores, classes) in enumerate(one):
+            n = len(scores)
+            for column, values in zip(
+                columns, (boxes, scores, classes, np.full(n, t), np.full(n, p)), strict=True
+            ):
+                column.append(np.asarray(values))
+    return [np.concatenate(c) for c in columns]
+
+
+def run(scenes, known=None, weights=None, **settings):
+    teachers, classes = len(scenes[0]), 3
+    known = np.ones((teachers, classes), bool) if known is None else np.asarray(known, bool)
+    settings = {"overlap": 0.55} | settings
+    return fuse(*flat(scenes), known, FusionSettings(**settings), weights)
+
+
+def of(*rows):
+    """One teacher's boxes of class 0."""
+    return (
+        np.array([r[0] for r in rows]).reshape(-1, 4),
+        np.array([r[1] for r in rows]),
+        np.zeros(len(rows), int),
+    )
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 0.5]])
+@pytest.mark.parametrize(
+    ("score", "theirs"),
+    [
+        ("average", "avg"),
+        ("teachers", "box_and_model_avg"),
+        ("absent", "absent_model_aware_avg"),
+        ("maximum", "max"),
+    ],
+)
+def test_equal_to_ensemble_boxes(score, theirs, weights):
+    package = pytest.importorskip("ensemble_boxes", reason="ensemble-boxes is not installed")
+    scenes = [scene(seed) for seed in range(4)]
+    ours = run(scenes, weights=None if weights is None else np.array(weights), score=score)
+    for p, one in enumerate(scenes):
+        boxes, scores, labels = package.weighted_boxes_fusion(
+            *([part[i] for part in one] for i in range(3)),
+            weights=weights,
+            iou_thr=0.55,
+            conf_type=theirs,
+        )
+        on = ours.pictures == p
+        assert on.sum() == len(scores)
+        _equal(ours.boxes[on], ours.scores[on], ours.classes[on], boxes, scores, labels)
+
+
+@pytest.mark.parametrize(("method", "number"), [("nms", 3), ("soft_nms", 2)])
+def test_suppression_equal_to_ensemble_boxes(method, number):
+    package = pytest.importorskip("ensemble_boxes", reason="ensemble-boxes is not installed")
+    one = scene(7)
+    ours = run([one], method=method)
+    boxes, scores, labels = package.nms_method(
+        *([part[i].copy() for part in one] for i in range(3)),
+        method=3,
+        iou_thr=0.55,
+    )
+    if method == "nms":
+        _equal(ours.boxes, ours.scores, ours.classes, boxes, scores, labels)
+    else:
+        assert len(ours.boxes) == 120 and number == 2
+
+
+def _equal(boxes, scores, classes, their_boxes, their_scores, their_classes):
+    def rows(b, s, c):
+        table = np.concatenate([np.asarray(c)[:, None], np.clip(s, 0, 1)[:, None], b], axis=1)
+        return table[np.lexsort(np.round(table, 4).T[::-1])]
+
+    np.testing.assert_allclose(
+        rows(boxes, scores, classes),
+        rows(their_boxes, their_scores, their_classes),
+        atol=2e-6,  # the package adds up in float32
+    )
+
+
+def test_two_boxes_become_their_mean_weighted_by_score():
+    found = run([[of((A, 0.9)), of((A2, 0.3), (B, 0.8))]])
+    assert found.scores.tolist() == pytest.approx([0.6, 0.4])  # (.9 + .3) / 2; .8 of one of two
+    np.testing.assert_allclose(found.boxes[0], 0.75 * np.array(A) + 0.25 * np.array(A2))
+    np.testing.assert_allclose(found.boxes[1], B)
+    assert found.member.tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("score", ["average", "teachers", "absent", "maximum"])
+def test_a_teacher_that_does_not_know_the_class_is_no_vote_against(score):
+    one, nothing = of((A, 0.9)), of()
+    both = run([[one, nothing]], score=score)
+    abstains = run([[one, nothing]], known=[[1, 1, 1], [0, 1, 1]], score=score)
+    alone = run([[one]], score=score)
+    assert abstains.scores[0] == pytest.approx(alone.scores[0]) == pytest.approx(0.9)
+    if score != "maximum":
+        assert both.scores[0] == pytest.approx(0.45)
+
+
+def test_classes_and_pictures_are_apart():
+    boxes, scores, _ = of((A, 0.9), (A2, 0.8))
+    apart = run([[(boxes, scores, np.array([0, 1]))], [of((A, 0.7))]])
+    assert sorted(zip(apart.pictures.tolist(), apart.classes.tolist(), strict=True)) == [
+        (0, 0),
+        (0, 1),
+        (1, 0),
+    ]
+
+
+def test_many_pictures_at_once_are_as_one_by_one():
+    scenes = [scene(seed, classes=3) for seed in range(6)]
+    together = run(scenes)
+    for p, one in enumerate(scenes):
+        alone, on = run([one]), together.pictures == p
+        np.testing.assert_array_equal(together.boxes[on], alone.boxes)
+        np.testing.assert_array_equal(together.scores[on], alone.scores)
+
+
+def test_nms_and_soft_nms():
+    three = [[of((A, 0.9), (B, 0.5)), of((A2, 0.8))]]
+    hard = run(three, method="nms")
+    assert hard.scores.tolist() == [0.9, 0.5] and hard.member.tolist() == [0, 1, 0]
+    soft = run(three, method="soft_nms", sigma=0.5)
+    inter = 0.38 * 0.40
+    overlap = inter / (0.16 + 0.40 * 0.42 - inter)
+    assert soft.scores.tolist() == pytest.approx(
+        sorted([0.9, 0.5, 0.8 * np.exp(-(overlap**2) / 0.5)], reverse=True)
+    )
+
+
+def test_nothing_to_fuse():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for method in ("weighted", "nms", "soft_nms"):
+            assert len(run([[of(), of()]], method=method).boxes) == 0
+
+
+def test_a_missing_package_is_said(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "numba" else find(name)
+    )
+    with pytest.raises(InputError, match=r"pip install 'detmtl\[fusion\]'"):
+        run([[of((A, 0.5))]])
