@@ -136,7 +136,7 @@ def test_the_file_carries_it_all(tmp_path):
     pool = labelled(tmp_path, [(0, A, PERSON, 0), (1, C, CAR, 0)], [[1, 0], [0, 1], [0, 0]])
     found = [[(A, PERSON, 0.9), (B, CAR, 0.8), (C, CAR, 0.7)], [(C, PERSON, 0.4)], [(A, CAR, 0.6)]]
     store = store_of(tmp_path / "store", ("person", "car"), pool, found)
-    policy = SelectionSettings(coverage=0.75, box_weight=0.5, soft_targets=True)
+    policy = SelectionSettings(coverage=0.75, box_weight=0.5, soft_targets=True, calibration="none")
     selection = select(store, [pool], CLASSES, policy)
     path = with_gold(pool, selection, OverlaySettings())
     assert path.parent == selection.parent
