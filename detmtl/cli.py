@@ -211,7 +211,7 @@ def _others(args: argparse.Namespace, store: Store, policy: Sequence[str]) -> tu
 
 
 def _select(args: argparse.Namespace) -> None:
-    store = Store.open(args.store)
+    store = Store.open(args.store, args.teacher)
     if store.card.task != "boxes":
         others, pool = _others(args, store, args.set)
         judged = pool.maps is not None or pool.tags is not None
@@ -370,6 +370,14 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(verb=function)
         return made
 
+    _run_verbs(verb)
+    _silver_verbs(verb)
+    _model_verbs(verb)
+    return parser
+
+
+def _run_verbs(verb: Callable[..., Any]) -> None:
+    """Adds what trains."""
     p = verb(
         "train", _train, "Runs a whole recipe; the same command again goes on where it stopped."
     )
@@ -397,6 +405,9 @@ def _parser() -> argparse.ArgumentParser:
         "--report-only", action="store_true", help="runs nothing, reports what is finished"
     )
 
+
+def _silver_verbs(verb: Callable[..., Any]) -> None:
+    """Adds what makes, judges and chooses silver labels."""
     p = verb(
         "annotate", _annotate, "Writes a teacher's labels of pictures to a store, or continues one."
     )
@@ -431,6 +442,7 @@ def _parser() -> argparse.ArgumentParser:
 
     p = verb("select", _select, "Turns a store into labels, a COCO file.")
     p.add_argument("--store", required=True, type=Path)
+    p.add_argument("--teacher", help="whose labels, where the store holds several teachers'")
     p.add_argument(
         "--out", required=True, type=Path, help="a COCO file; of maps and tags, a new folder"
     )
@@ -466,6 +478,9 @@ def _parser() -> argparse.ArgumentParser:
         "--reviewed", help="YAML list of the classes that were gone through; by default all"
     )
 
+
+def _model_verbs(verb: Callable[..., Any]) -> None:
+    """Adds what uses a model, and what looks at data and settings."""
     p = verb("evaluate", _evaluate, "Prints the COCO numbers of a checkpoint or of a results file.")
     p.add_argument("--checkpoint", type=Path)
     p.add_argument("--detections", type=Path, help="a COCO results file")
@@ -498,7 +513,6 @@ def _parser() -> argparse.ArgumentParser:
 
     p = verb("schema", _schema, "Writes the JSON schema of the settings, for editors.")
     p.add_argument("--out", type=Path)
-    return parser
 
 
 def _share(text: str) -> float:

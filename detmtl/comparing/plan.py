@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from detmtl.comparing.settings import TEACHER, Changes, CompareSettings, SplitSettings, base_config
 from detmtl.config import GoldTeacher, RunSettings, override, read_yaml, settings_from
-from detmtl.recipe import teacher_settings
+from detmtl.pools import teacher_settings
 from detmtl.structures.errors import InputError
 
 VERSION = 1

@@ -27,7 +27,8 @@ from detmtl.comparing.start import start_digest
 from detmtl.config import GoldTeacher, RunSettings
 from detmtl.data.source import Source
 from detmtl.engine.distributed import Process
-from detmtl.recipe import load_sources, render, teacher_settings
+from detmtl.pools import teacher_settings
+from detmtl.recipe import load_sources, render
 from detmtl.structures.errors import InputError
 
 

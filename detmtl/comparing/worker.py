@@ -25,10 +25,9 @@ from detmtl.engine.evaluator import coco_results
 from detmtl.engine.trainer import TrainingDiverged
 from detmtl.inference.export import ExportError
 from detmtl.metrics.coco import CocoMetric
+from detmtl.pools import label_pools, load_teachers
 from detmtl.recipe import (
-    label_pools,
     load_sources,
-    load_teachers,
     run,
     to_be_labelled,
     write_json,

@@ -246,4 +246,5 @@ def _score(threshold: float) -> str | None:
 
 
 def mean(values: np.ndarray) -> float:
+    """Returns the mean, 0 of nothing."""
     return float(values.mean()) if len(values) else 0.0

@@ -77,6 +77,8 @@ def test_annotate_audit_select(finished, data, detmtl, tmp_path):
     policy = ["--set", "threshold=0.1", "--set", "ignore_from=0.05"]
     done = detmtl("select", "--store", store, "--out", silver, *policy, *gold)
     assert done.status == 0, done.err
+    stranger = detmtl("select", "--store", store, "--out", silver, "--teacher", "nobody")
+    assert stranger.status == 2 and "nobody" in stranger.errors[0]
     chosen = COCO(str(silver))
     assert len(chosen.imgs) == 24 and len(chosen.anns) > 0
     assert chosen.dataset["info"]["grade"] == "silver"

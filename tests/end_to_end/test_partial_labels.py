@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 
 from detmtl.config import read_settings
 from detmtl.data.coco import read_labels
-from detmtl.recipe import audit_source, gold_sources
+from detmtl.pools import audit_source, gold_sources
 from detmtl.structures.labels import Grade
 
 SOURCES = """{

@@ -17,6 +17,7 @@ LAYERS = [
     {"report"},
     {"config"},
     {"run_folder"},
+    {"pools"},
     {"recipe"},
     {"comparing"},
     {"compare"},

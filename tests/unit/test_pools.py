@@ -6,9 +6,9 @@ import pytest
 from audit_stand_ins import CLASSES, scenes, stored
 from rich.console import Console
 
-from detmtl import recipe
+from detmtl import pools
 from detmtl.config import read_settings
-from detmtl.recipe import gold_sources, show_audit
+from detmtl.pools import gold_sources, show_audit
 from detmtl.run_folder import RunFolder
 from detmtl.silver.audit import audit
 from detmtl.structures.classes import LabelSpace
@@ -73,7 +73,7 @@ def test_without_the_packages_for_it_one_line_says_that_there_is_no_page(tmp_pat
     gold = scenes(count=4)
     store = stored(tmp_path, gold)
     checked = audit(store, gold, LabelSpace.of(CLASSES))
-    monkeypatch.setattr(recipe, "available", lambda: False)
+    monkeypatch.setattr(pools, "available", lambda: False)
     with open(os.devnull, "w") as nowhere:
         console = Console(width=160, record=True, file=nowhere)
         show_audit(store, checked, gold, dict.fromkeys(CLASSES, 0.5), 0.3, console)

@@ -1,0 +1,261 @@
+"""How the pools of a run get their silver labels: teachers, store, audit, selection."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from rich.console import Console
+
+from detmtl.config import GoldTeacher, RunSettings, settings_from
+from detmtl.data.coco import CocoSource
+from detmtl.data.joined import joined
+from detmtl.data.source import Source
+from detmtl.data.subset import Subset
+from detmtl.engine import distributed
+from detmtl.engine.distributed import Process
+from detmtl.report.audit_boxes import boxes_page
+from detmtl.report.audit_page import write_audit_page
+from detmtl.report.page import available
+from detmtl.run_folder import RunFolder
+from detmtl.silver.audit import Audit, audit
+from detmtl.silver.ensemble import Ensemble
+from detmtl.silver.others import Others
+from detmtl.silver.overlay import with_gold
+from detmtl.silver.selection import SelectionSettings, resolve_band, resolve_thresholds, select
+from detmtl.silver.store import Store
+from detmtl.structures.classes import LabelSpace
+from detmtl.structures.errors import InputError
+from detmtl.teachers.annotate import annotate
+from detmtl.teachers.from_checkpoint import CheckpointTeacherSettings
+from detmtl.teachers.teacher import Teacher
+
+
+def label_pools(
+    settings: RunSettings,
+    folder: RunFolder,
+    process: Process,
+    console: Console,
+    sources: Mapping[str, Source],
+    val: Source,
+    space: LabelSpace,
+) -> tuple[dict[str, Source], Path]:
+    """Returns the pools with silver labels, and the store that the labels come from."""
+    silver = settings.silver
+    assert silver is not None
+    store_path = silver.store or folder.path / "silver"
+    gold = audit_source(settings, sources, val)
+    pools = [sources[name] for name in silver.pools if name in sources]
+    names = _write_silver(settings, folder, process, console, [*pools, gold], store_path)
+    first = Store.open(store_path, names[0])
+    if len(names) == 1 and first.card.task != "boxes":
+        return _label_others(settings, process, console, pools, gold, first), store_path
+    labelled: dict[str, Source] = {}
+    if process.rank == 0:
+        stores = [Store.open(store_path, name) for name in names]
+        several = len(stores) > 1
+        for one in stores if several else []:
+            alone = audit(one, gold, space, silver.select.nms)
+            console.print(alone.table())
+            where = f"{store_path} ({one.card.name}) on '{gold.name}'"
+            _pass_gates(alone.problems(), where, silver.gates)
+        labels, checked = _judged(stores, gold, space, silver.select)
+        thresholds = resolve_thresholds(labels, space, silver.select, checked, several)
+        band = resolve_band(labels, space, silver.select, checked, several)
+        show_audit(labels, checked, gold, thresholds, band, console)
+        if not several:
+            problems = checked.problems(thresholds)
+            _pass_gates(problems, f"{store_path} on '{gold.name}'", silver.gates)
+        for pool in pools:
+            with_gold(pool, select(labels, [pool], space, silver.select, checked), silver.overlay)
+    distributed.barrier()
+    stores = [Store.open(store_path, name) for name in names]
+    labels, checked = _judged(stores, gold, space, silver.select)
+    for pool in pools:
+        chosen = select(labels, [pool], space, silver.select, checked)
+        file = with_gold(pool, chosen, silver.overlay)
+        labelled[pool.name] = read_selection(pool, file, settings, space, folder.cache)
+    return labelled, store_path
+
+
+def show_audit(
+    labels: Store | Ensemble,
+    checked: Audit,
+    gold: Source,
+    thresholds: Mapping[str, float],
+    ignore_from: Mapping[str, float] | None,
+    console: Console,
+) -> None:
+    """Prints the table of an audit, and writes its page where the packages for it are installed."""
+    console.print(checked.table(thresholds))
+    if available():
+        html = boxes_page(checked, gold, labels.card.name, thresholds, ignore_from)
+        path = write_audit_page(labels.path, checked.gold_hash, html)
+        console.print(f"Page of the audit: {path}", markup=False, soft_wrap=True)
+    else:
+        console.print("No page of the audit: pip install 'detmtl[report]'", markup=False)
+
+
+def _label_others(
+    settings: RunSettings,
+    process: Process,
+    console: Console,
+    pools: list[Source],
+    gold: Source,
+    store: Store,
+) -> dict[str, Source]:
+    """Returns the pools with silver maps or silver tags."""
+    silver, data = settings.silver, settings.data
+    assert silver is not None
+    others = Others.of(store, data.maps, data.tags, silver.select_maps, silver.select_tags)
+    if process.rank == 0:
+        checked = others.audit(gold)
+        console.print(checked.table())
+        _pass_gates(checked.problems(), f"{store.path} on '{gold.name}'", silver.gates)
+        for pool in pools:
+            others.select(pool, checked)
+    distributed.barrier()
+    checked = others.audit(gold)
+    return {pool.name: others.read(pool, others.select(pool, checked)) for pool in pools}
+
+
+def _write_silver(
+    settings: RunSettings,
+    folder: RunFolder,
+    process: Process,
+    console: Console,
+    sources: list[Source],
+    path: Path,
+) -> list[str]:
+    """Lets each teacher label the sources into the store, and returns the teachers' names."""
+    assert settings.silver is not None
+    names = []
+    for teacher in load_teachers(settings, folder, process):
+        names.append(teacher.card.name)
+        annotate(
+            teacher,
+            sources,
+            path,
+            floor=settings.silver.floor,
+            batch_size=settings.silver.batch_size,
+            rank=process.rank,
+            world=process.world,
+            progress=process.rank == 0,
+            root=settings.data.root,
+            console=console,
+        )
+        distributed.barrier()
+    return names
+
+
+def _judged(
+    stores: list[Store], gold: Source, space: LabelSpace, select: SelectionSettings
+) -> tuple[Store | Ensemble, Audit]:
+    """Returns the labels to choose from, fused where there are several stores, and their audit."""
+    audits = [audit(store, gold, space, select.nms) for store in stores]
+    if len(stores) == 1:
+        return stores[0], audits[0]
+    fused = Ensemble.of(stores, space, select.nms, select.fusion, select.calibration, audits)
+    return fused, fused.audit(gold)
+
+
+def _pass_gates(problems: list[str], where: str, gates: str) -> None:
+    problems = [f"{where}: {problem}" for problem in problems]
+    if problems and gates == "stop":
+        raise InputError([*problems, "set silver.gates: warn to go on all the same"])
+    for problem in problems:
+        warnings.warn(problem, stacklevel=2)
+
+
+def read_selection(
+    pool: Source, file: Path, settings: RunSettings, space: LabelSpace, cache: Path
+) -> Source:
+    """Returns `pool` with the silver labels of a selection."""
+    read = CocoSource(
+        kind="coco",
+        annotations=str(file.absolute()),
+        images="/",
+        grade="silver",
+        weight=settings.data.sources[pool.name].weight,
+    )
+    return read.load(pool.name, Path("/"), LabelSpace.of(space.names), cache)
+
+
+def load_teachers(settings: RunSettings, folder: RunFolder, process: Process) -> Iterator[Teacher]:
+    """Yields the teachers of a run, one after the other.
+
+    Raises:
+        InputError: two have the same name, which is that of their store too.
+    """
+    assert settings.silver is not None
+    one = settings.silver.teacher
+    if isinstance(one, GoldTeacher):
+        path = str(folder.teacher.best.absolute())
+        one = CheckpointTeacherSettings(kind="checkpoint", path=path, name="teacher")
+    names: list[str] = []
+    for teacher in settings.silver.teachers if one is None else [one]:
+        loaded = teacher.load(Path.cwd(), str(process.device))
+        if loaded.card.name in names:
+            raise InputError(
+                f"silver.teachers: '{loaded.card.name}' names two of them; give one another `name`"
+            )
+        names.append(loaded.card.name)
+        yield loaded
+
+
+def gold_sources(settings: RunSettings) -> list[str]:
+    """Returns the names of the sources that a teacher of the run is trained on."""
+    assert settings.silver is not None
+    # A teacher is not measured on what it was trained on.
+    gold = [n for n in settings.gold_sources() if n != settings.silver.audit]
+    if not gold:
+        raise InputError(
+            "silver.teacher: kind gold has no gold source to learn from; data.sources has "
+            f"{', '.join(settings.data.sources)}, of which the audit keeps '{settings.silver.audit}'"
+        )
+    return gold
+
+
+def teacher_settings(settings: RunSettings) -> RunSettings:
+    """Returns the settings by which a run trains its own teacher: gold alone, without the pictures by
+    which it is audited."""
+    assert settings.silver is not None and isinstance(settings.silver.teacher, GoldTeacher)
+    tree = settings.resolved()
+    tree["mix"] = settings.silver.teacher.mix
+    tree["train"] |= settings.silver.teacher.train
+    tree["silver"] = None
+    gold = gold_sources(settings)
+    tree["data"]["sources"] = {n: tree["data"]["sources"][n] for n in gold}
+    rest = _rest(settings.silver.audit)
+    if rest is not None:  # the same parts as `learned_sources`, in words
+        for own in tree["data"]["sources"].values():
+            own["subset"] = {**rest.model_dump(mode="json"), "of": own["subset"]}
+    return settings_from(tree, where="silver.teacher.train")
+
+
+def audit_source(settings: RunSettings, sources: Mapping[str, Source], val: Source) -> Source:
+    """Returns the gold pictures on which the run's teacher is audited."""
+    assert settings.silver is not None
+    audit = settings.silver.audit
+    if isinstance(audit, str):
+        return val if audit == "val" else sources[audit]
+    parts = [part_of(sources[n], audit) for n in gold_sources(settings)]
+    boxes = [part for part in parts if part.annotations is not None]
+    return joined("held-out gold", boxes) if len(boxes) > 1 else (boxes or parts)[0]
+
+
+def learned_sources(settings: RunSettings, sources: Mapping[str, Source]) -> list[Source]:
+    """Returns what a teacher of the run is trained on: gold without what its audit keeps."""
+    assert settings.silver is not None
+    rest = _rest(settings.silver.audit)
+    learned = [sources[n] for n in gold_sources(settings)]
+    return learned if rest is None else [part_of(source, rest) for source in learned]
+
+
+def _rest(audit: str | Subset) -> Subset | None:
+    """Returns the part of the gold sources that an audit leaves; None where it takes none of it."""
+    return None if isinstance(audit, str) else audit.model_copy(update={"rest": not audit.rest})
+
+
+def part_of(source: Source, part: Subset) -> Source:
+    """Returns a part of a source."""
+    return source.subset(part.pick(source.hashes(), f"silver.audit, source '{source.name}'"))
