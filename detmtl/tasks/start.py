@@ -156,7 +156,8 @@ class Start:
         own, given = task.head.state_dict(), dict(self.weights.head)
         rows, sentence = self._rows(task)
         for part in ("class_logits.weight", "class_logits.bias"):
-            if part in own and part in given:
+            fits = part in own and part in given and own[part].shape[1:] == given[part].shape[1:]
+            if fits:  # else it is told with what else doesn't fit
                 given[part] = with_rows(own[part], given[part], rows, task.anchors.num_anchors)
         return given, sentence
 
