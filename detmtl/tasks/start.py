@@ -202,13 +202,13 @@ def _misfits(module: nn.Module, tensors: Mapping[str, Tensor], part: str, where:
         if k in tensors and tensors[k].shape != v.shape
     ]
     found = [
-        f"{what} {_some(names)}"
+        f"{what} {_some(names, 3)}"
         for what, names in (("lacks", lacking), ("also has", left), ("has", other))
         if names
     ]
     bad = [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if bad:
-        found.append(f"is not finite in {_some(bad)}")
+        found.append(f"is not finite in {_some(bad, 3)}")
     if found:
         return [
             f"{part}: {where} {' and '.join(found)}; preset: torchvision fits retinanet_resnet50_fpn, "

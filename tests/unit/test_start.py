@@ -146,7 +146,7 @@ def test_another_width_is_told(theirs, file):
         start=StartSettings(path=str(file), classes=NAMES),
     )
     with pytest.raises(
-        InputError, match=r"class_logits\.weight \(54, 64, 3, 3\) for \(45, 32, 3, 3\)"
+        InputError, match=r"has class_tower\.0\.0\.weight \(64, 64, 3, 3\) for \(32, 32, 3, 3\)"
     ):
         build_model(settings, {"boxes": detection("torchvision")}, NAMES)
 
