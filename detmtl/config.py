@@ -38,6 +38,7 @@ from detmtl.structures.errors import InputError
 from detmtl.structures.settings import Settings
 from detmtl.tasks.detection import DetectionConfig
 from detmtl.tasks.multitask import ModelSettings
+from detmtl.tasks.presets import PresetName, filled_in
 from detmtl.tasks.tasks import TaskConfig
 from detmtl.teachers.teachers import AnyTeacher
 
@@ -164,11 +165,14 @@ class RunSettings(Settings):
     Attributes:
         seed: of weights, order of pictures and augmentation.
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
+        preset: does as another RetinaNet does in `model.fpn` and in every detection task, where these say
+            nothing themselves; see docs/presets.md.
         tasks: the tasks by name.
     """
 
     seed: int = Field(default=0, ge=0)
     device: str = "auto"
+    preset: PresetName | None = None
     data: DataSettings
     input: InputSettings = InputSettings()
     augment: AugmentSettings = AugmentSettings()
@@ -181,6 +185,11 @@ class RunSettings(Settings):
     optim: OptimSettings = OptimSettings()
     balancing: AnyBalancer = FixedSettings()
     export: ExportSettings = ExportSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_in(cls, tree: Any) -> Any:
+        return filled_in(tree)
 
     @model_validator(mode="after")
     def _consistent(self) -> "RunSettings":

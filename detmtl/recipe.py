@@ -141,6 +141,7 @@ def _run(settings: RunSettings, folder: RunFolder, process: Process, console: Co
         files["silver store"] = store
 
     model = build(settings, space)
+    _tell_start(model, console)
     teacher = settings.silver.teacher if settings.silver and pools else None
     if isinstance(teacher, GoldTeacher) and teacher.burn_in:
         start = folder.teacher.best
@@ -244,6 +245,11 @@ def build(settings: RunSettings, space: LabelSpace) -> MultiTask:
     seed_everything(settings.seed)
     names = settings.data.names()
     return build_model(settings.model, settings.tasks, space.names, other_names=names)
+
+
+def _tell_start(model: MultiTask, console: Console) -> None:
+    if model.started:
+        console.print(model.started, markup=False, highlight=False, soft_wrap=True)
 
 
 def mixture_of(settings: RunSettings, sources: list[Source]) -> Mixture:
@@ -403,6 +409,7 @@ def _gold_teacher(
     distributed.barrier()
     console.rule("Teacher: gold alone")
     model = build(alone, alone.data.label_space())
+    _tell_start(model, console)
     fit_model(alone, model, learned, val, folder.teacher, process, console)
     metrics = score(alone, model, final, folder.teacher, process, console)
     if process.rank == 0 and not folder.teacher.metrics.exists():  # several students may share it

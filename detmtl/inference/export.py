@@ -21,6 +21,7 @@ from torch.jit._trace import TracerWarning
 import detmtl
 from detmtl.data.fit import fit
 from detmtl.inference.detector import Detector, MapDecoder, TagDecoder, pad_images
+from detmtl.inference.errors import ExportError
 from detmtl.inference.parity import (
     BFLOAT16,
     FLOAT32,
@@ -37,6 +38,7 @@ from detmtl.inference.predictor import (
     load_checkpoint,
 )
 from detmtl.inference.torchscript import deprecation_expected, save_torchscript
+from detmtl.inference.torchvision_file import TorchvisionReport, export_torchvision
 from detmtl.models.fold import fold_batch_norms, has_batch_norm
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels
@@ -52,12 +54,8 @@ Method = Literal["traced", "scripted"]
 METHODS: tuple[Method, ...] = ("traced", "scripted")
 """How a network is captured, in the order in which they are tried."""
 
-FORMATS = ("torchscript",)
-"""What `export` can write."""
-
-
-class ExportError(RuntimeError):
-    """The exported file doesn't do what the model does; nothing was written."""
+FORMATS = ("torchscript", "torchvision")
+"""What `export` can write: `torchvision` is a state dict for torchvision's own RetinaNet."""
 
 
 @dataclass(frozen=True)
@@ -86,15 +84,21 @@ def export(
     format: str,
     dtype: ExportDtype = "float32",
     pictures: Sequence[Tensor] = (),
-) -> ExportReport:
+) -> ExportReport | TorchvisionReport:
     """Writes a deployable file of one of `FORMATS`.
 
     Raises:
-        InputError: the format isn't available, or the checkpoint is wrong.
+        InputError: the format isn't available or not in this `dtype`, or the checkpoint is wrong.
         ExportError: the file doesn't agree with the model.
     """
     if format not in FORMATS:
         raise InputError(f"format: '{format}' can't be exported; available: {', '.join(FORMATS)}")
+    if format == "torchvision":
+        if dtype != "float32":
+            raise InputError(
+                f"dtype: {dtype} is for torchscript; torchvision's weights are float32"
+            )
+        return export_torchvision(load_checkpoint(checkpoint), path)
     return export_torchscript(checkpoint, path, dtype, pictures)
 
 

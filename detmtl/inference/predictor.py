@@ -242,4 +242,4 @@ def _validated(kind: Any, settings: Mapping[str, Any], key: str, path: Path) -> 
 def _without_pretrained(settings: ModelSettings) -> ModelSettings:
     """The checkpoint has all weights: nothing is to be downloaded or read elsewhere."""
     backbone = settings.backbone.model_copy(update={"pretrained": False, "weights": None})
-    return settings.model_copy(update={"backbone": backbone})
+    return settings.model_copy(update={"backbone": backbone, "start": None})

@@ -12,7 +12,7 @@ from torch import distributed as dist
 from detmtl.structures.labels import Grade
 from detmtl.structures.sample import Batch
 
-Normalizer = Literal["source", "batch", "image"]
+Normalizer = Literal["source", "batch", "image", "ema"]
 
 SOURCES = 256
 """Most sources of a mix. Sums per source have a fixed number of slots, so that processes whose
@@ -25,6 +25,9 @@ COLUMNS = 6
 DECAY = 0.99
 """Of what is remembered of earlier batches: about the last hundred with such pictures count."""
 
+START, MOMENTUM = 100.0, 0.9
+"""Of the moving average of a batch's positives, kind "ema": detectron2's numbers."""
+
 
 class Density(nn.Module):
     """How many positives a picture has, over the batches so far: of each source, of gold, of all.
@@ -34,11 +37,17 @@ class Density(nn.Module):
     """
 
     seen: Tensor
+    steady: Tensor | None
 
-    def __init__(self) -> None:
-        """Starts having seen nothing."""
+    def __init__(self, steady: bool = False) -> None:
+        """Starts having seen nothing.
+
+        Args:
+            steady: whether it keeps a moving average of the batches' positives, for the kind "ema".
+        """
         super().__init__()
         self.register_buffer("seen", torch.zeros(SOURCES + 2, 2))
+        self.register_buffer("steady", torch.tensor(START) if steady else None)
 
     @torch.no_grad()
     def forward(self, sums: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,6 +61,15 @@ class Density(nn.Module):
         there = sums[:, 1:] > 0  # batches without such pictures forget nothing
         self.seen.copy_(torch.where(there, DECAY * self.seen + sums, self.seen))
         return _densities(self.seen)
+
+    @torch.no_grad()
+    def smoothed(self, positives: Tensor, pictures: Tensor) -> Tensor:
+        """Takes in a process's positives, a scalar, unless there was no picture, and returns their moving
+        average."""
+        assert self.steady is not None
+        moved = MOMENTUM * self.steady + (1 - MOMENTUM) * positives.clamp(min=1)
+        self.steady.copy_(torch.where(pictures > 0, moved, self.steady))
+        return self.steady.clone()
 
 
 def normalizer(
@@ -72,7 +90,8 @@ def normalizer(
         neither can the background of a source with few boxes, or with few of them in this batch,
         which divided by those few would count many times. What is usual `density` remembers;
     "batch": w' / max(1, sum of w' * n), w' being w divided by its mean;
-    "image": w / sum of w / max(1, n).
+    "image": w / sum of w / max(1, n);
+    "ema": w' / (moving average of max(1, sum of w' * n), of one process), which `density` keeps.
     Of several processes each counts its own pictures alone; the factors are multiplied by the number
     of processes, since gradients are averaged over them.
 
@@ -103,6 +122,9 @@ def normalizer(
         factor = (sums[:, 1] / weight / divisor)[batch.groups]
     elif kind == "batch":
         factor = w * pictures / weight / (weighted * pictures / weight).clamp(min=1)
+    elif kind == "ema":
+        assert density is not None
+        factor = w * pictures / weight / _smoothed(sums, density)
     else:
         factor = w / weight / n.clamp(min=1)
     return factor * present * _processes()
@@ -114,6 +136,15 @@ def skip_normalizer(batch: Batch, density: Density | None = None) -> None:
         sums = _summed(torch.zeros(SOURCES, COLUMNS, device=batch.weights.device))
         if density is not None:
             density(_of_batch(sums))
+            if density.steady is not None:
+                _smoothed(sums, density)
+
+
+def _smoothed(sums: Tensor, density: Density) -> Tensor:
+    """Returns the moving average of the positives of all processes, a scalar."""
+    _, weight, weighted, pictures, _, _ = sums.sum(0)
+    weight = weight.clamp(min=torch.finfo(weight.dtype).tiny)
+    return density.smoothed(weighted * pictures / weight / _processes(), pictures) * _processes()
 
 
 def _of_batch(sums: Tensor) -> Tensor:

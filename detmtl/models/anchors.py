@@ -4,6 +4,7 @@ Letters: L levels of the pyramid, A anchors per position, H and W positions of a
 Source: Lin et al. 2017 (RetinaNet), arXiv 1708.02002, section 4.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -33,6 +34,8 @@ class AnchorSettings(Settings):
         order: what runs slower within a position: "ratio" (torchvision, mmdet) or "size" (detectron2).
         stride: distance of cells: "exact" the level's stride; "measured" picture // positions,
             rounded down (torchvision), which differs at P6 and P7 where the division has a rest.
+        variance: what the network's deltas (x, y, width, height) are multiplied by before they move
+            and scale an anchor; smaller numbers make the head learn larger ones.
     """
 
     base_scale: Positive = 4.0
@@ -43,6 +46,7 @@ class AnchorSettings(Settings):
     offset: float = Field(default=0.0, ge=0, lt=1)
     order: Literal["ratio", "size"] = "ratio"
     stride: Literal["exact", "measured"] = "exact"
+    variance: tuple[Positive, Positive, Positive, Positive] = (1.0, 1.0, 1.0, 1.0)
 
     @property
     def num_anchors(self) -> int:
@@ -70,7 +74,8 @@ class AnchorSettings(Settings):
                 "all levels, so give each the same number, at least 1"
             )
         cells = [cell_anchors(s, self.ratios, self.order, self.rounded) for s in sizes]
-        return Anchors(torch.stack(cells), strides, self.offset, self.stride == "measured")
+        measured = self.stride == "measured"
+        return Anchors(torch.stack(cells), strides, self.offset, measured, self.variance)
 
 
 def cell_anchors(
@@ -107,9 +112,15 @@ class Anchors(nn.Module):
 
     __jit_ignored_attributes__ = ["_kept"]
     _cells: list[list[list[float]]]
+    variance: list[float]
 
     def __init__(
-        self, cells: Tensor, strides: list[int], offset: float = 0.0, measured: bool = False
+        self,
+        cells: Tensor,
+        strides: list[int],
+        offset: float = 0.0,
+        measured: bool = False,
+        variance: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
     ):
         """Takes the parts that `AnchorSettings.build` makes.
 
@@ -118,6 +129,7 @@ class Anchors(nn.Module):
             strides: pixels between cells, for each level.
             offset: of the cells' centers, in strides.
             measured: whether strides are computed from the number of positions as torchvision does.
+            variance: of deltas in x, y, width and height, see `AnchorSettings`.
         """
         super().__init__()
         assert len(cells) == len(strides)
@@ -125,6 +137,7 @@ class Anchors(nn.Module):
         self.num_anchors = cells.shape[1]
         self.offset = offset
         self.measured = measured
+        self.variance = list(variance)
         self._cells = cells.tolist()
         self._kept = dict[object, tuple[Tensor, list[Tensor]]]()
 
@@ -132,6 +145,22 @@ class Anchors(nn.Module):
     def cell(self, level: int) -> Tensor:
         """Returns a level's anchors (A, 4) xyxy, float32, around the origin, on the CPU."""
         return torch.tensor(self._cells[level], dtype=torch.float32)
+
+    @torch.jit.export
+    def units(self, deltas: Tensor) -> Tensor:
+        """Returns a network's deltas (..., 4) as `boxcoder.decode` takes them."""
+        if self.variance == [1.0, 1.0, 1.0, 1.0]:
+            return deltas
+        if deltas.dtype in (torch.float16, torch.bfloat16):
+            deltas = deltas.float()
+        return deltas * torch.tensor(self.variance, dtype=deltas.dtype, device=deltas.device)
+
+    @torch.jit.unused
+    def targets(self, deltas: Tensor) -> Tensor:
+        """Returns what the network shall give, for deltas (..., 4) as `boxcoder.encode` returns them."""
+        if self.variance == [1.0, 1.0, 1.0, 1.0]:
+            return deltas
+        return deltas / torch.tensor(self.variance, dtype=deltas.dtype, device=deltas.device)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """Returns the anchors of each level.

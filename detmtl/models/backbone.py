@@ -5,7 +5,8 @@ Letters: B pictures, C channels, H and W pixels.
 
 import difflib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,21 @@ from detmtl.structures.settings import Settings
 
 STRIDES = [8, 16, 32]
 """Of the features that a pyramid is built on: C3, C4 and C5."""
+
+
+@dataclass(frozen=True, eq=False)
+class BackboneWeights:
+    """Weights that a backbone starts from.
+
+    Attributes:
+        tensors: by the names of timm's feature extractor.
+        where: their origin, for errors.
+        norm_epsilon: what the batch norms add to the variance; None: what they add by default.
+    """
+
+    tensors: Mapping[str, Tensor]
+    where: str
+    norm_epsilon: float | None = None
 
 
 class BackboneSettings(Settings):
@@ -55,11 +71,12 @@ class BackboneSettings(Settings):
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
 
-    def build(self, root: Path | None = None) -> "Backbone":
+    def build(self, root: Path | None = None, start: "BackboneWeights | None" = None) -> "Backbone":
         """Makes the network: weights loaded, batch norm folded, stages frozen.
 
         Args:
             root: folder that `weights` is relative to; None: the working directory.
+            start: weights in place of those that the settings name.
 
         Raises:
             InputError: unknown name, arguments that don't fit, weights that don't fit, or a network
@@ -69,8 +86,19 @@ class BackboneSettings(Settings):
             raise InputError(
                 f"backbone: pretrained is true and weights is {self.weights}; give one of them"
             )
+        if start is not None and (self.pretrained or self.weights):
+            raise InputError(
+                f"backbone: has weights of its own, and model.start has them too ({start.where}); set "
+                "backbone.pretrained: false and leave backbone.weights out"
+            )
         network = _features(self.name, self.args, self.pretrained)
-        if self.weights:
+        if start is not None:
+            load_weights(network, start.tensors, set(), start.where)
+            if start.norm_epsilon is not None:
+                for module in network.modules():
+                    if isinstance(module, nn.BatchNorm2d):
+                        module.eps = start.norm_epsilon
+        elif self.weights:
             path = (root or Path()) / weights_path(self.weights)
             classifier = _create(self.name, self.args).state_dict()
             weights = read_weights(path)

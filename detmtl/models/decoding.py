@@ -68,7 +68,8 @@ class Decoder(nn.Module):
             classes: list[Tensor] = []
             for level in range(num_levels):
                 score, row, cls = self._candidates(logits[level][picture])
-                boxes.append(decode(anchors[level][row], deltas[level][picture][row]))
+                found = self.anchors.units(deltas[level][picture][row])
+                boxes.append(decode(anchors[level][row], found))
                 scores.append(score)
                 classes.append(cls)
             height, width = sizes[picture][0], sizes[picture][1]

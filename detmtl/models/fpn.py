@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from detmtl.models.conv import Norm, conv
 from detmtl.structures.settings import Settings
 
+FPNInit = Literal["kaiming", "xavier"]
+
 
 class FPNSettings(Settings):
     """Width and levels of the pyramid.
@@ -23,17 +25,32 @@ class FPNSettings(Settings):
         levels: how many, from P3 on: 5 is P3 to P7, 4 is P3 to P6, 3 is P3 to P5.
         p6_from: what P6 is computed from: "p5" (torchvision) or "c5" (the paper,
             detectron2, torchvision v2).
+        extra_relu: whether P7, and what comes after it, sees the level before through a ReLU; mmdet's
+            do not.
         norm: of the lateral and output convolutions.
+        init: "kaiming" is uniform with the fan-in's variance (torchvision, detectron2), "xavier" uniform
+            with that of fan-in and fan-out (mmdet, keras).
     """
 
     channels: int = Field(default=256, ge=1)
     levels: int = Field(default=5, ge=3, le=6)
     p6_from: Literal["p5", "c5"] = "p5"
+    extra_relu: bool = True
     norm: Norm = "none"
+    init: FPNInit = "kaiming"
 
     def build(self, in_channels: list[int], in_strides: list[int]) -> "FPN":
         """Makes the pyramid on a backbone's features with these channels and strides."""
-        return FPN(in_channels, self.channels, self.levels, self.p6_from, self.norm, in_strides)
+        return FPN(
+            in_channels,
+            self.channels,
+            self.levels,
+            self.p6_from,
+            self.norm,
+            in_strides,
+            extra_relu=self.extra_relu,
+            init=self.init,
+        )
 
 
 class FPN(nn.Module):
@@ -52,6 +69,8 @@ class FPN(nn.Module):
         p6_from: Literal["p5", "c5"] = "p5",
         norm: Norm = "none",
         in_strides: list[int] | None = None,
+        extra_relu: bool = True,
+        init: FPNInit = "kaiming",
     ):
         """Takes the parts that `FPNSettings.build` gives.
 
@@ -62,6 +81,7 @@ class FPN(nn.Module):
             p6_from: what the first further level is computed from.
             norm: of the lateral and output convolutions.
             in_strides: of the features; None: 8, 16, 32 ...
+            extra_relu, init: see `FPNSettings`.
         """
         super().__init__()
         num_extra = num_levels - len(in_channels)
@@ -70,6 +90,7 @@ class FPN(nn.Module):
         self.strides += [self.strides[-1] * 2 ** (i + 1) for i in range(num_extra)]
         self.channels = [out_channels] * num_levels
         self.p6_from = p6_from
+        self.extra_relu = extra_relu
         self.laterals = nn.ModuleList(conv(c, out_channels, 1, norm) for c in in_channels)
         self.outputs = nn.ModuleList(conv(out_channels, out_channels, 3, norm) for _ in in_channels)
         first = in_channels[-1] if p6_from == "c5" else out_channels
@@ -78,7 +99,10 @@ class FPN(nn.Module):
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_uniform_(module.weight, a=1)
+                if init == "xavier":
+                    nn.init.xavier_uniform_(module.weight)
+                else:
+                    nn.init.kaiming_uniform_(module.weight, a=1)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         self.to(memory_format=torch.channels_last)
@@ -97,6 +121,6 @@ class FPN(nn.Module):
         levels = [output(x) for output, x in zip(self.outputs, merged, strict=True)]
         extra = features[-1] if self.p6_from == "c5" else levels[-1]
         for i, block in enumerate(self.extras):
-            extra = block(F.relu(extra) if i else extra)
+            extra = block(F.relu(extra) if i > 0 and self.extra_relu else extra)
             levels.append(extra)
         return levels

@@ -11,6 +11,7 @@ section 3.1.2, with RetinaNet's thresholds).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from torch import Tensor
 from detmtl.models.windows import Grid, reach, windows
 from detmtl.structures.boxes import area, iou
 from detmtl.structures.labels import Ignore, PaddedBoxes
+
+Forced = Literal["best", "forcing"]
 
 PAIRS = 1 << 20
 """Pairs of a box and an anchor that are looked at together: bounds the memory near 60 MB."""
@@ -32,13 +35,16 @@ class Rules:
         background: anchors below this IoU with every box are negatives; between, they are left out.
         force: whether each box also gets the anchors that overlap it best, however little; such an
             anchor learns the box that it overlaps best itself. A box that no anchor touches gets none
-            (in torchvision it gets every anchor it doesn't touch).
+            (in torchvision and mmdet it gets every anchor it doesn't touch).
+        forced: "forcing": an anchor that several boxes force, or that overlaps another box more, learns
+            the last of those that force it, as in mmdet.
         inside: anchors with at least this share of their area in an `Ignore.REGION` are left out.
     """
 
     foreground: float = 0.5
     background: float = 0.4
     force: bool = True
+    forced: Forced = "best"
     inside: float = 0.5
 
 
@@ -47,7 +53,8 @@ class Matches:
     """What each anchor of each picture learns.
 
     Attributes:
-        index: (B, A) int64, the box that overlaps most, the first of several; 0 where not positive.
+        index: (B, A) int64, the box to learn: that overlaps most, the first of several, unless another
+            forces the anchor and `Rules.forced` says so; 0 where not positive.
         positive: (B, A) bool, learns box `index`.
         negative: (B, A) bool, learns that it is background. Neither: learns nothing.
         ignored: (B, A, C) bool, classes of which a negative learns nothing; None: there are none.
@@ -94,6 +101,7 @@ def dense(anchors: Tensor, labels: PaddedBoxes, rules: Rules) -> Matches:
     best = torch.zeros(b, a, device=device)
     index = torch.zeros(b, a, dtype=torch.long, device=device)
     forced = torch.zeros(b, a, dtype=torch.bool, device=device)
+    forcing = torch.zeros_like(index)
     inside = torch.zeros(b, a, dtype=torch.bool, device=device)
     num_classes = labels.coverage.shape[1]
     shape = (b, num_classes, a if _has(labels, Ignore.CLASS) else 0)
@@ -103,7 +111,11 @@ def dense(anchors: Tensor, labels: PaddedBoxes, rules: Rules) -> Matches:
         overlap = iou(labels.boxes[:, block], anchors)
         top = overlap.amax(2, keepdim=True)
         reached = (overlap == top) & (top > 0) if rules.force else torch.zeros_like(overlap).bool()
-        forced |= (reached & ordinary[:, block, None]).any(1)
+        forces = reached & ordinary[:, block, None]
+        forced |= forces.any(1)
+        if rules.forced == "forcing":
+            numbers = torch.arange(m, device=device)[block, None]
+            forcing = torch.maximum(forcing, (forces * numbers).amax(1))
         if ignored.shape[2]:
             its = labels.valid[:, block] & (labels.ignore[:, block] == Ignore.CLASS)
             hit = (reached | (overlap >= rules.background)) & its[..., None]
@@ -115,6 +127,8 @@ def dense(anchors: Tensor, labels: PaddedBoxes, rules: Rules) -> Matches:
         regions = labels.valid[:, block] & (labels.ignore[:, block] == Ignore.REGION)
         if anchors.is_cuda or bool(regions.any()):
             inside |= _inside(labels.boxes[:, block], regions, anchors, areas, rules.inside)
+    if rules.forced == "forcing":
+        index = torch.where(forced, forcing, index)
     return _decide(
         best, index, forced, inside, ignored.mT.bool() if ignored.shape[2] else None, labels, rules
     )
@@ -133,6 +147,7 @@ def windowed(anchors: Tensor, labels: PaddedBoxes, rules: Rules, grids: Sequence
     ordinary = (labels.ignore == Ignore.NO).reshape(-1)
     keys = torch.zeros(b * a, dtype=torch.long)
     forced = torch.zeros(b * a, dtype=torch.bool)
+    forcing = torch.zeros(b * a, dtype=torch.long)
     ignored = (
         torch.zeros(b * a, num_classes, dtype=torch.bool) if _has(labels, Ignore.CLASS) else None
     )
@@ -151,7 +166,10 @@ def windowed(anchors: Tensor, labels: PaddedBoxes, rules: Rules, grids: Sequence
         # Bits of a positive float grow with it; below them, earlier boxes have the larger number.
         key = (overlap.view(torch.int32).long() << 32) | (m - row % m)
         keys.scatter_reduce_(0, place[counts], key[counts], "amax")
-        forced[place[counts & reached]] = True
+        forces = counts & reached
+        forced[place[forces]] = True
+        if rules.forced == "forcing":
+            forcing.scatter_reduce_(0, place[forces], row[forces] % m, "amax")
         if ignored is not None:
             hit = ~counts & (reached | (overlap >= rules.background))
             ignored[place[hit], classes[row[hit]]] = True
@@ -160,7 +178,10 @@ def windowed(anchors: Tensor, labels: PaddedBoxes, rules: Rules, grids: Sequence
     best, index = torch.zeros(b * a), torch.zeros(b * a, dtype=torch.long)
     best[touched] = (keys >> 32).to(torch.int32).view(torch.float32)
     index[touched] = m - (keys & 0xFFFFFFFF)
-    _complete(best, index, forced, anchors, labels, rules.background)
+    if rules.forced == "forcing":
+        index = torch.where(forced, forcing, index)
+    else:
+        _complete(best, index, forced, anchors, labels, rules.background)
     inside = torch.zeros(b, a, dtype=torch.bool)
     regions = labels.valid & (labels.ignore == Ignore.REGION)
     if bool(regions.any()):

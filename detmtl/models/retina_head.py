@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from detmtl.models.conv import Norm, conv
 from detmtl.structures.settings import Settings
 
-Init = Literal["fan_in", "torchvision"]
+Init = Literal["fan_in", "torchvision", "orthogonal"]
 
 
 class HeadSettings(Settings):
@@ -26,7 +26,8 @@ class HeadSettings(Settings):
         width: channels of the towers; None: as many as the pyramid has.
         norm: after each convolution of a tower.
         init: "fan_in" keeps the signal's size at any width; "torchvision" is a standard deviation of
-            .01 everywhere, made for 256 channels: narrower towers are starved by it.
+            .01 everywhere, made for 256 channels: narrower towers are starved by it; "orthogonal" is
+            keras'.
         prior: probability that each class starts with at every anchor.
     """
 
@@ -95,6 +96,8 @@ class RetinaHead(nn.Module):
                 continue
             if init == "torchvision":
                 nn.init.normal_(module.weight, std=0.01)
+            elif init == "orthogonal":
+                nn.init.orthogonal_(module.weight)
             elif module is self.class_logits or module is self.box_deltas:
                 # .01 at 256 channels, and outputs of the same size at any other width.
                 nn.init.normal_(module.weight, std=0.01 * math.sqrt(256 / module.in_channels))

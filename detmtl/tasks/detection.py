@@ -18,7 +18,7 @@ from detmtl.losses.normalizer import Density, Normalizer, skip_normalizer
 from detmtl.metrics.coco import CocoMetric
 from detmtl.models.anchors import Anchors, AnchorSettings
 from detmtl.models.decoding import Decoder
-from detmtl.models.matching import Rules
+from detmtl.models.matching import Forced, Rules
 from detmtl.models.retina_head import HeadSettings
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Grade, PaddedBoxes
@@ -35,12 +35,15 @@ class MatchingSettings(Settings):
         foreground: least IoU of a positive anchor.
         background: anchors below this IoU with every box are negatives; between, they are left out.
         force: whether each box also gets its best anchors, however low their IoU.
+        forced: which box such an anchor learns: the one it overlaps "best" itself (torchvision,
+            detectron2), or the "forcing" one, of several the last (mmdet).
         inside: anchors with at least this share of their area in an ignore region are left out.
     """
 
     foreground: float = Field(default=0.5, gt=0, le=1)
     background: float = Field(default=0.4, gt=0, le=1)
     force: bool = True
+    forced: Forced = "best"
     inside: float = Field(default=0.5, gt=0, le=1)
 
 
@@ -51,18 +54,19 @@ class LossSettings(Settings):
         alpha: focal weight of positives; negatives get 1 - alpha.
         gamma: focal exponent: 0 is cross entropy.
         box: "smooth_l1" and "l1" compare deltas, "giou" compares boxes.
-        beta: where smooth L1 turns from square to straight, in deltas.
+        beta: where smooth L1 turns from square to straight, in deltas; 0 is L1.
         box_weight: factor of the term "box".
         normalizer: what the sums are divided by; positives are counted with at least 1.
             "source": the positives of each source's pictures, of silver at least as many a picture
             as gold has had lately; the sources are then averaged by their weights. "batch": the positives of
             all pictures. "image": each picture's own positives; the pictures are then averaged (torchvision).
+            "ema": a moving average of "batch", which starts at 100 (detectron2).
     """
 
     alpha: float = Field(default=0.25, ge=0, le=1)
     gamma: float = Field(default=2.0, ge=0)
     box: BoxLoss = "giou"
-    beta: float = Field(default=1 / 9, gt=0)
+    beta: float = Field(default=1 / 9, ge=0)
     box_weight: float = Field(default=2.0, ge=0)
     normalizer: Normalizer = "source"
 
@@ -165,7 +169,7 @@ class DetectionTask(Task):
         self.class_names = tuple(class_names)
         self.decoder = decoder
         self._loss = loss
-        self.density = Density()
+        self.density = Density(loss.normalizer == "ema")
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Returns logits (B, A * C, H, W) for each level, then deltas (B, A * 4, H, W) for each."""

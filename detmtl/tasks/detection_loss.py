@@ -118,11 +118,11 @@ class DetectionLoss:
         if predicted.dtype in (torch.float16, torch.bfloat16):
             predicted = predicted.float()
         if self.box == "giou":
-            losses = giou(decode(own.to(predicted.dtype), predicted), target)
+            losses = giou(decode(own.to(predicted.dtype), self.anchors.units(predicted)), target)
         elif self.box == "l1":
-            losses = l1(predicted, encode(own, target))
+            losses = l1(predicted, self.anchors.targets(encode(own, target)))
         else:
-            losses = smooth_l1(predicted, encode(own, target), self.beta)
+            losses = smooth_l1(predicted, self.anchors.targets(encode(own, target)), self.beta)
         weights = labels.weights[picture, box, 1] * on * scale[picture]
         sums = losses.new_zeros(len(deltas)).index_add(0, picture, losses * weights)
         return self.box_weight * sums

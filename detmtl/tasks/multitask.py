@@ -14,6 +14,7 @@ from detmtl.models.backbone import Backbone, BackboneSettings
 from detmtl.models.fpn import FPN, FPNSettings
 from detmtl.structures.errors import InputError
 from detmtl.structures.settings import Settings
+from detmtl.tasks.start import StartSettings
 from detmtl.tasks.task import Task
 
 
@@ -23,10 +24,12 @@ class ModelSettings(Settings):
     Attributes:
         backbone: see `BackboneSettings`.
         fpn: see `FPNSettings`.
+        start: weights of a whole detector to start from, in place of the backbone's.
     """
 
     backbone: BackboneSettings
     fpn: FPNSettings = FPNSettings()
+    start: StartSettings | None = None
 
 
 class BuildsTask(Protocol):
@@ -89,6 +92,7 @@ class MultiTask(nn.Module):
         backbone, fpn: shared by all tasks. Their levels are named c3, c4, c5 and p3 .. p7, by the
             exponent of the stride; a task gets those in its `levels`.
         tasks: name -> task.
+        started: a sentence on the detector that the weights started from; empty: there was none.
     """
 
     def __init__(self, backbone: Backbone, fpn: FPN, tasks: Mapping[str, Task]):
@@ -98,6 +102,7 @@ class MultiTask(nn.Module):
             InputError: a task hangs on a level that there is not.
         """
         super().__init__()
+        self.started = ""
         self.normalize = Normalize(backbone.mean, backbone.std)
         self.backbone = backbone
         self.fpn = fpn
@@ -147,12 +152,13 @@ def build_model(
         model: what the tasks share.
         tasks: name -> settings of the task; at least one.
         class_names: of the boxes.
-        root: folder that the backbone's `weights` is relative to; None: the working directory.
+        root: folder that files of weights are relative to; None: the working directory.
         other_names: key of labels, such as `maps` -> names of its classes, where they are not those
             of the boxes.
 
     Raises:
-        InputError: something in the settings doesn't fit; see `BackboneSettings.build`.
+        InputError: something in the settings doesn't fit; see `BackboneSettings.build` and
+            `Start.fill`.
     """
     problems = [
         f"tasks.{name}: a task's name may not be empty nor have a dot or slash; take another"
@@ -163,7 +169,8 @@ def build_model(
         problems.append("tasks: none given; list at least one")
     if problems:
         raise InputError(problems)
-    backbone = model.backbone.build(root)
+    start = model.start.read(root) if model.start else None
+    backbone = model.backbone.build(root, start.backbone if start else None)
     fpn = model.fpn.build(backbone.channels, backbone.strides)
     stages = dict(
         zip(_stages(backbone), zip(backbone.channels, backbone.strides, strict=True), strict=True)
@@ -184,7 +191,10 @@ def build_model(
         built[name] = settings.build(name, channels, strides, len(names), names)
     if problems:
         raise InputError(problems)
-    return MultiTask(backbone, fpn, built)
+    network = MultiTask(backbone, fpn, built)
+    if start:
+        network.started = start.fill(fpn, built)
+    return network
 
 
 def _stages(backbone: Backbone) -> list[str]:

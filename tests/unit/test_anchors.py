@@ -90,3 +90,42 @@ def test_sizes_must_fit_the_levels():
 def test_number_of_anchors():
     assert AnchorSettings().num_anchors == 9
     assert AnchorSettings(sizes=[[1, 2]], ratios=[1.0]).num_anchors == 2
+
+
+BY_HAND = [
+    # sides 32, 40 (32 * 2 ** (1/3) = 40.3, cut) and 50 (50.8, cut); a ratio of 1/2 makes of 32 a box of
+    # 45.25 x 22.63, so corners at 22.63 and 11.31, rounded
+    [-23, -11, 23, 11],
+    [-28, -14, 28, 14],
+    [-35, -18, 35, 18],
+    [-16, -16, 16, 16],
+    [-20, -20, 20, 20],
+    [-25, -25, 25, 25],
+    [-11, -23, 11, 23],
+    [-14, -28, 14, 28],
+    [-18, -35, 18, 35],
+]
+
+
+def test_torchvisions_anchors_by_hand():
+    anchors = AnchorSettings(rounded=True, stride="measured").build(STRIDES)
+    levels = anchors(maps(96, 224))
+    by_hand = torch.tensor(BY_HAND, dtype=torch.float32)
+    at = levels[0].view(12, 28, 9, 4)
+    assert torch.equal(at[0, 0], by_hand)
+    assert torch.equal(at[3, 5], by_hand + torch.tensor([40.0, 24, 40, 24]))
+    # P7: 96 pixels on one row, 224 on two columns, which are 112 apart rather than 128
+    assert torch.equal(
+        levels[4].view(1, 2, 9, 4)[0, :, 3],
+        torch.tensor([[-256.0, -256, 256, 256], [-144, -256, 368, 256]]),
+    )
+
+
+def test_variance_scales_deltas_both_ways():
+    anchors = AnchorSettings(variance=(0.1, 0.1, 0.2, 0.2)).build([8])
+    deltas = torch.tensor([[1.0, 2, 3, 4]])
+    torch.testing.assert_close(anchors.units(deltas), torch.tensor([[0.1, 0.2, 0.6, 0.8]]))
+    torch.testing.assert_close(anchors.targets(anchors.units(deltas)), deltas)
+    assert anchors.units(deltas.bfloat16()).dtype == torch.float32
+    plain = AnchorSettings().build([8])
+    assert plain.units(deltas) is deltas and plain.targets(deltas) is deltas

@@ -1,5 +1,7 @@
 """The box coder against torchvision's."""
 
+import math
+
 import pytest
 import torch
 from torchvision.models.detection._utils import BoxCoder
@@ -66,3 +68,19 @@ def test_scripted_equals_eager(anchors, boxes):
     deltas = encode(anchors, boxes)
     assert torch.equal(deltas, boxcoder.encode(anchors, boxes))
     assert torch.equal(decode(anchors, deltas), boxcoder.decode(anchors, deltas))
+
+
+BY_HAND = [
+    # anchor, box, deltas: shifts in anchor sides, logs of the ratios of sides
+    ([0, 0, 10, 20], [5, 5, 15, 45], [0.5, 0.75, 0.0, math.log(2)]),
+    ([-8, -8, 8, 8], [-8, -8, 8, 8], [0.0, 0.0, 0.0, 0.0]),
+    ([100, 50, 140, 60], [90, 40, 100, 80], [-0.625, 0.5, math.log(0.25), math.log(4)]),
+    ([0, 0, 32, 16], [15, 7, 17, 9], [0.0, 0.0, math.log(1 / 16), math.log(1 / 8)]),
+]
+
+
+@pytest.mark.parametrize(("anchor", "box", "deltas"), BY_HAND)
+def test_by_hand(anchor, box, deltas):
+    anchor, box = (torch.tensor([x], dtype=torch.float32) for x in (anchor, box))
+    torch.testing.assert_close(boxcoder.encode(anchor, box), torch.tensor([deltas]))
+    torch.testing.assert_close(boxcoder.decode(anchor, torch.tensor([deltas])), box)

@@ -7,7 +7,15 @@ import torch
 from torch import distributed as dist
 from torch import multiprocessing
 
-from detmtl.losses.normalizer import DECAY, SOURCES, Density, normalizer, skip_normalizer
+from detmtl.losses.normalizer import (
+    DECAY,
+    MOMENTUM,
+    SOURCES,
+    START,
+    Density,
+    normalizer,
+    skip_normalizer,
+)
 from detmtl.structures.sample import Batch
 
 POSITIVES = torch.tensor([10, 30, 0, 5])
@@ -58,6 +66,23 @@ def test_batch():
     torch.testing.assert_close(factor, torch.tensor([1.5, 0.75, 0.75, 0]) / divisor)
 
 
+def test_moving_average():
+    density = Density(steady=True)
+    batch = normalizer("batch", POSITIVES, PRESENT, _batch(ALL))
+    positives = 1.5 * 10 + 0.75 * 30
+    average = START
+    for _ in range(2):
+        average = MOMENTUM * average + (1 - MOMENTUM) * positives
+        factor = normalizer("ema", POSITIVES, PRESENT, _batch(ALL), density)
+        torch.testing.assert_close(factor, batch * positives / average)
+    normalizer("ema", torch.zeros(4), PRESENT, _batch(ALL), density)  # counts as one positive
+    average = MOMENTUM * average + (1 - MOMENTUM)
+    torch.testing.assert_close(density.steady, torch.tensor(average))
+    normalizer("ema", POSITIVES, torch.zeros(4).bool(), _batch(ALL), density)  # nobody looked
+    torch.testing.assert_close(density.steady, torch.tensor(average))
+    assert Density().steady is None and list(Density().state_dict()) == ["seen"]
+
+
 def test_image():
     factor = normalizer("image", POSITIVES, PRESENT, _batch(ALL))
     torch.testing.assert_close(factor, torch.tensor([0.5 / 10, 0.25 / 30, 0.25, 0]))
@@ -78,7 +103,13 @@ def _of_rank(rank, folder):
             skip_normalizer(_batch(slice(0, 2)), density)
         else:
             found.append(normalizer(kind, POSITIVES[rows], PRESENT[rows], _batch(rows), density))
-    torch.save([*found, density.seen], f"{folder}/{rank}.pt")
+    steady = Density(steady=True)
+    if rank == 2:
+        skip_normalizer(_batch(slice(0, 2)), steady)
+    else:
+        factor = normalizer("ema", POSITIVES[rows], PRESENT[rows], _batch(rows), steady)
+        torch.save(factor, f"{folder}/ema{rank}.pt")
+    torch.save([*found, steady.steady, density.seen], f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -90,6 +121,12 @@ def test_processes_share_their_sums(tmp_path):
         alone = normalizer(kind, POSITIVES, PRESENT, _batch(ALL))
         # Gradients are divided by the number of processes afterwards.
         torch.testing.assert_close(torch.cat([first[i], second[i]]) / 3, alone)
+    steady = MOMENTUM * START + (1 - MOMENTUM) * (1.5 * 10 + 0.75 * 30) / 3
+    moving = [torch.load(tmp_path / f"ema{rank}.pt") for rank in (0, 1)]
+    alone = normalizer("batch", POSITIVES, PRESENT, _batch(ALL)) * (1.5 * 10 + 0.75 * 30)
+    torch.testing.assert_close(torch.cat(moving) / 3, alone / (3 * steady))
+    for rank in range(3):  # the one that skips keeps the same average
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt")[-2], torch.tensor(steady))
     # three times one gold picture that is present, with 10 positives; three pictures in all, with 40
     times = 1 + DECAY + DECAY**2
     for rank in range(3):

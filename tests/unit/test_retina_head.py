@@ -1,48 +1,12 @@
-"""The head, alone and on backbone and pyramid against torchvision's RetinaNet."""
+"""The head alone; on backbone and pyramid it is compared in test_torchvision_parity.py."""
 
 import pytest
-import timm
 import torch
-from torch import Tensor, nn
-from torchvision_retinanet import parts, reference
+from torch import nn
 
-from detmtl.models.backbone import Backbone
-from detmtl.models.fpn import FPN
 from detmtl.models.retina_head import HeadSettings, RetinaHead
 
 CLASSES = 5
-
-
-def as_torchvision(maps: list[Tensor], size: int) -> Tensor:
-    """Returns (B, positions * anchors, size) of maps (B, anchors * size, H, W)."""
-    return torch.cat([m.permute(0, 2, 3, 1).reshape(len(m), -1, size) for m in maps], 1)
-
-
-def relative(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours - theirs).abs().max() / theirs.abs().max())
-
-
-def test_equal_torchvision_with_its_weights():
-    theirs = reference(CLASSES)
-    body, fpn_weights, head_weights = parts(theirs)
-    network = timm.create_model("resnet50", features_only=True)
-    network.load_state_dict(body)
-    backbone = Backbone(network, (0, 0, 0), (1, 1, 1), frozen_stages=2)
-    fpn, head = FPN(backbone.channels), RetinaHead(256, 9, CLASSES)
-    fpn.load_state_dict(fpn_weights)
-    head.load_state_dict(head_weights)
-    image = torch.randn(1, 3, 96, 160, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        levels = fpn(backbone(image))
-        expected_levels = list(theirs.backbone(image).values())
-        logits, deltas = head(levels)
-        expected = theirs.head(expected_levels)
-    for ours, level in zip(levels, expected_levels, strict=True):
-        assert ours.shape == level.shape and relative(ours, level) < 1e-5
-    spread = expected["cls_logits"].std()
-    assert spread > 0.1  # so that agreement means something
-    assert relative(as_torchvision(logits, CLASSES), expected["cls_logits"]) < 1e-4
-    assert relative(as_torchvision(deltas, 4), expected["bbox_regression"]) < 1e-4
 
 
 def test_shapes_and_memory_format():
