@@ -47,9 +47,7 @@ class Decoder(nn.Module):
         self.anchors = anchors
         self.num_classes = num_classes
         self.score_threshold = score_threshold
-        self.least_logit = -math.inf
-        if score_threshold > 0:  # a little lower; what is kept is decided on scores
-            self.least_logit = math.log(score_threshold / (1 - score_threshold)) - 1e-3
+        self.least_logit = least_logit(score_threshold)
         self.candidates = candidates
         self.nms = nms
         self.detections = detections
@@ -153,6 +151,13 @@ class Decoder(nn.Module):
             keep = torch.ops.torchvision.nms(apart[:count], scores[:count].double(), self.nms)
         keep = keep[: self.detections]
         return boxes[keep], scores[keep], classes[keep]
+
+
+def least_logit(score_threshold: float) -> float:
+    """Returns the logit that candidates must be above: a little low; what is kept is decided on scores."""
+    if score_threshold <= 0:
+        return -math.inf
+    return math.log(score_threshold / (1 - score_threshold)) - 1e-3
 
 
 def _rows(maps: Tensor, numbers: int) -> Tensor:
