@@ -5,7 +5,12 @@ import torch
 from torch import nn
 
 from detmtl.inference.export import export_model
-from detmtl.inference.predictor import Predictor, ScriptPredictor, load_checkpoint
+from detmtl.inference.predictor import (
+    Predictor,
+    ScriptPredictor,
+    change_test,
+    load_checkpoint,
+)
 from detmtl.models.backbone import BackboneSettings
 from detmtl.models.fpn import FPNSettings
 from detmtl.tasks.detection import DetectionConfig
@@ -20,14 +25,13 @@ HEADS = {
 }
 
 
-def _loaded(head, tmp_path, agnostic=False, others=False):
+def _loaded(head, tmp_path, others=False):
     """A random detector whose scores differ, through a checkpoint."""
     one_anchor = {"octaves": 1, "ratios": [1.0], "base_scale": 4}
     config = {
         "head": {"depth": 1, "norm": "group", **head},
         "anchors": one_anchor,
         "matching": {"kind": "atss"},
-        "test": {"class_agnostic": agnostic},
     }
     tasks = {"boxes": DetectionConfig.model_validate(config)}
     names = {}
@@ -81,15 +85,16 @@ def test_maps_after_a_head_with_three_outputs_a_level(tmp_path):
     assert found["map"].classes.shape == (60, 80)
 
 
-def test_class_agnostic_suppression_is_in_the_file(tmp_path):
+def test_settings_of_the_decoder_can_be_changed_in_the_file(tmp_path):
     images = [
         torch.randint(0, 256, (3, 75, 100), generator=torch.Generator().manual_seed(2)).byte()
     ]
-    counts = {}
-    for agnostic in (False, True):
-        loaded = _loaded({}, tmp_path, agnostic)
-        export_model(loaded, tmp_path / "m.torchscript")
-        predictor = ScriptPredictor(tmp_path / "m.torchscript")
-        predictor.module.decoder.detections = 10_000
-        counts[agnostic] = len(predictor.predict(images)[0]["boxes"])
-    assert counts[True] < counts[False]
+    export_model(_loaded(HEADS["iou"], tmp_path), tmp_path / "m.torchscript")
+    predictor = ScriptPredictor(tmp_path / "m.torchscript")
+    change_test(predictor, {"detections": 10_000, "score_threshold": 0.2}, "--set")
+    both = predictor.predict(images)[0]["boxes"]
+    change_test(predictor, {"class_agnostic": True}, "--set")
+    agnostic = predictor.predict(images)[0]["boxes"]
+    assert both.scores.min() > 0.2 and len(agnostic) < len(both)
+    change_test(predictor, {"quality_power": 0.0}, "--set")  # the class's probability alone
+    assert not torch.equal(predictor.predict(images)[0]["boxes"].scores, agnostic.scores)
