@@ -25,6 +25,7 @@ from detmtl.comparing.settings import parse_seeds
 from detmtl.config import find_config, read_settings, settings_schema
 from detmtl.data.coco import CocoSource, category_names, read_labels
 from detmtl.data.faults import check_source, class_rows
+from detmtl.data.fit import InputSettings
 from detmtl.data.folder import FolderSource
 from detmtl.data.loader import evaluation_batches
 from detmtl.data.maps import Legend, MapClasses, MapFolder
@@ -44,6 +45,7 @@ from detmtl.inference.torchscript import is_torchscript
 from detmtl.inference.views import ViewSettings
 from detmtl.inference.views_predictor import ViewsPredictor
 from detmtl.metrics.coco import evaluate_files
+from detmtl.models.fpn import FPNSettings
 from detmtl.pools import calibrated
 from detmtl.recipe import bar, run, truth_of, write_json
 from detmtl.report.audit_boxes import boxes_page
@@ -59,6 +61,8 @@ from detmtl.silver.store import Store
 from detmtl.silver.tags import TagSelection
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
+from detmtl.tasks.anchor_coverage import coverage_table
+from detmtl.tasks.detection import DetectionConfig
 from detmtl.teachers.annotate import annotate
 from detmtl.teachers.teachers import AnyTeacher
 
@@ -373,6 +377,7 @@ def _check(args: argparse.Namespace) -> None:
         )
     console = Console()
     console.print(table)
+    _print_coverage(args, source, console)
     with bar(console) as progress:
         task = progress.add_task("Reading every picture", total=None)
         problems = check_source(
@@ -382,6 +387,27 @@ def _check(args: argparse.Namespace) -> None:
     if problems:
         raise InputError(problems)
     console.print("no faults")
+
+
+def _print_coverage(args: argparse.Namespace, source: Source, console: Console) -> None:
+    """Prints how well anchors reach the boxes: those of a run's settings, or the usual ones."""
+    size, task, levels = InputSettings(), DetectionConfig(), FPNSettings().levels
+    if args.config:
+        settings = read_settings(find_config(args.config), args.set)
+        detections = [t for t in settings.tasks.values() if isinstance(t, DetectionConfig)]
+        if not detections:
+            return
+        size, task, levels = settings.input, detections[0], settings.model.fpn.levels
+    elif args.set:
+        raise InputError("--set: changes the settings of --config, which is not given")
+    strides = [8 * 2**i for i in range(levels)]
+    found = coverage_table(source, size, task.anchors, strides, task.matching.foreground)
+    if found is None:
+        return
+    table, proposal = found
+    console.print(table)
+    changes = proposal.model_dump(include={"base_scale", "octaves", "ratios"})
+    console.print(f"proposed: anchors: {json.dumps(changes)}".replace('"', ""), markup=False)
 
 
 def _schema(args: argparse.Namespace) -> None:
@@ -545,6 +571,8 @@ def _model_verbs(verb: Callable[..., Any]) -> None:
     p.add_argument("--annotations", required=True, type=Path)
     p.add_argument("--images", required=True, type=Path)
     p.add_argument("--cache", type=Path, default=Path("runs"), help="folder for what was computed")
+    p.add_argument("--config", help="of a run, whose anchors and input size are looked at")
+    p.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="of --config")
 
     p = verb("schema", _schema, "Writes the JSON schema of the settings, for editors.")
     p.add_argument("--out", type=Path)
