@@ -25,6 +25,7 @@ from detmtl.comparing.settings import parse_seeds
 from detmtl.config import find_config, read_settings, settings_schema
 from detmtl.data.coco import CocoSource, category_names, read_labels
 from detmtl.data.faults import check_source, class_rows
+from detmtl.data.fit import InputSettings
 from detmtl.data.folder import FolderSource
 from detmtl.data.loader import evaluation_batches
 from detmtl.data.maps import Legend, MapClasses, MapFolder
@@ -37,10 +38,14 @@ from detmtl.engine import distributed
 from detmtl.engine.evaluator import evaluate
 from detmtl.engine.trainer import TrainingDiverged
 from detmtl.inference.export import FORMATS, ExportError, export
-from detmtl.inference.predictor import load_checkpoint, load_predictor
+from detmtl.inference.predictor import Predictor, change_test, load_checkpoint, load_predictor
 from detmtl.inference.results import predict_to_files
+from detmtl.inference.scoring import evaluate_predictor
 from detmtl.inference.torchscript import is_torchscript
+from detmtl.inference.views import ViewSettings
+from detmtl.inference.views_predictor import ViewsPredictor
 from detmtl.metrics.coco import evaluate_files
+from detmtl.models.fpn import FPNSettings
 from detmtl.pools import calibrated
 from detmtl.recipe import bar, run, truth_of, write_json
 from detmtl.report.audit_boxes import boxes_page
@@ -56,6 +61,8 @@ from detmtl.silver.store import Store
 from detmtl.silver.tags import TagSelection
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
+from detmtl.tasks.anchor_coverage import coverage_table
+from detmtl.tasks.detection import DetectionConfig
 from detmtl.teachers.annotate import annotate
 from detmtl.teachers.teachers import AnyTeacher
 
@@ -277,22 +284,7 @@ def _evaluate(args: argparse.Namespace) -> None:
             raise InputError("evaluate needs gold: --annotations, --maps or --tags")
         process = distributed.start(args.device)
         console = Console(quiet=process.rank > 0)
-        loaded = load_checkpoint(args.checkpoint)
-        data = loaded.settings["data"]
-        source = _gold(args, data, _cache(args.checkpoint.parent))
-        model = loaded.model.to(process.device)
-        with bar(console) as progress:
-            task = progress.add_task("Scoring", total=len(source))
-            scores = evaluate(
-                model,
-                evaluation_batches(
-                    source, loaded.short, loaded.long, 1, 0, process.rank, process.world
-                ),
-                process.device,
-                args.precision,
-                truth=truth_of(source),
-                on_batch=lambda batch, _: progress.advance(task, len(batch) * process.world),
-            )
+        scores = _scores(args, process, console)
     gold = args.annotations or args.maps or args.tags
     table = Table(title=str(gold), title_justify="left")
     table.add_column("metric")
@@ -304,10 +296,53 @@ def _evaluate(args: argparse.Namespace) -> None:
         write_json(args.json, scores)
 
 
+def _scores(
+    args: argparse.Namespace, process: distributed.Process, console: Console
+) -> dict[str, float]:
+    """Returns the numbers of a checkpoint on the gold that the options name."""
+    loaded = load_checkpoint(args.checkpoint)
+    source = _gold(args, loaded.settings["data"], _cache(args.checkpoint.parent))
+    predictor, seen = Predictor(loaded, process.device, args.precision), _views(args)
+    change_test(predictor, _assignments(args.set), "--set")
+    with bar(console) as progress:
+        task = progress.add_task("Scoring", total=len(source))
+
+        def done(pictures: int) -> None:
+            progress.advance(task, pictures * process.world)
+
+        if not seen.plain:
+            return evaluate_predictor(
+                ViewsPredictor(predictor, seen),
+                predictor.tasks,
+                source,
+                process.rank,
+                process.world,
+                done,
+            )
+        return evaluate(
+            predictor.model,
+            evaluation_batches(
+                source, loaded.short, loaded.long, 1, 0, process.rank, process.world
+            ),
+            process.device,
+            args.precision,
+            truth=truth_of(source),
+            on_batch=lambda batch, _: done(len(batch)),
+        )
+
+
+def _views(args: argparse.Namespace) -> ViewSettings:
+    values = {"flip": args.flip, "tile": args.tile, "tile_overlap": args.overlap}
+    return _values(ViewSettings, values | {"scales": tuple(args.scales)}, "views")
+
+
 def _predict(args: argparse.Namespace) -> None:
     _writable(args.out, f"--out {args.out}")
     device = str(distributed.pick_device(args.device))
-    predictor = load_predictor(args.model, device, args.precision)
+    predictor, seen = load_predictor(args.model, device, args.precision), _views(args)
+    change_test(predictor, _assignments(args.set), "--set")
+    if not seen.plain:
+        predictor = ViewsPredictor(predictor, seen)
     with bar(Console()) as progress:
         task = progress.add_task("Predicting", total=None)
         results = predict_to_files(
@@ -342,6 +377,7 @@ def _check(args: argparse.Namespace) -> None:
         )
     console = Console()
     console.print(table)
+    _print_coverage(args, source, console)
     with bar(console) as progress:
         task = progress.add_task("Reading every picture", total=None)
         problems = check_source(
@@ -351,6 +387,27 @@ def _check(args: argparse.Namespace) -> None:
     if problems:
         raise InputError(problems)
     console.print("no faults")
+
+
+def _print_coverage(args: argparse.Namespace, source: Source, console: Console) -> None:
+    """Prints how well anchors reach the boxes: those of a run's settings, or the usual ones."""
+    size, task, levels = InputSettings(), DetectionConfig(), FPNSettings().levels
+    if args.config:
+        settings = read_settings(find_config(args.config), args.set)
+        detections = [t for t in settings.tasks.values() if isinstance(t, DetectionConfig)]
+        if not detections:
+            return
+        size, task, levels = settings.input, detections[0], settings.model.fpn.levels
+    elif args.set:
+        raise InputError("--set: changes the settings of --config, which is not given")
+    strides = [8 * 2**i for i in range(levels)]
+    found = coverage_table(source, size, task.anchors, strides, task.matching.foreground)
+    if found is None:
+        return
+    table, proposal = found
+    console.print(table)
+    changes = proposal.model_dump(include={"base_scale", "octaves", "ratios"})
+    console.print(f"proposed: anchors: {json.dumps(changes)}".replace('"', ""), markup=False)
 
 
 def _schema(args: argparse.Namespace) -> None:
@@ -492,6 +549,7 @@ def _model_verbs(verb: Callable[..., Any]) -> None:
     p.add_argument("--json", type=Path, help="writes the numbers there too")
     p.add_argument("--device", default="auto")
     p.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
+    _view_options(p)
 
     p = verb(
         "predict", _predict, "Finds objects in pictures and videos, draws them and writes a file."
@@ -501,6 +559,7 @@ def _model_verbs(verb: Callable[..., Any]) -> None:
     p.add_argument("--out", required=True, type=Path)
     p.add_argument("--device", default="auto")
     p.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
+    _view_options(p)
 
     p = verb("export", _export, "Writes a file to deploy, after checking that it agrees.")
     p.add_argument("--checkpoint", required=True, type=Path)
@@ -512,6 +571,8 @@ def _model_verbs(verb: Callable[..., Any]) -> None:
     p.add_argument("--annotations", required=True, type=Path)
     p.add_argument("--images", required=True, type=Path)
     p.add_argument("--cache", type=Path, default=Path("runs"), help="folder for what was computed")
+    p.add_argument("--config", help="of a run, whose anchors and input size are looked at")
+    p.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="of --config")
 
     p = verb("schema", _schema, "Writes the JSON schema of the settings, for editors.")
     p.add_argument("--out", type=Path)
@@ -532,6 +593,30 @@ def _count(text: str) -> int:
 
 
 _share.__name__, _count.__name__ = "number", "whole number"  # argparse tells them to the user
+
+
+def _view_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what is looked at in a picture, and which boxes come out."""
+    parser.add_argument("--flip", action="store_true", help="looks at the mirrored picture too")
+    parser.add_argument(
+        "--scales",
+        type=float,
+        nargs="+",
+        default=[1.0],
+        metavar="SCALE",
+        help="looks at each of them",
+    )
+    parser.add_argument(
+        "--tile", type=_count, metavar="PIXELS", help="looks at tiles of that side too"
+    )
+    parser.add_argument("--overlap", type=_share, default=0.2, help="of neighboring tiles")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="A=VALUE",
+        help="of the task's test settings, such as class_agnostic=true or score_threshold=0.3",
+    )
 
 
 def _gold_options(parser: argparse.ArgumentParser) -> None:

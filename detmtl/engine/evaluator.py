@@ -74,7 +74,7 @@ def evaluate(
                 on_batch(batch, predictions)
     if detections is not None:
         _write_results(detections, results)
-    return _computed(metrics)
+    return computed(metrics)
 
 
 @torch.no_grad()
@@ -168,7 +168,7 @@ def _write_results(path: Path, mine: dict[tuple[str, int], list[dict[str, Any]]]
     distributed.barrier()
 
 
-def _computed(metrics: Mapping[str, Any]) -> dict[str, float]:
+def computed(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Returns all tasks' numbers, computed on rank 0 and sent to the others."""
     values: dict[str, float] = {}
     for name, metric in metrics.items():

@@ -286,7 +286,7 @@ def _write(
 ) -> None:
     names = list(loaded.class_names)
     network = _captured(_Network(_in_dtype(loaded.model, dtype), tasks.names), method, loaded.short)
-    boxes = 0 if tasks.detection is None else 2 * len(tasks.detection.levels)
+    boxes = 0 if tasks.detection is None else tasks.detection.num_outputs
     maps = [
         MapDecoder(task.name, boxes + k, task.stride)
         for k, task in enumerate(tasks.others)

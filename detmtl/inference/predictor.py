@@ -19,9 +19,11 @@ from detmtl.engine.precision import Precision, autocast, dtype_of
 from detmtl.engine.state import load_weights, read_checkpoint, weights_of
 from detmtl.inference.detector import check_images, of_one_size, pad_images, to_original
 from detmtl.inference.torchscript import is_torchscript, load_torchscript
+from detmtl.models.decoding import least_logit
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Grade, Labels, MapLabels, TagLabels
 from detmtl.structures.sample import DIVISOR
+from detmtl.tasks.detection import DetectionTask, TestSettings
 from detmtl.tasks.multitask import ModelSettings, MultiTask, build_model
 from detmtl.tasks.task import Task
 from detmtl.tasks.tasks import TaskConfig
@@ -58,6 +60,10 @@ class AnyPredictor(Protocol):
 
     def predict(self, images: Sequence[Tensor]) -> list[dict[str, Labels]]:
         """Returns per picture (3, H, W) uint8 RGB: task name -> labels in its own pixels."""
+        ...
+
+    def decoders(self) -> list[Any]:
+        """Returns the decoders of the detection tasks, whose settings may be changed."""
         ...
 
 
@@ -112,6 +118,15 @@ class Predictor:
                 }
         return results
 
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """The model's tasks by name."""
+        return {n: task for n, task in self.model.tasks.items() if isinstance(task, Task)}
+
+    def decoders(self) -> list[Any]:
+        """Returns the decoders of the detection tasks."""
+        return [task.decoder for task in self.tasks.values() if isinstance(task, DetectionTask)]
+
     def _predict_together(self, fitted: list[Tensor]) -> list[dict[str, Labels]]:
         """Returns labels of pictures of one padded size, in their own pixels."""
         batch, sizes = pad_images(fitted, DIVISOR)
@@ -154,6 +169,10 @@ class ScriptPredictor:
         found = self.module([image.to(self.device) for image in images])
         return [self._labels(one) for one in found]
 
+    def decoders(self) -> list[Any]:
+        """Returns the file's decoder, if it has one."""
+        return [] if self.task is None else [self.module.decoder]
+
     def _labels(self, found: Mapping[str, Tensor]) -> dict[str, Labels]:
         labels: dict[str, Labels] = {}
         if self.task is not None:
@@ -188,6 +207,39 @@ def load_predictor(
     if path.is_file() and is_torchscript(path):
         return ScriptPredictor(path, device)
     return Predictor(load_checkpoint(path), device, precision)
+
+
+def change_test(predictor: AnyPredictor, values: Mapping[str, Any], where: str) -> None:
+    """Changes which boxes a loaded predictor gives, in a checkpoint's model as in an exported file.
+
+    Args:
+        predictor: from `load_predictor`.
+        values: some of `detmtl.tasks.detection.TestSettings`.
+        where: what gave them, for errors.
+
+    Raises:
+        InputError: a name or a value is wrong, there is no detection task, or an exported file is too old
+            to know a setting.
+    """
+    try:
+        checked = TestSettings.model_validate(values).model_dump(include=set(values))
+    except ValidationError as error:
+        raise InputError(
+            [f"{where}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        ) from None
+    decoders = predictor.decoders()
+    if values and not decoders:
+        raise InputError(f"{where}: the model has no detection task")
+    for decoder in decoders:
+        missing = [name for name in checked if not hasattr(decoder, name)]
+        if missing:
+            raise InputError(
+                f"{where}: {', '.join(missing)}: this exported file has no such setting"
+            )
+        for name, value in checked.items():
+            setattr(decoder, name, value)
+        if "score_threshold" in checked:
+            decoder.least_logit = least_logit(checked["score_threshold"])
 
 
 def load_checkpoint(path: str | Path) -> LoadedModel:

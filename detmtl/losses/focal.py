@@ -6,13 +6,17 @@ classes' values, so that targets 0 and 1 give the focal loss exactly.
 Letters: B pictures, C classes, R rows (anchors of a level), L levels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+Elements = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(logits, targets) of positives, all (K,) -> their losses and the losses' derivatives by the logit."""
 
 CACHED = 1 << 16
 """Elements worked on at once on a CPU: what several float32 buffers of stay in its cache."""
@@ -83,17 +87,43 @@ def focal_sums(
         alpha: see `sigmoid_focal`.
         gamma: see `sigmoid_focal`.
     """
-    return _FocalSum.apply(alpha, gamma, targets, *levels)  # pyright: ignore[reportReturnType]
+    return one_pass(
+        levels, targets, 1 - alpha, gamma, partial(focal_elements, alpha=alpha, gamma=gamma)
+    )
+
+
+def one_pass(
+    levels: Sequence[Tensor],
+    targets: Sequence[FocalTargets],
+    negative: float,
+    gamma: float,
+    elements: Elements,
+) -> Tensor:
+    """Returns the sums (B,) of `focal_sums` for any loss whose negatives are the focal loss's.
+
+    Args:
+        levels: logits (B, R, C) of each level, any strides.
+        targets: of each level.
+        negative: weight of p ** gamma * -log(1 - p), the loss of a negative.
+        gamma: the exponent.
+        elements: the loss of the positives.
+    """
+    return _FocalSum.apply(negative, gamma, elements, targets, *levels)  # pyright: ignore[reportReturnType]
 
 
 class _FocalSum(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, alpha: float, gamma: float, targets: Sequence[FocalTargets], *levels: Tensor
+        ctx: Any,
+        negative: float,
+        gamma: float,
+        elements: Elements,
+        targets: Sequence[FocalTargets],
+        *levels: Tensor,
     ) -> Tensor:
         terms, gradients = [], []
         for logits, target in zip(levels, targets, strict=True):
-            term, gradient = _level(logits, target, alpha, gamma)
+            term, gradient = _level(logits, target, negative, gamma, elements)
             terms.append(term)
             keep = torch.float32 if logits.dtype == torch.float16 else logits.dtype
             gradients.append(gradient.to(keep))
@@ -106,16 +136,16 @@ class _FocalSum(torch.autograd.Function):
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         if outer[0].device.type == "cpu" and (outer[0] == 1).all():  # saves a pass; asking is free
             gradients = [g.to(t) for g, t in zip(ctx.saved_tensors, ctx.types, strict=True)]
-            return None, None, None, *gradients
+            return None, None, None, None, *gradients
         scaled = [
             torch.mul(gradient, outer[0][:, None, None]).to(kind)
             for gradient, kind in zip(ctx.saved_tensors, ctx.types, strict=True)
         ]
-        return None, None, None, *scaled
+        return None, None, None, None, *scaled
 
 
 def _level(
-    logits: Tensor, target: FocalTargets, alpha: float, gamma: float
+    logits: Tensor, target: FocalTargets, negative: float, gamma: float, elements: Elements
 ) -> tuple[Tensor, Tensor]:
     """Returns the sum of each picture (B,) and the gradient (B, R, C) of one level.
 
@@ -132,8 +162,8 @@ def _level(
     if target.holes is not None:
         work.masked_fill_(target.holes, -torch.inf)
     flat[target.own] = flat[target.own].masked_fill(target.own_on, -torch.inf)
-    total = _negatives(work, (1 - alpha) * target.weights.to(work.dtype), gamma)
-    loss, slope = _elements(own_logits, target.own_targets, alpha, gamma)
+    total = _negatives(work, negative * target.weights.to(work.dtype), gamma)
+    loss, slope = elements(own_logits, target.own_targets)
     weights = target.own_weights * target.own_on
     flat[target.own] = torch.where(target.own_on, slope * weights, flat[target.own])
     size = max(1, logits.shape[1] * logits.shape[2])
@@ -171,7 +201,7 @@ def _negatives(work: Tensor, weights: Tensor, gamma: float) -> Tensor:
     return torch.stack(sums).sum(0) if sums else work.new_zeros(pictures)
 
 
-def _elements(x: Tensor, targets: Tensor, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:
+def focal_elements(x: Tensor, targets: Tensor, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:
     """Returns `sigmoid_focal` of each element and its derivative by the logit x, all (K,)."""
     p = torch.sigmoid(x)
     entropy = F.binary_cross_entropy_with_logits(x, targets, reduction="none")

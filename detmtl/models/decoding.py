@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from detmtl.models.anchors import Anchors
 from detmtl.models.boxcoder import decode
+from detmtl.models.distances import decode_distances, expected
 
 
 class Decoder(nn.Module):
@@ -31,19 +32,30 @@ class Decoder(nn.Module):
         nms: float = 0.5,
         detections: int = 100,
         class_agnostic: bool = False,
+        quality_power: float = 0.5,
+        bins: int = 0,
+        reach: float = 2.0,
+        quality: bool = False,
     ):
-        """Takes the anchors of the head and what `detmtl.tasks.detection.TestSettings` explains."""
+        """Takes the anchors of the head and what `detmtl.tasks.detection.TestSettings` explains.
+
+        Args:
+            bins, reach: of the head's distributions; bins 0: its boxes are deltas.
+            quality: whether the head has a branch for the quality of a box.
+        """
         super().__init__()
         self.anchors = anchors
         self.num_classes = num_classes
         self.score_threshold = score_threshold
-        self.least_logit = -math.inf
-        if score_threshold > 0:  # a little lower; what is kept is decided on scores
-            self.least_logit = math.log(score_threshold / (1 - score_threshold)) - 1e-3
+        self.least_logit = least_logit(score_threshold)
         self.candidates = candidates
         self.nms = nms
         self.detections = detections
         self.class_agnostic = class_agnostic
+        self.quality_power = quality_power
+        self.bins = bins
+        self.reach = reach
+        self.parts = 3 if quality else 2  # outputs of a level
 
     def forward(self, outputs: list[Tensor], sizes: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Returns for each picture boxes (N, 4) xyxy, scores (N,) in [0, 1], classes (N,) int64.
@@ -51,16 +63,17 @@ class Decoder(nn.Module):
         Boxes are pixels of the network's picture, within its true size; best first.
 
         Args:
-            outputs: logits (B, A * C, H, W) for each level, then deltas (B, A * 4, H, W) for each.
+            outputs: logits (B, A * C, H, W) for each level, then boxes for each, then quality, if the
+                head has it, for each: see `RetinaHead.forward`.
             sizes: (B, 2) true height and width of each picture.
         """
-        num_levels = len(outputs) // 2
+        num_levels = len(outputs) // self.parts
         anchors = self.anchors(outputs[:num_levels])
         logits: list[Tensor] = []
         deltas: list[Tensor] = []
         for level in range(num_levels):
             logits.append(_rows(outputs[level], self.num_classes))
-            deltas.append(_rows(outputs[num_levels + level], 4))
+            deltas.append(_rows(outputs[num_levels + level], 4 * (self.bins + 1)))
         results: list[tuple[Tensor, Tensor, Tensor]] = []
         for picture in range(len(sizes)):
             boxes: list[Tensor] = []
@@ -68,8 +81,11 @@ class Decoder(nn.Module):
             classes: list[Tensor] = []
             for level in range(num_levels):
                 score, row, cls = self._candidates(logits[level][picture])
-                found = self.anchors.units(deltas[level][picture][row])
-                boxes.append(decode(anchors[level][row], found))
+                if self.parts == 3:
+                    quality = _rows(outputs[2 * num_levels + level][picture][None], 1)[0, :, 0]
+                    score, kept = self._with_quality(score, quality[row])
+                    row, cls = row[kept], cls[kept]
+                boxes.append(self._boxes(anchors[level][row], deltas[level][picture][row]))
                 scores.append(score)
                 classes.append(cls)
             height, width = sizes[picture][0], sizes[picture][1]
@@ -96,6 +112,24 @@ class Decoder(nn.Module):
         row = rows[torch.div(place, self.num_classes, rounding_mode="floor")]
         return scores, row, place % self.num_classes
 
+    def _with_quality(self, scores: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the scores above the threshold, p ** (1 - w) * q ** w, and which of (K,) these are.
+
+        Args:
+            scores: (K,) class probabilities p.
+            quality: (K,) logits of q.
+        """
+        q = torch.sigmoid(quality.to(scores.dtype))
+        scores = scores ** (1.0 - self.quality_power) * q**self.quality_power
+        kept = torch.nonzero(scores > self.score_threshold).squeeze(1)
+        return scores[kept], kept
+
+    def _boxes(self, anchors: Tensor, outputs: Tensor) -> Tensor:
+        """Returns the boxes (K, 4) of anchors (K, 4) and what the head says of them (K, numbers)."""
+        if self.bins == 0:
+            return decode(anchors, self.anchors.units(outputs))
+        return decode_distances(anchors, expected(outputs, self.bins), self.bins, self.reach)
+
     def _suppress(
         self, boxes: Tensor, scores: Tensor, classes: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,6 +151,13 @@ class Decoder(nn.Module):
             keep = torch.ops.torchvision.nms(apart[:count], scores[:count].double(), self.nms)
         keep = keep[: self.detections]
         return boxes[keep], scores[keep], classes[keep]
+
+
+def least_logit(score_threshold: float) -> float:
+    """Returns the logit that candidates must be above: a little low; what is kept is decided on scores."""
+    if score_threshold <= 0:
+        return -math.inf
+    return math.log(score_threshold / (1 - score_threshold)) - 1e-3
 
 
 def _rows(maps: Tensor, numbers: int) -> Tensor:

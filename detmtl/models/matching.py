@@ -39,6 +39,8 @@ class Rules:
         forced: "forcing": an anchor that several boxes force, or that overlaps another box more, learns
             the last of those that force it, as in mmdet.
         inside: anchors with at least this share of their area in an `Ignore.REGION` are left out.
+        kind: "max_iou", the rules of this module; "atss", those of `detmtl.models.atss`.
+        candidates: of "atss", places of each level at which anchors are candidates of a box.
     """
 
     foreground: float = 0.5
@@ -46,6 +48,8 @@ class Rules:
     force: bool = True
     forced: Forced = "best"
     inside: float = 0.5
+    kind: Literal["max_iou", "atss"] = "max_iou"
+    candidates: int = 9
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,14 +186,7 @@ def windowed(anchors: Tensor, labels: PaddedBoxes, rules: Rules, grids: Sequence
         index = torch.where(forced, forcing, index)
     else:
         _complete(best, index, forced, anchors, labels, rules.background)
-    inside = torch.zeros(b, a, dtype=torch.bool)
-    regions = labels.valid & (labels.ignore == Ignore.REGION)
-    if bool(regions.any()):
-        step = max(1, PAIRS // max(1, b * a))
-        for block in [slice(i, i + step) for i in range(0, m, step)]:
-            inside |= _inside(
-                labels.boxes[:, block], regions[:, block], anchors, areas, rules.inside
-            )
+    inside = in_regions(anchors, labels, rules.inside)
     return _decide(
         best.view(b, a),
         index.view(b, a),
@@ -269,6 +266,20 @@ def _pair_iou(boxes: Tensor, anchors: Tensor, areas: Tensor, which: Tensor, at: 
     inter = side[:, 0] * side[:, 1]
     union = area(boxes)[which] + areas[at] - inter
     return inter / union.clamp(min=torch.finfo(inter.dtype).tiny)
+
+
+def in_regions(anchors: Tensor, labels: PaddedBoxes, least: float) -> Tensor:
+    """Returns (B, A) bool, whether at least the share `least` of an anchor (A, 4) is in one of its
+    picture's regions; a few boxes at a time."""
+    b, m, a = *labels.valid.shape, len(anchors)
+    inside = torch.zeros(b, a, dtype=torch.bool, device=anchors.device)
+    regions = labels.valid & (labels.ignore == Ignore.REGION)
+    if not (anchors.is_cuda or bool(regions.any())):
+        return inside
+    areas, step = area(anchors), max(1, PAIRS // max(1, b * a))
+    for block in [slice(i, i + step) for i in range(0, m, step)]:
+        inside |= _inside(labels.boxes[:, block], regions[:, block], anchors, areas, least)
+    return inside
 
 
 def _inside(boxes: Tensor, regions: Tensor, anchors: Tensor, areas: Tensor, least: float) -> Tensor:

@@ -9,7 +9,12 @@
 | picture looked at, empty | all negatives; the normalizer is at least 1 | none |
 | picture not looked at | none, and no part in the normalizer | none |
 
-Outputs: logits (B, A * C, H, W) for each of L levels, then deltas (B, A * 4, H, W) for each.
+With the class losses of `detmtl.losses.quality` a positive's target is its label's score times the IoU of
+its predicted box with the label's; everything else in the table stays as it is. What the boxes learn is in
+`detmtl.tasks.detection_boxes`.
+
+Outputs: logits (B, A * C, H, W) for each of L levels, then boxes for each, then, of some heads, quality
+for each: see `detmtl.models.retina_head.RetinaHead.forward`.
 Letters: B pictures, C classes, L levels, A anchors (per position in outputs, else of all levels),
 R rows (anchors of one level), M boxes of a picture, K positions of positives.
 Source: Lin et al. 2017 (RetinaNet), arXiv 1708.02002; what coverage and ignored boxes do is ours.
@@ -21,18 +26,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from detmtl.losses.boxes import giou, l1, smooth_l1
 from detmtl.losses.focal import FocalTargets, focal_sums
 from detmtl.losses.normalizer import Density, Normalizer, normalizer
+from detmtl.losses.quality import quality_focal_sums, varifocal_sums
 from detmtl.losses.terms import LossTerms
 from detmtl.models.anchors import Anchors
-from detmtl.models.boxcoder import decode, encode
+from detmtl.models.atss import match_atss
 from detmtl.models.matching import Matches, Rules, match
 from detmtl.models.windows import Grid, grids
 from detmtl.structures.labels import PaddedBoxes
 from detmtl.structures.sample import Batch
+from detmtl.tasks.detection_boxes import BoxTerms, Rows, overlap_of
 
-BoxLoss = Literal["smooth_l1", "l1", "giou"]
+ClassLoss = Literal["focal", "quality_focal", "varifocal"]
 
 
 class DetectionLoss:
@@ -48,20 +54,22 @@ class DetectionLoss:
         rules: Rules,
         alpha: float,
         gamma: float,
-        box: BoxLoss,
-        beta: float,
-        box_weight: float,
         normalizer: Normalizer,
+        boxes: BoxTerms,
+        classification: ClassLoss = "focal",
     ):
-        """Takes the anchors of the head and what `detmtl.tasks.detection.LossSettings` explains."""
+        """Takes the anchors of the head and what `detmtl.tasks.detection.LossSettings` explains.
+
+        Args:
+            boxes: the terms of the boxes.
+        """
         self.anchors = anchors
         self.rules = rules
         self.alpha = alpha
         self.gamma = gamma
-        self.box = box
-        self.beta = beta
-        self.box_weight = box_weight
         self.normalizer: Normalizer = normalizer
+        self.boxes = boxes
+        self.classification: ClassLoss = classification
         self._grids: dict[tuple[tuple[int, int], ...], list[Grid]] = {}
 
     def __call__(
@@ -71,67 +79,59 @@ class DetectionLoss:
         batch: Batch,
         density: Density | None = None,
     ) -> LossTerms:
-        """Returns the terms "class" and "box", scalars of at least float32.
+        """Returns the terms "class" and "box", scalars of at least float32; where the head has more
+        outputs, "distribution" and "quality" too.
 
         Args:
-            outputs: logits (B, A * C, H, W) for each level, then deltas (B, A * 4, H, W) for each.
+            outputs: of the head, for each level; see the module.
             labels: of the B pictures.
             batch: the pictures' sources and weights.
             density: what the normalizer remembers of earlier batches.
         """
         num_classes = labels.coverage.shape[1]
-        half = len(outputs) // 2
-        levels = self.anchors(outputs[:half])
-        anchors = self.anchors.flat(outputs[:half])
-        matches = match(anchors, labels, self.rules, self._grids_of(levels, outputs[:half]))
+        num_levels = len(outputs) // (2 if self.boxes.quality == "none" else 3)
+        maps, of_boxes, of_quality = (
+            outputs[i * num_levels : (i + 1) * num_levels] for i in range(3)
+        )
+        anchors = self.anchors.flat(maps)
+        matches = self._match(anchors, labels, maps)
         positives = matches.positive.sum(1)
         scale = normalizer(self.normalizer, positives, labels.present, batch, density)
-        logits = [_rows(x, num_classes) for x in outputs[:half]]
-        deltas = torch.cat([_rows(x, 4) for x in outputs[half:]], dim=1)
+        logits = [_rows(x, num_classes) for x in maps]
         learned = _learned(matches)
-        targets = class_targets(logits, labels, matches, learned, scale)
-        return LossTerms.of(
-            {
-                "class": focal_sums(logits, targets, self.alpha, self.gamma),
-                "box": self._box_term(deltas, anchors, labels, matches, learned, scale),
-            }
-        )
+        rows = Rows.of(learned, anchors, labels, matches, scale)
+        of_learned = _gather(of_boxes, 4 * (self.boxes.bins + 1), learned)
+        quality = _gather(of_quality, 1, learned)[:, 0] if of_quality else None
+        boxes, fit = None, None
+        if self.boxes.needs_boxes() or self.classification != "focal":
+            boxes = self.boxes.boxes(of_learned, rows.own)
+        if boxes is not None and (self.boxes.quality == "iou" or self.classification != "focal"):
+            fit = overlap_of(boxes, rows)
+        of_class = fit if self.classification != "focal" else None
+        targets = class_targets(logits, labels, matches, learned, scale, of_class)
+        terms = {"class": self._class_sums(logits, targets)}
+        of_quality_term = fit if self.boxes.quality == "iou" else None
+        terms |= self.boxes.terms(of_learned, boxes, quality, rows, of_quality_term, len(positives))
+        return LossTerms.of(terms)
 
-    def _box_term(
-        self,
-        deltas: Tensor,
-        anchors: Tensor,
-        labels: PaddedBoxes,
-        matches: Matches,
-        learned: Tensor,
-        scale: Tensor,
-    ) -> Tensor:
-        """Returns each picture's sum over positive anchors of box loss, box weight and scale, (B,)."""
-        a = len(anchors)
-        picture = torch.div(learned, a, rounding_mode="floor")
-        box = matches.index.view(-1)[learned]
-        on = matches.positive.view(-1)[learned]
-        own = anchors[learned % a]
-        # Rows that are no positives compare an anchor with itself: finite, and weighted 0.
-        target = torch.where(on[:, None], labels.boxes[picture, box], own)
-        predicted = deltas.reshape(-1, 4)[learned]
-        if predicted.dtype in (torch.float16, torch.bfloat16):
-            predicted = predicted.float()
-        if self.box == "giou":
-            losses = giou(decode(own.to(predicted.dtype), self.anchors.units(predicted)), target)
-        elif self.box == "l1":
-            losses = l1(predicted, self.anchors.targets(encode(own, target)))
-        else:
-            losses = smooth_l1(predicted, self.anchors.targets(encode(own, target)), self.beta)
-        weights = labels.weights[picture, box, 1] * on * scale[picture]
-        sums = losses.new_zeros(len(deltas)).index_add(0, picture, losses * weights)
-        return self.box_weight * sums
+    def _class_sums(self, logits: Sequence[Tensor], targets: Sequence[FocalTargets]) -> Tensor:
+        if self.classification == "quality_focal":
+            return quality_focal_sums(logits, targets, self.gamma)
+        if self.classification == "varifocal":
+            return varifocal_sums(logits, targets, 1 - self.alpha, self.gamma)
+        return focal_sums(logits, targets, self.alpha, self.gamma)
 
-    def _grids_of(self, levels: list[Tensor], maps: list[Tensor]) -> list[Grid] | None:
-        if levels[0].device.type != "cpu":
-            return None
+    def _match(self, anchors: Tensor, labels: PaddedBoxes, maps: Sequence[Tensor]) -> Matches:
+        if self.rules.kind == "atss":
+            return match_atss(anchors, labels, self.rules, self._grids_of(maps))
+        on_cpu = anchors.device.type == "cpu"
+        return match(anchors, labels, self.rules, self._grids_of(maps) if on_cpu else None)
+
+    def _grids_of(self, maps: Sequence[Tensor]) -> list[Grid]:
+        """Returns the grids of the anchors; read off anchors on the CPU, so that no device is waited for."""
         shapes = tuple((m.shape[-2], m.shape[-1]) for m in maps)
         if shapes not in self._grids:
+            levels = self.anchors.of_shapes(list(shapes), torch.device("cpu"))
             self._grids[shapes] = grids(levels, shapes)
         return self._grids[shapes]
 
@@ -142,12 +142,14 @@ def class_targets(
     matches: Matches,
     learned: Tensor,
     scale: Tensor,
+    fit: Tensor | None = None,
 ) -> list[FocalTargets]:
     """Returns what the logits (B, R, C) of each level shall become.
 
-    A positive learns its box's score as target of its box's class, weighted by the box's class
-    weight. For all other classes it is a negative, as the negatives are for every class: target 0,
-    weighted by the picture's coverage of the class.
+    A positive learns its box's score (times how well its predicted box fits, where that counts) as
+    target of its box's class, weighted by the box's class weight. For all other classes it is a
+    negative, as the negatives are for every class: target 0, weighted by the picture's coverage of the
+    class.
 
     Args:
         logits: of each level.
@@ -155,6 +157,7 @@ def class_targets(
         matches: of all levels' anchors.
         learned: (K,) int64 positions in the flattened (B, A), all positives among them, rising.
         scale: (B,) factor of each picture's loss.
+        fit: (K,) in [0, 1]; None: it does not count.
     """
     b, a = matches.positive.shape
     kind = torch.promote_types(logits[0].dtype, torch.float32)
@@ -165,6 +168,8 @@ def class_targets(
     on = matches.positive.view(-1)[learned]
     classes = labels.classes[picture, box]
     targets = labels.scores[picture, box].to(kind)
+    if fit is not None:
+        targets = targets * fit.to(kind)
     own_weights = (labels.weights[picture, box, 0] * scale[picture]).to(kind)
     found, first = [], 0
     for x in logits:
@@ -197,6 +202,12 @@ def _learned(matches: Matches) -> Tensor:
     if flat.is_cuda:
         return torch.arange(len(flat), device=flat.device)
     return flat.nonzero()[:, 0]
+
+
+def _gather(maps: Sequence[Tensor], numbers: int, learned: Tensor) -> Tensor:
+    """Returns rows (K, numbers) of maps (B, A * numbers, H, W) of all levels, at least float32."""
+    rows = torch.cat([_rows(x, numbers) for x in maps], dim=1).reshape(-1, numbers)[learned]
+    return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
 
 
 def _rows(maps: Tensor, numbers: int) -> Tensor:

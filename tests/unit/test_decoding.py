@@ -6,10 +6,12 @@ import pytest
 import torch
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.retinanet import RetinaNet
+from torchvision.ops import batched_nms
 
 from detmtl.inference.torchscript import deprecation_expected
 from detmtl.models.anchors import AnchorSettings
 from detmtl.models.decoding import Decoder
+from detmtl.models.distances import decode_distances, expected
 
 STRIDES = [8, 16, 32]
 C, A = 4, 9
@@ -129,3 +131,67 @@ def test_early_exit_changes_nothing():
     few, all_of_them = _decoder(detections=3), _decoder(detections=5000)
     for short, long in zip(few(outputs, sizes), all_of_them(outputs, sizes), strict=True):
         assert all(torch.equal(a, b[:3]) for a, b in zip(short, long, strict=True))
+
+
+def _with_distributions(quality, height=96, width=128):
+    """Outputs of a head of distributions (8 bins), with or without a branch for quality."""
+    outputs, g = _outputs(), torch.Generator().manual_seed(5)
+    maps = [(x.shape[-2], x.shape[-1]) for x in outputs[:3]]
+    outputs[3:] = [torch.randn(2, A * 4 * 9, *s, generator=g) for s in maps]
+    if quality:
+        outputs += [torch.randn(2, A, *s, generator=g) for s in maps]
+    return outputs
+
+
+def _by_hand(decoder, outputs, size):
+    """Everything that could come out of a picture before suppression: boxes, scores, classes."""
+    rows = [x[:1].permute(0, 2, 3, 1).reshape(x[0].numel() // n, n) for x, n in outputs]
+    logits, boxes = torch.cat(rows[:3]), torch.cat(rows[3:6])
+    p = logits.sigmoid()
+    scores = p
+    if len(rows) > 6:
+        scores = p**0.7 * torch.cat(rows[6:]).sigmoid() ** 0.3
+    anchors = decoder.anchors.flat([x for x, _ in outputs[:3]])
+    boxes = decode_distances(anchors, expected(boxes, 8), 8, 1.5)
+    kept = ((p > 0.05) & (scores > 0.05)).nonzero()
+    boxes = boxes[kept[:, 0]].clamp(min=0).minimum(torch.tensor([*size[::-1]] * 2))
+    return boxes, scores[kept[:, 0], kept[:, 1]], kept[:, 1]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
+@pytest.mark.parametrize("quality", [False, True])
+def test_distributions_and_quality(quality):
+    decoder = _decoder(bins=8, reach=1.5, quality=quality, quality_power=0.3, detections=40)
+    outputs, sizes = _with_distributions(quality), torch.tensor([[96, 128], [77, 101]])
+    found = decoder(outputs, sizes)
+    numbers = [C] * 3 + [36] * 3 + [1] * 3
+    boxes, scores, classes = _by_hand(
+        decoder, list(zip(outputs, numbers[: len(outputs)], strict=True)), (96.0, 128.0)
+    )
+    kept = batched_nms(boxes.double(), scores.double(), classes, 0.5)[:40]
+    assert len(kept) == 40
+    torch.testing.assert_close(found[0][0], boxes[kept], rtol=0, atol=1e-4)
+    torch.testing.assert_close(found[0][1], scores[kept])
+    assert torch.equal(found[0][2], classes[kept])
+    for ours, theirs in zip(found, torch.jit.script(decoder)(outputs, sizes), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    halves = [x.bfloat16() for x in outputs]
+    exact = decoder([x.float() for x in halves], sizes)
+    for ours, theirs in zip(decoder(halves, sizes), exact, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_quality_ranks_boxes_of_one_probability():
+    outputs = [*_two_overlapping(), *(torch.zeros(1, A, 96 // s, 128 // s) for s in STRIDES)]
+    outputs[0].fill_(-40.0)
+    outputs[0][0, 4 * C + 1, 2, 2] = outputs[0][0, 4 * C + 1, 9, 12] = 2.0
+    outputs[6][0, 4, 9, 12] = 3.0
+    scores = {}
+    for power in (0.0, 0.5):
+        boxes, scores[power], _ = _decoder(quality=True, quality_power=power)(
+            outputs, torch.tensor([[96, 128]])
+        )[0]
+    assert len(boxes) == 2 and boxes[0, 0] > boxes[1, 0]  # the one of better quality comes first
+    p, q = torch.tensor(2.0).sigmoid(), torch.tensor([3.0, 0.0]).sigmoid()
+    torch.testing.assert_close(scores[0.0], p.expand(2))
+    torch.testing.assert_close(scores[0.5], (p * q).sqrt())

@@ -49,12 +49,35 @@ def test_no_tower():
     assert head([torch.randn(1, 8, 3, 3)])[0][0].shape == (1, 2, 3, 3)
 
 
+@pytest.mark.parametrize("box", ["deltas", "distribution"])
+@pytest.mark.parametrize("quality", ["none", "iou", "centerness"])
+def test_outputs_of_every_kind(box, quality):
+    head = HeadSettings(depth=1, box=box, bins=8, quality=quality).build(16, 3, CLASSES)
+    logits, boxes = head([torch.randn(2, 16, s, s) for s in (8, 4)])
+    assert [x.shape[1] for x in logits] == [3 * CLASSES] * 2
+    numbers = [3 * 4 * (9 if box == "distribution" else 1)] * 2 + [3] * 2 * (quality != "none")
+    assert [x.shape[1] for x in boxes] == numbers
+    if quality != "none":
+        assert abs(float(boxes[2].detach().sigmoid().mean()) - 0.5) < 0.2
+
+
+def test_switches_that_are_off_change_no_weight():
+    torch.manual_seed(0)
+    plain = RetinaHead(16, 3, CLASSES).state_dict()
+    torch.manual_seed(0)
+    off = HeadSettings(box="deltas", bins=8, quality="none").build(16, 3, CLASSES).state_dict()
+    assert plain.keys() == off.keys() and all(torch.equal(plain[k], off[k]) for k in plain)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
 @pytest.mark.filterwarnings("ignore:Encountering a list:torch.jit.TracerWarning")
-def test_traced_equals_eager_at_other_sizes():
-    head = RetinaHead(8, 3, 2, depth=1, norm="group").eval()
+@pytest.mark.parametrize("bins", [0, 8])
+@pytest.mark.parametrize("quality", [False, True])
+def test_traced_and_scripted_equal_eager_at_other_sizes(bins, quality):
+    head = RetinaHead(8, 3, 2, depth=1, norm="group", bins=bins, quality=quality).eval()
     traced = torch.jit.trace(
         head, ([torch.randn(1, 8, 4, 4), torch.randn(1, 8, 2, 2)],), strict=False
     )
     features = [torch.randn(2, 8, 6, 5), torch.randn(2, 8, 3, 3)]
     torch.testing.assert_close(traced(features), head(features))
+    torch.testing.assert_close(torch.jit.script(head)(features), head(features))

@@ -1,0 +1,79 @@
+"""A predictor that looks at several views of each picture.
+
+Letters: H and W pixels.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detmtl.inference.predictor import AnyPredictor
+from detmtl.inference.views import View, ViewSettings, merged, views, vote
+from detmtl.structures.labels import BoxLabels, Labels, MapLabels, TagLabels
+
+
+class ViewsPredictor:
+    """Another predictor, asked for several views of each picture; see `ViewSettings`.
+
+    Boxes of all views go through one suppression. A map is a vote of the views, weighted by their
+    confidence. A tag's probability is the mean over the views that show the whole picture, since a tile
+    need not show what the picture does.
+
+    Args:
+        predictor: the one that is asked: of a checkpoint or of an exported file.
+        settings: which views. Boxes suppress those of other classes where they do so in one view.
+        batch_size: views that are asked for at once.
+    """
+
+    def __init__(
+        self,
+        predictor: AnyPredictor,
+        settings: ViewSettings,
+        batch_size: int = 1,
+    ):
+        self.class_names, self.names = predictor.class_names, predictor.names
+        self._predictor, self._settings, self._batch_size = predictor, settings, batch_size
+
+    def predict(self, images: Sequence[Tensor]) -> list[dict[str, Labels]]:
+        """Returns per picture (3, H, W) uint8 RGB: task name -> labels in its own pixels, on the CPU."""
+        return [self._predict(image) for image in images]
+
+    def decoders(self) -> list[Any]:
+        """Returns the other predictor's."""
+        return self._predictor.decoders()
+
+    def _predict(self, image: Tensor) -> dict[str, Labels]:
+        size = (int(image.shape[1]), int(image.shape[2]))
+        seen = views(*size, self._settings)
+        found: list[Mapping[str, Labels]] = []
+        for first in range(0, len(seen), self._batch_size):
+            chunk = seen[first : first + self._batch_size]
+            found += self._predictor.predict([view.of(image) for view in chunk])
+        return {
+            name: self._merged([of_view[name].to("cpu") for of_view in found], seen, size)
+            for name in found[0]
+        }
+
+    def _merged(
+        self, labels: Sequence[Labels], seen: Sequence[View], size: tuple[int, int]
+    ) -> Labels:
+        if isinstance(labels[0], MapLabels):
+            maps = [one for one in labels if isinstance(one, MapLabels)]
+            return vote(maps, seen, size, 0.0)
+        if isinstance(labels[0], TagLabels):
+            tags = [one for one in labels if isinstance(one, TagLabels)]
+            whole = [
+                one.targets
+                for one, view in zip(tags, seen, strict=True)
+                if view.left <= 0
+                and view.top <= 0
+                and view.right >= size[1]
+                and view.bottom >= size[0]
+            ] or [one.targets for one in tags]
+            return replace(tags[0], targets=torch.stack(whole).mean(0))
+        boxes = [one for one in labels if isinstance(one, BoxLabels)]
+        agnostic = any(decoder.class_agnostic for decoder in self.decoders())
+        return merged(boxes, seen, size, self._settings.overlap, True, agnostic)

@@ -1,0 +1,249 @@
+"""Prediction from several views: mirrored, at other scales, in tiles whose cut boxes are joined."""
+
+from itertools import pairwise
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from coco_files import NAMES, coco_data, save_coco
+from test_predictor import content  # noqa: F401 (a fixture: a checkpoint of a random model)
+
+from detmtl.data.coco import CocoSource
+from detmtl.inference import views as looking
+from detmtl.inference.predictor import Predictor, change_test, load_checkpoint
+from detmtl.inference.results import predict_to_files
+from detmtl.inference.scoring import evaluate_predictor
+from detmtl.inference.views import View, ViewSettings, joined, merged, views
+from detmtl.inference.views_predictor import ViewsPredictor
+from detmtl.structures.boxes import iou
+from detmtl.structures.classes import LabelSpace
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import BoxLabels, MapLabels, TagLabels
+from detmtl.tasks.detection import DetectionConfig
+
+
+class Bright:
+    """Finds the bright rectangle of whatever it sees, and says how bright the left half is."""
+
+    class_names = ("spot", "other")
+    names = {"boxes": ("spot", "other"), "map": ("bright",), "tags": ("left",)}
+    agnostic = False
+    seen: list
+
+    def __init__(self):
+        self.seen = []
+
+    def decoders(self):
+        return [self]
+
+    @property
+    def class_agnostic(self):
+        return self.agnostic
+
+    def predict(self, images):
+        found = []
+        for image in images:
+            self.seen.append(tuple(image.shape[1:]))
+            boxes, scores, classes = [], [], []
+            for c, level in enumerate((200, 220)):
+                y, x = torch.where(image[0] == level)
+                if len(x):
+                    boxes.append([x.min(), y.min(), x.max() + 1, y.max() + 1])
+                    scores.append(0.5 + 0.2 * c)
+                    classes.append(c)
+            labels = BoxLabels.of(
+                torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+                torch.tensor(classes).long(),
+                2,
+                torch.tensor(scores),
+            )
+            left = image[0, :, : max(1, image.shape[2] // 2)].float().mean() / 255
+            found.append(
+                {
+                    "boxes": labels,
+                    "map": MapLabels((image[0] < 128).to(torch.uint8), None, torch.ones(1)),
+                    "tags": TagLabels(left[None], torch.ones(1)),
+                }
+            )
+        return found
+
+
+def picture(box, height=120, width=200, level=200):
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    image[:, box[1] : box[3], box[0] : box[2]] = level
+    return image
+
+
+def found_in(image, predictor=None, **settings):
+    return ViewsPredictor(predictor or Bright(), ViewSettings(**settings)).predict([image])[0]
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.2, 0.5])
+@pytest.mark.parametrize("size", [(120, 200), (64, 64), (40, 65), (30, 500), (1000, 1003)])
+def test_tiles_cover_the_picture_and_overlap_as_asked(size, overlap):
+    settings = ViewSettings(tile=64, tile_overlap=overlap)
+    seen = views(*size, settings)
+    assert seen[0].window == (0, 0, size[1], size[0])  # the whole picture comes first
+    tiles = seen[1:] or seen
+    shown = np.zeros(size, dtype=int)
+    for view in tiles:
+        shown[view.top : view.bottom, view.left : view.right] += 1
+        assert view.bottom - view.top == min(64, size[0])
+        assert view.right - view.left == min(64, size[1])
+    assert shown.min() >= 1
+    for first, second in (("left", "right"), ("top", "bottom")):
+        spans = sorted({(getattr(v, first), getattr(v, second)) for v in tiles})
+        # to half a pixel each, to which tiles are rounded
+        assert all(end - start >= overlap * 64 - 1 for (_, end), (start, _) in pairwise(spans))
+    assert len(seen) < 20 or (size == (1000, 1003) and len(seen) <= 1 + 31**2)
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        (3, 5, 12, 9),  # in one tile
+        (58, 10, 80, 20),  # over an edge, more than the tiles share
+        (50, 40, 150, 50),  # over three tiles
+        (40, 30, 120, 100),  # over a corner where four meet
+        (0, 0, 200, 120),
+    ],
+)
+@pytest.mark.parametrize("flip", [False, True])
+def test_tiles_alone_find_every_box_whole(box, flip, monkeypatch):
+    """Without the view of the whole picture, by joining what the tiles cut."""
+    image = picture(box)
+    alone = views(120, 200, ViewSettings(tile=64, flip=flip))[1 + flip :]
+    labels = [one["boxes"] for one in Bright().predict([view.of(image) for view in alone])]
+    found = merged(labels, alone, (120, 200), 0.6, join=True)
+    assert found.boxes.tolist() == [list(box)]
+    assert found_in(image, tile=64, flip=flip)["boxes"].boxes.tolist() == [list(box)]
+    monkeypatch.setattr(looking, "PAIRS", 3)
+    assert merged(labels, alone, (120, 200), 0.6, join=True).boxes.tolist() == [list(box)]
+
+
+def _parts(*boxes, classes=None):
+    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    classes = torch.zeros(len(boxes)) if classes is None else torch.tensor(classes)
+    return BoxLabels.of(boxes, classes.long(), 2, torch.linspace(0.5, 0.6, len(boxes)))
+
+
+def test_parts_are_joined_only_where_tiles_agree_and_the_ends_were_seen():
+    left, right = View(0, 0, 64, 64, False), View(44, 0, 108, 64, False)
+    cut_right, cut_left = torch.tensor([[0, 0, 1, 0]]).bool(), torch.tensor([[1, 0, 0, 0]]).bool()
+
+    def join(a, b, cuts=(cut_right, cut_left)):
+        return joined([a, b], cuts, [left, right]).boxes.tolist()
+
+    a, b = _parts([20, 10, 64, 30]), _parts([44, 11, 90, 30])
+    assert join(a, b) == [[20, 10, 90, 30]]
+    assert (
+        join(a, _parts([44, 24, 90, 44])) == []
+    )  # another object: in the shared strip they differ
+    assert join(a, _parts([44, 11, 90, 30], classes=[1])) == []
+    assert join(a, _parts()[:0], (cut_right, cut_left[:0])) == []
+    open_end = torch.tensor([[1, 0, 1, 0]]).bool()  # reaches on into a tile that saw nothing
+    assert join(a, _parts([44, 11, 108, 30]), (cut_right, open_end)) == []
+    mirrored = View(0, 0, 64, 64, True)
+    assert joined([a, a], [cut_right] * 2, [left, mirrored]).boxes.tolist() == []
+
+
+def test_large_objects_come_from_the_whole_picture_and_small_ones_from_tiles():
+    inner = Bright()
+    found_in(picture((0, 0, 1, 1)), inner, tile=64, tile_overlap=0.2)
+    assert inner.seen[0] == (120, 200) and set(inner.seen[1:]) == {(64, 64)}
+
+
+def test_scales_and_flip_as_the_teachers():
+    inner = Bright()
+    found = found_in(picture((30, 20, 60, 50)), inner, flip=True, scales=(1.0, 0.5))
+    assert sorted(set(inner.seen)) == [(120, 200), (240, 400)] and len(inner.seen) == 4
+    assert found["boxes"].boxes.tolist() == [[30, 20, 60, 50]]
+
+
+def test_class_agnostic_suppression_across_views():
+    image = picture((10, 10, 50, 50))
+    image[:, 12:48, 12:49] = 220  # a second class almost in the same place
+    assert found_in(image, flip=True)["boxes"].classes.tolist() == [1, 0]
+    inner = Bright()
+    inner.agnostic = True
+    assert found_in(image, inner, flip=True)["boxes"].classes.tolist() == [1]
+
+
+def test_maps_vote_and_tags_are_the_mean_of_whole_views():
+    image = picture((0, 0, 100, 120), level=255)  # the left half
+    found = found_in(image, flip=True, tile=64)
+    assert torch.equal(found["map"].classes, (image[0] < 128).to(torch.uint8))
+    torch.testing.assert_close(found["tags"].targets, torch.tensor([0.5]))  # 1 and, mirrored, 0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"tile": 8}, {"tile_overlap": 0.9}, {"scales": ()}, {"scales": (9,)}]
+)
+def test_settings_are_checked(wrong):
+    with pytest.raises(ValueError):
+        ViewSettings(**wrong)
+
+
+@pytest.fixture
+def predictor(content, tmp_path):  # noqa: F811
+    torch.save(content, tmp_path / "best.pt")
+    return Predictor(load_checkpoint(tmp_path / "best.pt"))
+
+
+def test_a_real_model_through_views_writes_files(predictor, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((300, 400, 3), 90, np.uint8))
+    several = ViewsPredictor(predictor, ViewSettings(tile=128, flip=True), batch_size=4)
+    one = ViewsPredictor(predictor, ViewSettings(tile=128, flip=True))
+    path = predict_to_files(several, [tmp_path / "a.png"], tmp_path / "out")
+    assert path.is_file()
+    image = [
+        torch.randint(0, 256, (3, 150, 200), generator=torch.Generator().manual_seed(0)).byte()
+    ]
+    a, b = several.predict(image)[0]["boxes"], one.predict(image)[0]["boxes"]
+    assert len(a) == len(b) > 0
+    torch.testing.assert_close(a.boxes, b.boxes, atol=1e-2, rtol=0)
+
+
+def test_settings_of_the_decoder_change_what_comes_out(predictor):
+    image = [torch.randint(0, 256, (3, 64, 96), generator=torch.Generator().manual_seed(0)).byte()]
+    before = predictor.predict(image)[0]["boxes"]
+    change_test(predictor, {"score_threshold": float(before.scores[5])}, "--set")
+    assert len(predictor.predict(image)[0]["boxes"]) <= 5 < len(before)
+    change_test(predictor, {"score_threshold": 0.0, "detections": 10_000, "nms": 0.1}, "--set")
+    found = {}
+    for agnostic in (False, True):
+        change_test(predictor, {"class_agnostic": agnostic}, "--set")
+        found[agnostic] = predictor.predict(image)[0]["boxes"].boxes.double()
+    assert len(found[True]) < len(found[False])
+    worst = {k: float(iou(x, x).fill_diagonal_(0).max()) for k, x in found.items()}
+    assert worst[True] <= 0.1 + 1e-3 < worst[False]
+    for wrong, message in (({"nms": 7}, "--set: nms"), ({"nmz": 0.5}, "nmz")):
+        with pytest.raises(InputError, match=message):
+            change_test(predictor, wrong, "--set")
+
+
+def test_scoring_a_predictor(tmp_path):
+    """Truth is scored as what is found: the bright spots themselves."""
+    data = coco_data()
+    for one in data["annotations"]:
+        one["category_id"] = data["categories"][0]["id"]
+    save_coco(tmp_path, data, 3)
+    source = CocoSource(images="images", annotations="coco.json").load(
+        "here", tmp_path, LabelSpace.of(NAMES), tmp_path / "cache"
+    )
+
+    class Truth:
+        class_names, names, at = NAMES, {"boxes": NAMES}, 0
+
+        def decoders(self):
+            return []
+
+        def predict(self, images):
+            self.at += 1
+            return [{"boxes": source.boxes(self.at - 1)}]
+
+    task = DetectionConfig().build("boxes", [8] * 3, [8, 16, 32], len(NAMES), NAMES)
+    done = []
+    values = evaluate_predictor(Truth(), {"boxes": task}, source, progress=done.append)
+    assert values["boxes/AP"] == pytest.approx(1) and done == [1, 1, 1]
