@@ -121,13 +121,29 @@ class MultiTask(nn.Module):
         Args:
             images: (B, 3, H, W) RGB, 0..255, uint8 or float; H and W multiples of 32.
         """
+        return self.heads(self.features(images))
+
+    def features(self, images: Tensor) -> dict[str, Tensor]:
+        """Returns the feature maps that the tasks share, by name; see `forward`."""
         images = self.normalize(images).to(next(self.backbone.parameters()).dtype)
         features = self.backbone(images)
-        named = dict(zip(self._names, [*features, *self.fpn(features)], strict=True))
+        return dict(zip(self._names, [*features, *self.fpn(features)], strict=True))
+
+    def heads(self, features: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+        """Returns for each task what its `forward` makes of what `features` gives."""
         return {
-            name: task([named[level] for level in self._at[name]])
+            name: task([features[level] for level in self._at[name]])
             for name, task in self.tasks.items()
         }
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """Returns the parameters of backbone and pyramid that train, in a fixed order."""
+        both = [*self.backbone.parameters(), *self.fpn.parameters()]
+        return [p for p in both if p.requires_grad]
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        """Returns the parameters of the tasks that train, in a fixed order."""
+        return [p for p in self.tasks.parameters() if p.requires_grad]
 
 
 def _levels(strides: list[int]) -> list[int]:
