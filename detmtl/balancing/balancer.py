@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from detmtl.balancing.gradients import Terms
 
-__all__ = ["Balancer", "Terms"]
+__all__ = ["Balancer", "Terms", "push"]
 
 
 class Balancer(nn.Module, ABC):
@@ -45,3 +45,21 @@ class Balancer(nn.Module, ABC):
         Returns:
             A detached scalar float32, without `share` and without the scaler's factor.
         """
+
+
+def push(
+    total: Tensor | None, like: Tensor, scaler: torch.amp.GradScaler | None, share: float
+) -> Tensor:
+    """Adds the gradient of a weighted sum of terms to all `.grad`, and returns the sum, detached.
+
+    Args:
+        total: None, and one without a graph, leave every gradient as it is.
+        like: of the device and type of the 0 that is returned for None.
+        scaler, share: see `Balancer.backward`.
+    """
+    if total is None:
+        return like.new_zeros(())
+    if total.requires_grad:
+        scaled = total * share
+        (scaled if scaler is None else scaler.scale(scaled)).backward()
+    return total.detach()
