@@ -29,7 +29,7 @@ from detmtl.engine.online_audit import Audits, Choices
 from detmtl.engine.recorder import Recorder
 from detmtl.engine.state import State, load_weights, read_checkpoint, seed_everything, weights_of
 from detmtl.engine.trainer import train
-from detmtl.inference.export import export_torchscript
+from detmtl.inference.export import export_torchscript, exported
 from detmtl.pools import (
     audit_source,
     gold_sources,
@@ -142,6 +142,8 @@ def _run(settings: RunSettings, folder: RunFolder, process: Process, console: Co
 
     model = build(settings, space)
     _tell_start(model, console)
+    if settings.export.format:
+        exported(model, folder.torchscript)  # what cannot be exported is told before the training
     teacher = settings.silver.teacher if settings.silver and pools else None
     if isinstance(teacher, GoldTeacher) and teacher.burn_in:
         start = folder.teacher.best
@@ -281,9 +283,11 @@ def fit_model(
         return
     mixture = mixture_of(settings, sources)
     console.print(mixture.plan_table())
+    balancer = settings.balancing.build(list(settings.tasks))
+    balancer.attach(model.shared_parameters(), model.own_parameters())
     state = settings.train.prepare(
         model,
-        settings.balancing.build(list(settings.tasks)),
+        balancer,
         optim,
         process,
         settings.resolved(),
