@@ -21,6 +21,7 @@ from detmtl.data.mixture import Mixture
 from detmtl.data.scenes import render_scenes
 from detmtl.data.source import Source
 from detmtl.engine import distributed
+from detmtl.engine.diagnosis import Diagnosis
 from detmtl.engine.distributed import Process
 from detmtl.engine.evaluator import evaluate
 from detmtl.engine.memory import keep_freed_memory
@@ -297,6 +298,9 @@ def fit_model(
             truth=truth_of(val),
         )
 
+    diagnosis = None
+    if settings.diagnosis.every is not None:
+        diagnosis = Diagnosis(settings.diagnosis, model.stages())
     labels = {name: task.labels for name, task in state.tasks.items()}
     names = {task: settings.data.names()[key] for task, key in labels.items()}
     with Recorder(folder.path, steps, names, state.step, process.rank == 0, labels) as recorder:
@@ -309,6 +313,7 @@ def fit_model(
             recorder,
             folder.path,
             [source.name for source in sources],
+            diagnosis,
         )
     load_weights(model, weights_of(read_checkpoint(folder.best)), str(folder.best))
     model.eval()

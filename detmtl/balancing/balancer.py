@@ -30,6 +30,11 @@ class Balancer(nn.Module, ABC):
             own: all others, the heads'.
         """
 
+    def weighted(self, terms: Terms) -> Terms:
+        """Returns the terms as they count in the update, where the method weights losses; else as they
+        are. Changes nothing; for whoever looks at the tasks' gradients."""
+        return terms
+
     @abstractmethod
     def backward(
         self, terms: Terms, scaler: torch.amp.GradScaler | None = None, share: float = 1.0

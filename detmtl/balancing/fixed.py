@@ -62,11 +62,7 @@ class Fixed(Balancer):
         """
         if self._unseen:
             self._check_names(terms)
-        weighted = [
-            self.weights.get(task, 1.0) * self.weights.get(f"{task}/{name}", 1.0) * term
-            for task, of_task in terms.items()
-            for name, term in of_task.items()
-        ]
+        weighted = [term for of_task in self.weighted(terms).values() for term in of_task.values()]
         if not weighted:
             return self._nothing.clone()
         total = torch.stack(weighted).sum()
@@ -74,6 +70,16 @@ class Fixed(Balancer):
             scaled = total * share
             (scaled if scaler is None else scaler.scale(scaled)).backward()
         return total.detach()
+
+    def weighted(self, terms: Terms) -> Terms:
+        """Returns the terms times their weights."""
+        return {
+            task: {
+                name: self.weights.get(task, 1.0) * self.weights.get(f"{task}/{name}", 1.0) * term
+                for name, term in of_task.items()
+            }
+            for task, of_task in terms.items()
+        }
 
     def _check_names(self, terms: Terms) -> None:
         """Looks up each weight's term the first time that its task has terms."""
