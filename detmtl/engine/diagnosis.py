@@ -94,7 +94,9 @@ class Diagnosis:
         """Returns a record of each look since the last call; waits for the device."""
         pending, self._pending = self._pending, []
         return [
-            record(step, tasks, dict(zip(self._stages, inner.tolist(), strict=True)), spoke.tolist())
+            record(
+                step, tasks, dict(zip(self._stages, inner.tolist(), strict=True)), spoke.tolist()
+            )
             for step, tasks, inner, spoke in pending
         ]
 
@@ -125,7 +127,10 @@ def record(
         spoke: (T,) above 0 where the task had labels.
     """
     of = [i for i in range(len(tasks)) if spoke[i] > 0]
-    whole = [[math.fsum(g[i][j] for g in inner.values()) for j in range(len(tasks))] for i in range(len(tasks))]
+    whole = [
+        [math.fsum(g[i][j] for g in inner.values()) for j in range(len(tasks))]
+        for i in range(len(tasks))
+    ]
     norm: dict[str, dict[str, float | None]] = {}
     cosine: dict[str, dict[str, float | None]] = {}
     for stage, g in {**inner, TRUNK: whole}.items():

@@ -154,6 +154,16 @@ class Backbone(nn.Module):
         features = self._all_features(images)
         return [features[i] for i in self._indices]
 
+    def freeze(self) -> None:
+        """Makes all weights constants, batch norms with their running statistics included."""
+        if has_batch_norm(self.network):
+            first = next(self.parameters())
+            side = self._example_size
+            generator = torch.Generator().manual_seed(0)
+            example = torch.randn(2, 3, side, side, generator=generator).to(first)
+            fold_batch_norms(self.network, example)
+        self.requires_grad_(False)
+
     def stages(self) -> dict[str, list[nn.Parameter]]:
         """Returns the parameters that train, each once, by the finest features that depend on them: c1
         (stride 2), c2 and so on, in order.

@@ -45,7 +45,9 @@ def by_backward(model, batch, task):
     mine = copy.deepcopy(model)
     sum(terms_of(mine, batch)[task].values()).backward()
     return {
-        name: torch.cat([torch.zeros_like(p).ravel() if p.grad is None else p.grad.ravel() for p in of])
+        name: torch.cat(
+            [torch.zeros_like(p).ravel() if p.grad is None else p.grad.ravel() for p in of]
+        )
         for name, of in mine.stages().items()
     }
 
@@ -124,7 +126,17 @@ def run(folder, diagnosis, steps=4, stop=None, resume=False, weights=None, silen
 
     names = dict.fromkeys(("boxes", "map", "tags"), NAMES)
     with Recorder(folder, steps, names, state.step, False, {"map": "maps"}) as told:
-        train(state, batches(), settings, OptimSettings(warmup=0), lambda m: {}, told, folder, (), seen)
+        train(
+            state,
+            batches(),
+            settings,
+            OptimSettings(warmup=0),
+            lambda m: {},
+            told,
+            folder,
+            (),
+            seen,
+        )
     return state
 
 
