@@ -318,9 +318,11 @@ def fit_model(
         return
     mixture = mixture_of(settings, sources)
     console.print(mixture.plan_table())
+    balancer = settings.balancing.build(list(settings.tasks))
+    balancer.attach(model.shared_parameters(), model.own_parameters())
     state = settings.train.prepare(
         model,
-        settings.balancing.build(list(settings.tasks)),
+        balancer,
         optim,
         process,
         settings.resolved(),

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from detmtl.balancing.gradients import Terms
 
-__all__ = ["Balancer", "Terms"]
+__all__ = ["Balancer", "Terms", "push"]
 
 
 class Balancer(nn.Module, ABC):
@@ -31,9 +31,10 @@ class Balancer(nn.Module, ABC):
         """
 
     def weighted(self, terms: Terms) -> Terms:
-        """Returns the terms as they count in the update, where the method weights losses; else as they
-        are. Changes nothing; for whoever looks at the tasks' gradients."""
-        return terms
+        """Returns the terms with the settings' weights and in scale, before what the method itself makes
+        of them. Changes nothing; for whoever looks at the tasks' gradients."""
+        losses = getattr(self, "losses", None)
+        return terms if losses is None else losses.weighted(terms)
 
     @abstractmethod
     def backward(
@@ -50,3 +51,21 @@ class Balancer(nn.Module, ABC):
         Returns:
             A detached scalar float32, without `share` and without the scaler's factor.
         """
+
+
+def push(
+    total: Tensor | None, like: Tensor, scaler: torch.amp.GradScaler | None, share: float
+) -> Tensor:
+    """Adds the gradient of a weighted sum of terms to all `.grad`, and returns the sum, detached.
+
+    Args:
+        total: None, and one without a graph, leave every gradient as it is.
+        like: of the device and type of the 0 that is returned for None.
+        scaler, share: see `Balancer.backward`.
+    """
+    if total is None:
+        return like.new_zeros(())
+    if total.requires_grad:
+        scaled = total * share
+        (scaled if scaler is None else scaler.scale(scaled)).backward()
+    return total.detach()

@@ -78,8 +78,13 @@ def cosines(inner: Tensor) -> Tensor:
 
 def mean_over_processes(values: Tensor) -> Tensor:
     """Returns the mean of all processes' `values`; every process has to call it."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if processes() == 1:
         return values
     total = values.clone()
     dist.all_reduce(total)
-    return total / dist.get_world_size()
+    return total / processes()
+
+
+def processes() -> int:
+    """Returns the number of processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -114,10 +114,13 @@ def changes_of(arm: Arm, settings: TransferSettings, whole: RunSettings, where: 
     mix = whole.mix_for(list(sources)).model_dump(mode="json")
     changes: Changes = {"tasks": tasks, "data.sources": sources, "mix": mix}
     changes |= {"export.format": None, "train.pictures_every": None}
-    if weights := tree["balancing"].get("weights"):
-        changes["balancing.weights"] = {
-            k: v for k, v in weights.items() if k.split("/")[0] in arm.tasks
-        }
+    weights = {
+        k: v for k, v in tree["balancing"]["weights"].items() if k.split("/")[0] in arm.tasks
+    }
+    if len(arm.tasks) == 1:  # there is nothing to balance
+        changes["balancing"] = {"kind": "fixed", "weights": weights}
+    else:
+        changes["balancing.weights"] = weights
     if settings.diagnose_every is not None and len(arm.tasks) > 1:
         changes["diagnosis.every"] = max(1, min(settings.diagnose_every, whole.train.steps // 5))
     return changes | (settings.wide if arm.wide else {}) | without

@@ -155,7 +155,7 @@ def train(
             clock.lap("backward")
             pictures += len(batch) * distributed.world_size()
         distributed.average_gradients(weights)
-        watch.add_gradient_norm(_update(state, weights, optim.clip))
+        watch.add_gradient_norm(_update(state, optim.clip))
         state.step += 1
         if state.ema is not None:
             state.ema.update(state.model, state.step)
@@ -197,19 +197,26 @@ def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def _update(state: State, weights: list[nn.Parameter], clip: float | None) -> Tensor:
-    """Steps the optimizer and returns the gradient's norm before clipping.
+def _update(state: State, clip: float | None) -> Tensor:
+    """Steps the optimizer and returns the norm of the network's gradient before clipping.
 
-    A gradient that is not finite changes nothing; the device decides that by itself.
+    What a balancer learns is in other units and has no part in it. A gradient that is not finite
+    changes nothing; the device decides that by itself.
     """
-    gradients = [p.grad for p in weights if p.grad is not None]
+    of_network = [
+        p
+        for group in state.optimizer.param_groups
+        for p in group["params"]
+        if group["name"] != "other" and p.grad is not None
+    ]
+    gradients = [p.grad for p in of_network if p.grad is not None]
     if not gradients:  # nothing in the batch was labelled for any task
         return torch.zeros((), device=state.device)
     if state.scaler is not None:
         state.scaler.unscale_(state.optimizer)
     norm = torch.nn.utils.get_total_norm(gradients)
     if clip is not None:
-        torch.nn.utils.clip_grads_with_norm_(weights, clip, norm)
+        torch.nn.utils.clip_grads_with_norm_(of_network, clip, norm)
     if state.scaler is not None:
         state.scaler.step(state.optimizer)
         state.scaler.update()

@@ -2,7 +2,7 @@
 
 import torch
 
-from detmtl.balancing.fixed import Fixed
+from detmtl.balancing.fixed import FixedSettings
 from detmtl.engine.distributed import Process
 from detmtl.engine.optim import OptimSettings
 from detmtl.engine.state import State
@@ -58,9 +58,9 @@ def batch_of(number: int, keys=KEYS, size: int = 2) -> Batch:
 
 
 def prepared(settings: TrainSettings, weights: dict[str, float] | None = None) -> State:
-    return settings.prepare(
-        model_of(), Fixed(weights or {}), OptimSettings(warmup=0), Process(0, 1, CPU), {}, NAMES
-    )
+    balancer = FixedSettings(weights=weights or {}).build(list(TASKS))
+    optim = OptimSettings(warmup=0)
+    return settings.prepare(model_of(), balancer, optim, Process(0, 1, CPU), {}, NAMES)
 
 
 def terms_of(model: MultiTask, batch: Batch):

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from detmtl.balancing.fixed import Fixed
+from detmtl.balancing.fixed import FixedSettings
 from detmtl.engine.distributed import Process
 from detmtl.engine.optim import OptimSettings
 from detmtl.engine.recorder import Recorder
@@ -84,11 +84,11 @@ def batches(start: int = 0, size: int = 4) -> Iterator[Batch]:
         start += 1
 
 
-def prepared(settings: TrainSettings, optim: OptimSettings, seed: int = 0) -> State:
+def prepared(settings: TrainSettings, optim: OptimSettings, seed: int = 0, balancing=None) -> State:
     torch.manual_seed(seed)
-    return settings.prepare(
-        TinyModel(), Fixed({}), optim, Process(0, 1, CPU), {"seed": seed}, NAMES
-    )
+    model, balancer = TinyModel(), (balancing or FixedSettings()).build(["boxes"])
+    balancer.attach(list(model.backbone.parameters()), list(model.tasks.parameters()))
+    return settings.prepare(model, balancer, optim, Process(0, 1, CPU), {"seed": seed}, NAMES)
 
 
 def recorder(folder: Path, steps: int, start_step: int = 0) -> Recorder:

@@ -15,7 +15,7 @@ from torch import nn
 sys.path.insert(0, os.path.dirname(__file__))
 from diagnosis_stand_ins import batch_of, model_of, prepared, terms_of
 
-from detmtl.balancing.fixed import Fixed
+from detmtl.balancing.fixed import FixedSettings
 from detmtl.engine import distributed
 from detmtl.engine.diagnosis import (
     Diagnosis,
@@ -35,7 +35,8 @@ NAMES = ["a", "b"]
 
 def looked(model, batch, layers=None, weights=None):
     seen = Diagnosis(DiagnosisSettings(every=1, layers=layers), model.stages())
-    seen.look(1, Fixed(weights or {}).weighted(terms_of(model, batch)))
+    balancer = FixedSettings(weights=weights or {}).build(list(model.tasks))
+    seen.look(1, balancer.weighted(terms_of(model, batch)))
     (found,) = seen.read()
     return found
 
@@ -182,6 +183,19 @@ def test_numbers_that_are_not_finite_are_null():
     found = record(3, ["a", "b"], {"c5": [[float("inf"), 1.0], [1.0, 4.0]]}, [1, 1])
     assert found["norm"]["c5"] == {"a": None, "b": 2.0}
     json.dumps(found, allow_nan=False)
+
+
+def test_losses_count_as_they_are_weighted_and_scaled_and_nothing_is_taken_in():
+    balancer = FixedSettings(weights={"a": 3, "a/x": 2}, scale="initial").build(["a", "b"])
+    weight = nn.Parameter(torch.ones(()))
+    terms = {"a": {"x": 4 * weight, "y": weight}, "b": {}}
+    balancer.backward(terms)  # the loss of a is 2 * 4 + 1, by which it is scaled from now on
+    before = {k: v.clone() for k, v in balancer.state_dict().items()}
+    found = balancer.weighted(terms)
+    assert found["b"] == {}
+    assert float(found["a"]["x"]) == pytest.approx(3 * 2 * 4 / 9)
+    assert float(found["a"]["y"]) == pytest.approx(3 / 9)
+    assert all(torch.equal(v, before[k]) for k, v in balancer.state_dict().items())
 
 
 def test_means_over_records():

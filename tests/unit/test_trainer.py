@@ -7,12 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.multiprocessing
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 sys.path.insert(0, os.path.dirname(__file__))
 from engine_stand_ins import CPU, batch_of, batches, prepared, recorder
 
+from detmtl.balancing.balancers import AnyBalancer
+from detmtl.balancing.uncertainty import UncertaintySettings
 from detmtl.engine import distributed
 from detmtl.engine.evaluator import evaluate
 from detmtl.engine.optim import OptimSettings
@@ -47,6 +49,7 @@ def weights(state):
     found = {f"model.{k}": v for k, v in state.model.state_dict().items()}
     if state.ema is not None:
         found |= {f"ema.{k}": v for k, v in state.ema.module.state_dict().items()}
+    found |= {f"balancer.{k}": v for k, v in state.balancer.state_dict().items()}
     for i, values in state.optimizer.state_dict()["state"].items():
         found |= {f"optimizer.{i}.{k}": v for k, v in values.items()}
     return {k: v.clone() for k, v in found.items()}
@@ -76,12 +79,20 @@ def test_loss_falls_and_files_are_there(tmp_path):
     assert list((tmp_path / "tensorboard").iterdir())
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_resumed_equals_uninterrupted(tmp_path, name, accumulate):
+BALANCERS = ["fixed", "uncertainty", "dwa", "gradnorm", "famo", "pcgrad"]
+
+
+@pytest.mark.parametrize(
+    ("name", "accumulate", "kind"),
+    [("adamw", 1, kind) for kind in BALANCERS] + [("sgd", 1, "fixed"), ("adamw", 2, "gradnorm")]
+    + [("sgd", 2, "uncertainty")],
+)  # fmt: skip
+def test_resumed_equals_uninterrupted(tmp_path, name, accumulate, kind):
+    balancing = TypeAdapter(AnyBalancer).validate_python({"kind": kind, "scale": "running"})
     optim = OptimSettings(name=name, lr=0.02, warmup=2)
     chosen = settings(accumulate=accumulate, evaluate_every=2, best="boxes/AP")
-    whole, _ = run(tmp_path / "whole", chosen, optim=optim)
+    whole = prepared(chosen, optim, balancing=balancing)
+    run(tmp_path / "whole", chosen, whole, optim=optim)
 
     class Killed(Exception):
         pass
@@ -92,10 +103,10 @@ def test_resumed_equals_uninterrupted(tmp_path, name, accumulate):
                 raise Killed
             yield batch
 
-    state = prepared(chosen, optim)
+    state = prepared(chosen, optim, balancing=balancing)
     with pytest.raises(Killed):
         run(tmp_path / "part", chosen, state, killed_after(10 * accumulate), optim)
-    resumed = prepared(chosen, optim, seed=99)
+    resumed = prepared(chosen, optim, seed=99, balancing=balancing)
     torch.rand(7)
     resumed.load(tmp_path / "part" / "last.pt")
     assert resumed.step == 8
@@ -109,6 +120,21 @@ def test_resumed_equals_uninterrupted(tmp_path, name, accumulate):
         return [{k: v for k, v in r.items() if not k.startswith(measured)} for r in records]
 
     assert told("part") == told("whole")
+
+
+def test_what_a_balancer_learns_is_not_clipped_with_the_network(tmp_path):
+    """A huge loss pulls hard at its variance; the network's gradient must not be cut down for that."""
+    optim = OptimSettings(name="sgd", lr=1.0, warmup=0, clip=1e-3, momentum=0, schedule="constant")
+    chosen = settings(steps=1, ema=None)
+    state = prepared(chosen, optim, balancing=UncertaintySettings(kind="uncertainty", scale="none"))
+    plain = prepared(chosen, optim)
+    for name, one in (("a", state), ("b", plain)):
+        torch.manual_seed(0)  # of the dropout
+        run(tmp_path / name, chosen, one, optim=optim)
+    # its variance starts at 1: one step is that of the plain loss, clipped to the same norm
+    for a, b in zip(state.model.parameters(), plain.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    assert float(state.balancer.log_variances.detach().abs()) > 0.1
 
 
 def test_nothing_left_to_do(tmp_path):

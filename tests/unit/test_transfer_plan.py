@@ -119,10 +119,11 @@ def test_a_run_has_the_sources_that_label_its_tasks_with_these_labels_alone():
     assert list(boxes["data.sources"]) == ["few"] and boxes["mix"]["shares"] == {"few": 2}
     assert boxes["data.sources"]["few"]["maps"] is None
     assert boxes["silver"] is None, "what the map's `without` says"
-    assert boxes["balancing.weights"] == {"boxes/box": 2}
+    assert boxes["balancing"] == {"kind": "fixed", "weights": {"boxes/box": 2}}
     maps = changes("map alone")
     assert list(maps["data.sources"]) == ["few", "many", "raw"], "pools may be of any task"
-    assert maps["data.sources"]["few"]["maps"] and maps["balancing.weights"] == {"map": 3}
+    assert maps["data.sources"]["few"]["maps"] and maps["balancing"]["weights"] == {"map": 3}
+    assert changes("boxes + map")["balancing.weights"] == {"boxes/box": 2, "map": 3}
     assert "diagnosis.every" not in maps and changes("boxes + map")["diagnosis.every"] == 40
 
 
