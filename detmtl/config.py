@@ -83,8 +83,9 @@ class DataSettings(Settings):
         return LabelSpace.of(self.classes, drop_unmapped=self.unmapped == "drop")
 
     def names(self) -> dict[str, tuple[str, ...]]:
-        """Returns the class names by key of labels: `boxes`, and `maps` and `tags` where there are some."""
-        names = {"boxes": self.label_space().names}
+        """Returns the class names by key of labels: `boxes`, and `maps` and `tags` where there are some;
+        `depth` has none."""
+        names: dict[str, tuple[str, ...]] = {"boxes": self.label_space().names, "depth": ()}
         others = {"maps": self.maps, "tags": self.tags}
         return names | {key: of.label_space().names for key, of in others.items() if of}
 
@@ -231,11 +232,13 @@ class RunSettings(Settings):
             )
         kinds = [task.kind for task in self.tasks.values()]
         if self.export.format and not (
-            kinds.count("detection") <= 1 and {*kinds} <= {"detection", "semantic", "tags"}
+            kinds.count("detection") <= 1
+            and {kind for kind in kinds if ":" not in kind}
+            <= {"detection", "semantic", "tags", "depth"}
         ):
             problems.append(
-                f"export.format: {self.export.format} holds at most one detection task, semantic tasks and "
-                f"tags; tasks has {', '.join(kinds)}; set export.format: null"
+                f"export.format: {self.export.format} holds at most one detection task, semantic tasks, "
+                f"tags and depth; tasks has {', '.join(kinds)}; set export.format: null"
             )
         problems += self._unread()
         if self.train.best and self.train.best.split("/")[0] not in self.tasks:
@@ -322,6 +325,12 @@ class RunSettings(Settings):
                     f"tasks.{name}: learns from boxes, but data.classes is empty; list them"
                 )
         splits = {f"sources.{n}": s for n, s in data.sources.items()} | {"val": data.val}
+        problems += [
+            f"tasks.{name}: learns from depth, but no source has any; give its `depth`"
+            for name, task in self.tasks.items()
+            if getattr(task, "labels", "boxes") == "depth"
+            and not any(source.depth for source in data.sources.values())
+        ]
         for where, source in (splits | {"test": data.test}).items():
             problems += [
                 f"data.{where}.{key}: is given, but data.{key} is not; list the classes there"

@@ -30,7 +30,7 @@ from detmtl.engine.online_audit import Audits, Choices
 from detmtl.engine.recorder import Recorder
 from detmtl.engine.state import State, load_weights, read_checkpoint, seed_everything, weights_of
 from detmtl.engine.trainer import train
-from detmtl.inference.export import export_torchscript
+from detmtl.inference.export import export_torchscript, exported
 from detmtl.pools import (
     audit_source,
     gold_sources,
@@ -182,6 +182,8 @@ def _run(
         files["silver store"] = store
 
     model = build(settings, space)
+    if settings.export.format:
+        exported(model, folder.torchscript)  # what cannot be exported is told before the training
     teacher = settings.silver.teacher if settings.silver and pools else None
     if isinstance(teacher, GoldTeacher) and teacher.burn_in:
         start = folder.teacher.best

@@ -29,6 +29,7 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from detmtl.data.fit import InputSettings, fit, scale_boxes
+from detmtl.structures.depth import DepthLabels
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Ignore, Labels, MapLabels
 from detmtl.structures.settings import Settings
@@ -53,6 +54,9 @@ ROW, VISIBLE = 4, 5
 CODES, WEIGHTS = "mask", "map_weights"
 """Targets of albumentations under which a map travels. Its classes do so plus 1, so that 0, with which
 every transform fills what comes in from outside, is `UNKNOWN`; outside weighs nothing, too."""
+
+DEPTH = "depth"
+"""Target of albumentations under which depths travel; outside is 0, which is unknown there, too."""
 
 ROUNDING = 1e-3
 """Pixels by which a side may come out too short through arithmetic on shares of the picture."""
@@ -90,7 +94,8 @@ class Augment:
     with a side below `min_side`, and boxes that a dropout step covered up to less than
     `min_visibility`.
 
-    Maps move with the picture; what comes in from outside is unknown. Tags stay.
+    Maps and depths move with the picture; what comes in from outside is unknown. A depth's values stay,
+    whatever the zoom, see `DepthLabels`. Tags stay.
 
     Args:
         steps: transforms of albumentations with their arguments, see `AugmentSettings`.
@@ -124,7 +129,9 @@ class Augment:
                 "ignore", "Got processor for bboxes"
             )  # only pixels change: fine
             self._compose = albumentations.Compose(
-                list(self._steps), bbox_params=params, additional_targets={WEIGHTS: "mask"}
+                list(self._steps),
+                bbox_params=params,
+                additional_targets={WEIGHTS: "mask", DEPTH: "mask"},
             )
         # in place, because every step and nested composition holds this very object
         processor = cast(BboxProcessor, self._compose.processors["bboxes"])
@@ -142,12 +149,16 @@ class Augment:
         """
         boxes = {n: known for n, known in labels.items() if isinstance(known, BoxLabels)}
         maps = {n: known for n, known in labels.items() if isinstance(known, MapLabels)}
-        assert len(maps) <= 1, "albumentations is told of one map"
+        depths = {n: known for n, known in labels.items() if isinstance(known, DepthLabels)}
+        assert len(maps) <= 1 and len(depths) <= 1, "albumentations is told of one map"
         rows = _rows(boxes, image.shape[:2])
         fitted = self.fitted(image)
         masks = {}
         for known in maps.values():
             masks = _masks(known.resized(_size(image), (fitted.shape[1], fitted.shape[2])))
+        for known in depths.values():
+            small = known.resized(_size(image), (fitted.shape[1], fitted.shape[2]))
+            masks = masks | {DEPTH: small.depth.numpy()}
         if self._steps:
             pixels, rows, masks = self._change(
                 fitted.permute(1, 2, 0).contiguous().numpy(), rows, masks, seed
@@ -162,6 +173,9 @@ class Augment:
         for name, known in maps.items():
             changed = _unmasked(known, masks)
             out[name] = changed.resized(_size(changed.classes), (height, width))
+        for name, known in depths.items():
+            moved = torch.from_numpy(np.ascontiguousarray(masks[DEPTH], dtype=np.float32))
+            out[name] = replace(known, depth=moved).resized(_size(moved), (height, width))
         return fitted, out
 
     def fitted(self, image: np.ndarray) -> Tensor:

@@ -101,7 +101,7 @@ class MapFolder(Settings):
         if not folder.is_dir():
             raise InputError(f"{where}: maps.folder: {folder} does not exist")
         legend = self._legend(root, where)
-        names = _map_names(pictures, folder)
+        names = map_names(pictures, folder)
         missing = [pictures.name(i) for i, name in enumerate(names) if not name]
         if len(missing) == len(pictures):
             raise InputError(
@@ -327,7 +327,7 @@ def _map_name(picture: str) -> str:
     return os.path.splitext(picture)[0] + ".png"
 
 
-def _map_names(pictures: FileNames, folder: Path) -> list[str]:
+def map_names(pictures: FileNames, folder: Path) -> list[str]:
     """Returns for each picture the name of its map in `folder`, "" where it has none."""
     listed: dict[str, set[str]] = {}
     names = []

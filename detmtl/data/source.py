@@ -19,6 +19,7 @@ import torch
 from pydantic import PositiveFloat
 
 from detmtl.data.coverage import class_mask, cover_pictures, keep_classes
+from detmtl.data.depth import DepthFolder, Depths
 from detmtl.data.flat import Annotations, FileNames, Flat
 from detmtl.data.images import Progress, content_hashes, read_image
 from detmtl.data.maps import FilledMaps, MapClasses, MapFolder, Maps
@@ -73,6 +74,7 @@ class Source(Flat):
         cache: folder in which content hashes are kept; None: they are computed at each call.
         maps: the semantic maps; None: nobody looked at any pixel.
         tags: the image tags; None: nobody looked for any.
+        depth: the pixels' depths; None: nobody measured any.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Source(Flat):
     cache: str | None = None
     maps: Maps | FilledMaps | None = None
     tags: Tags | BoxTags | None = None
+    depth: Depths | None = None
 
     def __len__(self) -> int:
         """Returns the number of pictures I."""
@@ -118,11 +121,11 @@ class Source(Flat):
         return image
 
     def labels(self, i: int) -> dict[str, Labels]:
-        """Returns what is known of picture i: "boxes", "maps" and "tags", without an entry where nobody
-        looked.
+        """Returns what is known of picture i: "boxes", "maps", "tags" and "depth", without an entry where
+        nobody looked.
 
         Raises:
-            InputError: the file of the map is broken or does not fit.
+            InputError: the file of the map or of the depth is broken or does not fit.
         """
         out: dict[str, Labels] = {}
         boxes = self.boxes(i)
@@ -136,6 +139,10 @@ class Source(Flat):
             tags = self.tags.labels(i, boxes)
             if tags is not None:
                 out["tags"] = tags
+        if self.depth is not None:
+            depth = self.depth.labels(i, int(self.sizes[i, 0]), int(self.sizes[i, 1]))
+            if depth is not None:
+                out["depth"] = depth
         return out
 
     def boxes(self, i: int) -> BoxLabels | None:
@@ -181,6 +188,7 @@ class Source(Flat):
             coverage=self.coverage if len(self.coverage) == 1 else self.coverage[indices],
             maps=None if self.maps is None else self.maps.take(indices),
             tags=None if self.tags is None else self.tags.take(indices),
+            depth=None if self.depth is None else self.depth.take(indices),
         )
 
     def hashes(self, progress: Progress | None = None) -> list[str]:
@@ -216,6 +224,7 @@ class SourceSettings(Settings):
             are left out, with a warning that counts them.
         maps: the semantic maps of the pictures.
         tags: the image tags of the pictures.
+        depth: the depth of the pictures' pixels.
     """
 
     images: str
@@ -228,10 +237,11 @@ class SourceSettings(Settings):
     faults: Literal["error", "drop"] = "error"
     maps: MapFolder | None = None
     tags: TagFile | None = None
+    depth: DepthFolder | None = None
 
     def has_labels(self) -> bool:
         """Returns whether anybody looked at these pictures."""
-        return self.maps is not None or self.tags is not None
+        return not (self.maps is None and self.tags is None and self.depth is None)
 
     @abstractmethod
     def fingerprint(self, root: Path, cache: Path) -> Any:
@@ -274,7 +284,7 @@ class SourceSettings(Settings):
         key = _digest(
             [
                 READER_VERSION,
-                self.model_dump(exclude={"weight", "subset", "maps", "tags"}),
+                self.model_dump(exclude={"weight", "subset", "maps", "tags", "depth"}),
                 str(root),
                 classes.digest(),
                 self.fingerprint(root, cache),
@@ -305,9 +315,9 @@ class SourceSettings(Settings):
         source = self._present(source)
         if self.subset is not None:
             source = self._part(source, key, self.subset)
-        return self._with_maps_and_tags(source, root, maps, tags)
+        return self._with_others(source, root, maps, tags)
 
-    def _with_maps_and_tags(
+    def _with_others(
         self, source: Source, root: Path, maps: MapClasses | None, tags: TagClasses | None
     ) -> Source:
         where = f"source '{source.name}'"
@@ -324,6 +334,11 @@ class SourceSettings(Settings):
                 drop |= ~told.present
         elif tags is not None and tags.from_boxes and source.annotations is not None:
             source = replace(source, tags=BoxTags.of(source.classes, tags))
+        if self.depth is not None:
+            measured = self.depth.load(source.files, root, where, source.grade)
+            source = replace(source, depth=measured)
+            if self.depth.missing == "drop":
+                drop |= ~measured.present()
         return source.subset(np.flatnonzero(~drop)) if drop.any() else source
 
     def _present(self, source: Source) -> Source:

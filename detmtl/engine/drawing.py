@@ -8,6 +8,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from detmtl.structures.depth import DepthLabels
 from detmtl.structures.labels import (
     OTHER,
     UNKNOWN,
@@ -31,7 +32,8 @@ def draw(
     """Returns a copy of a picture (3, H, W) uint8 RGB with its labels.
 
     Boxes with class names and scores: ignored ones are hatched, a score is written unless it is 1.
-    Maps as a film of the classes' colors, with the names of the largest. Tags as a list.
+    Maps as a film of the classes' colors, with the names of the largest. Tags as a list. Depth as a film of
+    grays, near is bright.
 
     Args:
         colors: of boxes: "grade": gold ones in gold, silver ones in silver; "class": a color for each
@@ -42,6 +44,8 @@ def draw(
         return _draw_map(image, labels, names)
     if isinstance(labels, TagLabels):
         return _draw_tags(image, labels, names)
+    if isinstance(labels, DepthLabels):
+        return _draw_depth(image, labels)
     picture = Image.fromarray(image.permute(1, 2, 0).cpu().contiguous().numpy())
     pen = ImageDraw.Draw(picture)
     size = max(10, min(picture.size) // 40)
@@ -75,6 +79,14 @@ def _draw_map(image: Tensor, labels: MapLabels, class_names: tuple[str, ...]) ->
     order: list[int] = np.argsort(-counts, kind="stable")[:6].tolist()
     largest = [c for c in order if counts[c]]
     return _listed(picture, [(class_names[c], class_color(c)) for c in largest])
+
+
+def _draw_depth(image: Tensor, labels: DepthLabels) -> Tensor:
+    """Returns the picture half covered by grays, from 1 m (white) to 100 m (black); unknown stays bare."""
+    share = 1 - labels.depth.clamp(min=1, max=100).log10() / 2
+    gray = (255 * share).to(torch.uint8).to(image.device)
+    mixed = (image.to(torch.int16) + gray) // 2
+    return torch.where((labels.depth > 0).to(image.device), mixed.to(torch.uint8), image)
 
 
 def _draw_tags(image: Tensor, labels: TagLabels, class_names: tuple[str, ...]) -> Tensor:

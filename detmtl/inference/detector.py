@@ -134,6 +134,28 @@ class TagDecoder(nn.Module):
         return torch.sigmoid(pooled(logits, sizes, self.stride))
 
 
+class OtherDecoder(nn.Module):
+    """Raw outputs of a task that brings its own decoder.
+
+    Args:
+        name: of the task.
+        first, count: where its outputs stand among the network's, and how many there are.
+        decoder: see `detmtl.tasks.task.Exporter`.
+    """
+
+    def __init__(self, name: str, first: int, count: int, decoder: nn.Module):
+        super().__init__()
+        self.name = name
+        self.first = first
+        self.count = count
+        self.decoder = decoder
+
+    def forward(self, outputs: list[Tensor], sizes: Tensor, originals: Tensor) -> list[Tensor]:
+        """Returns the labels of B pictures, from all of the network's outputs, the sizes (B, 2) in the
+        network's pixels and those as given."""
+        return self.decoder(outputs[self.first : self.first + self.count], sizes, originals)
+
+
 class Detector(nn.Module):
     """Resizing, network, decoding and resizing back in one scriptable module.
 
@@ -148,6 +170,7 @@ class Detector(nn.Module):
         divisor: the padded height and width are multiples of it.
         box_outputs: how many of the outputs are the detection task's; None: all.
         maps, tags: of the other tasks.
+        others: of tasks that bring their own decoder.
     """
 
     names: list[str]  # said here, since TorchScript cannot tell what an empty list is of
@@ -163,6 +186,7 @@ class Detector(nn.Module):
         box_outputs: int | None = None,
         maps: list[MapDecoder] | None = None,
         tags: list[TagDecoder] | None = None,
+        others: list[OtherDecoder] | None = None,
     ):
         super().__init__()
         self.network = network
@@ -174,6 +198,7 @@ class Detector(nn.Module):
         self.box_outputs = 1 << 30 if box_outputs is None else box_outputs
         self.maps = nn.ModuleList(maps or [])
         self.tags = nn.ModuleList(tags or [])
+        self.others = nn.ModuleList(others or [])
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         """Finds what the model's tasks look for.
@@ -185,7 +210,7 @@ class Detector(nn.Module):
             Per picture a dict. Of detection, best score first: `boxes` (N, 4) float32 xyxy in pixels
             of the picture as given, `labels` (N,) int64 index into `class_names()`, `scores` (N,) in
             [0, 1]. Under the name of a semantic task (H, W) uint8 class indices; under that of a task
-            of tags (T,) probabilities.
+            of tags (T,) probabilities; under that of depth (H, W) float32 meters.
         """
         check_images(images)
         fitted = [fit(image, self.short, self.long) for image in images]
@@ -214,6 +239,13 @@ class Detector(nn.Module):
                 probabilities = of_tags(outputs[of_tags.output], sizes)
                 for k, i in enumerate(together):
                     results[i][of_tags.name] = probabilities[k]  # pyright: ignore[reportArgumentType]
+            if len(self.others) > 0:
+                given = [[images[i].shape[1], images[i].shape[2]] for i in together]
+                originals = torch.tensor(given, dtype=torch.int64, device=batch.device)
+                for other in self.others:
+                    values = other(outputs, sizes, originals)
+                    for k, i in enumerate(together):
+                        results[i][other.name] = values[k]  # pyright: ignore[reportArgumentType]
         return results
 
     @torch.jit.export

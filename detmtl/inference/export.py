@@ -20,7 +20,7 @@ from torch.jit._trace import TracerWarning
 
 import detmtl
 from detmtl.data.fit import fit
-from detmtl.inference.detector import Detector, MapDecoder, TagDecoder, pad_images
+from detmtl.inference.detector import Detector, MapDecoder, OtherDecoder, TagDecoder, pad_images
 from detmtl.inference.parity import (
     BFLOAT16,
     FLOAT32,
@@ -45,6 +45,7 @@ from detmtl.tasks.detection import DetectionTask
 from detmtl.tasks.multitask import MultiTask
 from detmtl.tasks.semantic import SemanticTask
 from detmtl.tasks.tags import TagsTask
+from detmtl.tasks.task import Task
 
 ExportDtype = Literal["float32", "bfloat16"]
 Method = Literal["traced", "scripted"]
@@ -108,7 +109,8 @@ def export_torchscript(
 
     The file takes a list of (3, H, W) uint8 RGB pictures of any sizes and returns for each a dict of
     `boxes` (N, 4) xyxy in the picture's pixels, `labels` (N,) int64 and `scores` (N,), best first; a
-    semantic map (H, W) uint8 and the probabilities (T,) of tags under the names of their tasks. Its
+    semantic map (H, W) uint8, the probabilities (T,) of tags and a depth (H, W) float32 in meters under
+    the names of their tasks. Its
     method `class_names()` returns the names, `detmtl.json` inside holds them and the settings.
 
     Args:
@@ -134,7 +136,7 @@ def export_model(
 ) -> ExportReport:
     """Does what `export_torchscript` does, for a model that is loaded already."""
     path = Path(path)
-    tasks = _exported(loaded, path)
+    tasks = exported(loaded.model, path)
     found: list[str] = []
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
@@ -247,11 +249,11 @@ class Exported:
 
     Attributes:
         detection: None where there is none.
-        others: semantic tasks and tags.
+        others: semantic tasks, tags, and those that bring their own decoder.
     """
 
     detection: DetectionTask | None
-    others: tuple[SemanticTask | TagsTask, ...]
+    others: tuple[Task, ...]
 
     @property
     def names(self) -> list[str]:
@@ -260,15 +262,25 @@ class Exported:
         return first + [task.name for task in self.others]
 
 
-def _exported(loaded: LoadedModel, path: Path) -> Exported:
-    """Returns the tasks that are exported: all of the model's."""
-    tasks = list(loaded.model.tasks.values())
+def exported(model: MultiTask, path: Path) -> Exported:
+    """Returns the tasks that are exported: all of the model's.
+
+    Raises:
+        InputError: one of them cannot be.
+    """
+    tasks = list(model.tasks.values())
     boxes = [task for task in tasks if isinstance(task, DetectionTask)]
-    others = tuple(task for task in tasks if isinstance(task, SemanticTask | TagsTask))
+    others = tuple(
+        task
+        for task in tasks
+        if isinstance(task, SemanticTask | TagsTask)
+        or (isinstance(task, Task) and task.exporter() is not None)
+    )
     if len(boxes) > 1 or len(boxes) + len(others) < len(tasks):
         raise InputError(
-            f"{path}: a TorchScript file holds at most one detection task, semantic tasks and tags; the "
-            f"model's tasks are {', '.join(loaded.model.tasks)}"
+            f"{path}: a TorchScript file holds at most one detection task, semantic tasks, tags, and tasks "
+            f"that have an `exporter`; the model's tasks are {', '.join(model.tasks)}; set "
+            "export.format: null, or give the task one"
         )
     if taken := {"boxes", "labels", "scores"} & {task.name for task in others}:
         raise InputError(
@@ -282,20 +294,27 @@ def _write(
 ) -> None:
     names = list(loaded.class_names)
     network = _captured(_Network(_in_dtype(loaded.model, dtype), tasks.names), method, loaded.short)
-    boxes = 0 if tasks.detection is None else 2 * len(tasks.detection.levels)
+    first = _places(loaded.model, tasks)
+    boxes = 0 if tasks.detection is None else first[tasks.detection.name][1]
     maps = [
-        MapDecoder(task.name, boxes + k, task.stride)
-        for k, task in enumerate(tasks.others)
+        MapDecoder(task.name, first[task.name][0], task.stride)
+        for task in tasks.others
         if isinstance(task, SemanticTask)
     ]
     tags = [
-        TagDecoder(task.name, boxes + k, task.stride)
-        for k, task in enumerate(tasks.others)
+        TagDecoder(task.name, first[task.name][0], task.stride)
+        for task in tasks.others
         if isinstance(task, TagsTask)
+    ]
+    exporters = {task.name: task.exporter() for task in tasks.others}
+    others = [
+        OtherDecoder(name, *first[name], exporter.decoder)
+        for name, exporter in exporters.items()
+        if exporter is not None
     ]
     decoder = None if tasks.detection is None else tasks.detection.decoder
     detector = Detector(
-        network, decoder, names, loaded.short, loaded.long, DIVISOR, boxes, maps, tags
+        network, decoder, names, loaded.short, loaded.long, DIVISOR, boxes, maps, tags, others
     ).eval()
     about = {
         "format": 1,
@@ -303,8 +322,8 @@ def _write(
         "task": None if tasks.detection is None else tasks.detection.name,
         "tasks": {
             task.name: {
-                "kind": "maps" if isinstance(task, SemanticTask) else "tags",
-                "classes": list(task.class_names),
+                "kind": _kind(task),
+                "classes": list(getattr(task, "class_names", ())),
             }
             for task in tasks.others
         },
@@ -316,6 +335,25 @@ def _write(
     with deprecation_expected():
         scripted = torch.jit.script(detector)
     save_torchscript(scripted, path, about)
+
+
+def _kind(task: Task) -> str:
+    """Returns what kind of labels the file gives for a task."""
+    exporter = task.exporter()
+    if exporter is not None:
+        return exporter.kind
+    return "maps" if isinstance(task, SemanticTask) else "tags"
+
+
+@torch.no_grad()
+def _places(model: MultiTask, tasks: Exported) -> dict[str, tuple[int, int]]:
+    """Returns task -> the position of its first output among the network's, and how many it has."""
+    found = model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    places, first = {}, 0
+    for name in tasks.names:
+        places[name] = (first, len(found[name]))
+        first += len(found[name])
+    return places
 
 
 def _in_dtype(model: MultiTask, dtype: ExportDtype) -> MultiTask:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detmtl.structures.boxes import iou
+from detmtl.structures.depth import DepthLabels
 from detmtl.structures.labels import BoxLabels, Labels, MapLabels, TagLabels
 
 Detect = Callable[[list[Tensor]], Sequence[BoxLabels]]
@@ -199,6 +200,12 @@ def compare_maps_and_tags(
                     gap = float((labels.targets - other.targets).abs().max())
                     if not gap <= tolerance.tags:
                         problems.append(f"{where}: {name}: a probability is off by {gap:.2g}")
+                elif isinstance(labels, DepthLabels) and isinstance(other, DepthLabels):
+                    off = _relative([labels.depth], [other.depth])[0]
+                    if not off <= tolerance.outputs:
+                        problems.append(
+                            f"{where}: {name}: depths are off by {off:.2g} of themselves"
+                        )
                 elif type(labels) is not type(other):
                     problems.append(f"{where}: the file gives nothing for {name}")
     return problems

@@ -19,6 +19,7 @@ from detmtl.engine.precision import Precision, autocast, dtype_of
 from detmtl.engine.state import load_weights, read_checkpoint, weights_of
 from detmtl.inference.detector import check_images, of_one_size, pad_images, to_original
 from detmtl.inference.torchscript import is_torchscript, load_torchscript
+from detmtl.structures.depth import DepthLabels
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Grade, Labels, MapLabels, TagLabels
 from detmtl.structures.sample import DIVISOR
@@ -169,6 +170,8 @@ class ScriptPredictor:
             if kind == "maps":
                 coverage = torch.ones(len(self.names[name]), device=value.device)
                 labels[name] = MapLabels(value, None, coverage, Grade.SILVER)
+            elif kind == "depth":
+                labels[name] = DepthLabels(value, Grade.SILVER)
             else:
                 labels[name] = TagLabels(value, torch.ones_like(value), Grade.SILVER)
         return labels
@@ -207,7 +210,8 @@ def load_checkpoint(path: str | Path) -> LoadedModel:
     model_settings = _validated(ModelSettings, settings, "model", path)
     tasks = _validated(dict[str, TaskConfig], settings, "tasks", path)
     size = _validated(InputSettings, settings, "input", path)
-    data, names = settings.get("data") or {}, {}
+    data = settings.get("data") or {}
+    names: dict[str, tuple[str, ...]] = {"depth": ()}
     for key, kind in (("maps", MapClasses), ("tags", TagClasses)):
         if data.get(key):
             names[key] = _validated(kind, data, key, path).label_space().names

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import cv2
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from detmtl.data.maps import Legend, write_values
 from detmtl.engine.drawing import draw
 from detmtl.inference.predictor import AnyPredictor
 from detmtl.structures.boxes import area, xyxy_to_xywh
+from detmtl.structures.depth import DepthLabels
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import OTHER, Grade, Labels, MapLabels, TagLabels
 
@@ -147,6 +149,9 @@ class _Results:
             if isinstance(labels, MapLabels):
                 self._add_map(task, name if frame is None else f"{name}/{frame:06d}", labels)
                 continue
+            if isinstance(labels, DepthLabels):
+                self._add_depth(task, name if frame is None else f"{name}/{frame:06d}", labels)
+                continue
             if isinstance(labels, TagLabels):
                 entry |= _tags(labels, self.predictor.names[task])
                 continue
@@ -177,6 +182,15 @@ class _Results:
         write_values(path, labels.classes.numpy())
         legend = Legend(dict(enumerate(self.predictor.names[task])), (OTHER,), grade=Grade.SILVER)
         (self.out / task / "legend.json").write_text(json.dumps(legend.json()))
+
+    def _add_depth(self, task: str, name: str, labels: DepthLabels) -> None:
+        """Writes the depth of a picture in millimeters, 16 bits, as sources of depth are read."""
+        path = (self.out / task / name).with_suffix(".png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        millimeters = (labels.depth * 1000).round().clamp(0, 65535).numpy().astype(np.uint16)
+        written, data = cv2.imencode(".png", millimeters)
+        assert written, path
+        path.write_bytes(data.tobytes())
 
     def write(self, path: Path) -> Path:
         """Writes the file, whole or not at all."""
@@ -266,8 +280,13 @@ def _video_writer(path: Path, rate: float, image: Tensor) -> cv2.VideoWriter:
 
 
 def _drawing(image: Tensor, found: dict[str, Labels], names: Mapping[str, Sequence[str]]) -> Tensor:
-    """Returns the picture with what was found drawn on it, maps below the rest."""
+    """Returns the picture with what was found drawn on it, maps below the rest.
+
+    Depth is not drawn: its grays would hide the others' colors; it has files of its own.
+    """
     for name, labels in sorted(found.items(), key=lambda item: not isinstance(item[1], MapLabels)):
+        if isinstance(labels, DepthLabels):
+            continue
         image = draw(image, labels, names[name], colors="class")
     return image
 

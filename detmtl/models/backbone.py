@@ -5,7 +5,7 @@ Letters: B pictures, C channels, H and W pixels.
 
 import difflib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,15 +55,16 @@ class BackboneSettings(Settings):
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
 
-    def build(self, root: Path | None = None) -> "Backbone":
+    def build(self, root: Path | None = None, strides: Sequence[int] = STRIDES) -> "Backbone":
         """Makes the network: weights loaded, batch norm folded, stages frozen.
 
         Args:
             root: folder that `weights` is relative to; None: the working directory.
+            strides: of the features that are wanted, rising.
 
         Raises:
             InputError: unknown name, arguments that don't fit, weights that don't fit, or a network
-                without features of strides 8, 16 and 32.
+                without features of these strides.
         """
         if self.pretrained and self.weights:
             raise InputError(
@@ -87,18 +88,19 @@ class BackboneSettings(Settings):
             example_size=config.get("input_size", (3, 64, 64))[-1]
             if config.get("fixed_input_size")
             else 64,
+            strides=strides,
         )
 
 
 class Backbone(nn.Module):
-    """Features of strides 8, 16 and 32.
+    """Features of strides 8, 16 and 32, or of others that are asked for.
 
     Parameters of frozen stages have `requires_grad` False; as nothing before them needs a gradient
     either, no graph is recorded for those layers.
 
     Attributes:
-        channels: of C3, C4 and C5.
-        strides: pixels of the picture per position: [8, 16, 32].
+        channels: of C3, C4 and C5, or of the stages that were asked for.
+        strides: pixels of the picture per position: [8, 16, 32], or what was asked for.
         mean, std: of red, green and blue in 0..1, that the network expects.
     """
 
@@ -110,6 +112,7 @@ class Backbone(nn.Module):
         frozen_stages: int = 0,
         fold: bool = True,
         example_size: int = 64,
+        strides: Sequence[int] = STRIDES,
     ):
         """Prepares timm's feature extractor; it is changed in place.
 
@@ -119,13 +122,14 @@ class Backbone(nn.Module):
             frozen_stages: see `BackboneSettings`.
             fold: whether all batch norms are frozen; if not, those of frozen stages.
             example_size: side in pixels of the picture that the network is tried with.
+            strides: of the features that `forward` gives, rising.
 
         Raises:
-            InputError: the network has no features of strides 8, 16 and 32.
+            InputError: the network has no features of these strides.
         """
         super().__init__()
         self.mean, self.std = tuple(mean), tuple(std)
-        self.strides = list(STRIDES)
+        self.strides = list(strides)
         self.network = network
         self._channels_first = str(_output_format(network)) != "NHWC"
         self._example_size = example_size
@@ -136,7 +140,7 @@ class Backbone(nn.Module):
         with torch.enable_grad():
             features = self._all_features(example)
             reductions = [round(example_size / f.shape[-1]) for f in features]
-            self._indices = _levels(reductions)
+            self._indices = _levels(reductions, self.strides)
             self.channels = [features[i].shape[1] for i in self._indices]
             frozen = self._freeze(features, reductions, frozen_stages)
         if has_batch_norm(network) and (fold or frozen):
@@ -146,7 +150,7 @@ class Backbone(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Returns C3, C4 and C5, each (B, C, H / stride, W / stride).
+        """Returns the features of `strides`, as C3, C4 and C5, each (B, C, H / stride, W / stride).
 
         Args:
             images: (B, 3, H, W), normalized; H and W multiples of 32.
@@ -222,14 +226,15 @@ class Backbone(nn.Module):
         return frozen
 
 
-def _levels(reductions: list[int]) -> list[int]:
-    """Returns the positions of the last features of strides 8, 16 and 32."""
-    if not set(STRIDES) <= set(reductions):
+def _levels(reductions: list[int], strides: list[int]) -> list[int]:
+    """Returns the positions of the last features of these strides."""
+    if not set(strides) <= set(reductions):
+        wanted = f"{', '.join(map(str, strides[:-1]))} and {strides[-1]}"
         raise InputError(
-            f"backbone.name: the network's features have the strides {reductions}; strides 8, 16 and "
-            "32 are needed (ResNet, RegNet, MobileNet, EfficientNet, ConvNeXt, Swin ...)"
+            f"backbone.name: the network's features have the strides {reductions}; strides {wanted} "
+            "are needed (ResNet, RegNet, MobileNet, EfficientNet, ConvNeXt, Swin ...)"
         )
-    return [len(reductions) - 1 - reductions[::-1].index(s) for s in STRIDES]
+    return [len(reductions) - 1 - reductions[::-1].index(s) for s in strides]
 
 
 def _output_format(network: nn.Module) -> str:

@@ -90,13 +90,28 @@ class FPN(nn.Module):
             features: C3, C4 and C5, each (B, its channels, H, W); any sizes, each level about half
                 the one before.
         """
+        return self.levels(features, self.merged(features))
+
+    def merged(self, features: list[Tensor]) -> list[Tensor]:
+        """Returns what each level's output convolution gets: its lateral and all that is coarser."""
         merged = [lateral(x) for lateral, x in zip(self.laterals, features, strict=True)]
         for i in range(len(merged) - 2, -1, -1):
             size = merged[i].shape[-2:]
             merged[i] = merged[i] + F.interpolate(merged[i + 1], size=size, mode="nearest")
+        return merged
+
+    def levels(self, features: list[Tensor], merged: list[Tensor]) -> list[Tensor]:
+        """Returns the levels from the features and what `merged` made of them."""
         levels = [output(x) for output, x in zip(self.outputs, merged, strict=True)]
         extra = features[-1] if self.p6_from == "c5" else levels[-1]
         for i, block in enumerate(self.extras):
             extra = block(F.relu(extra) if i else extra)
             levels.append(extra)
         return levels
+
+    def alone(self, features: list[Tensor], merged: list[Tensor], i: int) -> Tensor:
+        """Returns level i < number of features - 1, of the same values, whose gradient does not reach what
+        is coarser: of the pyramid its own lateral and output alone, of the backbone the layers below."""
+        size = merged[i].shape[-2:]
+        coarser = F.interpolate(merged[i + 1].detach(), size=size, mode="nearest")
+        return self.outputs[i](self.laterals[i](features[i]) + coarser)

@@ -7,33 +7,18 @@ boxes of a picture.
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
-from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from detmtl.structures.depth import DepthLabels, PaddedDepth, pad_depth
+from detmtl.structures.tensors import Tensors
+
 OTHER = 254
 """Of a pixel: none of the classes that its map covers; it may be any of the others."""
 UNKNOWN = 255
 """Of a pixel: nobody looked, or nobody could tell."""
-
-
-class _Tensors:
-    """A frozen dataclass of tensors, some of which may be None, and of plain values."""
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """Returns a copy on `device`."""
-        return self._each(lambda x: x.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Self:
-        """Returns a copy in page-locked memory, for copies to a GPU that overlap with its work."""
-        return self._each(lambda x: x.pin_memory())
-
-    def _each(self, change: Any) -> Self:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        tensors = {name: change(x) for name, x in values.items() if isinstance(x, Tensor)}
-        return replace(self, **tensors)  # type: ignore[type-var]
 
 
 class Grade(IntEnum):
@@ -59,7 +44,7 @@ class Ignore(IntEnum):
 
 
 @dataclass(frozen=True, eq=False)
-class BoxLabels(_Tensors):
+class BoxLabels(Tensors):
     """The boxes of one picture, as truth, as prediction or as what a teacher wrote.
 
     Attributes:
@@ -141,7 +126,7 @@ class BoxLabels(_Tensors):
 
 
 @dataclass(frozen=True, eq=False)
-class MapLabels(_Tensors):
+class MapLabels(Tensors):
     """A class for each pixel of one picture, as truth, as prediction or as what a teacher wrote.
 
     Attributes:
@@ -168,7 +153,7 @@ class MapLabels(_Tensors):
 
 
 @dataclass(frozen=True, eq=False)
-class TagLabels(_Tensors):
+class TagLabels(Tensors):
     """What one picture as a whole shows, as truth, as prediction or as what a teacher wrote.
 
     Attributes:
@@ -186,7 +171,7 @@ class TagLabels(_Tensors):
         return self
 
 
-Labels = BoxLabels | MapLabels | TagLabels
+Labels = BoxLabels | MapLabels | TagLabels | DepthLabels
 """What a task's labels of one picture may be."""
 
 
@@ -195,7 +180,7 @@ def _nearest(values: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class PaddedMaps(_Tensors):
+class PaddedMaps(Tensors):
     """`MapLabels` of B pictures in tensors of one shape.
 
     Attributes:
@@ -225,7 +210,7 @@ class PaddedMaps(_Tensors):
 
 
 @dataclass(frozen=True, eq=False)
-class PaddedTags(_Tensors):
+class PaddedTags(Tensors):
     """`TagLabels` of B pictures.
 
     Attributes:
@@ -248,7 +233,7 @@ class PaddedTags(_Tensors):
 
 
 @dataclass(frozen=True, eq=False)
-class PaddedBoxes(_Tensors):
+class PaddedBoxes(Tensors):
     """`BoxLabels` of B pictures in tensors of one shape.
 
     Attributes:
@@ -284,7 +269,7 @@ class PaddedBoxes(_Tensors):
         return pictures
 
 
-Padded = PaddedBoxes | PaddedMaps | PaddedTags
+Padded = PaddedBoxes | PaddedMaps | PaddedTags | PaddedDepth
 """The labels of a batch for one task."""
 
 
@@ -305,6 +290,9 @@ def pad(labels: Sequence[Labels | None], height: int, width: int) -> Padded:
     if kind is MapLabels:
         maps = [x for x in labels if x is None or isinstance(x, MapLabels)]
         return pad_maps(maps, height, width)
+    if kind is DepthLabels:
+        depths = [x for x in labels if x is None or isinstance(x, DepthLabels)]
+        return pad_depth(depths, height, width)
     return pad_tags([x for x in labels if x is None or isinstance(x, TagLabels)])
 
 

@@ -5,16 +5,18 @@ Letters: B pictures, H and W pixels.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from detmtl.models.backbone import Backbone, BackboneSettings
+from detmtl.models.backbone import STRIDES, Backbone, BackboneSettings
 from detmtl.models.fpn import FPN, FPNSettings
 from detmtl.structures.errors import InputError
 from detmtl.structures.settings import Settings
 from detmtl.tasks.task import Task
+
+Sharing = Literal["hard", "selective"]
 
 
 class ModelSettings(Settings):
@@ -23,10 +25,16 @@ class ModelSettings(Settings):
     Attributes:
         backbone: see `BackboneSettings`.
         fpn: see `FPNSettings`.
+        sharing: what a task that hangs on one level of the pyramid trains. `hard`: all that the level
+            is made of, coarser levels and the backbone's last stages included. `selective`: only the
+            layers below its place, which are the backbone up to the stage of the level's stride and
+            the level's own two convolutions. Elsewhere the two are the same: below a backbone's stage
+            there is nothing coarser, and below the whole pyramid there is everything.
     """
 
     backbone: BackboneSettings
     fpn: FPNSettings = FPNSettings()
+    sharing: Sharing = "hard"
 
 
 class BuildsTask(Protocol):
@@ -86,13 +94,18 @@ class MultiTask(nn.Module):
     """Pictures to the raw outputs of every task.
 
     Attributes:
-        backbone, fpn: shared by all tasks. Their levels are named c3, c4, c5 and p3 .. p7, by the
-            exponent of the stride; a task gets those in its `levels`.
+        backbone, fpn: shared by all tasks. Their levels are named c3, c4, c5 (and c2, where a task hangs
+            there) and p3 .. p7, by the exponent of the stride; a task gets those in its `levels`.
         tasks: name -> task.
     """
 
-    def __init__(self, backbone: Backbone, fpn: FPN, tasks: Mapping[str, Task]):
+    def __init__(
+        self, backbone: Backbone, fpn: FPN, tasks: Mapping[str, Task], sharing: Sharing = "hard"
+    ):
         """Takes the parts; `build_model` makes them from settings.
+
+        Args:
+            sharing: see `ModelSettings`.
 
         Raises:
             InputError: a task hangs on a level that there is not.
@@ -114,6 +127,14 @@ class MultiTask(nn.Module):
         ]
         if problems:
             raise InputError(problems)
+        # levels of which a task sees a version whose gradient goes down, but not up the pyramid
+        inner = pyramid[: len(fpn.laterals) - 1]
+        self._alone = {
+            name: levels[0]
+            for name, levels in self._at.items()
+            if sharing == "selective" and len(levels) == 1 and levels[0] in inner
+        }
+        self._at |= {name: (f"{level} alone",) for name, level in self._alone.items()}
 
     def forward(self, images: Tensor) -> dict[str, list[Tensor]]:
         """Returns for each task, by name, what its `forward` returns.
@@ -124,10 +145,23 @@ class MultiTask(nn.Module):
         return self.heads(self.features(images))
 
     def features(self, images: Tensor) -> dict[str, Tensor]:
-        """Returns the feature maps that the tasks share, by name; see `forward`."""
+        """Returns the feature maps that the tasks share, by name; see `forward`.
+
+        With `sharing: selective` there is beside a level, as `p3`, also `p3 alone`, of the same values but
+        another gradient.
+        """
         images = self.normalize(images).to(next(self.backbone.parameters()).dtype)
-        features = self.backbone(images)
-        return dict(zip(self._names, [*features, *self.fpn(features)], strict=True))
+        stages = self.backbone(images)
+        features = stages[-len(self.fpn.laterals) :]
+        merged = self.fpn.merged(features)
+        named = dict(zip(self._names, [*stages, *self.fpn.levels(features, merged)], strict=True))
+        first = len(stages)
+        for level in dict.fromkeys(self._alone.values()):
+            alone = named[level]
+            if torch.is_grad_enabled():  # else the two are the same, and one is enough
+                alone = self.fpn.alone(features, merged, self._names.index(level) - first)
+            named[f"{level} alone"] = alone
+        return named
 
     def heads(self, features: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
         """Returns for each task what its `forward` makes of what `features` gives."""
@@ -185,8 +219,11 @@ def build_model(
         problems.append("tasks: none given; list at least one")
     if problems:
         raise InputError(problems)
-    backbone = model.backbone.build(root)
-    fpn = model.fpn.build(backbone.channels, backbone.strides)
+    wanted = list(STRIDES)
+    if any(getattr(settings, "at", "fpn") == "c2" for settings in tasks.values()):
+        wanted = [4, *wanted]
+    backbone = model.backbone.build(root, wanted)
+    fpn = model.fpn.build(backbone.channels[-len(STRIDES) :], backbone.strides[-len(STRIDES) :])
     stages = dict(
         zip(_stages(backbone), zip(backbone.channels, backbone.strides, strict=True), strict=True)
     )
@@ -198,7 +235,7 @@ def build_model(
         if not maps:
             problems.append(
                 f"tasks.{name}.at: there is no level {at}; the network has fpn, "
-                f"{', '.join([*stages, *pyramid])}"
+                f"{', '.join(dict.fromkeys(['c2', *stages, *pyramid]))}"
             )
             continue
         channels, strides = (list(column) for column in zip(*maps.values(), strict=True))
@@ -206,7 +243,7 @@ def build_model(
         built[name] = settings.build(name, channels, strides, len(names), names)
     if problems:
         raise InputError(problems)
-    return MultiTask(backbone, fpn, built)
+    return MultiTask(backbone, fpn, built, model.sharing)
 
 
 def _stages(backbone: Backbone) -> list[str]:

@@ -5,7 +5,8 @@ Letters: B pictures, C classes, L levels, A anchors per position, H and W positi
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -40,6 +41,22 @@ class Metric(Protocol):
     def merge(self, states: Sequence[Any]) -> None:
         """Replaces what was collected by the union of all processes' states, each picture once."""
         ...
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """How a task's part of an exported file gives its labels.
+
+    Attributes:
+        kind: what the labels are: "maps", (H, W) uint8 class of each pixel; "tags", (T,) float32
+            probabilities; "depth", (H, W) float32 meters.
+        decoder: compiles under TorchScript, and maps (outputs of the task: list[Tensor], sizes: (B, 2) int64
+            of the pictures in the network's pixels, originals: (B, 2) int64, sizes as given) to a list
+            of B tensors: the labels in pixels of the pictures as given.
+    """
+
+    kind: Literal["maps", "tags", "depth"]
+    decoder: nn.Module
 
 
 class Task(nn.Module, ABC):
@@ -90,6 +107,11 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def metric(self) -> Metric:
         """Returns a new, empty metric for this task."""
+
+    def exporter(self) -> Exporter | None:
+        """Returns how an exported file gives this task's labels; None: in a way that the exporter knows, or
+        not at all."""
+        return None
 
 
 def level_names(at: str, strides: Sequence[int]) -> tuple[str, ...]:

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from detmtl.structures.depth import DepthLabels
 from detmtl.structures.labels import BoxLabels, Labels, MapLabels, TagLabels
 from detmtl.structures.sample import Batch, ImageInfo, Sample
+from detmtl.tasks.depth import DepthConfig
 from detmtl.tasks.detection import DetectionConfig
 from detmtl.tasks.semantic import SemanticConfig
 from detmtl.tasks.tags import TagsConfig
@@ -32,7 +34,14 @@ def _tags() -> tuple[Task, Labels]:
     return task, TagLabels(torch.tensor([0.0, 1]), torch.ones(len(NAMES)))
 
 
-TASKS = {"detection": _detection, "semantic": _semantic, "tags": _tags}
+def _depth() -> tuple[Task, Labels]:
+    task = DepthConfig().build("depth", [8, 8, 8], STRIDES, 0, [])
+    depth = torch.linspace(2, 40, 64).expand(64, 64).clone()
+    depth[:8] = 0
+    return task, DepthLabels(depth)
+
+
+TASKS = {"detection": _detection, "semantic": _semantic, "tags": _tags, "depth": _depth}
 
 
 @pytest.fixture(params=TASKS)

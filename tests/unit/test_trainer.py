@@ -134,7 +134,7 @@ def test_what_a_balancer_learns_is_not_clipped_with_the_network(tmp_path):
     # its variance starts at 1: one step is that of the plain loss, clipped to the same norm
     for a, b in zip(state.model.parameters(), plain.model.parameters(), strict=True):
         torch.testing.assert_close(a, b)
-    assert float(state.balancer.log_variances.detach().abs()) > 0.1
+    assert float(state.balancer.log_variances.detach().abs()) > 5e-3  # more than the limit
 
 
 def test_nothing_left_to_do(tmp_path):

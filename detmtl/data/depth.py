@@ -1,0 +1,109 @@
+"""Depth of a source: a folder of PNG files, one for each picture that has one.
+
+Letters: I pictures, H and W pixels.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from detmtl.data.flat import FileNames, Flat
+from detmtl.data.maps import map_names, read_values
+from detmtl.structures.depth import DepthLabels
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import Grade
+from detmtl.structures.settings import Settings
+
+
+class DepthFolder(Settings):
+    """Where the depths of a source are.
+
+    The depth of `a/b.jpg` is `a/b.png` in `folder`: one channel of 8 or 16 bits, as large as the picture.
+
+    Attributes:
+        folder: of the PNG files; relative to the settings' root.
+        unit: meters that a pixel value of 1 means; millimeters by default, KITTI has 1 / 256.
+        unknown: pixel values that mean that nobody knows. 0 is what sensors write, and 65535 is
+            where 16 bits end: as far or farther.
+        missing: what a picture without a file is: an `error`; `absent`, nobody measured it; or it is left
+            out of the source, `drop`, after any subset was taken.
+    """
+
+    folder: str
+    unit: Annotated[float, Field(gt=0)] = 0.001
+    unknown: list[Annotated[int, Field(ge=0, le=65535)]] = [0, 65535]
+    missing: Literal["error", "absent", "drop"] = "error"
+
+    def load(self, pictures: FileNames, root: Path, where: str, grade: Grade) -> "Depths":
+        """Returns the depths of `pictures`.
+
+        Raises:
+            InputError: the folder or files in it are missing.
+        """
+        folder = root / self.folder
+        if not folder.is_dir():
+            raise InputError(f"{where}: depth.folder: {folder} does not exist")
+        names = map_names(pictures, folder)
+        missing = [pictures.name(i) for i, name in enumerate(names) if not name]
+        if len(missing) == len(pictures):
+            raise InputError(
+                f"{where}: none of its {len(pictures)} pictures has a depth in {folder}; that of "
+                f"{missing[0]} would be a .png file of the same name"
+            )
+        if missing and self.missing == "error":
+            raise InputError(
+                [
+                    f"{where}: {name} has no depth in {folder}; set depth.missing: absent where nobody "
+                    "measured such pictures"
+                    for name in missing
+                ]
+            )
+        return Depths(FileNames.of(folder, names), self.unit, tuple(self.unknown), int(grade))
+
+
+@dataclass(frozen=True, eq=False)
+class Depths(Flat):
+    """The depths of I pictures.
+
+    Attributes:
+        files: of the depths; an empty name: nobody measured the picture.
+        unit: meters of a pixel value of 1.
+        unknown: pixel values that mean unknown.
+        grade: a `Grade`.
+    """
+
+    files: FileNames
+    unit: float
+    unknown: tuple[int, ...]
+    grade: int
+
+    def present(self) -> np.ndarray:
+        """Returns (I,) bool: which pictures have a depth."""
+        return np.diff(self.files.offsets) > 0
+
+    def take(self, indices: np.ndarray) -> "Depths":
+        """Returns the depths of the pictures at `indices`."""
+        return Depths(self.files.take(indices), self.unit, self.unknown, self.grade)
+
+    def labels(self, i: int, height: int, width: int) -> DepthLabels | None:
+        """Returns the depth of picture i, of that size; None where there is none.
+
+        Raises:
+            InputError: the file is broken or of another size.
+        """
+        if not self.files.name(i):
+            return None
+        path = self.files[i]
+        values = read_values(path)
+        if values.shape != (height, width):
+            raise InputError(
+                f"{path}: the depth is {values.shape[1]} x {values.shape[0]} pixels (width x height), its "
+                f"picture {width} x {height}; a depth is as large as its picture"
+            )
+        meters = values.astype(np.float32) * np.float32(self.unit)
+        meters[np.isin(values, self.unknown)] = 0
+        return DepthLabels(torch.from_numpy(meters), self.grade)

@@ -1,0 +1,68 @@
+"""How well depths agree with the truth, over all pixels whose depth is known.
+
+Source: Eigen et al. 2014, arXiv 1406.2283, section 4.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from detmtl.structures.depth import DepthLabels
+from detmtl.structures.sample import ImageInfo
+
+DELTA = 1.25
+"""A depth is right to the k-th degree if it is off by less than the factor 1.25 ** k."""
+
+NEAREST = 1e-3
+"""Meters; what is predicted to be nearer counts as this near."""
+
+
+class DepthMetric:
+    """Shares of pixels that are right, relative error and root mean square error, pixels counting alike."""
+
+    def __init__(self) -> None:
+        """Starts with nothing."""
+        # of each picture sums over its pixels: count, delta 1 to 3, relative errors, squares, of logarithms
+        self._pictures: dict[tuple[str, int], np.ndarray] = {}
+
+    def update(
+        self,
+        predictions: Sequence[DepthLabels],
+        truth: Sequence[DepthLabels | None],
+        infos: Sequence[ImageInfo],
+    ) -> None:
+        """See `detmtl.tasks.task.Metric.update`."""
+        for found, known, info in zip(predictions, truth, infos, strict=True):
+            if known is not None:
+                self._pictures[info.source, info.id] = _sums(
+                    found.depth.double().cpu().numpy(), known.depth.double().cpu().numpy()
+                )
+
+    def state(self) -> Any:
+        """Returns what was collected."""
+        return self._pictures
+
+    def merge(self, states: Sequence[Any]) -> None:
+        """Replaces what was collected by the union of `states`."""
+        self._pictures = {key: sums for state in states for key, sums in state.items()}
+
+    def compute(self) -> dict[str, float]:
+        """Returns "delta1", "delta2" and "delta3" (shares off by less than the factors 1.25, 1.25^2 and
+        1.25^3), "abs_rel" (mean of |error| / truth), "RMSE" (meters) and "RMSE_log"; NaN where no depth
+        is known."""
+        sums = np.sum([*self._pictures.values(), np.zeros(7)], axis=0)
+        count = sums[0]
+        means = sums[1:] / count if count else np.full(6, np.nan)
+        means[4:] = np.sqrt(means[4:])
+        names = ("delta1", "delta2", "delta3", "abs_rel", "RMSE", "RMSE_log")
+        return dict(zip(names, means.tolist(), strict=True))
+
+
+def _sums(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    there = truth > 0
+    p, t = np.maximum(found[there], NEAREST), truth[there]
+    factor = np.maximum(p / t, t / p)
+    right = [(factor < DELTA**k).sum() for k in (1, 2, 3)]
+    errors = [(np.abs(p - t) / t).sum(), np.square(p - t).sum(), np.square(np.log(p / t)).sum()]
+    return np.array([len(t), *right, *errors], np.float64)

@@ -1,0 +1,107 @@
+"""The task of docs/add_a_task.md, from a file outside of the package: trained, scored, exported."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from detmtl.config import settings_from
+from detmtl.data.scenes import SCENE_CLASSES
+from detmtl.inference.predictor import load_predictor
+from detmtl.recipe import run
+from detmtl.structures.errors import InputError
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "add_a_task.md"
+
+
+def block(mark):
+    found = re.search(rf"<!-- {mark} -->\n```\w+\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert found, mark
+    return found[1]
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "busy.py").write_text(block("the task"))
+    monkeypatch.syspath_prepend(folder)
+    yield folder
+    sys.modules.pop("busy", None)
+
+
+def settings(root, tasks):
+    def source(split):
+        return {
+            "kind": "coco",
+            "images": f"images/{split}",
+            "annotations": f"annotations/{split}.json",
+        }
+
+    return settings_from(
+        {
+            "data": {
+                "root": str(root),
+                "scenes": {"gold": 4, "pool": 0, "val": 4, "test": 0, "size": [64, 96]},
+                "classes": list(SCENE_CLASSES),
+                "sources": {"gold": source("gold")},
+                "val": source("val"),
+                "batch_size": 2,
+            },
+            "input": {"short": 64, "long": 96},
+            "model": {"backbone": {"name": "resnet10t"}, "fpn": {"channels": 16, "levels": 3}},
+            "tasks": tasks,
+            "mix": {"mode": "gold"},
+            "device": "cpu",
+            "train": {"steps": 3, "precision": "fp32", "log_every": 1, "pictures_every": 2},
+            "balancing": {"kind": "famo"},
+        }
+    )
+
+
+@pytest.mark.slow
+def test_the_page_s_task_trains_is_scored_and_exported(module, tmp_path):
+    tasks = YAML(typ="safe").load(block("its settings"))["tasks"]
+    tasks["boxes"]["head"] = {"depth": 1}
+    summary = run(settings(tmp_path / "data", tasks), tmp_path / "run")
+    assert 0 <= summary.metrics["busy/accuracy"] <= 1 and "boxes/AP" in summary.metrics
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line).get("train/busy/busy") for line in lines]
+    assert any(x is not None and x > 0 for x in losses)
+    file, checkpoint = (
+        load_predictor(tmp_path / "run" / n) for n in ("model.torchscript", "best.pt")
+    )
+    image = torch.randint(0, 256, (3, 70, 90), dtype=torch.uint8)
+    a, b = file.predict([image])[0]["busy"], checkpoint.predict([image])[0]["busy"]
+    torch.testing.assert_close(a.targets, b.targets, rtol=1e-4, atol=1e-5)
+    assert file.names["busy"] == ("busy",)
+
+
+def test_a_setting_of_it_that_is_unknown_is_told(module, tmp_path):
+    with pytest.raises(InputError, match="mots"):
+        settings(tmp_path, {"busy": {"kind": "busy:BusyConfig", "mots": 3}})
+
+
+def test_a_module_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(InputError, match=r"cannot import 'nowhere\.busy:Config'"):
+        settings(tmp_path, {"busy": {"kind": "nowhere.busy:Config"}})
+
+
+@pytest.mark.slow
+def test_one_without_an_exporter_is_told_before_the_training(module, tmp_path):
+    text = (module / "busy.py").read_text()
+    start = text.index("    def exporter")
+    (module / "busy.py").write_text(text[:start] + text[text.index("class BusyDecoder") - 2 :])
+    with pytest.raises(InputError, match=r"have an `exporter`.*boxes, busy.*export.format: null"):
+        run(
+            settings(
+                tmp_path / "data",
+                {"boxes": {"kind": "detection"}, "busy": {"kind": "busy:BusyConfig"}},
+            ),
+            tmp_path / "run",
+        )
+    assert not (tmp_path / "run" / "last.pt").exists()
