@@ -58,8 +58,8 @@ def main() -> None:
             provenance(),
             "",
             f"{args.config}, tasks {', '.join(settings.tasks)}; {len(batches)} batches of "
-            f"{settings.data.batch_size} pictures, again and again, without loading them; medians (processor time) of "
-            f"{args.rounds * args.steps} steps each, in blocks of {args.steps}, in turn.",
+            f"{settings.data.batch_size} pictures, again and again, without loading them; medians (processor "
+            f"time) of {args.rounds * args.steps} steps each, in blocks of {args.steps}, in turn.",
             "",
             f"| look | median ms of a step | look, in steps | cost at every {EVERY} steps |",
             "|---|---|---|---|",

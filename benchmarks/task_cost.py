@@ -97,7 +97,8 @@ def main() -> None:
             "",
             f"{args.config}; {len(batches)} batches of {settings.data.batch_size} pictures, again and again, "
             f"without loading them; medians (processor time) of {args.rounds * args.steps} steps in blocks "
-            f"of {args.steps}, the sets in turn. Memory: peak of a process less that of one that makes no step.",
+            f"of {args.steps}, the sets in turn. Memory: peak of a process less that of one that makes no "
+            "step.",
             "",
             f"| tasks | median ms of a step | times {sets[0][0]} alone | memory (MB) |",
             "|---|---|---|---|",

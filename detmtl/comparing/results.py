@@ -24,7 +24,7 @@ from detmtl.comparing.statistics import (
 )
 
 SIZES = ("AP_small", "AP_medium", "AP_large")
-LOWER_IS_BETTER = {"ECE", "RMSE", "RMSElog", "AbsRel", "SqRel", "MAE"}
+LOWER_IS_BETTER = {"ECE", "RMSE", "RMSE_log", "abs_rel", "MAE"}
 """Last parts of the names of metrics of which less is better."""
 BOOTSTRAP_SEED = 1
 
