@@ -27,10 +27,8 @@ def contrast(runs: Runs, parts: Mapping[str, float], metric: str) -> Difference:
     over = over_seeds(list(values.values()))
     resampled = None
     if seeds and all(metric in runs[arm][s].resampled for arm in parts for s in seeds):
-        resampled = np.mean(
-            [sum(f * runs[arm][s].resampled[metric] for arm, f in parts.items()) for s in seeds],
-            axis=0,
-        )
+        each = [[f * runs[arm][s].resampled[metric] for arm, f in parts.items()] for s in seeds]
+        resampled = np.array(each).sum(axis=1).mean(axis=0)
     return Difference(values, over, over_pictures(over.mean, resampled))
 
 

@@ -206,7 +206,7 @@ def _planner(
             set=settings.set | cell.changes,
             seeds=settings.seeds,
             seeded=settings.seeded,
-            arms=dict(made),
+            arms={**made},
             baseline=next(iter(made)),
             resamples=settings.resamples,
             same_start=False,  # heads differ; the trunks do not
