@@ -65,6 +65,7 @@ from detmtl.tasks.anchor_coverage import coverage_table
 from detmtl.tasks.detection import DetectionConfig
 from detmtl.teachers.annotate import annotate
 from detmtl.teachers.teachers import AnyTeacher
+from detmtl.transfer import transfer
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,6 +98,14 @@ def _train(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> int:
+    return _many_runs(args, compare)
+
+
+def _transfer(args: argparse.Namespace) -> int:
+    return _many_runs(args, transfer)
+
+
+def _many_runs(args: argparse.Namespace, function: Callable[[Request], int]) -> int:
     path = find_config(args.config)
     request = Request(
         config=path,
@@ -109,7 +118,7 @@ def _compare(args: argparse.Namespace) -> int:
         report_only=args.report_only,
     )
     try:
-        return compare(request)
+        return function(request)
     except KeyboardInterrupt:
         Console(stderr=True).print("--report-only reports what is finished")
         raise
@@ -451,9 +460,19 @@ def _run_verbs(verb: Callable[..., Any]) -> None:
     p = verb(
         "compare", _compare, "Trains several arms over the same seeds and says which is better."
     )
+    _options_of_many_runs(p)
+    p = verb(
+        "transfer",
+        _transfer,
+        "Trains tasks alone and together and says whether they help each other.",
+    )
+    _options_of_many_runs(p)
+
+
+def _options_of_many_runs(p: argparse.ArgumentParser) -> None:
     p.add_argument("--config", required=True, help="a path, or a name in configs/")
     p.add_argument(
-        "--set", action="append", default=[], metavar="A.B=VALUE", help="a setting of all arms"
+        "--set", action="append", default=[], metavar="A.B=VALUE", help="a setting of all runs"
     )
     p.add_argument("--seeds", help="a count (5), a range (0-4) or a list (0,3,7)")
     p.add_argument("--only", action="append", default=[], metavar="ARM", help="runs this arm alone")

@@ -10,7 +10,7 @@ on where the last one stopped; what is done is not repeated.
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,21 +69,33 @@ def compare(request: Request, console: Console | None = None) -> int:
     seeds = list(request.seeds or settings.all_seeds)
     planner = Planner(settings, request.config, request.overrides)
     process = distributed.start("cpu")
-    _writable(request.out)
+    make_writable(request.out)
     prepared = prepare(planner, list(settings.arms), seeds, request.out, process, console)
     jobs = jobs_of(prepared.plan, request.out, {*arms})
+    execute(request, prepared, jobs, planner.digest(), console)
+    found = collect(settings, prepared, request.out)
+    title = settings.title or f"Comparison {request.config.stem}"
+    found |= about(title, settings.note, request, prepared, jobs)
+    write_reports(found, request.out, compare_page.markdown(found), compare_page.html(found))
+    _tell(found, request.out, console)
+    return 1 if any(job.failure for job in jobs) else 0
+
+
+def execute(
+    request: Request, prepared: Prepared, jobs: Sequence[Job], experiment: str, console: Console
+) -> None:
+    """Does the jobs that are not done, unless only a report is wanted, and notes the use of test pictures.
+
+    Args:
+        experiment: hash of the settings that are compared.
+    """
     if not request.report_only:
-        _use_tests(prepared, request.out, planner.digest())
+        _use_tests(prepared, request.out, experiment)
         todo = [job for job in jobs if not job.done]
         if todo:
             console.print(_plan_line(prepared.plan, todo, jobs), markup=False)
             Pool(request.parallel, request.threads, console).run(jobs)
-    _warn_of_earlier_uses(prepared, request.out, planner.digest())
-    found = collect(settings, prepared, request.out)
-    found |= _about(settings, request, prepared, jobs)
-    _write(found, request.out)
-    _tell(found, request.out, console)
-    return 1 if any(job.failure for job in jobs) else 0
+    _warn_of_earlier_uses(prepared, request.out, experiment)
 
 
 def jobs_of(plan: Plan, out: Path, arms: set[str]) -> list[Job]:
@@ -144,15 +156,15 @@ def collect(settings: CompareSettings, prepared: Prepared, out: Path) -> dict[st
     return result(settings, prepared, scores)
 
 
-def _about(
-    settings: CompareSettings, request: Request, prepared: Prepared, jobs: Sequence[Job]
+def about(
+    title: str, note: str, request: Request, prepared: Prepared, jobs: Sequence[Job]
 ) -> dict[str, Any]:
     """Returns what a report says of itself."""
     keys = set(prepared.plan.at.values())
     finished = sum(is_done(request.out / "runs" / key) for key in keys)
     return {
-        "title": settings.title or f"Comparison {request.config.stem}",
-        "note": settings.note,
+        "title": title,
+        "note": note,
         "provenance": facts(),
         "finished": finished,
         "planned": len(keys),
@@ -191,18 +203,24 @@ def _plan_line(plan: Plan, todo: Sequence[Job], jobs: Sequence[Job]) -> str:
     )
 
 
-def _writable(out: Path) -> None:
+def make_writable(out: Path) -> None:
+    """Makes the folder of a comparison.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     try:
         (out / "runs").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {out}: cannot be written ({error.strerror})") from None
 
 
-def _write(found: dict[str, Any], out: Path) -> None:
+def write_reports(found: dict[str, Any], out: Path, markdown: str, html: str) -> None:
+    """Writes report.json, report.md and report.html, each whole or not at all."""
     for name, text in (
         ("report.json", json.dumps(found, indent=1) + "\n"),
-        ("report.md", compare_page.markdown(found)),
-        ("report.html", compare_page.html(found)),
+        ("report.md", markdown),
+        ("report.html", html),
     ):
         partial = out / f"{name}.tmp"
         partial.write_text(text)
@@ -218,7 +236,11 @@ def _tell(found: dict[str, Any], out: Path, console: Console) -> None:
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    said = (v["text"] for v in found["verdict"])
+    tell_rest(found, [v["text"] for v in found["verdict"]], out, console)
+
+
+def tell_rest(found: Mapping[str, Any], said: Sequence[str], out: Path, console: Console) -> None:
+    """Prints what was found in words, what to mind, what is missing or failed, and where everything is."""
     for line in (*said, *(f"caution: {c}" for c in found["cautions"])):
         console.print(line, markup=False)
     if found["finished"] < found["planned"]:

@@ -26,6 +26,7 @@ from detmtl.data.scenes import ScenesSettings
 from detmtl.data.sources import AnySource
 from detmtl.data.subset import Subset
 from detmtl.data.tags import TagClasses
+from detmtl.engine.diagnosis import DiagnosisSettings
 from detmtl.engine.online import OnlineSettings
 from detmtl.engine.optim import OptimSettings
 from detmtl.engine.trainer import TrainSettings
@@ -185,6 +186,7 @@ class RunSettings(Settings):
     train: TrainSettings
     optim: OptimSettings = OptimSettings()
     balancing: AnyBalancer = FixedSettings()
+    diagnosis: DiagnosisSettings = DiagnosisSettings()
     export: ExportSettings = ExportSettings()
 
     @model_validator(mode="before")

@@ -21,6 +21,7 @@ from detmtl.data.mixture import Mixture
 from detmtl.data.scenes import render_scenes
 from detmtl.data.source import Source
 from detmtl.engine import distributed
+from detmtl.engine.diagnosis import Diagnosis
 from detmtl.engine.distributed import Process
 from detmtl.engine.evaluator import evaluate
 from detmtl.engine.memory import keep_freed_memory
@@ -95,8 +96,42 @@ class Summary:
         return [scores, files]
 
 
-def run(settings: RunSettings, out: Path, console: Console | None = None) -> Summary:
+@dataclass(frozen=True)
+class Frozen:
+    """Backbone and pyramid do not learn: heads are tried on the features as they are.
+
+    Attributes:
+        checkpoint: of the run whose trunk it is; None: the weights that a run begins with.
+    """
+
+    checkpoint: Path | None = None
+
+    def apply(self, model: MultiTask) -> None:
+        """Gives the model the trunk's weights and freezes them, batch norms included.
+
+        Raises:
+            InputError: the checkpoint is of another trunk.
+        """
+        if self.checkpoint is not None:
+            weights = weights_of(read_checkpoint(self.checkpoint))
+            for part in ("backbone", "fpn"):
+                own = {k: v for k, v in weights.items() if k.startswith(f"{part}.")}
+                own = {k.removeprefix(f"{part}."): v for k, v in own.items()}
+                load_weights(getattr(model, part), own, f"{self.checkpoint}: {part}")
+        model.backbone.freeze()
+        model.fpn.requires_grad_(False)
+
+
+def run(
+    settings: RunSettings,
+    out: Path,
+    console: Console | None = None,
+    frozen: Frozen | None = None,
+) -> Summary:
     """Runs every stage that `out` does not hold yet, and prints the table at the end.
+
+    Args:
+        frozen: the trunk, where it is not to learn; None: it learns.
 
     Raises:
         InputError: something that the user gave is wrong.
@@ -109,7 +144,7 @@ def run(settings: RunSettings, out: Path, console: Console | None = None) -> Sum
     try:
         folder.claim(settings)
         distributed.barrier()
-        summary = _run(settings, folder, process, console)
+        summary = _run(settings, folder, process, console, frozen)
     finally:
         distributed.stop()
     for table in summary.tables():
@@ -117,7 +152,13 @@ def run(settings: RunSettings, out: Path, console: Console | None = None) -> Sum
     return summary
 
 
-def _run(settings: RunSettings, folder: RunFolder, process: Process, console: Console) -> Summary:
+def _run(
+    settings: RunSettings,
+    folder: RunFolder,
+    process: Process,
+    console: Console,
+    frozen: Frozen | None,
+) -> Summary:
     render(settings, process, console)
     space = settings.data.label_space()
     sources, val, test = load_sources(settings, space, folder.cache, process)
@@ -148,6 +189,8 @@ def _run(settings: RunSettings, folder: RunFolder, process: Process, console: Co
     if isinstance(teacher, GoldTeacher) and teacher.burn_in:
         start = folder.teacher.best
         load_weights(model, weights_of(read_checkpoint(start)), str(start))
+    if frozen is not None:
+        frozen.apply(model)
     audit_on = settings.online_audit()
     gold = val if audit_on == "val" else sources.get(audit_on or "")
     fit_model(settings, model, [sources[n] for n in wanted], val, folder, process, console, gold)
@@ -307,6 +350,9 @@ def fit_model(
             truth=truth_of(val),
         )
 
+    diagnosis = None
+    if settings.diagnosis.every is not None:
+        diagnosis = Diagnosis(settings.diagnosis, model.stages())
     labels = {name: task.labels for name, task in state.tasks.items()}
     names = {task: settings.data.names()[key] for task, key in labels.items()}
     with Recorder(folder.path, steps, names, state.step, process.rank == 0, labels) as recorder:
@@ -319,6 +365,7 @@ def fit_model(
             recorder,
             folder.path,
             [source.name for source in sources],
+            diagnosis,
         )
     load_weights(model, weights_of(read_checkpoint(folder.best)), str(folder.best))
     model.eval()

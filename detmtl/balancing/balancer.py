@@ -30,6 +30,12 @@ class Balancer(nn.Module, ABC):
             own: all others, the heads'.
         """
 
+    def weighted(self, terms: Terms) -> Terms:
+        """Returns the terms with the settings' weights and in scale, before what the method itself makes
+        of them. Changes nothing; for whoever looks at the tasks' gradients."""
+        losses = getattr(self, "losses", None)
+        return terms if losses is None else losses.weighted(terms)
+
     @abstractmethod
     def backward(
         self, terms: Terms, scaler: torch.amp.GradScaler | None = None, share: float = 1.0

@@ -145,6 +145,17 @@ class Losses(nn.Module):
         pairs = zip(self.tasks, self._by_task(terms), strict=True)
         return [self.weights.get(task, 1.0) * x for task, x in pairs if x is not None]
 
+    def weighted(self, terms: Terms) -> Terms:
+        """Returns the terms times their weights and in scale as it stands; takes nothing in."""
+        factors = self.of_tasks if self.scale is None else self.of_tasks / self.scale.mean()
+        return {
+            task: {
+                name: factors[i] * self.weights.get(f"{task}/{name}", 1.0) * x
+                for name, x in terms.get(task, {}).items()
+            }
+            for i, task in enumerate(self.tasks)
+        }
+
     def _by_task(self, terms: Terms) -> list[Tensor | None]:
         """Returns each task's sum of weighted terms, without the task's own weight."""
         if self._unseen:
@@ -204,5 +215,9 @@ class MeanLoss(nn.Module):
             keep = DECAY
         self.sums.copy_(torch.where(take, keep * self.sums + values, self.sums))
         self.counts.copy_(torch.where(take, keep * self.counts + 1, self.counts))
+        return self.mean()
+
+    def mean(self) -> Tensor:
+        """Returns the means (T,) as they stand, 1 where there was none."""
         mean = (self.sums / self.counts.clamp(min=1)).abs().clamp(min=SMALLEST)
         return torch.where(self.counts > 0, mean, torch.ones_like(mean))

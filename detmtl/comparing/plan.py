@@ -41,14 +41,14 @@ class Run:
 
     Attributes:
         key: its name, a hash of all that decides its result.
-        kind: a training, or a teacher that is only scored.
+        kind: a training, a teacher that is only scored, or a probe: heads that learn on a frozen trunk.
         settings: of the run.
         steps: of its own training.
-        teacher: key of the run that trains its teacher, or None.
+        teacher: key of the run that trains its teacher, or a probe's trunk, or None.
     """
 
     key: str
-    kind: Literal["train", "teacher"]
+    kind: Literal["train", "teacher", "probe"]
     settings: RunSettings
     steps: int
     teacher: str | None = None

@@ -125,8 +125,9 @@ class Preparation:
                 f"{where}: the arms do not make equal efforts ({told}; a teacher that a student starts "
                 "from counts); give them equal train.steps, or set equal_steps: false"
             )
-        starts = {arm: self._start(settings) for arm, settings in arms.items()}
-        if self.settings.same_start and len(set(starts.values())) > 1:
+        asked = arms if self.settings.same_start else {}
+        starts = {arm: self._start(settings) for arm, settings in asked.items()}
+        if len(set(starts.values())) > 1:
             told = "; ".join(f"{a} {s[:8]}" for a, s in starts.items())
             problems.append(
                 f"{where}: the arms' networks do not start from the same weights (hashes: {told}); "

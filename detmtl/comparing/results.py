@@ -24,7 +24,8 @@ from detmtl.comparing.statistics import (
 )
 
 SIZES = ("AP_small", "AP_medium", "AP_large")
-LOWER_IS_BETTER = "/ECE"
+LOWER_IS_BETTER = {"ECE", "RMSE", "RMSE_log", "abs_rel", "MAE"}
+"""Last parts of the names of metrics of which less is better."""
 BOOTSTRAP_SEED = 1
 
 
@@ -86,7 +87,7 @@ def _cell(
             mine = [(a, b) for a, b in pairs if b == baseline]
             found = [difference(arms[a], arms[b], metric) for a, b in mine]
             said = [
-                _turned(v) if metric.endswith(LOWER_IS_BETTER) else v
+                _turned(v) if lower_is_better(metric) else v
                 for v in verdicts([(d.seeds, d.pictures) for d in found])
             ]
             comparisons += [
@@ -293,6 +294,11 @@ def _pairs(settings: CompareSettings) -> Iterator[tuple[str, str]]:
         for arm in settings.arms:
             if arm != baseline and arm not in settings.baselines[:i]:
                 yield arm, baseline
+
+
+def lower_is_better(metric: str) -> bool:
+    """Returns whether less of a metric (`task/metric`, or a part of one as `task/metric/class`) is better."""
+    return bool(LOWER_IS_BETTER & set(metric.split("/")[1:]))
 
 
 def _turned(verdict: Verdict) -> Verdict:

@@ -42,6 +42,7 @@ class RunScores:
         seconds_per_step: median; NaN where nothing was trained.
         commit: of the code that made it.
         start: hash of its first weights, or "".
+        peak_bytes: the most memory that its process had (on a GPU: of the device); NaN where not known.
     """
 
     key: str
@@ -52,6 +53,7 @@ class RunScores:
     seconds_per_step: float
     commit: str
     start: str
+    peak_bytes: float = math.nan
 
 
 def is_done(folder: Path) -> bool:
@@ -74,7 +76,8 @@ def read_scores(folder: Path, resamples: int) -> RunScores:
     resampled: Mapping[str, np.ndarray] = {}
     table: list[tuple[float, float, int]] = []
     # the first task of boxes: its results are the run's detections.json
-    task = next((n.removesuffix(F1) for n in metrics if n.endswith(F1) and n.count("/") == 1), None)
+    scored = [n.removesuffix(F1) for n in metrics if n.endswith(F1) and n.count("/") == 1]
+    task = next((name for name in scored if f"{name}/AP50" in metrics), None)  # tags have F1 too
     if task is not None and (folder / MATCHES).is_file():
         matches = Matches.load(folder / MATCHES)
         metrics[f"{task}/ECE"], table = reliability(matches)
@@ -88,6 +91,7 @@ def read_scores(folder: Path, resamples: int) -> RunScores:
         seconds_per_step=_seconds_per_step(folder / "metrics.jsonl"),
         commit=facts["commit"],
         start=facts.get("start", ""),
+        peak_bytes=facts.get("peak_bytes") or math.nan,
     )
 
 

@@ -6,6 +6,7 @@ the process printed), matches.npz and, last, done.json.
 
 import json
 import os
+import resource
 import sys
 import threading
 import time
@@ -27,6 +28,7 @@ from detmtl.inference.export import ExportError
 from detmtl.metrics.coco import CocoMetric
 from detmtl.pools import label_pools, load_teachers
 from detmtl.recipe import (
+    Frozen,
     load_sources,
     run,
     to_be_labelled,
@@ -46,7 +48,7 @@ def main(folder: Path) -> int:
     warnings.showwarning = _one_line  # type: ignore[assignment]
     job = json.loads((folder / "job.json").read_text())
     kinds: dict[str, Callable[[Path, dict[str, Any]], dict[str, Any]]]
-    kinds = {"train": _train, "teacher": _score_teacher, "label": _label}
+    kinds = {"train": _train, "probe": _probe, "teacher": _score_teacher, "label": _label}
     start, continued = time.monotonic(), (folder / "started").exists()
     (folder / "started").touch()
     try:
@@ -59,6 +61,7 @@ def main(folder: Path) -> int:
         print(f"failed: {error}", file=sys.stderr)
         return 1
     facts |= {"seconds": time.monotonic() - start, "continued": continued, "commit": commit()}
+    facts["peak_bytes"] = peak_bytes()
     partial = folder / "done.json.tmp"
     partial.write_text(json.dumps(facts, indent=1))
     partial.replace(folder / "done.json")
@@ -76,8 +79,20 @@ def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     return facts
 
 
+def _probe(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
+    """Trains a run's heads on the frozen trunk of another run, or on the trunk as it starts."""
+    settings: RunSettings = settings_from(job["settings"])
+    trunk = None
+    if job["teacher"]:
+        _link(folder.parent / job["teacher"], folder / "trunk")
+        trunk = folder / "trunk" / "best.pt"
+    run(settings, folder, Console(), Frozen(trunk))
+    write_matches(settings, folder)
+    return {}
+
+
 def _link(target: Path, link: Path) -> None:
-    """Makes a trained teacher's run folder the `teacher` folder of a student's."""
+    """Makes a trained teacher's run folder the `teacher` folder of a student's (or a probe's `trunk`)."""
     if not link.is_symlink():
         link.symlink_to(Path("..") / target.name, target_is_directory=True)
 
@@ -156,6 +171,14 @@ def _labels(record: Any, num_classes: int) -> BoxLabels:
         scores=torch.from_numpy(record.scores),
         grade=Grade.SILVER,
     )
+
+
+def peak_bytes() -> int:
+    """Returns the most memory that this process had; where it used a GPU, of that."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024
 
 
 def _end_with_parent() -> None:

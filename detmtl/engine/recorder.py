@@ -12,8 +12,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from detmtl.engine import distributed
+from detmtl.engine import diagnosis, distributed
 from detmtl.engine.drawing import draw, side_by_side
+from detmtl.engine.heat_map import heat_map
 from detmtl.structures.labels import Labels
 from detmtl.structures.sample import Batch
 
@@ -63,6 +64,8 @@ class Recorder:
         path = folder / "metrics.jsonl"
         _cut(path, start_step)
         self._file = open(path, "a")  # noqa: SIM115 closed by __exit__
+        self._gradients = folder / diagnosis.FILE
+        _cut(self._gradients, start_step)
         self._writer = SummaryWriter(
             str(folder / "tensorboard"), purge_step=start_step + 1 if start_step else 0
         )
@@ -121,6 +124,27 @@ class Recorder:
             for i, (truth, one) in enumerate(zip(truths[:SHOWN], found, strict=False)):
                 picture = self._picture(batch, i, name, truth, one)
                 self._writer.add_image(f"{where}/{name}/{i}", picture.numpy(), step)
+
+    def gradients(self, records: Sequence[diagnosis.Record]) -> None:
+        """Records what was seen of the tasks' gradients: in diagnosis.jsonl and TensorBoard."""
+        if self._writer is None or not records:
+            return
+        for each in records:
+            for name, value in diagnosis.scalars(each).items():
+                self._writer.add_scalar(name, value, each["step"])
+        with self._gradients.open("a") as file:
+            file.writelines(json.dumps(each) + "\n" for each in records)
+
+    def gradients_heat_map(self, step: int) -> None:
+        """Records a picture of the whole run's mean cosines, a row a pair of tasks, a column a stage."""
+        if self._writer is None:
+            return
+        cosines = diagnosis.means(diagnosis.read_records(self._gradients), "cosine")
+        pairs = list(dict.fromkeys(pair for of in cosines.values() for pair in of))
+        if pairs:
+            table = [[of.get(pair, (None,))[0] for of in cosines.values()] for pair in pairs]
+            picture = heat_map(table, pairs, list(cosines))
+            self._writer.add_image("gradient_cosine", picture, step, dataformats="HWC")
 
     def advance(self, step: int, loss: float | None = None) -> None:
         """Moves the bar to `step`; where there is no terminal, prints a line now and then."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from detmtl.balancing.balancer import Balancer
 from detmtl.engine import distributed
+from detmtl.engine.diagnosis import Diagnosis
 from detmtl.engine.distributed import Process
 from detmtl.engine.optim import OptimSettings, set_lr
 from detmtl.engine.precision import Precision, autocast, dtype_of
@@ -102,6 +103,7 @@ def train(
     recorder: Recorder,
     folder: Path,
     sources: Sequence[str] = (),
+    diagnosis: Diagnosis | None = None,
 ) -> dict[str, float]:
     """Trains until `settings.steps` updates are made.
 
@@ -114,6 +116,7 @@ def train(
         recorder: see there.
         folder: gets `last.pt` (everything) and `best.pt` (the weights to deploy).
         sources: names of the mix's sources, whose shares of the loss are recorded.
+        diagnosis: looks at the tasks' gradients now and then; None: nobody does.
 
     Returns:
         The metrics after the last step; {} if no step was left to make.
@@ -136,13 +139,16 @@ def train(
 
     while state.step < steps:
         set_lr(state.optimizer, optim.factor(state.step, steps))
-        for _ in range(settings.accumulate):
+        for part in range(settings.accumulate):
             batch = next(batches).to(device)
             clock.lap("data")
             with autocast(device, dtype):
                 outputs = state.model(batch.images)
             terms = {name: task.loss(outputs[name], batch) for name, task in state.tasks.items()}
             clock.lap("forward")
+            if diagnosis is not None and part == 0 and diagnosis.due(state.step + 1):
+                diagnosis.look(state.step + 1, state.balancer.weighted(terms), state.scaler)
+                clock.lap("diagnosis")
             total = state.balancer.backward(terms, state.scaler, 1 / settings.accumulate)
             watch.add(state.step + 1, terms, total, batch.infos)
             shares.add(terms, batch.groups)
@@ -164,6 +170,10 @@ def train(
             told = _told(values, state, clock.read(), pictures)
             recorder.scalars(step, told | shares.read())
             recorder.advance(step, values.get("loss"))
+            if diagnosis is not None:
+                recorder.gradients(diagnosis.read())
+                if last:
+                    recorder.gradients_heat_map(step)
             pictures = 0
         if drawing:
             found = _decoded(state, outputs, batch)  # pyright: ignore[reportPossiblyUnboundVariable]

@@ -165,6 +165,7 @@ class Backbone(nn.Module):
         self.strides = list(strides)
         self.network = network
         self._channels_first = str(_output_format(network)) != "NHWC"
+        self._example_size = example_size
         example = torch.randn(
             2, 3, example_size, example_size, generator=torch.Generator().manual_seed(0)
         )
@@ -189,6 +190,45 @@ class Backbone(nn.Module):
         """
         features = self._all_features(images)
         return [features[i] for i in self._indices]
+
+    def freeze(self) -> None:
+        """Makes all weights constants, batch norms with their running statistics included."""
+        if has_batch_norm(self.network):
+            first = next(self.parameters())
+            side = self._example_size
+            generator = torch.Generator().manual_seed(0)
+            example = torch.randn(2, 3, side, side, generator=generator).to(first)
+            fold_batch_norms(self.network, example)
+        self.requires_grad_(False)
+
+    def stages(self) -> dict[str, list[nn.Parameter]]:
+        """Returns the parameters that train, each once, by the finest features that depend on them: c1
+        (stride 2), c2 and so on, in order.
+
+        Tries the network once; neither statistics nor random generators move.
+        """
+        first = next(self.parameters())
+        side, training = self._example_size, self.training
+        self.eval()
+        try:
+            with torch.enable_grad():
+                example = torch.zeros(1, 3, side, side, dtype=first.dtype, device=first.device)
+                features = self._all_features(example)
+        finally:
+            self.train(training)
+        left = {id(p): p for p in self.parameters() if p.requires_grad}
+        found: dict[str, list[nn.Parameter]] = {}
+        for feature in features:
+            if not (feature.requires_grad and left):
+                continue
+            used = torch.autograd.grad(
+                feature.sum(), list(left.values()), retain_graph=True, allow_unused=True
+            )
+            name = f"c{round(side / feature.shape[-1]).bit_length() - 1}"
+            for p, gradient in zip(list(left.values()), used, strict=True):
+                if gradient is not None:
+                    found.setdefault(name, []).append(left.pop(id(p)))
+        return found
 
     def _all_features(self, images: Tensor) -> list[Tensor]:
         features = self.network(images)

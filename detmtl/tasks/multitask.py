@@ -180,6 +180,12 @@ class MultiTask(nn.Module):
         both = [*self.backbone.parameters(), *self.fpn.parameters()]
         return [p for p in both if p.requires_grad]
 
+    def stages(self) -> dict[str, list[nn.Parameter]]:
+        """Returns the shared parameters that train by where they are: the backbone's stages, c1 (stride
+        2) and so on, and `fpn`."""
+        fpn = [p for p in self.fpn.parameters() if p.requires_grad]
+        return {**self.backbone.stages(), **({"fpn": fpn} if fpn else {})}
+
     def own_parameters(self) -> list[nn.Parameter]:
         """Returns the parameters of the tasks that train, in a fixed order."""
         return [p for p in self.tasks.parameters() if p.requires_grad]

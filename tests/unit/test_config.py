@@ -17,7 +17,9 @@ from detmtl.structures.errors import InputError
 from detmtl.tasks.multitask import build_model
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
-CONFIGS = sorted(p for p in FOLDER.glob("*.yaml") if not p.name.startswith("compare_"))
+CONFIGS = sorted(
+    p for p in FOLDER.glob("*.yaml") if not p.name.startswith(("compare_", "transfer_"))
+)
 
 MINIMAL = """\
 data:

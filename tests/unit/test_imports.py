@@ -21,6 +21,7 @@ LAYERS = [
     {"recipe"},
     {"comparing"},
     {"compare"},
+    {"transfer"},
     {"cli"},
     {"__main__"},
 ]

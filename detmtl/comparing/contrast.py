@@ -1,0 +1,74 @@
+"""Sums and differences of arms, over the seeds that all of them have."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from detmtl.comparing.results import BOOTSTRAP_SEED, Difference
+from detmtl.comparing.scores import RunScores
+from detmtl.comparing.statistics import Estimate, over_pictures, over_seeds
+
+Runs = Mapping[str, Mapping[int, RunScores]]
+"""Arm -> seed -> a finished run."""
+
+
+def contrast(runs: Runs, parts: Mapping[str, float], metric: str) -> Difference:
+    """Returns the sum of arms times their factors in a metric.
+
+    {"a": 1, "b": -1} is a's difference to b; {"a": 1, "b": -1, "c": -1, "d": 1} is how much that
+    difference exceeds c's to d.
+    """
+    seeds = common_seeds(runs, parts, metric)
+    values = {
+        s: math.fsum(factor * runs[arm][s].metrics[metric] for arm, factor in parts.items())
+        for s in seeds
+    }
+    over = over_seeds(list(values.values()))
+    resampled = None
+    if seeds and all(metric in runs[arm][s].resampled for arm in parts for s in seeds):
+        each = [[f * runs[arm][s].resampled[metric] for arm, f in parts.items()] for s in seeds]
+        resampled = np.array(each).sum(axis=1).mean(axis=0)
+    return Difference(values, over, over_pictures(over.mean, resampled))
+
+
+def common_seeds(runs: Runs, arms: Mapping[str, float] | Sequence[str], metric: str) -> list[int]:
+    """Returns the seeds in which all the arms have a number in the metric."""
+    per_arm = [
+        {
+            s
+            for s, run in runs.get(arm, {}).items()
+            if not math.isnan(run.metrics.get(metric, math.nan))
+        }
+        for arm in arms
+    ]
+    return sorted(set.intersection(*per_arm)) if per_arm else []
+
+
+def relative(runs: Runs, parts: Mapping[str, float], metric: str, baseline: str) -> Estimate:
+    """Returns a contrast as a share of the baseline's mean, over seeds; unknown where that is 0."""
+    values = contrast(runs, parts, metric).values
+    whole = [runs[baseline][s].metrics[metric] for s in values]
+    mean = abs(float(np.mean(whole))) if whole else 0.0
+    return over_seeds([v / mean for v in values.values()] if mean > 0 else [])
+
+
+def share(runs: Runs, way: tuple[str, str, str], metric: str) -> Estimate:
+    """Returns (arm - floor) / (top - floor) of the means over seeds, with its interval (percentiles of a
+    bootstrap over seeds); unknown where the top is not surely away from the floor.
+
+    Args:
+        way: arm, floor and top.
+    """
+    nan = float("nan")
+    seeds = common_seeds(runs, way, metric)
+    arm, floor, top = (np.array([runs[a][s].metrics[metric] for s in seeds]) for a in way)
+    whole = over_seeds(top - floor)
+    if len(seeds) < 2 or not (whole.low > 0 or whole.high < 0):
+        return Estimate(nan, nan, nan, nan, len(seeds))
+    rng = np.random.default_rng(BOOTSTRAP_SEED)
+    drawn = rng.integers(0, len(seeds), (1000, len(seeds)))
+    below, above = (arm - floor)[drawn].mean(1), (top - floor)[drawn].mean(1)
+    low, high = np.nanquantile(below / np.where(above == 0, nan, above), [0.025, 0.975])
+    mean = float((arm - floor).mean() / (top - floor).mean())
+    return Estimate(mean, float(low), float(high), nan, len(seeds))

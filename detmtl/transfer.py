@@ -1,0 +1,109 @@
+"""Do the tasks of a run help each other? Each alone against together, and why it is so.
+
+    data and settings are checked -> runs, each once -> report.json, report.md, report.html and a table
+
+A comparison like `compare`'s, in a folder of the same kind: the same command again goes on where the last
+one stopped, and what is done is not repeated.
+"""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from detmtl.compare import Request, about, execute, jobs_of, make_writable, tell_rest, write_reports
+from detmtl.comparing.scores import RunScores, is_done, read_scores
+from detmtl.comparing.transfer_plan import Transfer, prepare_transfer
+from detmtl.comparing.transfer_result import transfer_result
+from detmtl.comparing.transfer_settings import TransferSettings, read_transfer
+from detmtl.engine import distributed
+from detmtl.report import page, transfer_page
+from detmtl.structures.errors import InputError
+
+
+def transfer(request: Request, console: Console | None = None) -> int:
+    """Runs what is not done yet, writes the reports, and returns 0, or 1 if a run failed.
+
+    Raises:
+        InputError: settings or data are wrong; told before any run starts.
+    """
+    console = console or Console()
+    page.require()
+    settings = read_transfer(request.config)
+    seeds = list(request.seeds or settings.all_seeds)
+    process = distributed.start("cpu")
+    make_writable(request.out)
+    plan = prepare_transfer(
+        settings, request.config, request.overrides, seeds, request.out, process, console
+    )
+    jobs = jobs_of(plan.prepared.plan, request.out, chosen(plan, request))
+    execute(request, plan.prepared, jobs, plan.digest, console)
+    found = transfer_result(
+        settings, plan, read_runs(settings, plan, request), request.out / "runs"
+    )
+    title = settings.title or f"Transfer {request.config.stem}"
+    found |= about(title, settings.note, request, plan.prepared, jobs)
+    write_reports(found, request.out, transfer_page.markdown(found), transfer_page.html(found))
+    _tell(found, request, console)
+    return 1 if any(job.failure for job in jobs) else 0
+
+
+def chosen(plan: Transfer, request: Request) -> set[str]:
+    """Returns the names of the arms to run: those of `only`, or all.
+
+    Raises:
+        InputError: one of them is none.
+    """
+    names = [arm.name for arm in plan.arms]
+    for name in request.only:
+        if name not in names:
+            raise InputError(
+                f"--only {name}: is no run of the report; there are {'; '.join(names)}"
+            )
+    return {name for name in names if name in request.only or not request.only}
+
+
+def read_runs(
+    settings: TransferSettings, plan: Transfer, request: Request
+) -> dict[int, dict[str, dict[int, RunScores]]]:
+    """Returns variant's position -> arm -> seed -> what a finished run says.
+
+    Raises:
+        InputError: a task's metric is none of its run's.
+    """
+    kept: dict[str, RunScores] = {}
+    found: dict[int, dict[str, dict[int, RunScores]]] = {}
+    tasks = {arm.name: arm.tasks for arm in plan.arms}
+    for (variant, arm, seed), key in plan.prepared.plan.at.items():
+        folder = request.out / "runs" / key
+        if not is_done(folder):
+            continue
+        if key not in kept:
+            kept[key] = read_scores(folder, settings.resamples)
+        _check_metrics(settings, kept[key], tasks[arm])
+        found.setdefault(variant, {}).setdefault(arm, {})[seed] = kept[key]
+    return found
+
+
+def _check_metrics(settings: TransferSettings, run: RunScores, tasks: tuple[str, ...]) -> None:
+    for name in tasks:
+        metric = settings.tasks[name].metric
+        if metric not in run.metrics:
+            known = ", ".join(sorted(m for m in run.metrics if m.startswith(f"{name}/")))
+            raise InputError(
+                f"tasks.{name}.metric: '{metric}' is no metric of these runs; there are {known}"
+            )
+
+
+def _tell(found: dict[str, Any], request: Request, console: Console) -> None:
+    """Prints the table, the sentences, and where everything is."""
+    table = Table(title=found["title"], title_justify="left")
+    columns, rows = transfer_page.summary(found)
+    numbers = ("alone", "together", "gain", "over seeds", "p (Holm)")
+    for column in columns[:-1]:  # the advice is in the sentences
+        table.add_column(column, justify="right" if column in numbers else "left")
+    for row in rows:
+        table.add_row(*row[:-1])
+    console.print(table)
+    said = [text for _, text in transfer_page.sentences(found)]
+    tell_rest(found, said, request.out, console)

@@ -1,0 +1,173 @@
+"""From the settings of a transfer report to its runs."""
+
+from pathlib import Path
+
+import pytest
+
+from detmtl.comparing.plan import Cell, Planner, effort
+from detmtl.comparing.settings import CompareSettings
+from detmtl.comparing.transfer_plan import arms_of, changes_of
+from detmtl.comparing.transfer_settings import TransferSettings, read_transfer
+from detmtl.config import RunSettings
+from detmtl.structures.errors import InputError
+from detmtl.tasks.noise import NoiseConfig
+
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("transfer_*.yaml"))
+ONE = Cell("", {}, None, {})
+
+
+def settings(**changes):
+    tasks = {"boxes": "boxes/AP", "map": "map/mIoU", "depth": "depth/RMSE"}
+    return TransferSettings.model_validate({"base": "x.yaml", "tasks": tasks} | changes)
+
+
+def names(**changes):
+    return [arm.name for arm in arms_of(settings(**changes))]
+
+
+def test_each_alone_all_together_and_in_pairs():
+    assert names() == [
+        "boxes alone",
+        "map alone",
+        "depth alone",
+        "boxes + map + depth",
+        "boxes + map",
+        "boxes + depth",
+        "map + depth",
+    ]
+    assert names(pairs=False)[3:] == ["boxes + map + depth"]
+
+
+def test_two_tasks_are_one_pair_and_one_group():
+    two = {"boxes": "boxes/AP", "map": "map/mIoU"}
+    assert names(tasks=two) == ["boxes alone", "map alone", "boxes + map"]
+    assert settings(tasks=two).questions() == [("boxes", ("map",)), ("map", ("boxes",))]
+    assert settings(tasks=two, target="map").questions() == [("map", ("boxes",))]
+
+
+def test_controls_and_probes():
+    found = names(target="boxes", noise=True, overlap=True, wide={"model.fpn.channels": 64})
+    assert "map + depth" not in found, "a pair without the target"
+    assert {"boxes alone, wide", "boxes + map, wide", "boxes + map + depth, wide"} <= {*found}
+    assert {"boxes + noise like map", "boxes + noise like depth"} <= {*found}
+    assert {"map on a trunk that never learned", "map on the trunk of boxes"} <= {*found}
+    assert "boxes on the trunk of map" not in found and len(found) == len({*found})
+
+
+def test_a_target_needs_no_other_task_alone_unless_its_trunk_is_measured():
+    assert "map alone" not in names(target="boxes")
+    assert "map alone" in names(target="boxes", overlap=True)
+
+
+def test_less_is_better_for_an_error():
+    signs = {name: task.sign for name, task in settings().tasks.items()}
+    assert signs == {"boxes": 1, "map": 1, "depth": -1}
+    other = {"metric": "map/mIoU", "better": "lower"}
+    assert settings(tasks={"boxes": "boxes/AP", "map": other}).tasks["map"].sign == -1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"target": "tags"}, "target: 'tags' is no task; tasks has boxes, map, depth"),
+        ({"tasks": {"boxes": "boxes/AP", "map": "boxes/AP"}}, "it begins with map/"),
+        ({"tasks": {"boxes": "boxes/AP"}}, "at least 2"),
+        ({"seeds": [1, 1]}, "none of them negative or twice"),
+    ],
+)
+def test_mistakes(changes, words):
+    with pytest.raises(ValueError, match=words):
+        settings(**changes)
+
+
+def run_settings(**changes):
+    maps = {"folder": "maps", "categories": "names.json"}
+    coco = {"kind": "coco", "images": "i", "annotations": "a.json"}
+    data = {
+        "root": ".",
+        "classes": ["cat"],
+        "maps": {"classes": ["cat", "sky"]},
+        "sources": {
+            "few": coco | {"maps": maps},
+            "many": {"kind": "folder", "images": "j", "maps": maps},
+            "raw": {"kind": "folder", "images": "k"},
+        },
+        "val": coco | {"maps": maps},
+        "batch_size": 4,
+    }
+    given = {
+        "data": data,
+        "model": {"backbone": {"name": "resnet18"}},
+        "tasks": {"boxes": {"kind": "detection"}, "map": {"kind": "semantic"}},
+        "silver": {"teacher": {"kind": "gold"}, "pools": ["raw"]},
+        "mix": {"mode": "batch", "shares": {"few": 2, "many": 1, "raw": 1}},
+        "balancing": {"weights": {"boxes/box": 2, "map": 3}},
+        "train": {"steps": 200},
+    }
+    return RunSettings.model_validate(given | changes)
+
+
+def changes(name, whole=None, **asked):
+    tasks = {"boxes": "boxes/AP", "map": {"metric": "map/mIoU", "without": {"silver": None}}}
+    chosen = settings(tasks=tasks, **asked)
+    (arm,) = [a for a in arms_of(chosen) if a.name == name]
+    return changes_of(arm, chosen, whole or run_settings(), "t.yaml")
+
+
+def test_a_run_has_the_sources_that_label_its_tasks_with_these_labels_alone():
+    boxes = changes("boxes alone")
+    assert list(boxes["data.sources"]) == ["few"] and boxes["mix"]["shares"] == {"few": 2}
+    assert boxes["data.sources"]["few"]["maps"] is None
+    assert boxes["silver"] is None, "what the map's `without` says"
+    assert boxes["balancing"] == {"kind": "fixed", "weights": {"boxes/box": 2}}
+    maps = changes("map alone")
+    assert list(maps["data.sources"]) == ["few", "many", "raw"], "pools may be of any task"
+    assert maps["data.sources"]["few"]["maps"] and maps["balancing"]["weights"] == {"map": 3}
+    assert changes("boxes + map")["balancing.weights"] == {"boxes/box": 2, "map": 3}
+    assert "diagnosis.every" not in maps and changes("boxes + map")["diagnosis.every"] == 40
+
+
+def test_noise_wraps_the_task_as_it_is():
+    noisy = changes("boxes + noise like map", noise=True)
+    config = NoiseConfig.model_validate(noisy["tasks"]["map"])
+    assert config.of == run_settings().tasks["map"] and config.labels == "maps"
+    assert noisy["tasks"]["boxes"]["kind"] == "detection"
+
+
+def test_the_wide_trunk_is_everything_else_alike():
+    narrow, wide = (
+        changes(n, wide={"model.fpn.channels": 64}) for n in ("boxes + map", "boxes + map, wide")
+    )
+    assert wide == narrow | {"model.fpn.channels": 64}
+
+
+def test_no_source_for_a_task_is_told():
+    coco = {"kind": "coco", "images": "i", "annotations": "a.json"}
+    whole = run_settings()
+    data = whole.data.model_copy(
+        update={"sources": {"few": type(whole.data.sources["few"])(**coco)}}
+    )
+    with pytest.raises(
+        InputError, match=r"t\.yaml: map alone: no source labels map; data.sources has few"
+    ):
+        changes("map alone", whole.model_copy(update={"data": data, "silver": None}))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_configs_are_right_in_every_arm_and_make_equal_efforts(path):
+    text = path.read_text()
+    assert f"--config {path.name}" in text and "Machine:" in text and "result" in text
+    chosen = read_transfer(path)
+    for variant in chosen.all_variants.values():
+        compared = CompareSettings(
+            base=chosen.base, set=chosen.set | variant, arms={"all": {}}, baseline="all"
+        )
+        whole = Planner(compared, path, []).of_arm(ONE, "all", 0)
+        assert {*chosen.tasks} <= {*whole.tasks} and whole.train.best is None
+        arms = {a.name: changes_of(a, chosen, whole, "") for a in arms_of(chosen)}
+        planner = Planner(compared.model_copy(update={"arms": arms}), path, [])
+        runs = {name: planner.of_arm(ONE, name, 0) for name in arms}
+        assert len({effort(run) for run in runs.values()}) == 1
+        for run in runs.values():
+            run.balancing.build(list(run.tasks))
+            assert run.mix_sources()
