@@ -21,6 +21,7 @@ from torch.jit._trace import TracerWarning
 import detmtl
 from detmtl.data.fit import fit
 from detmtl.inference.detector import Detector, MapDecoder, TagDecoder, pad_images
+from detmtl.inference.graph_files import SUFFIXES, check_graph, unfinished_name, write_graph
 from detmtl.inference.parity import (
     BFLOAT16,
     FLOAT32,
@@ -47,12 +48,12 @@ from detmtl.tasks.semantic import SemanticTask
 from detmtl.tasks.tags import TagsTask
 
 ExportDtype = Literal["float32", "bfloat16"]
-Method = Literal["traced", "scripted"]
+Method = Literal["traced", "scripted", "exported"]
 
 METHODS: tuple[Method, ...] = ("traced", "scripted")
 """How a network is captured, in the order in which they are tried."""
 
-FORMATS = ("torchscript",)
+FORMATS = ("torchscript", "onnx", "pt2")
 """What `export` can write."""
 
 
@@ -95,7 +96,61 @@ def export(
     """
     if format not in FORMATS:
         raise InputError(f"format: '{format}' can't be exported; available: {', '.join(FORMATS)}")
-    return export_torchscript(checkpoint, path, dtype, pictures)
+    if format == "torchscript":
+        return export_torchscript(checkpoint, path, dtype, pictures)
+    return export_graph(load_checkpoint(checkpoint), path, format, dtype, pictures)
+
+
+def export_graph(
+    loaded: LoadedModel,
+    path: str | Path,
+    format: str,
+    dtype: ExportDtype = "float32",
+    pictures: Sequence[Tensor] = (),
+) -> ExportReport:
+    """Writes an ONNX or pt2 file, after checking it; what it takes and gives: see
+    `detmtl.inference.graph.GraphDetector`.
+
+    Raises:
+        InputError: the model's tasks can't be exported so, the name ends in another way than the format
+            wants, a package is missing, or bfloat16 is asked of ONNX.
+        ExportError: the file doesn't agree with the model; says at which pictures.
+    """
+    path = Path(path)
+    tasks = _exported(loaded, path)
+    problems = []
+    if path.suffix != SUFFIXES[format]:
+        problems.append(f"{path}: a file of format {format} has to end in {SUFFIXES[format]}")
+    if tasks.detection is None or tasks.others:
+        problems.append(
+            f"{path}: {format} files hold one detection task alone; the model's tasks are "
+            f"{', '.join(loaded.model.tasks)}; use --format torchscript"
+        )
+    if format == "onnx" and dtype != "float32":
+        problems.append(
+            f"{path}: ONNX runtimes for CPUs have no convolutions in {dtype}; use --dtype float32, or "
+            "--format torchscript or pt2"
+        )
+    if problems or tasks.detection is None:
+        raise InputError(problems)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = unfinished_name(path, format)
+    try:
+        network = _Network(_in_dtype(loaded.model, dtype), tasks.names)
+        write_graph(network, tasks.detection, loaded, unfinished, format)
+        tolerance = FLOAT32 if dtype == "float32" else BFLOAT16
+        difference = check_graph(loaded, tasks.detection, unfinished, format, tolerance, pictures)
+        if difference.problems:
+            raise ExportError(
+                "\n".join(
+                    [f"{path}: not written, since it disagrees with the model"]
+                    + [f"exported: {problem}" for problem in difference.problems]
+                )
+            )
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return ExportReport(path, dtype, "exported", difference)
 
 
 def export_torchscript(
