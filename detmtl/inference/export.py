@@ -3,7 +3,6 @@
 Letters: B pictures, H and W pixels.
 """
 
-import copy
 import io
 import math
 import os
@@ -21,6 +20,7 @@ from torch.jit._trace import TracerWarning
 import detmtl
 from detmtl.data.fit import fit
 from detmtl.inference.detector import Detector, MapDecoder, TagDecoder, pad_images
+from detmtl.inference.frozen import in_dtype
 from detmtl.inference.graph_files import SUFFIXES, check_graph, unfinished_name, write_graph
 from detmtl.inference.parity import (
     BFLOAT16,
@@ -38,7 +38,6 @@ from detmtl.inference.predictor import (
     load_checkpoint,
 )
 from detmtl.inference.torchscript import deprecation_expected, save_torchscript
-from detmtl.models.fold import fold_batch_norms, has_batch_norm
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels
 from detmtl.structures.sample import DIVISOR
@@ -48,6 +47,7 @@ from detmtl.tasks.semantic import SemanticTask
 from detmtl.tasks.tags import TagsTask
 
 ExportDtype = Literal["float32", "bfloat16"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Method = Literal["traced", "scripted", "exported"]
 
 METHODS: tuple[Method, ...] = ("traced", "scripted")
@@ -136,7 +136,7 @@ def export_graph(
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = unfinished_name(path, format)
     try:
-        network = _Network(_in_dtype(loaded.model, dtype), tasks.names)
+        network = _Network(in_dtype(loaded.model, DTYPES[dtype]), tasks.names)
         write_graph(network, tasks.detection, loaded, unfinished, format)
         tolerance = FLOAT32 if dtype == "float32" else BFLOAT16
         difference = check_graph(loaded, tasks.detection, unfinished, format, tolerance, pictures)
@@ -336,7 +336,9 @@ def _write(
     loaded: LoadedModel, tasks: Exported, path: Path, method: Method, dtype: ExportDtype
 ) -> None:
     names = list(loaded.class_names)
-    network = _captured(_Network(_in_dtype(loaded.model, dtype), tasks.names), method, loaded.short)
+    network = _captured(
+        _Network(in_dtype(loaded.model, DTYPES[dtype]), tasks.names), method, loaded.short
+    )
     boxes = 0 if tasks.detection is None else 2 * len(tasks.detection.levels)
     maps = [
         MapDecoder(task.name, boxes + k, task.stride)
@@ -371,18 +373,6 @@ def _write(
     with deprecation_expected():
         scripted = torch.jit.script(detector)
     save_torchscript(scripted, path, about)
-
-
-def _in_dtype(model: MultiTask, dtype: ExportDtype) -> MultiTask:
-    """Returns the model with weights and features in `dtype`; the pictures' normalization and the
-    decoder compute in float32 in either case."""
-    if dtype == "float32":
-        return model
-    model = copy.deepcopy(model)
-    network = model.backbone.network
-    if has_batch_norm(network):  # in bfloat16 its statistics would lose their digits
-        fold_batch_norms(network, torch.randn(1, 3, 64, 64))
-    return model.to(torch.bfloat16)
 
 
 def _captured(network: nn.Module, method: Method, side: int) -> torch.jit.ScriptModule:
