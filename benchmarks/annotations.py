@@ -8,7 +8,7 @@ boxes, train2017's 118,287 and 860,001. Each way to load runs in a process of it
 processor seconds and by how much its memory grew at most. "cached" is any load but the first: the
 files' hash is known by size and time of change, and the arrays are mapped.
 The worker's memory is what one process of the loader has for itself after some batches, with 10
-thousand and with 10 million boxes.
+thousand and with 10 million boxes, beside the pages of mapped files, which are the system's cache.
 """
 
 import argparse
@@ -88,9 +88,14 @@ def one(way: str, folder: Path) -> None:
             return source, source.annotations.boxes.sum()  # type: ignore[union-attr]
 
     kept: list[object] = []
-    start = time.process_time()
-    grown = peak_memory(lambda: kept.append(load()))
-    print(json.dumps([time.process_time() - start, grown]))
+
+    def timed() -> None:
+        start = time.process_time()
+        kept.append(load())
+        kept.append(time.process_time() - start)
+
+    grown = peak_memory(timed)
+    print(json.dumps([kept[1], grown]))
 
 
 def loading(name: str, rounds: int) -> list[Row]:
@@ -131,19 +136,12 @@ def loading(name: str, rounds: int) -> list[Row]:
     ]
 
 
-def worker_memory(boxes: int, folder: Path) -> tuple[float, float]:
-    """Returns the MiB that a worker of the loader has for itself, and the MiB of the boxes' arrays."""
-    import cv2
-
-    from detmtl.data.augment import Augment
+def write_arrays(boxes: int, folder: Path) -> None:
+    """Writes what is kept of a file with so many boxes, eight a picture."""
     from detmtl.data.flat import Annotations, FileNames
-    from detmtl.data.loader import batches
-    from detmtl.data.mixture import MixSettings, Mixture
-    from detmtl.data.parsed import Parsed, load_parsed, save_parsed
-    from detmtl.data.source import Source
+    from detmtl.data.parsed import Parsed, save_parsed
 
     pictures = boxes // 8
-    cv2.imwrite(str(folder / "a.png"), np.zeros((96, 128, 3), np.uint8))
     rng = np.random.default_rng(0)
     corner = rng.uniform(0, 60, (boxes, 2))
     annotations = Annotations.of(
@@ -160,18 +158,23 @@ def worker_memory(boxes: int, folder: Path) -> tuple[float, float]:
         np.ones((1, 80), np.float32),
     )
     save_parsed(folder / "arrays", parsed)
-    size = sum(f.stat().st_size for f in (folder / "arrays").iterdir()) / 2**20
-    del annotations, corner, parsed
-    mapped = load_parsed(folder / "arrays")
-    assert mapped is not None
+
+
+def worker_memory(folder: Path) -> tuple[float, float]:
+    """Returns the MiB that a worker of the loader has for itself, and the MiB of the boxes' arrays."""
+    import cv2
+
+    from detmtl.data.augment import Augment
+    from detmtl.data.loader import batches
+    from detmtl.data.mixture import MixSettings, Mixture
+    from detmtl.data.parsed import load_parsed
+    from detmtl.data.source import Source
+
+    cv2.imwrite(str(folder / "a.png"), np.zeros((96, 128, 3), np.uint8))
+    kept = load_parsed(folder / "arrays")
+    assert kept is not None
     source = Source(
-        "s",
-        tuple(CLASSES),
-        mapped.files,
-        mapped.ids,
-        mapped.sizes,
-        mapped.annotations,
-        mapped.coverage,
+        "s", tuple(CLASSES), kept.files, kept.ids, kept.sizes, kept.annotations, kept.coverage
     )
     mixture = Mixture([source], MixSettings(mode="gold"), 8, seed=0)
     stream = batches(mixture, Augment([], 96, 128), 0, 1000, workers=1)
@@ -180,24 +183,30 @@ def worker_memory(boxes: int, folder: Path) -> tuple[float, float]:
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     mine = [_private(int(pid)) for pid in children]
     stream.close()  # type: ignore[attr-defined]
+    size = sum(f.stat().st_size for f in (folder / "arrays").iterdir()) / 2**20
     return max(mine), size
 
 
 def _private(pid: int) -> float:
-    """Returns the MiB of a process that no other one shares."""
+    """Returns the MiB of a process that lie in no file, shared ones divided among those that share.
+
+    Pages of mapped files are the system's cache, which it drops when memory is wanted.
+    """
     fields = dict(
         line.split(":", 1)
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     )
-    return sum(int(fields[k].split()[0]) for k in ("Private_Dirty", "Private_Clean")) / 1024
+    return int(fields["Pss_Anon"].split()[0]) / 1024
 
 
 def workers(most: int) -> list[Row]:
     """Compares the memory of workers with few and with many boxes, in processes of their own."""
     mine, sizes = {}, {}
     for boxes in (10_000, most):
-        command = [sys.executable, __file__, "--one", "worker", "--boxes", str(boxes)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        with tempfile.TemporaryDirectory() as place:
+            command = [sys.executable, __file__, "--boxes", str(boxes), "--folder", place, "--one"]
+            subprocess.run([*command, "arrays"], check=True)
+            done = subprocess.run([*command, "worker"], capture_output=True, text=True, check=True)
         mine[boxes], sizes[boxes] = json.loads(done.stdout.splitlines()[-1])
     return [
         Row(
@@ -218,12 +227,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--boxes", type=int, default=10_000_000)
     parser.add_argument("--results", type=Path)
-    parser.add_argument("--one", choices=["pycocotools", "first", "cached", "worker"])
+    parser.add_argument("--one", choices=["pycocotools", "first", "cached", "arrays", "worker"])
     parser.add_argument("--folder", type=Path)
     args = parser.parse_args()
+    if args.one == "arrays":
+        write_arrays(args.boxes, args.folder)
+        return
     if args.one == "worker":
-        with tempfile.TemporaryDirectory() as place:
-            print(json.dumps(worker_memory(args.boxes, Path(place))))
+        print(json.dumps(worker_memory(args.folder)))
         return
     if args.one:
         one(args.one, args.folder)

@@ -23,6 +23,8 @@ from pathlib import Path
 import torch
 from abab import Row, Way, faster, in_turn, peak_memory, ratio, report, row
 from networks import batch_of, on, ours, step_of, targets_of, theirs
+from provenance import REPOSITORY
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from detmtl.config import find_config, read_settings
@@ -32,7 +34,6 @@ from detmtl.models.anchors import AnchorSettings
 from detmtl.models.matching import Rules, match
 from detmtl.models.windows import grids
 from detmtl.recipe import build
-from detmtl.structures.boxes import iou
 from detmtl.structures.labels import PaddedBoxes
 from detmtl.structures.sample import Batch
 from detmtl.tasks.tasks import TaskConfig
@@ -176,6 +177,7 @@ def step(rounds: int, pictures: int, boxes: int, side: int, device: torch.device
 
 def light(rounds: int, config: str, overrides: list[str]) -> list[Row]:
     """Times a config's model with detmtl's task and with torchvision's, for both number formats."""
+    sys.path.insert(0, str(REPOSITORY))  # where the peer's task is found by its name
     settings = read_settings(find_config(config), [*overrides, "model.backbone.weights=null"])
     settings = settings.model_copy(update={"mix": MixSettings(mode="gold")})
     space = settings.data.label_space()
@@ -185,8 +187,6 @@ def light(rounds: int, config: str, overrides: list[str]) -> list[Row]:
         "base_scale": scale,
         "box_weight": 2.0,
     }
-    from pydantic import TypeAdapter
-
     with_peer = settings.model_copy(
         update={"tasks": {"boxes": TypeAdapter(TaskConfig).validate_python(peer)}}
     )
@@ -291,15 +291,6 @@ def _fill(batch: Batch, fresh: Batch) -> None:
     batch.images.copy_(fresh.images)
     for f in fields(batch.labels["boxes"]):
         getattr(batch.labels["boxes"], f.name).copy_(getattr(fresh.labels["boxes"], f.name))
-
-
-def agreement() -> float:
-    """Returns by how much detmtl's IoU differs at most from torchvision's, for the record."""
-    from torchvision.ops import box_iou
-
-    boxes = torch.rand(100, 4) * 50
-    boxes[:, 2:] += boxes[:, :2]
-    return float((iou(boxes[None], boxes)[0] - box_iou(boxes, boxes)).abs().max())
 
 
 def main() -> None:

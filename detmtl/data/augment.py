@@ -240,13 +240,14 @@ class Augment:
         first = 0
         for name, known in labels.items():
             mine = np.flatnonzero(keep & (index >= first) & (index < first + len(known)))
-            kept = known[torch.from_numpy(index[mine] - first)]
-            fragment = torch.from_numpy(hidden[mine]) & (kept.ignore == Ignore.NO)
-            out[name] = replace(
-                kept,
-                boxes=torch.from_numpy(corners[mine]),
-                ignore=kept.ignore.masked_fill(fragment, int(Ignore.REGION)),
-            )
+            # mostly all are there, in order: nothing is to be gathered
+            all_there = len(mine) == len(known)
+            kept = known if all_there else known[torch.from_numpy(index[mine] - first)]
+            ignore = kept.ignore
+            if hidden[mine].any():
+                fragment = torch.from_numpy(hidden[mine]) & (ignore == Ignore.NO)
+                ignore = ignore.masked_fill(fragment, int(Ignore.REGION))
+            out[name] = replace(kept, boxes=torch.from_numpy(corners[mine]), ignore=ignore)
             first += len(known)
         return out
 
