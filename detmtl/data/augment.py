@@ -28,7 +28,7 @@ from albumentations.core.transforms_interface import (
 from pydantic import Field, ValidationError
 from torch import Tensor
 
-from detmtl.data.fit import InputSettings, fit, scale_boxes
+from detmtl.data.fit import InputSettings, fit_size, resize, scale_boxes
 from detmtl.structures.depth import DepthLabels
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Ignore, Labels, MapLabels
@@ -72,6 +72,10 @@ class AugmentSettings(Settings):
     """A box of which less than this share is left becomes a region without class loss."""
     min_side: float = Field(default=1.0, ge=0)
     """A box narrower or lower than this, in pixels of the network's picture, is removed."""
+    reduced: bool = True
+    """Whether training pictures that are JPEGs of at least twice the network's size are decoded straight
+    at a half, a quarter or an eighth: several times faster, and pixels differ by about a level
+    (benchmarks/loader.py measures both). Pictures that are scored are always decoded in full."""
 
     def build(self, size: InputSettings) -> "Augment":
         """Returns the augmentation for pictures of `size`.
@@ -79,7 +83,9 @@ class AugmentSettings(Settings):
         Raises:
             InputError: an unknown step, or arguments that albumentations refuses.
         """
-        return Augment(self.steps, size.short, size.long, self.min_visibility, self.min_side)
+        return Augment(
+            self.steps, size.short, size.long, self.min_visibility, self.min_side, self.reduced
+        )
 
 
 class Augment:
@@ -102,6 +108,7 @@ class Augment:
         short, long: see `InputSettings`.
         min_visibility: share in [0, 1].
         min_side: pixels.
+        reduced: see `AugmentSettings`; for whoever reads the pictures.
 
     Raises:
         InputError: an unknown step, or arguments that albumentations refuses; all of them at once.
@@ -114,8 +121,9 @@ class Augment:
         long: int,
         min_visibility: float = 0.1,
         min_side: float = 1.0,
+        reduced: bool = False,
     ):
-        self.short, self.long = short, long
+        self.short, self.long, self.reduced = short, long, reduced
         self.min_visibility, self.min_side = min_visibility, min_side
         problems: list[str] = []
         self._steps = _transforms(steps, "augment.steps", problems)
@@ -138,11 +146,21 @@ class Augment:
         processor.filter, processor.check = _clipped, _unchecked
 
     def __call__(
-        self, image: np.ndarray, labels: Mapping[str, Labels], seed: int
+        self,
+        image: np.ndarray,
+        labels: Mapping[str, Labels],
+        seed: int,
+        size: tuple[int, int] | None = None,
     ) -> tuple[Tensor, dict[str, Labels]]:
         """Returns image (3, h, w) uint8 and labels in its pixels, from image (H, W, 3) uint8 RGB.
 
-        A pure function of the three arguments: no global random state, nothing of earlier calls.
+        A pure function of its arguments: no global random state, nothing of earlier calls.
+
+        Args:
+            image: the picture, or a reduced copy of it.
+            labels: in pixels of the picture.
+            seed: of all that is random.
+            size: height and width of the picture; None: those of `image`.
 
         Raises:
             InputError: a step cannot work on this picture (say a crop larger than it).
@@ -151,13 +169,14 @@ class Augment:
         maps = {n: known for n, known in labels.items() if isinstance(known, MapLabels)}
         depths = {n: known for n, known in labels.items() if isinstance(known, DepthLabels)}
         assert len(maps) <= 1 and len(depths) <= 1, "albumentations is told of one map"
-        rows = _rows(boxes, image.shape[:2])
-        fitted = self.fitted(image)
+        size = size or _size(image)
+        rows = _rows(boxes, size)
+        fitted = self.fitted(image, size)
         masks = {}
         for known in maps.values():
-            masks = _masks(known.resized(_size(image), (fitted.shape[1], fitted.shape[2])))
+            masks = _masks(known.resized(size, (fitted.shape[1], fitted.shape[2])))
         for known in depths.values():
-            small = known.resized(_size(image), (fitted.shape[1], fitted.shape[2]))
+            small = known.resized(size, (fitted.shape[1], fitted.shape[2]))
             masks = masks | {DEPTH: small.depth.numpy()}
         if self._steps:
             pixels, rows, masks = self._change(
@@ -178,12 +197,18 @@ class Augment:
             out[name] = replace(known, depth=moved).resized(_size(moved), (height, width))
         return fitted, out
 
-    def fitted(self, image: np.ndarray) -> Tensor:
+    def fitted(self, image: np.ndarray, size: tuple[int, int] | None = None) -> Tensor:
         """Returns the picture (H, W, 3) at the network's size (3, h, w), nothing else changed.
 
         Given such a picture, this augmentation makes of it what it would make of the original.
+
+        Args:
+            image: the picture, or a reduced copy of it.
+            size: height and width of the picture; None: those of `image`.
         """
-        return fit(torch.from_numpy(image).permute(2, 0, 1), self.short, self.long)
+        height, width = size or _size(image)
+        pixels = torch.from_numpy(image).permute(2, 0, 1)
+        return resize(pixels, *fit_size(height, width, self.short, self.long))
 
     def _change(
         self, pixels: np.ndarray, rows: np.ndarray, masks: dict[str, np.ndarray], seed: int
@@ -229,13 +254,14 @@ class Augment:
         first = 0
         for name, known in labels.items():
             mine = np.flatnonzero(keep & (index >= first) & (index < first + len(known)))
-            kept = known[torch.from_numpy(index[mine] - first)]
-            fragment = torch.from_numpy(hidden[mine]) & (kept.ignore == Ignore.NO)
-            out[name] = replace(
-                kept,
-                boxes=torch.from_numpy(corners[mine]),
-                ignore=kept.ignore.masked_fill(fragment, int(Ignore.REGION)),
-            )
+            # mostly all are there, in order: nothing is to be gathered
+            all_there = len(mine) == len(known)
+            kept = known if all_there else known[torch.from_numpy(index[mine] - first)]
+            ignore = kept.ignore
+            if hidden[mine].any():
+                fragment = torch.from_numpy(hidden[mine]) & (ignore == Ignore.NO)
+                ignore = ignore.masked_fill(fragment, int(Ignore.REGION))
+            out[name] = replace(kept, boxes=torch.from_numpy(corners[mine]), ignore=ignore)
             first += len(known)
         return out
 

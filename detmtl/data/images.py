@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from detmtl.data.fit import fit_size
 from detmtl.structures.errors import InputError
 
 Progress = Callable[[int, int], None]
@@ -22,6 +23,11 @@ PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", 
 _ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 swap height and width
 _TURNED = frozenset({5, 6, 7, 8})
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+_REDUCED = {
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+}
 _THREADS = 8
 _BATCH = 512  # files between two calls of progress and two writes of the hash cache
 
@@ -35,7 +41,10 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
     Raises:
         InputError: the file is missing, is no picture, or ends too early.
     """
-    data = _bytes(path)
+    return _decoded(path, _bytes(path))
+
+
+def _decoded(path: str | os.PathLike[str], data: bytes) -> np.ndarray:
     if _complete(data):
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
         if image is not None:
@@ -46,6 +55,46 @@ def read_image(path: str | os.PathLike[str]) -> np.ndarray:
             return _rgb(ImageOps.exif_transpose(picture))
     except _BROKEN as problem:
         raise _broken(path, len(data), problem) from problem
+
+
+def reduction(height: int, width: int, short: int, long: int) -> int:
+    """Returns by which of 1, 2, 4 and 8 a picture's sides can be divided before it is fitted to `short`
+    and `long`, without a rest and without becoming smaller than that."""
+    fitted = fit_size(height, width, short, long)
+    for factor in _REDUCED:
+        divides = height % factor == 0 and width % factor == 0
+        if divides and height >= factor * fitted[0] and width >= factor * fitted[1]:
+            return factor
+    return 1
+
+
+def read_reduced(
+    path: str | os.PathLike[str], short: int, long: int
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Returns the picture in a file, perhaps at a half, a quarter or an eighth of its size, and its
+    height and width at full size.
+
+    A JPEG is decoded at the smallest of these sizes that `fit_size` still has to scale down: the
+    decoder then leaves out most of its work. Sides that cannot be divided come at full size, since
+    rounding them would move everything by up to a pixel; and so do other formats.
+
+    Args:
+        path: the file.
+        short, long: what the picture will be fitted to.
+
+    Raises:
+        InputError: as `read_image`.
+    """
+    data = _bytes(path)
+    if data.startswith(b"\xff\xd8") and _complete(data):
+        size = image_size(path, data)
+        factor = reduction(*size, short, long)
+        if factor > 1:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[factor])
+            if image is not None:
+                return cv2.cvtColor(image, cv2.COLOR_BGR2RGB), size
+    image = _decoded(path, data)
+    return image, (image.shape[0], image.shape[1])
 
 
 def _complete(data: bytes) -> bool:
@@ -63,15 +112,19 @@ def _rgb(picture: Image.Image) -> np.ndarray:
     return np.array(picture.convert("RGB"))
 
 
-def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+def image_size(path: str | os.PathLike[str], data: bytes | None = None) -> tuple[int, int]:
     """Returns (height, width) of a picture as a person sees it (EXIF rotation applied), from the
     header alone.
+
+    Args:
+        path: the file.
+        data: its bytes, where they are known already.
 
     Raises:
         InputError: the file is missing or is no picture.
     """
     try:
-        with Image.open(path) as picture:
+        with Image.open(path if data is None else io.BytesIO(data)) as picture:
             width, height = picture.size
             turned = picture.getexif().get(_ORIENTATION) in _TURNED
             turned = turned and picture.format != "TIFF"  # whose size Pillow has turned already

@@ -167,14 +167,19 @@ class _TrainingBatches:
         picks = list(enumerate(self.mixture.picks(number)))
         for slot, pick in picks[self.rank :: self.world]:
             source = self.mixture.sources[pick.source]
-            pixels, seed = source.read(pick.index), sample_seed(self.seed, number, slot)
+            seed, info = sample_seed(self.seed, number, slot), source.info(pick.index)
+            size = (info.height, info.width)
+            if self.augment.reduced:
+                pixels = source.read_reduced(pick.index, self.augment.short, self.augment.long)
+            else:
+                pixels = source.read(pick.index)
             labels: dict[str, Labels] = {}
             if source.name in waiting:
-                image = self.augment.fitted(pixels)
+                image = self.augment.fitted(pixels, size)
             else:
-                image, labels = self.augment(pixels, source.labels(pick.index), seed)
+                image, labels = self.augment(pixels, source.labels(pick.index), seed, size)
                 labels = source.derived(pick.index, labels)
-            info, weight = source.info(pick.index), weights[pick.source]
+            weight = weights[pick.source]
             yield Sample(image, labels, info, pick.source, weight, source.grade), seed
 
 

@@ -21,7 +21,7 @@ from pydantic import PositiveFloat
 from detmtl.data.coverage import class_mask, cover_pictures, keep_classes
 from detmtl.data.depth import DepthFolder, Depths
 from detmtl.data.flat import Annotations, FileNames, Flat
-from detmtl.data.images import Progress, content_hashes, read_image
+from detmtl.data.images import Progress, content_hashes, read_image, read_reduced, reduction
 from detmtl.data.maps import FilledMaps, MapClasses, MapFolder, Maps
 from detmtl.data.parsed import (
     Parsed,
@@ -111,14 +111,30 @@ class Source(Flat):
             InputError: the file is missing or broken, or its size is not what the annotations say.
         """
         image = read_image(self.files[i])
+        self._check_size(i, (image.shape[0], image.shape[1]))
+        return image
+
+    def read_reduced(self, i: int, short: int, long: int) -> np.ndarray:
+        """Returns picture i as (h, w, 3) uint8 RGB, perhaps already smaller than its file's; see
+        `detmtl.data.images.read_reduced`.
+
+        Raises:
+            InputError: as `read`.
+        """
+        if reduction(int(self.sizes[i, 0]), int(self.sizes[i, 1]), short, long) == 1:
+            return self.read(i)
+        image, size = read_reduced(self.files[i], short, long)
+        self._check_size(i, size)
+        return image
+
+    def _check_size(self, i: int, found: tuple[int, int]) -> None:
         height, width = (int(n) for n in self.sizes[i])
-        if image.shape[:2] != (height, width):
+        if found != (height, width):
             raise InputError(
-                f"{self.files[i]}: the picture is {image.shape[1]} x {image.shape[0]} pixels (width x "
+                f"{self.files[i]}: the picture is {found[1]} x {found[0]} pixels (width x "
                 f"height), but source '{self.name}' says {width} x {height}; its boxes would be "
                 "misplaced: correct the annotations, or bring back the picture that was annotated"
             )
-        return image
 
     def labels(self, i: int) -> dict[str, Labels]:
         """Returns what is known of picture i: "boxes", "maps", "tags" and "depth", without an entry where

@@ -3,7 +3,6 @@
 Letters: B pictures, H and W pixels.
 """
 
-import copy
 import io
 import math
 import os
@@ -22,6 +21,8 @@ import detmtl
 from detmtl.data.fit import fit
 from detmtl.inference.detector import Detector, MapDecoder, OtherDecoder, TagDecoder, pad_images
 from detmtl.inference.errors import ExportError
+from detmtl.inference.frozen import in_dtype
+from detmtl.inference.graph_files import SUFFIXES, check_graph, unfinished_name, write_graph
 from detmtl.inference.parity import (
     BFLOAT16,
     FLOAT32,
@@ -39,7 +40,6 @@ from detmtl.inference.predictor import (
 )
 from detmtl.inference.torchscript import deprecation_expected, save_torchscript
 from detmtl.inference.torchvision_file import TorchvisionReport, export_torchvision
-from detmtl.models.fold import fold_batch_norms, has_batch_norm
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels
 from detmtl.structures.sample import DIVISOR
@@ -50,12 +50,13 @@ from detmtl.tasks.tags import TagsTask
 from detmtl.tasks.task import Task
 
 ExportDtype = Literal["float32", "bfloat16"]
-Method = Literal["traced", "scripted"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Method = Literal["traced", "scripted", "exported"]
 
 METHODS: tuple[Method, ...] = ("traced", "scripted")
 """How a network is captured, in the order in which they are tried."""
 
-FORMATS = ("torchscript", "torchvision")
+FORMATS = ("torchscript", "onnx", "pt2", "torchvision")
 """What `export` can write: `torchvision` is a state dict for torchvision's own RetinaNet."""
 
 
@@ -97,10 +98,69 @@ def export(
     if format == "torchvision":
         if dtype != "float32":
             raise InputError(
-                f"dtype: {dtype} is for torchscript; torchvision's weights are float32"
+                f"dtype: {dtype} is not for torchvision, whose weights are float32; use float32"
             )
         return export_torchvision(load_checkpoint(checkpoint), path)
-    return export_torchscript(checkpoint, path, dtype, pictures)
+    if format == "torchscript":
+        return export_torchscript(checkpoint, path, dtype, pictures)
+    return export_graph(load_checkpoint(checkpoint), path, format, dtype, pictures)
+
+
+def export_graph(
+    loaded: LoadedModel,
+    path: str | Path,
+    format: str,
+    dtype: ExportDtype = "float32",
+    pictures: Sequence[Tensor] = (),
+) -> ExportReport:
+    """Writes an ONNX or pt2 file, after checking it; what it takes and gives: see
+    `detmtl.inference.graph.GraphDetector`.
+
+    Raises:
+        InputError: the model's tasks can't be exported so, the name ends in another way than the format
+            wants, a package is missing, or bfloat16 is asked of ONNX.
+        ExportError: the file doesn't agree with the model; says at which pictures.
+    """
+    path = Path(path)
+    tasks = exported(loaded.model, path)
+    problems = []
+    if path.suffix != SUFFIXES[format]:
+        problems.append(f"{path}: a file of format {format} has to end in {SUFFIXES[format]}")
+    if tasks.detection is None or tasks.others:
+        problems.append(
+            f"{path}: {format} files hold one detection task alone; the model's tasks are "
+            f"{', '.join(loaded.model.tasks)}; use --format torchscript"
+        )
+    elif tasks.detection.decoder.bins or tasks.detection.decoder.parts > 2:
+        problems.append(
+            f"{path}: {format} files know no distributions of distances and no branch for quality, which "
+            f"task {tasks.detection.name} has; use --format torchscript"
+        )
+    if format == "onnx" and dtype != "float32":
+        problems.append(
+            f"{path}: ONNX runtimes for CPUs have no convolutions in {dtype}; use --dtype float32, or "
+            "--format torchscript or pt2"
+        )
+    if problems or tasks.detection is None:
+        raise InputError(problems)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = unfinished_name(path, format)
+    try:
+        network = _Network(in_dtype(loaded.model, DTYPES[dtype]), tasks.names)
+        write_graph(network, tasks.detection, loaded, unfinished, format)
+        tolerance = FLOAT32 if dtype == "float32" else BFLOAT16
+        difference = check_graph(loaded, tasks.detection, unfinished, format, tolerance, pictures)
+        if difference.problems:
+            raise ExportError(
+                "\n".join(
+                    [f"{path}: not written, since it disagrees with the model"]
+                    + [f"exported: {problem}" for problem in difference.problems]
+                )
+            )
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return ExportReport(path, dtype, "exported", difference)
 
 
 def export_torchscript(
@@ -297,7 +357,9 @@ def _write(
     loaded: LoadedModel, tasks: Exported, path: Path, method: Method, dtype: ExportDtype
 ) -> None:
     names = list(loaded.class_names)
-    network = _captured(_Network(_in_dtype(loaded.model, dtype), tasks.names), method, loaded.short)
+    network = _captured(
+        _Network(in_dtype(loaded.model, DTYPES[dtype]), tasks.names), method, loaded.short
+    )
     first = _places(loaded.model, tasks)
     boxes = 0 if tasks.detection is None else first[tasks.detection.name][1]
     maps = [
@@ -358,18 +420,6 @@ def _places(model: MultiTask, tasks: Exported) -> dict[str, tuple[int, int]]:
         places[name] = (first, len(found[name]))
         first += len(found[name])
     return places
-
-
-def _in_dtype(model: MultiTask, dtype: ExportDtype) -> MultiTask:
-    """Returns the model with weights and features in `dtype`; the pictures' normalization and the
-    decoder compute in float32 in either case."""
-    if dtype == "float32":
-        return model
-    model = copy.deepcopy(model)
-    network = model.backbone.network
-    if has_batch_norm(network):  # in bfloat16 its statistics would lose their digits
-        fold_batch_norms(network, torch.randn(1, 3, 64, 64))
-    return model.to(torch.bfloat16)
 
 
 def _captured(network: nn.Module, method: Method, side: int) -> torch.jit.ScriptModule:

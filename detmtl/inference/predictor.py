@@ -18,6 +18,7 @@ from detmtl.data.tags import TagClasses
 from detmtl.engine.precision import Precision, autocast, dtype_of
 from detmtl.engine.state import load_weights, read_checkpoint, weights_of
 from detmtl.inference.detector import check_images, of_one_size, pad_images, to_original
+from detmtl.inference.frozen import compiled
 from detmtl.inference.torchscript import is_torchscript, load_torchscript
 from detmtl.models.decoding import least_logit
 from detmtl.structures.depth import DepthLabels
@@ -76,6 +77,7 @@ class Predictor:
         device: where the network runs.
         precision: of the network; scores and decoding are float32. `auto`: bfloat16 where the
             hardware has units for it.
+        compile: whether the network is compiled; see `detmtl.inference.frozen.compiled`.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Predictor:
         loaded: LoadedModel,
         device: torch.device | str = "cpu",
         precision: Precision = "fp32",
+        compile: bool = False,
     ):
         self.device = torch.device(device)
         self.model = loaded.model.to(self.device).eval()
@@ -93,6 +96,7 @@ class Predictor:
         }
         self.short, self.long = loaded.short, loaded.long
         self.dtype = dtype_of(precision, self.device)
+        self._compiled = compiled(self.model, self.dtype) if compile else None
 
     @torch.inference_mode()
     def predict(self, images: Sequence[Tensor]) -> list[dict[str, Labels]]:
@@ -131,8 +135,11 @@ class Predictor:
     def _predict_together(self, fitted: list[Tensor]) -> list[dict[str, Labels]]:
         """Returns labels of pictures of one padded size, in their own pixels."""
         batch, sizes = pad_images(fitted, DIVISOR)
-        with autocast(self.device, self.dtype):
-            outputs = self.model(batch)
+        if self._compiled is not None:
+            outputs = self._compiled(batch)
+        else:
+            with autocast(self.device, self.dtype):
+                outputs = self.model(batch)
         results: list[dict[str, Labels]] = [{} for _ in fitted]
         for name, task in self.model.tasks.items():
             assert isinstance(task, Task)

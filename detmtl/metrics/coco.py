@@ -7,17 +7,19 @@ Source: Lin et al. 2014, arXiv 1405.0312; numbers are pycocotools', which comput
 faster and equal, faster-coco-eval.
 """
 
+import gc
 import importlib.util
 import io
-from collections.abc import Sequence
-from contextlib import redirect_stdout
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from detmtl.metrics.box_arrays import Boxes
 from detmtl.metrics.coco_files import read_annotations, read_results
+from detmtl.metrics.f1 import f1
 from detmtl.structures.boxes import xyxy_to_xywh
 from detmtl.structures.errors import missing_package
 from detmtl.structures.labels import BoxLabels, Ignore
@@ -42,27 +44,6 @@ NUMBERS: dict[str, tuple[str, float | None, int, int]] = {
 }
 EVERYWHERE = np.array([-1e6, -1e6, 3e6, 3e6])
 """A box (xywh) around any picture."""
-
-
-@dataclass(frozen=True)
-class Boxes:
-    """Truth or detections of many pictures.
-
-    Attributes:
-        images: (N,) int64 picture ids.
-        categories: (N,) int64 category ids.
-        boxes_xywh: (N, 4) float64 pixels.
-        areas: (N,) float64 square pixels, by which truth is small, medium or large.
-        scores: (N,) float64; 1 for truth.
-        crowd: (N,) bool; detections on such a box count neither as right nor as wrong.
-    """
-
-    images: np.ndarray
-    categories: np.ndarray
-    boxes_xywh: np.ndarray
-    areas: np.ndarray
-    scores: np.ndarray
-    crowd: np.ndarray
 
 
 class CocoMetric:
@@ -150,38 +131,6 @@ def score(
     return numbers
 
 
-def f1(
-    truth: Boxes,
-    detections: Boxes,
-    categories: Sequence[int],
-    score_threshold: float = 0.5,
-    iou_threshold: float = 0.5,
-) -> float:
-    """Returns the mean over categories with truth of F1 = 2 TP / (2 TP + FP + FN), or NaN.
-
-    Detections of at least `score_threshold` take, best first, the box of truth of their category with
-    the highest IoU that is free; on a crowd box they do not count.
-    """
-    kept = np.flatnonzero(detections.scores >= score_threshold)
-    kept = kept[np.argsort(-detections.scores[kept], kind="stable")]
-    found = _grouped(detections, kept)
-    true = _grouped(truth, np.arange(len(truth.images)))
-    right, wrong = dict.fromkeys(categories, 0), dict.fromkeys(categories, 0)
-    for key, rows in found.items():
-        mine = true.get(key, np.zeros(0, dtype=np.int64))
-        tp, fp = _matched(
-            detections.boxes_xywh[rows], truth.boxes_xywh[mine], truth.crowd[mine], iou_threshold
-        )
-        right[key[1]] += tp
-        wrong[key[1]] += fp
-    values = []
-    for c in categories:
-        wanted = int(np.sum((truth.categories == c) & ~truth.crowd))
-        if wanted:
-            values.append(2 * right[c] / (right[c] + wrong[c] + wanted))
-    return float(np.mean(values)) if values else float("nan")
-
-
 def truth_rows(true: BoxLabels, found_classes: np.ndarray) -> np.ndarray:
     """Returns the rows of a picture's truth, with a crowd all over it for each class that was found
     and that nobody looked for."""
@@ -226,13 +175,13 @@ def _accumulate(
     """Returns precision (T, R, K, A, L) and recall (T, K, A, L), -1 where there is no truth."""
     coco, coco_eval = _classes(backend)
     sides = []
-    with redirect_stdout(io.StringIO()):  # pycocotools prints
+    with redirect_stdout(io.StringIO()), not_collecting():  # pycocotools prints
         for boxes in (truth, detections):
             side = coco()
             side.dataset = {
                 "images": [{"id": int(i)} for i in image_ids],
                 "categories": [{"id": int(c), "name": name} for c, name in names.items()],
-                "annotations": _annotations(boxes),
+                "annotations": annotations_of(boxes),
             }
             side.createIndex()
             sides.append(side)
@@ -244,7 +193,20 @@ def _accumulate(
     return {what: np.asarray(evaluation.eval[what]) for what in ("precision", "recall")}
 
 
-def _annotations(boxes: Boxes) -> list[dict[str, Any]]:
+@contextmanager
+def not_collecting() -> Iterator[None]:
+    """Keeps the garbage collector from looking through millions of new objects again and again."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def annotations_of(boxes: Boxes) -> list[dict[str, Any]]:
+    """Returns the boxes as COCO annotation objects."""
     columns = zip(
         boxes.images.tolist(),
         boxes.categories.tolist(),
@@ -291,44 +253,3 @@ def _mean(
     values = values[..., size, limit]
     values = values[values > -1]
     return float(np.mean(values)) if len(values) else float("nan")
-
-
-def _grouped(boxes: Boxes, rows: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
-    """Returns (image, category) -> those of `rows`, in their order."""
-    if not len(rows):
-        return {}
-    keys = np.stack([boxes.images[rows], boxes.categories[rows]], axis=1)
-    order = np.lexsort((keys[:, 1], keys[:, 0]))
-    keys, rows = keys[order], rows[order]
-    starts = np.flatnonzero(np.any(keys[1:] != keys[:-1], axis=1)) + 1
-    firsts = np.concatenate([[0], starts])
-    return {
-        (int(keys[first, 0]), int(keys[first, 1])): group
-        for first, group in zip(firsts, np.split(rows, starts), strict=True)
-    }
-
-
-def _matched(
-    found: np.ndarray, true: np.ndarray, crowd: np.ndarray, threshold: float
-) -> tuple[int, int]:
-    """Returns how many of found (D, 4), best first, are right and wrong, given true (G, 4), xywh."""
-    if not len(true):
-        return 0, len(found)
-    low = np.maximum(found[:, None, :2], true[None, :, :2])
-    high = np.minimum(
-        found[:, None, :2] + found[:, None, 2:], true[None, :, :2] + true[None, :, 2:]
-    )
-    inter = np.prod(np.clip(high - low, 0, None), axis=-1)
-    area = np.prod(found[:, None, 2:], axis=-1)
-    union = np.where(crowd, area, area + np.prod(true[None, :, 2:], axis=-1) - inter)
-    ious = inter / np.maximum(union, 1e-12)
-    free = ~crowd
-    right = wrong = 0
-    for row in ious:
-        best = int(np.argmax(np.where(free, row, -1)))
-        if free[best] and row[best] >= threshold:
-            free[best] = False
-            right += 1
-        elif not np.any(crowd & (row >= threshold)):
-            wrong += 1
-    return right, wrong

@@ -22,7 +22,7 @@ from detmtl.structures.sample import ImageInfo
 
 
 def record_of(
-    labels: BoxLabels | MapLabels | TagLabels,
+    labels: Labels,
     info: ImageInfo,
     card: TeacherCard,
     floor: float,

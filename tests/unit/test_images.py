@@ -5,8 +5,10 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from detmtl.data.fit import fit
 from detmtl.data.images import (
     content_hash,
     content_hashes,
@@ -14,6 +16,8 @@ from detmtl.data.images import (
     image_sizes,
     list_pictures,
     read_image,
+    read_reduced,
+    reduction,
 )
 from detmtl.structures.errors import InputError
 
@@ -137,3 +141,61 @@ def test_hashes_are_kept_until_a_file_changes(tmp_path, monkeypatch):
     assert read == []
     with pytest.raises(InputError, match="gone"):
         content_hashes([*paths, str(tmp_path / "gone")], cache)
+
+
+def scene(height: int, width: int) -> np.ndarray:
+    """A picture with edges and texture at all scales."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(x / s + 2 * k) * np.cos(y / (s * 1.3)) for k, s in enumerate((3, 11, 47))]
+    values = 128 + 30 * np.sum(waves, axis=0) + 40 * ((x // 40 + y // 56) % 2)
+    return (values[..., None] + rng.normal(0, 4, 3)).clip(0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("size", "factor"),
+    [
+        ((480, 640), 1),
+        ((952, 1272), 1),  # not twice as large
+        ((960, 1280), 2),
+        ((961, 1280), 1),  # has a rest
+        ((1920, 2560), 4),
+        ((1924, 2564), 4),
+        ((3840, 5120), 8),
+        ((5120, 3840), 8),
+        ((3000, 4000), 4),  # an eighth would be smaller than 480 x 640
+    ],
+)
+def test_how_far_a_picture_can_be_reduced(size, factor):
+    assert reduction(*size, 480, 640) == factor
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_jpeg_is_decoded_smaller_and_fitted_to_nearly_the_same_pixels(
+    tmp_path, orientation
+):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "a.jpg"
+    Image.fromarray(scene(384, 512)).save(path, quality=92, exif=exif.tobytes())
+    full = read_image(path)
+    reduced, size = read_reduced(path, 96, 128)
+    assert size == full.shape[:2] and size == ((384, 512) if orientation == 1 else (512, 384))
+    assert reduced.shape == (size[0] // 4, size[1] // 4, 3)
+    target = [fit(torch.from_numpy(x).permute(2, 0, 1), 90, 120).int() for x in (full, reduced)]
+    difference = (target[0] - target[1]).abs().float()
+    assert difference.mean() < 2 and target[0].float().std() > 20
+
+
+def test_what_is_no_large_jpeg_is_read_in_full(tmp_path, picture):
+    Image.fromarray(scene(384, 512)).save(tmp_path / "a.png")
+    image, size = read_reduced(tmp_path / "a.png", 96, 128)
+    np.testing.assert_array_equal(image, scene(384, 512))
+    assert size == (384, 512)
+    Image.fromarray(picture).save(tmp_path / "b.jpg")
+    image, _ = read_reduced(tmp_path / "b.jpg", 96, 128)
+    np.testing.assert_array_equal(image, read_image(tmp_path / "b.jpg"))
+    data = (tmp_path / "b.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match=r"truncated|broken"):
+        read_reduced(tmp_path / "cut.jpg", 8, 8)

@@ -234,7 +234,7 @@ def test_a_broken_picture_is_an_input_error_that_names_the_file(sources, tmp_pat
 
 
 class Wrong(Augment):
-    def __call__(self, image, labels, seed):
+    def __call__(self, image, labels, seed, size=None):
         raise KeyError("our own mistake")
 
 
@@ -304,7 +304,7 @@ def alive(pid: int) -> bool:
 class Threads(Augment):
     """Tells in each picture how many threads its process uses."""
 
-    def __call__(self, image, labels, seed):
+    def __call__(self, image, labels, seed, size=None):
         found = [cv2.getNumThreads(), torch.get_num_threads(), os.getpid() % 200]
         return torch.tensor(found, dtype=torch.uint8).reshape(3, 1, 1).expand(3, 2, 2), labels
 
@@ -330,3 +330,35 @@ def test_memory_does_not_grow_with_the_annotations(sources):
         tracemalloc.stop()
     assert len(batch) == 1
     assert peak < 2_000_000  # one byte for each annotation would be a fourth of it
+
+
+def test_large_jpegs_are_decoded_smaller_and_their_labels_stay_in_place(tmp_path):
+    y, x = np.mgrid[:384, :512]
+    smooth = np.stack([x // 3, y // 3, (x + y) // 5], axis=2).astype(np.uint8)
+    path = tmp_path / "large.jpg"
+    cv2.imwrite(str(path), smooth)
+    source = Source(
+        name="a",
+        classes=("c",),
+        files=FileNames.of(tmp_path, ["large.jpg"]),
+        ids=np.array([5]),
+        sizes=np.array([[384, 512]], np.int32),
+        annotations=Annotations.of(
+            1, np.zeros(1, np.int64), np.array([[40.0, 80, 200, 240]]), np.zeros(1, np.int64)
+        ),
+        coverage=np.ones((1, 1), np.float32),
+    )
+    mixture = Mixture([source], MixSettings(mode="gold"), 1, seed=0)
+    found = {}
+    for reduced in (False, True):
+        augment = Augment([], 48, 64, reduced=reduced)
+        found[reduced] = next(iter(batches(mixture, augment, 0, 1)))
+    full, small = found[False], found[True]
+    assert source.read_reduced(0, 48, 64).shape == (48, 64, 3)
+    torch.testing.assert_close(full.labels["boxes"].boxes, small.labels["boxes"].boxes)
+    assert small.labels["boxes"].boxes[0, 0].tolist() == [5, 10, 25, 30]
+    difference = (full.images.int() - small.images.int()).abs()
+    assert 0 < difference.float().mean() < 2 and small.sizes.tolist() == [[48, 64]]
+    wrong = replace(source, sizes=np.array([[392, 512]], np.int32))
+    with pytest.raises(InputError, match="512 x 384"):
+        wrong.read_reduced(0, 48, 64)

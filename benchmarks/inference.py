@@ -1,0 +1,288 @@
+"""Detection of one picture, and decoding alone, beside torchvision's RetinaNet.
+
+    python benchmarks/inference.py --threads 2 --results benchmarks/results/NAME.md
+    python benchmarks/inference.py --parts postprocess,exported
+    python benchmarks/inference.py --device cuda --results benchmarks/results/NAME.md
+
+ResNet-50 with a pyramid, 91 classes; one picture of 640 x 640, uint8, the size of the network's, from
+pixels to boxes. Weights are random; the last layers are scaled so that scores are spread as a trained
+network's are and about 1,300 of them a level pass the threshold. torchvision gets a float picture, as it
+wants it. What a way finds is compared with detmtl's own network in float32.
+"""
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from abab import Row, Way, faster, in_turn, ratio, report, row
+from networks import ours, theirs
+from torch import Tensor, nn
+
+from detmtl.engine.memory import keep_freed_memory
+from detmtl.engine.precision import autocast
+from detmtl.inference import export
+from detmtl.inference.parity import BFLOAT16, FLOAT32, compare_detections
+from detmtl.inference.predictor import LoadedModel, Predictor, ScriptPredictor
+from detmtl.structures.labels import BoxLabels
+
+CLASSES = 91
+PARTS = ("postprocess", "exported", "compiled")
+
+
+@torch.no_grad()
+def spread_scores(outputs: Callable[[], Sequence[Tensor]], last: nn.Conv2d, wanted: int) -> None:
+    """Scales the layer that makes logits so that at the finest level `wanted` scores are above .05."""
+    logits = outputs()[0].float()
+    last.weight *= 1.0 / logits.std()
+    assert last.bias is not None
+    last.bias.zero_()
+    logits = outputs()[0].float().flatten()
+    # a few classes a picture would be more like a trained network; the number is what costs time
+    last.bias += -2.944 - logits.topk(wanted).values[-1]
+
+
+def model_of(side: int) -> LoadedModel:
+    """Returns detmtl's network with spread scores."""
+    model = ours(CLASSES).eval()
+    g = torch.Generator().manual_seed(0)
+    picture = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, generator=g)
+    head = model.get_submodule("tasks.boxes.head")
+    for p in head.parameters():
+        if p.dim() == 4:
+            nn.init.kaiming_normal_(p.data)
+    spread_scores(lambda: model(picture)["boxes"], head.class_logits, 1300)  # type: ignore[arg-type]
+    last = head.box_deltas
+    with torch.no_grad():
+        last.weight *= 0.3 / model(picture)["boxes"][-5].float().std()  # type: ignore[operator]
+    names = tuple(model.tasks["boxes"].class_names)  # type: ignore[arg-type]
+    return LoadedModel(model, names, side, side, {})
+
+
+def peer_of(side: int, device: torch.device) -> nn.Module:
+    """Returns torchvision's network with spread scores."""
+    network = theirs(CLASSES, side).eval().to(device)
+    g = torch.Generator().manual_seed(0)
+    picture = torch.randint(0, 256, (1, 3, side, side), generator=g).float().to(device) / 255
+    for p in network.head.parameters():
+        if p.dim() == 4:
+            nn.init.kaiming_normal_(p.data)
+    finest = (side // 8) ** 2 * 9
+
+    def outputs() -> list[Tensor]:
+        features = list(network.backbone(picture).values())
+        return [network.head(features)["cls_logits"][:, :finest]]
+
+    spread_scores(outputs, network.head.classification_head.cls_logits, 1300)
+    return network
+
+
+def ways_of_peer(network: nn.Module, picture: Tensor, device: torch.device) -> dict[str, Way]:
+    """Returns torchvision's default and its bfloat16 setting."""
+    given = [picture.float() / 255]
+    other = peer_of(picture.shape[-1], device).to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def default() -> object:
+        return network(given)
+
+    @torch.inference_mode()
+    def half() -> object:
+        with autocast(device, torch.bfloat16):
+            return other(given)
+
+    return {"torchvision fp32": default, "torchvision bf16 channels_last": half}
+
+
+def agreement(expected: Callable, found: Callable, side: int, exact: bool) -> str:
+    """Returns how many detections of some pictures agree, by the tolerance of exported files."""
+    g = torch.Generator().manual_seed(1)
+    pictures = []
+    for shape in ((6, 8), (20, 20), (side // 4, side // 4)):
+        coarse = torch.rand(1, 3, *shape, generator=g) * 255
+        fine = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bicubic")
+        pictures.append([fine[0].clamp(0, 255).byte()])
+    tolerance = FLOAT32 if exact else BFLOAT16
+    difference = compare_detections(expected, found, pictures, tolerance)
+    limits = f"IoU {tolerance.iou:g}" if tolerance.pixels is None else f"{tolerance.pixels:g} px"
+    return (
+        f"{difference.matching:.1%} of {difference.detections} detections agree "
+        f"({limits}, score {tolerance.scores:g})"
+    )
+
+
+def boxes_of(predictor: Predictor | ScriptPredictor) -> Callable[[list[Tensor]], list[BoxLabels]]:
+    """Returns pictures -> detections."""
+    return lambda images: [labels["boxes"] for labels in predictor.predict(images)]  # type: ignore[misc]
+
+
+def exported_file(loaded: LoadedModel, dtype: export.ExportDtype, folder: Path) -> ScriptPredictor:
+    """Returns a TorchScript file of the model, written without the check: `agreement` shows it."""
+    path = folder / f"{dtype}.torchscript"
+    export._write(loaded, export._exported(loaded, path), path, "traced", dtype)
+    return ScriptPredictor(path)
+
+
+def whole(rounds: int, side: int, device: torch.device, parts: Sequence[str]) -> list[Row]:
+    """Times pixels to boxes."""
+    loaded = model_of(side)
+    g = torch.Generator().manual_seed(0)
+    picture = torch.randint(0, 256, (3, side, side), dtype=torch.uint8, generator=g)
+    predictors: dict[str, Predictor | ScriptPredictor] = {
+        "detmtl fp32": Predictor(loaded),
+        "detmtl bf16": Predictor(loaded, precision="bf16"),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        if "exported" in parts:
+            predictors["TorchScript fp32"] = exported_file(loaded, "float32", Path(folder))
+            predictors["TorchScript bf16"] = exported_file(loaded, "bfloat16", Path(folder))
+        if "compiled" in parts:
+            predictors["compiled fp32"] = Predictor(loaded, compile=True)
+            predictors["compiled bf16"] = Predictor(loaded, precision="bf16", compile=True)
+        ways = ways_of_peer(peer_of(side, device), picture, device)
+        peers = list(ways)
+        ways |= {name: lambda p=p: p.predict([picture]) for name, p in predictors.items()}
+        seconds = in_turn(ways, rounds, warmup=2)
+        told = {
+            name: agreement(
+                boxes_of(predictors["detmtl fp32"]), boxes_of(p), side, name.endswith("fp32")
+            )
+            for name, p in predictors.items()
+        }
+    best, mine = faster(seconds, peers), faster(seconds, list(predictors))
+    what = f"inference, one picture of {side} px"
+    default, half = peers
+    rows = [
+        row(what, seconds, default, mine, 9, f"detmtl's best; {told[mine]}"),
+        row(what, seconds, half, mine, 3, "torchvision's bf16 setting"),
+        row(what, seconds, best, mine, None, "the faster setting of each here"),
+        row(what, seconds, default, "detmtl fp32", 1.45, "fp32 both, eager"),
+    ]
+    for name, goal in (("TorchScript bf16", 5), ("TorchScript fp32", None)):
+        if name in ways:
+            rows.append(row(what, seconds, default, name, goal, told[name]))
+    for name in ("compiled bf16", "compiled fp32"):
+        if name in ways:
+            rows.append(row(what, seconds, default, name, None, told[name]))
+    return rows
+
+
+def postprocess(rounds: int, side: int) -> list[Row]:
+    """Times raw outputs to boxes, with about 1,300 candidates on each level that has as many."""
+    model = ours(CLASSES).eval()
+    network = theirs(CLASSES, side).eval()
+    shapes = [-(-side // s) for s in (8, 16, 32, 64, 128)]
+    g = torch.Generator().manual_seed(0)
+    logits, deltas = [], []
+    for n in shapes:
+        x = torch.randn(1, 9 * CLASSES, n, n, generator=g)
+        x += -2.944 - x.flatten().topk(min(1300, x.numel() // 4)).values[-1]
+        logits.append(x.contiguous(memory_format=torch.channels_last))
+        d = torch.randn(1, 36, n, n, generator=g) * 0.3
+        deltas.append(d.contiguous(memory_format=torch.channels_last))
+    decoder = model.get_submodule("tasks.boxes.decoder")
+    decoder.detections = 100
+    network.detections_per_img = 100
+    sizes = torch.tensor([[side, side]])
+    anchors = model.get_submodule("tasks.boxes.anchors")(logits)
+    rows = {
+        name: [x.permute(0, 2, 3, 1).reshape(1, -1, n).contiguous() for x in maps]
+        for name, n, maps in (
+            ("cls_logits", CLASSES, logits),
+            ("bbox_regression", 4, deltas),
+        )
+    }
+
+    @torch.inference_mode()
+    def mine() -> object:
+        return decoder(logits + deltas, sizes)
+
+    @torch.inference_mode()
+    def peer() -> object:
+        return network.postprocess_detections(rows, [anchors], [(side, side)])
+
+    seconds = in_turn({"torchvision": peer, "detmtl": mine}, rounds, warmup=2)
+    theirs_found, (boxes, scores, classes) = peer()[0], mine()[0]  # type: ignore[index]
+    same = torch.equal(theirs_found["labels"], classes) and torch.allclose(
+        theirs_found["boxes"], boxes, atol=1e-2
+    )
+    note = f"{len(scores)} detections, {'the same' if same else 'NOT the same'} within .01 px"
+    return [row("postprocess, 1,300 candidates a level", seconds, "torchvision", "detmtl", 8, note)]
+
+
+def on_gpu(rounds: int, side: int) -> list[Row]:
+    """Times network and boxes on a GPU at batch 1 and 16; pictures per second and memory."""
+    device, rows = torch.device("cuda"), []
+    loaded = model_of(side)
+    for count in (1, 16):
+        g = torch.Generator().manual_seed(0)
+        pictures = [
+            torch.randint(0, 256, (3, side, side), dtype=torch.uint8, generator=g).to(device)
+            for _ in range(count)
+        ]
+        peer = peer_of(side, device).to(memory_format=torch.channels_last)
+        given = [p.float() / 255 for p in pictures]
+
+        @torch.inference_mode()
+        def theirs_run(peer: nn.Module = peer, given: list[Tensor] = given) -> object:
+            with autocast(device, torch.bfloat16):
+                return peer(given)
+
+        predictors = {
+            "detmtl bf16": Predictor(loaded, device, "bf16"),
+            "detmtl compiled bf16": Predictor(loaded, device, "bf16", compile=True),
+        }
+        ways: dict[str, Way] = {"torchvision bf16": theirs_run}
+        ways |= {n: lambda p=p, i=pictures: p.predict(i) for n, p in predictors.items()}
+        seconds = in_turn(ways, rounds, warmup=5, synchronize=torch.cuda.synchronize)
+        memory = {}
+        for name, way in ways.items():
+            torch.cuda.reset_peak_memory_stats()
+            way()
+            torch.cuda.synchronize()
+            memory[name] = torch.cuda.max_memory_allocated() / 2**30
+        for name in list(predictors):
+            speeds = [
+                f"{n}: {count / statistics.median(seconds[n]):.0f} pictures/s, {memory[n]:.1f} GiB"
+                for n in ("torchvision bf16", name)
+            ]
+            what = f"inference with suppression, batch {count}, {side} px"
+            rows.append(Row(what, *speeds, ratio(seconds, "torchvision bf16", name)))
+    return rows
+
+
+def main() -> None:
+    """Measures the parts that are asked for and writes one table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--side", type=int)
+    parser.add_argument("--results", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    parts = args.parts.split(",")
+    if set(parts) - set(PARTS):
+        parser.error(f"--parts: there are {', '.join(PARTS)}")
+    if args.device == "cuda":
+        rows = on_gpu(args.rounds * 4, args.side or 800)
+    else:
+        keep_freed_memory()
+        side = args.side or 640
+        rows = postprocess(3 * args.rounds, side) if "postprocess" in parts else []
+        if {"exported", "compiled"} & set(parts):
+            rows += whole(args.rounds, side, torch.device("cpu"), parts)
+    report(
+        "Inference beside torchvision's RetinaNet",
+        "ResNet-50 with a pyramid, random weights with spread scores; ways in turn, medians of the "
+        "rounds' ratios; the allocator keeps freed memory for all.",
+        rows,
+        args.results,
+    )
+
+
+if __name__ == "__main__":
+    main()

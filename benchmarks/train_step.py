@@ -1,0 +1,343 @@
+"""The training step, the loss and the matching beside torchvision's RetinaNet.
+
+    python benchmarks/train_step.py --threads 2 --results benchmarks/results/NAME.md
+    python benchmarks/train_step.py --parts matching,loss
+    python benchmarks/train_step.py --parts light          # MobileNetV2, the config of --config
+    python benchmarks/train_step.py --device cuda --results benchmarks/results/NAME.md
+
+ResNet-50 with a pyramid, frozen batch norm, stem and first stage frozen, 91 classes, 9 anchors a
+position, SGD; the same pictures and boxes for both. torchvision gets float pictures, as it wants
+them; detmtl uint8 ones and normalizes. `light` compares detmtl's task with torchvision's head, loss
+and matching on one backbone and pyramid, both in detmtl's loop (`benchmarks/torchvision_retinanet.py`).
+On a GPU the step is taken eagerly, compiled, and as one CUDA graph with labels padded to one shape.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+
+import torch
+from abab import Row, Way, faster, in_turn, peak_memory, ratio, report, row
+from networks import batch_of, on, ours, step_of, targets_of, theirs
+from provenance import REPOSITORY
+from pydantic import TypeAdapter
+from torch import Tensor
+
+from detmtl.config import find_config, read_settings
+from detmtl.data.mixture import MixSettings
+from detmtl.engine.memory import keep_freed_memory
+from detmtl.models.anchors import AnchorSettings
+from detmtl.models.matching import Rules, match
+from detmtl.models.windows import grids
+from detmtl.recipe import build
+from detmtl.structures.labels import PaddedBoxes
+from detmtl.structures.sample import Batch
+from detmtl.tasks.tasks import TaskConfig
+
+CLASSES = 91
+PARTS = ("matching", "loss", "step", "light")
+
+
+def matching(rounds: int) -> list[Row]:
+    """Times matching at 800 x 1344, 201,600 anchors, and weighs its memory in processes of their own."""
+    rows = []
+    for boxes, goal in ((1000, 250), (100, 100)):
+        mine, peer = matching_ways(boxes)
+        seconds = in_turn({"torchvision": peer, "detmtl": mine}, rounds if boxes < 1000 else 1)
+        rows.append(
+            row(f"matching, {boxes} boxes, 201,600 anchors", seconds, "torchvision", "detmtl", goal)
+        )
+    memory = {}
+    for which in ("torchvision", "detmtl"):
+        command = [sys.executable, __file__, "--weigh", which]
+        done = subprocess.run(command, capture_output=True, text=True)
+        # torchvision needs near 7 GB, which may not be there
+        memory[which] = int(done.stdout.split()[-1]) / 1e6 if done.returncode == 0 else float("nan")
+    under = 100 / memory["detmtl"]
+    rows.append(
+        Row(
+            "memory of matching 1,000 boxes, beside 100 MB",
+            f"torchvision: {memory['torchvision']:.0f} MB",
+            f"detmtl: {memory['detmtl']:.0f} MB",
+            under,
+            1,
+            f"torchvision / detmtl: {memory['torchvision'] / memory['detmtl']:.0f}",
+        )
+    )
+    return rows
+
+
+def matching_ways(boxes: int) -> tuple[Way, Way]:
+    """Returns detmtl's and torchvision's way to match so many boxes in one picture."""
+    from torchvision.models.detection._utils import Matcher
+    from torchvision.ops import box_iou
+
+    strides = [8, 16, 32, 64, 128]
+    anchors = AnchorSettings().build(strides)
+    maps = [torch.empty(1, -(-800 // s), -(-1344 // s)) for s in strides]
+    flat, levels = anchors.flat(maps), anchors(maps)
+    regular = grids(levels, [(m.shape[-2], m.shape[-1]) for m in maps])
+    batch = batch_of(1, boxes, 800, 1344, CLASSES)
+    labels = batch.labels["boxes"]
+    assert isinstance(labels, PaddedBoxes)
+    matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
+    return (
+        lambda: match(flat, labels, Rules(), regular),
+        lambda: matcher(box_iou(labels.boxes[0], flat)),
+    )
+
+
+def weigh(which: str) -> None:
+    """Prints the bytes by which memory grows while 1,000 boxes are matched."""
+    mine, peer = matching_ways(1000)
+    few, _ = matching_ways(2)
+    few()  # what the first call loads stays
+    print(peak_memory(mine if which == "detmtl" else peer))
+
+
+def loss(rounds: int, pictures: int, boxes: int, side: int) -> list[Row]:
+    """Times loss with matching, forward and backward, on the same outputs."""
+    model, network = ours(CLASSES), theirs(CLASSES, side)
+    batch = batch_of(pictures, boxes, side, side, CLASSES)
+    maps = [(side // s, side // s) for s in (8, 16, 32, 64, 128)]
+    torch.manual_seed(0)
+    outputs = [
+        (torch.randn(pictures, 9 * n, *shape) * 0.5 - m).contiguous(
+            memory_format=torch.channels_last
+        )
+        for n, m in ((CLASSES, 4), (4, 0))
+        for shape in maps
+    ]
+    rows = {
+        name: torch.cat([_rows(x, n) for x in xs], dim=1)
+        for name, n, xs in (
+            ("cls_logits", CLASSES, outputs[:5]),
+            ("bbox_regression", 4, outputs[5:]),
+        )
+    }
+    anchors = [model.tasks["boxes"].anchors.flat(outputs[:5])] * pictures
+    targets = targets_of(batch)
+
+    def mine(kind: torch.dtype) -> None:
+        leaves = [x.to(kind).requires_grad_() for x in outputs]
+        terms = model.tasks["boxes"].loss(leaves, batch)
+        sum(terms.values()).backward()
+
+    def peer() -> None:
+        leaves = {name: x.detach().requires_grad_() for name, x in rows.items()}
+        sum(network.compute_loss(targets, leaves, anchors).values()).backward()
+
+    ways = {
+        "torchvision": peer,
+        "detmtl": lambda: mine(torch.float32),
+        "detmtl bf16": lambda: mine(torch.bfloat16),
+    }
+    seconds = in_turn(ways, rounds)
+    what = f"loss with matching, {pictures} pictures of {side} px, {boxes} boxes"
+    return [
+        row(what, seconds, "torchvision", "detmtl", 15, "logits float32"),
+        row(what, seconds, "torchvision", "detmtl bf16", None, "detmtl's logits bfloat16"),
+    ]
+
+
+def _rows(maps: Tensor, numbers: int) -> Tensor:
+    return maps.permute(0, 2, 3, 1).reshape(len(maps), -1, numbers)
+
+
+def step(rounds: int, pictures: int, boxes: int, side: int, device: torch.device) -> list[Row]:
+    """Times the whole step on a CPU: forward, loss, backward, update."""
+    batch = batch_of(pictures, boxes, side, side, CLASSES)
+    ways: dict[str, Way] = {}
+    for name, kind, layout in (
+        ("fp32", torch.float32, torch.contiguous_format),
+        ("bf16 channels_last", torch.bfloat16, torch.channels_last),
+    ):
+        ways[f"torchvision {name}"] = step_of(
+            theirs(CLASSES, side).to(memory_format=layout), batch, kind, device
+        )
+    for name, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        ways[f"detmtl {name}"] = step_of(ours(CLASSES), batch, kind, device)
+    seconds = in_turn(ways, rounds)
+    mine = faster(seconds, ["detmtl fp32", "detmtl bf16"])
+    best = faster(seconds, ["torchvision fp32", "torchvision bf16 channels_last"])
+    what = f"step, {pictures} pictures of {side} px, {boxes} boxes"
+    return [
+        row(what, seconds, "torchvision fp32", mine, 6, "torchvision's default, detmtl's best"),
+        row(
+            what, seconds, "torchvision bf16 channels_last", mine, 1.9, "torchvision's bf16 setting"
+        ),
+        row(what, seconds, best, mine, None, "the faster setting of each here"),
+        row(what, seconds, "torchvision fp32", "detmtl fp32", 1.5, "fp32 both"),
+    ]
+
+
+def light(rounds: int, config: str, overrides: list[str]) -> list[Row]:
+    """Times a config's model with detmtl's task and with torchvision's, for both number formats."""
+    sys.path.insert(0, str(REPOSITORY))  # where the peer's task is found by its name
+    settings = read_settings(find_config(config), [*overrides, "model.backbone.weights=null"])
+    settings = settings.model_copy(update={"mix": MixSettings(mode="gold")})
+    space = settings.data.label_space()
+    scale = settings.tasks["boxes"].anchors.base_scale  # type: ignore[union-attr]
+    peer = {
+        "kind": "benchmarks.torchvision_retinanet:Config",
+        "base_scale": scale,
+        "box_weight": 2.0,
+    }
+    with_peer = settings.model_copy(
+        update={"tasks": {"boxes": TypeAdapter(TaskConfig).validate_python(peer)}}
+    )
+    height, width = settings.input.short, settings.input.long
+    batch = batch_of(settings.data.batch_size, 14, height, width, len(space.names))
+    ways: dict[str, Way] = {}
+    for name, chosen in (("torchvision", with_peer), ("detmtl", settings)):
+        for kind_name, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+            torch.manual_seed(0)
+            model = build(chosen, space).train()
+            ways[f"{name} {kind_name}"] = step_of(model, batch, kind, torch.device("cpu"))
+    seconds = in_turn(ways, rounds)
+    what = f"{config}: step, {len(batch)} pictures of {width} x {height}, 14 boxes"
+    peer_best = faster(seconds, ["torchvision fp32", "torchvision bf16"])
+    mine_best = faster(seconds, ["detmtl fp32", "detmtl bf16"])
+    return [
+        row(what, seconds, "torchvision fp32", "detmtl fp32", None, "same backbone and pyramid"),
+        row(what, seconds, peer_best, mine_best, None, "the faster format of each"),
+    ]
+
+
+def on_gpu(rounds: int, pictures: int, boxes: int, side: int) -> list[Row]:
+    """Times the step on a GPU; returns pictures per second and memory."""
+    device = torch.device("cuda")
+    batch = on(batch_of(pictures, boxes, side, side, CLASSES), device)
+    half = torch.bfloat16
+    peer = step_of(
+        theirs(CLASSES, side).to(device, memory_format=torch.channels_last), batch, half, device
+    )
+    eager = step_of(ours(CLASSES).to(device), batch, half, device)
+    model = ours(CLASSES).to(device)
+    model.compile(dynamic=False)
+    compiled = step_of(model, batch, half, device)
+    ways = {
+        "torchvision bf16": peer,
+        "detmtl bf16": eager,
+        "detmtl compiled": compiled,
+        "detmtl CUDA graph": graphed(ours(CLASSES).to(device), batch, device, compile=False),
+        "detmtl compiled, CUDA graph": graphed(
+            ours(CLASSES).to(device), batch, device, compile=True
+        ),
+    }
+    seconds = in_turn(ways, rounds, warmup=5, synchronize=torch.cuda.synchronize)
+    memory = {}
+    for name, way in ways.items():
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        way()
+        torch.cuda.synchronize()
+        memory[name] = torch.cuda.max_memory_allocated() / 2**30
+    rows = []
+    for name in list(ways)[1:]:
+        speeds = [
+            f"{n}: {pictures / statistics.median(seconds[n]):.0f} pictures/s, {memory[n]:.1f} GiB"
+            for n in ("torchvision bf16", name)
+        ]
+        goal = 2.0 if name.endswith("compiled, CUDA graph") else None
+        what = f"step, {pictures} pictures of {side} px, {boxes} boxes"
+        rows.append(Row(what, *speeds, ratio(seconds, "torchvision bf16", name), goal))
+    return rows
+
+
+def graphed(model: torch.nn.Module, batch: Batch, device: torch.device, compile: bool) -> Way:
+    """Returns a step that replays one CUDA graph: every tensor has its place and shape for good.
+
+    New batches are copied into the tensors that the graph was recorded with; their labels have to be
+    padded to its number of boxes. The learning rate is the recorded one.
+    """
+    if compile:
+        model.compile(dynamic=False)
+    take = step_of(model, batch, torch.bfloat16, device)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(5):
+            take()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        take()
+    fresh = _copied(batch)
+
+    def replay() -> None:
+        _fill(batch, fresh)
+        graph.replay()
+
+    return replay
+
+
+def _copied(batch: Batch) -> Batch:
+    return _mapped(batch, Tensor.clone)
+
+
+def _mapped(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    labels = batch.labels["boxes"]
+    assert isinstance(labels, PaddedBoxes)
+    changed = {f.name: change(getattr(labels, f.name)) for f in fields(labels)}
+    return replace(batch, images=change(batch.images), labels={"boxes": replace(labels, **changed)})
+
+
+def _fill(batch: Batch, fresh: Batch) -> None:
+    batch.images.copy_(fresh.images)
+    for f in fields(batch.labels["boxes"]):
+        getattr(batch.labels["boxes"], f.name).copy_(getattr(fresh.labels["boxes"], f.name))
+
+
+def main() -> None:
+    """Measures the parts that are asked for and writes one table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pictures", type=int)
+    parser.add_argument("--side", type=int)
+    parser.add_argument("--boxes", type=int, default=100)
+    parser.add_argument("--config", default="bccd_retina.yaml")
+    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    parser.add_argument("--results", type=Path)
+    parser.add_argument("--weigh", choices=["detmtl", "torchvision"])
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.weigh:
+        weigh(args.weigh)
+        return
+    rows: list[Row] = []
+    if args.device == "cuda":
+        rows = on_gpu(args.rounds * 4, args.pictures or 16, args.boxes, args.side or 800)
+    else:
+        keep_freed_memory()  # as detmtl's command line does; both gain by it
+        unknown = set(args.parts.split(",")) - set(PARTS)
+        if unknown:
+            parser.error(f"--parts: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+        pictures, side = args.pictures or 2, args.side or 512
+        for part in args.parts.split(","):
+            if part == "matching":
+                rows += matching(args.rounds)
+            elif part == "loss":
+                rows += loss(3 * args.rounds, pictures, args.boxes, side)
+            elif part == "step":
+                rows += step(args.rounds, pictures, args.boxes, side, torch.device("cpu"))
+            else:
+                rows += light(3 * args.rounds, args.config, args.overrides)
+    report(
+        "Training step, loss and matching beside torchvision's RetinaNet",
+        "ResNet-50 with a pyramid, random weights; ways in turn, medians of the rounds' ratios; the "
+        "allocator keeps freed memory for both.",
+        rows,
+        args.results,
+    )
+
+
+if __name__ == "__main__":
+    main()

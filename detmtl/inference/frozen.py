@@ -1,0 +1,41 @@
+"""A trained network made ready to run fast: another number format, compiled with its weights."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from detmtl.models.fold import fold_batch_norms, has_batch_norm
+from detmtl.tasks.multitask import MultiTask
+
+Network = Callable[[Tensor], dict[str, list[Tensor]]]
+
+
+def in_dtype(model: MultiTask, dtype: torch.dtype) -> MultiTask:
+    """Returns the model with weights and features in `dtype`: a copy, unless it is float32.
+
+    The pictures' normalization and the decoder compute in float32 in either case.
+    """
+    if dtype == torch.float32:
+        return model
+    model = copy.deepcopy(model)
+    network = model.backbone.network
+    if has_batch_norm(network):  # in bfloat16 its statistics would lose their digits
+        device = next(network.parameters()).device
+        fold_batch_norms(network, torch.randn(1, 3, 64, 64, device=device))
+    return model.to(dtype)
+
+
+def compiled(model: MultiTask, dtype: torch.dtype) -> Network:
+    """Returns the network in `dtype`, compiled by torch with its weights as constants.
+
+    Each size of picture is compiled when it first comes, in some seconds to minutes; worth it for many
+    pictures of few sizes. Needs a C++ compiler on a CPU. To be called without gradients.
+
+    Args:
+        model: in evaluation mode; not changed.
+        dtype: of weights and features.
+    """
+    network = in_dtype(model, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return torch.compile(network, dynamic=False, options={"freezing": True})

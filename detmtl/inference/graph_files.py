@@ -1,0 +1,174 @@
+"""ONNX and pt2 files of a checkpoint, written only if they find what the model finds.
+
+What a file takes and gives: `detmtl.inference.graph.GraphDetector`. Class names and settings travel
+inside under the key of `EXTRA_FILE`.
+"""
+
+import importlib.util
+import json
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import detmtl
+from detmtl.inference.graph import (
+    INPUTS,
+    OUTPUTS,
+    Graph,
+    GraphDetector,
+    canvas_size,
+    detections_of,
+    on_canvas,
+)
+from detmtl.inference.parity import Difference, Tolerance, compare_detections, trial_pictures
+from detmtl.inference.predictor import LoadedModel
+from detmtl.inference.torchscript import EXTRA_FILE
+from detmtl.structures.errors import InputError, missing_package
+from detmtl.structures.labels import BoxLabels, Grade
+from detmtl.tasks.detection import DetectionTask
+
+SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2"}
+"""Format -> the end that torch wants of the file's name."""
+
+SHOWN = ("score_threshold", "candidates", "nms", "detections", "class_agnostic")
+
+
+def write_graph(
+    network: nn.Module, task: DetectionTask, loaded: LoadedModel, path: Path, format: str
+) -> None:
+    """Writes the graph of a network, unchecked.
+
+    Args:
+        network: (1, 3, H, W) uint8 -> raw outputs of the detection task, of any dtype.
+        task: the detection task.
+        loaded: class names, sizes and settings.
+        path: of the file.
+        format: "onnx" or "pt2".
+
+    Raises:
+        InputError: ONNX is asked for and its packages are not installed.
+    """
+    height, width = canvas_size(loaded.short, loaded.long)
+    graph = GraphDetector(network, task.decoder, height, width).eval()
+    image, size = on_canvas(
+        torch.zeros(3, height, width, dtype=torch.uint8), loaded.short, loaded.long
+    )
+    example = (image, size, torch.tensor([task.decoder.score_threshold]))
+    about = {
+        "format": 1,
+        "detmtl": detmtl.__version__,
+        "task": task.name,
+        "classes": list(loaded.class_names),
+        "input": {"short": loaded.short, "long": loaded.long, "height": height, "width": width},
+        "test": {name: getattr(task.decoder, name) for name in SHOWN},
+        "settings": dict(loaded.settings),
+    }
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporters, about their own future
+        program = torch.export.export(graph, example, strict=False)
+        if format == "pt2":
+            torch.export.save(program, path, extra_files={EXTRA_FILE: json.dumps(about)})
+        else:
+            _write_onnx(program, path, about)
+
+
+def _write_onnx(program: Any, path: Path, about: Mapping[str, Any]) -> None:
+    for package in ("onnx", "onnxscript"):
+        if importlib.util.find_spec(package) is None:
+            raise missing_package(package, "onnx", "writing ONNX files")
+    import onnx
+
+    written = torch.onnx.export(
+        program,
+        input_names=list(INPUTS),
+        output_names=list(OUTPUTS),
+        opset_version=18,
+        verbose=False,
+    )
+    assert written is not None
+    model = written.model_proto
+    onnx.helper.set_model_props(model, {EXTRA_FILE: json.dumps(about)})
+    onnx.save(model, str(path))
+
+
+def load_graph(path: Path, format: str) -> tuple[Graph, dict[str, Any]]:
+    """Returns what a file computes, on the CPU, and what was written beside it.
+
+    Raises:
+        InputError: ONNX files need a package that is not installed, or the file is not one of ours.
+    """
+    if format == "pt2":
+        extra = {EXTRA_FILE: ""}
+        module = torch.export.load(path, extra_files=extra).module()
+        return module, _about(extra[EXTRA_FILE], path)
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise missing_package("onnxruntime", "onnx", "running ONNX files")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    about = session.get_modelmeta().custom_metadata_map.get(EXTRA_FILE, "")
+
+    def run(*given: Tensor) -> Sequence[Any]:
+        feed = {name: x.numpy() for name, x in zip(INPUTS, given, strict=True)}
+        return session.run(list(OUTPUTS), feed)
+
+    return run, _about(about, path)
+
+
+def _about(text: str, path: Path) -> dict[str, Any]:
+    if not text:
+        raise InputError(f"{path}: holds no {EXTRA_FILE}; give a file written by `detmtl export`")
+    return json.loads(text)
+
+
+def check_graph(
+    loaded: LoadedModel,
+    task: DetectionTask,
+    path: Path,
+    format: str,
+    tolerance: Tolerance,
+    pictures: Sequence[Tensor] = (),
+) -> Difference:
+    """Compares a file with the model in float32: at the file's usual threshold, and at 0.
+
+    Args:
+        pictures: (3, H, W) uint8 each, for which the model was made; compared beside the built-in ones.
+    """
+    graph, _ = load_graph(path, format)
+    trial = [[image] for images in trial_pictures(loaded.short, loaded.long) for image in images]
+    batches = trial + [[image] for image in pictures]
+    decoder, num_classes = task.decoder, len(task.class_names)
+    usual = (decoder.score_threshold, decoder.least_logit)
+
+    def expected(images: list[Tensor]) -> list[BoxLabels]:
+        canvas, size = on_canvas(images[0], loaded.short, loaded.long)
+        with torch.inference_mode():
+            boxes, scores, classes = decoder(loaded.model(canvas)[task.name], size[None])[0]
+        return [BoxLabels.of(boxes, classes, num_classes, scores=scores, grade=Grade.SILVER)]
+
+    def found(images: list[Tensor]) -> list[BoxLabels]:
+        canvas, size = on_canvas(images[0], loaded.short, loaded.long)
+        with torch.no_grad():
+            outputs = graph(canvas, size, torch.tensor([decoder.score_threshold]))
+        return [detections_of(outputs, num_classes)]
+
+    at_usual = compare_detections(expected, found, batches, tolerance)
+    try:
+        decoder.score_threshold, decoder.least_logit = 0.0, -torch.inf
+        at_zero = compare_detections(expected, found, batches, tolerance)
+    finally:
+        decoder.score_threshold, decoder.least_logit = usual
+    return replace(at_zero, problems=(*at_usual.problems, *at_zero.problems))
+
+
+def unfinished_name(path: Path, format: str) -> Path:
+    """Returns where a file lies till it is complete and checked."""
+    return path.with_name(f".{path.stem}.{os.getpid()}{SUFFIXES[format]}")

@@ -1,0 +1,26 @@
+"""Boxes of many pictures as flat arrays."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Truth or detections of many pictures.
+
+    Attributes:
+        images: (N,) int64 picture ids.
+        categories: (N,) int64 category ids.
+        boxes_xywh: (N, 4) float64 pixels.
+        areas: (N,) float64 square pixels, by which truth is small, medium or large.
+        scores: (N,) float64; 1 for truth.
+        crowd: (N,) bool; detections on such a box count neither as right nor as wrong.
+    """
+
+    images: np.ndarray
+    categories: np.ndarray
+    boxes_xywh: np.ndarray
+    areas: np.ndarray
+    scores: np.ndarray
+    crowd: np.ndarray

@@ -1,0 +1,112 @@
+"""ONNX and pt2 files: what the model finds, and a refusal of what cannot be."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_export import CLASSES, LONG, SHORT, tiny_model, tiny_settings
+
+from detmtl.inference import graph_files
+from detmtl.inference.export import ExportError, export
+from detmtl.inference.graph import canvas_size, on_canvas
+from detmtl.inference.graph_files import load_graph
+from detmtl.inference.predictor import load_checkpoint
+from detmtl.inference.torchscript import EXTRA_FILE
+from detmtl.structures.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    settings = tiny_settings()
+    path = tmp_path_factory.mktemp("run") / "best.pt"
+    weights = tiny_model(settings).state_dict()
+    content = {"format": 1, "settings": settings, "classes": CLASSES, "step": 7, "model": weights}
+    torch.save(content, path)
+    return path
+
+
+@pytest.fixture(scope="module", params=["onnx", "pt2"])
+def exported(request, checkpoint, tmp_path_factory):
+    path = tmp_path_factory.mktemp("export") / f"model.{request.param}"
+    return request.param, path, export(checkpoint, path, request.param)
+
+
+def test_the_file_agrees_with_the_model_and_says_so(exported, checkpoint):
+    format, path, report = exported
+    assert report.method == "exported" and report.difference.detections > 100
+    assert report.difference.matching > 0.97
+    assert [p.name for p in path.parent.iterdir()] == [path.name]  # one file, nothing unfinished
+    graph, about = load_graph(path, format)
+    assert about["classes"] == CLASSES and about["test"]["score_threshold"] == 0.05
+    assert about["input"] == {"short": SHORT, "long": LONG, "height": 96, "width": 128}
+    loaded = load_checkpoint(checkpoint)
+    g = torch.Generator().manual_seed(5)
+    picture = torch.randint(0, 256, (3, 60, 90), dtype=torch.uint8, generator=g)
+    canvas, size = on_canvas(picture, SHORT, LONG)
+    boxes, scores, labels = (torch.as_tensor(x) for x in graph(canvas, size, torch.tensor([0.05])))
+    task = loaded.model.tasks["boxes"]
+    with torch.inference_mode():
+        expected = task.decoder(loaded.model(canvas)["boxes"], size[None])[0]
+    n = len(expected[1])
+    assert 3 < n <= 100 and boxes.shape == (100, 4)
+    torch.testing.assert_close(scores[:n], expected[1], atol=1e-4, rtol=0)
+    torch.testing.assert_close(boxes[:n], expected[0], atol=2e-2, rtol=0)
+    assert torch.equal(labels[:n], expected[2])
+    assert (labels[n:] == -1).all() and (scores[n:] == 0).all()
+
+
+def test_onnx_file_runs_without_torch(checkpoint, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = tmp_path / "m.onnx"
+    export(checkpoint, path, "onnx")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert {i.name: i.shape for i in session.get_inputs()} == {
+        "image": [1, 3, 96, 128],
+        "size": [2],
+        "threshold": [1],
+    }
+    about = json.loads(session.get_modelmeta().custom_metadata_map[EXTRA_FILE])
+    assert about["task"] == "boxes"
+    feed = {
+        "image": np.zeros((1, 3, 96, 128), np.uint8),
+        "size": np.array([75, 100]),
+        "threshold": np.array([0.0], np.float32),
+    }
+    boxes, scores, labels = session.run(["boxes", "scores", "labels"], feed)
+    assert (np.diff(scores) <= 0).all() and set(labels) <= {-1, 0, 1, 2}
+    assert boxes[labels >= 0].min() >= 0 and (boxes[labels >= 0][:, 2:] <= (100, 75)).all()
+
+
+def test_a_file_that_disagrees_is_not_written(checkpoint, tmp_path, monkeypatch):
+    path = tmp_path / "m.pt2"
+    path.write_text("an older file")
+    real = graph_files.load_graph
+
+    def wrong(path, format):
+        graph, about = real(path, format)
+        return lambda *given: [x * 0.9 for x in graph(*given)], about
+
+    monkeypatch.setattr(graph_files, "load_graph", wrong)
+    with pytest.raises(ExportError, match=r"disagrees[\s\S]*no match for"):
+        export(checkpoint, path, "pt2")
+    assert path.read_text() == "an older file"
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_what_cannot_be_is_refused(checkpoint, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"end in \.onnx"):
+        export(checkpoint, tmp_path / "m.torchscript", "onnx")
+    with pytest.raises(InputError, match="bfloat16"):
+        export(checkpoint, tmp_path / "m.onnx", "onnx", "bfloat16")
+    monkeypatch.setattr(graph_files.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'detmtl\[onnx\]'"):
+        export(checkpoint, tmp_path / "m.onnx", "onnx")
+
+
+def test_portrait_pictures_are_scaled_to_the_height():
+    canvas, size = on_canvas(torch.full((3, 200, 100), 7, dtype=torch.uint8), 75, 100)
+    assert canvas_size(75, 100) == (96, 128) and canvas.shape == (1, 3, 96, 128)
+    assert size.tolist()[0] <= 96 and canvas[0, 0, : size[0], : size[1]].eq(7).all()
+    assert int(canvas.sum()) == 7 * 3 * int(size[0] * size[1])
