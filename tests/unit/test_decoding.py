@@ -8,6 +8,7 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.retinanet import RetinaNet
 from torchvision.ops import batched_nms
 
+from detmtl.inference.torchscript import deprecation_expected
 from detmtl.models.anchors import AnchorSettings
 from detmtl.models.decoding import Decoder
 from detmtl.models.distances import decode_distances, expected
@@ -76,7 +77,8 @@ def test_detections_equal_torchvisions(settings, level):
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
 def test_scripted_equals_eager():
     decoder, sizes = _decoder(), torch.tensor([[96, 128], [77, 101]])
-    scripted = torch.jit.script(decoder)
+    with deprecation_expected():
+        scripted = torch.jit.script(decoder)
     for level in (-3.0, -30.0):
         outputs = _outputs(level=level)
         for ours, theirs in zip(decoder(outputs, sizes), scripted(outputs, sizes), strict=True):
