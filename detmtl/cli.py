@@ -342,7 +342,7 @@ def _scores(
 
 def _views(args: argparse.Namespace) -> ViewSettings:
     values = {"flip": args.flip, "tile": args.tile, "tile_overlap": args.overlap}
-    return _values(ViewSettings, values | {"scales": tuple(args.scales)}, "views")
+    return _values(ViewSettings, values | {"scales": tuple(args.scales)}, "views of a picture")
 
 
 def _predict(args: argparse.Namespace) -> None:

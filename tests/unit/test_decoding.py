@@ -158,7 +158,7 @@ def _by_hand(decoder, outputs, size):
     return boxes, scores[kept[:, 0], kept[:, 1]], kept[:, 1]
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
 @pytest.mark.parametrize("quality", [False, True])
 def test_distributions_and_quality(quality):
     decoder = _decoder(bins=8, reach=1.5, quality=quality, quality_power=0.3, detections=40)

@@ -66,7 +66,7 @@ def test_centerness_by_hand():
     torch.testing.assert_close(centerness(anchors, box), expected_values)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
 def test_scripted_equals_eager():
     logits = torch.randn(2, 4 * 17, generator=torch.Generator().manual_seed(0))
     places = expected(logits, 16)
