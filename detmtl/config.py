@@ -19,6 +19,7 @@ from ruamel.yaml.error import YAMLError
 from detmtl.balancing.balancers import AnyBalancer
 from detmtl.balancing.fixed import FixedSettings
 from detmtl.data.augment import AugmentSettings
+from detmtl.data.details import DetailClasses
 from detmtl.data.fit import InputSettings
 from detmtl.data.maps import MapClasses
 from detmtl.data.mixture import SHARED, MixSettings
@@ -56,6 +57,7 @@ class DataSettings(Settings):
         unmapped: what happens to a category that belongs to no class: an `error`, or `drop` it.
         maps: the classes of semantic maps, where there are some.
         tags: the image tags, where there are some.
+        details: attributes, masks and keypoints of boxes, where there are some.
         sources: the training pictures, by name; those of kind `folder` have no labels.
         val: chooses the best checkpoint; gold.
         test: scored once at the end; gold. Without one the final scores are those of `val`.
@@ -69,6 +71,7 @@ class DataSettings(Settings):
     unmapped: Literal["error", "drop"] = "error"
     maps: MapClasses | None = None
     tags: TagClasses | None = None
+    details: DetailClasses | None = None
     sources: dict[str, AnySource]
     val: AnySource
     test: AnySource | None = None
@@ -82,10 +85,12 @@ class DataSettings(Settings):
         return LabelSpace.of(self.classes, drop_unmapped=self.unmapped == "drop")
 
     def names(self) -> dict[str, tuple[str, ...]]:
-        """Returns the class names by key of labels: `boxes`, and `maps` and `tags` where there are some."""
+        """Returns the class names by key of labels: `boxes`, and `maps` and `tags` where there are some;
+        and of the details of boxes."""
         names = {"boxes": self.label_space().names}
         others = {"maps": self.maps, "tags": self.tags}
-        return names | {key: of.label_space().names for key, of in others.items() if of}
+        names |= {key: of.label_space().names for key, of in others.items() if of}
+        return names | (self.details.names() if self.details else {})
 
 
 class GoldTeacher(Settings):

@@ -202,7 +202,9 @@ def load_sources(
         if source is None:
             continue
         try:
-            loaded[name] = source.load(name, data.root, space, cache, data.maps, data.tags)
+            loaded[name] = source.load(
+                name, data.root, space, cache, data.maps, data.tags, data.details
+            )
         except InputError as error:
             problems += error.problems
     if problems:

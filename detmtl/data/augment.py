@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from albumentations.core.bbox_utils import BboxParams, BboxProcessor
 from albumentations.core.composition import BaseCompose, TransformType
+from albumentations.core.keypoints_utils import KeypointParams
 from albumentations.core.transforms_interface import (
     BasicTransform,
     DualTransform,
@@ -29,6 +30,8 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from detmtl.data.fit import InputSettings, fit, scale_boxes
+from detmtl.data.outlines import with_masks
+from detmtl.data.points import shares_of, with_shares
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Ignore, Labels, MapLabels
 from detmtl.structures.settings import Settings
@@ -90,7 +93,8 @@ class Augment:
     with a side below `min_side`, and boxes that a dropout step covered up to less than
     `min_visibility`.
 
-    Maps move with the picture; what comes in from outside is unknown. Tags stay.
+    Maps move with the picture; what comes in from outside is unknown. Tags stay. Keypoints and outlines
+    of boxes move as points; at the end outlines become masks within the boxes that are left.
 
     Args:
         steps: transforms of albumentations with their arguments, see `AugmentSettings`.
@@ -121,10 +125,13 @@ class Augment:
         params = BboxParams("albumentations", min_visibility=min_visibility)
         with warnings.catch_warnings():
             warnings.filterwarnings(
-                "ignore", "Got processor for bboxes"
+                "ignore", "Got processor for (bboxes|keypoints)"
             )  # only pixels change: fine
             self._compose = albumentations.Compose(
-                list(self._steps), bbox_params=params, additional_targets={WEIGHTS: "mask"}
+                list(self._steps),
+                bbox_params=params,
+                keypoint_params=KeypointParams("xy", remove_invisible=False),
+                additional_targets={WEIGHTS: "mask"},
             )
         # in place, because every step and nested composition holds this very object
         processor = cast(BboxProcessor, self._compose.processors["bboxes"])
@@ -143,14 +150,14 @@ class Augment:
         boxes = {n: known for n, known in labels.items() if isinstance(known, BoxLabels)}
         maps = {n: known for n, known in labels.items() if isinstance(known, MapLabels)}
         assert len(maps) <= 1, "albumentations is told of one map"
-        rows = _rows(boxes, image.shape[:2])
+        rows, points = _rows(boxes, image.shape[:2]), shares_of(boxes, *_size(image))
         fitted = self.fitted(image)
         masks = {}
         for known in maps.values():
             masks = _masks(known.resized(_size(image), (fitted.shape[1], fitted.shape[2])))
         if self._steps:
-            pixels, rows, masks = self._change(
-                fitted.permute(1, 2, 0).contiguous().numpy(), rows, masks, seed
+            pixels, rows, masks, points = self._change(
+                fitted.permute(1, 2, 0).contiguous().numpy(), rows, masks, points, seed
             )
             height, width = pixels.shape[:2]
             if min(height, width) > self.short or max(height, width) > self.long:
@@ -158,6 +165,7 @@ class Augment:
             else:
                 fitted = torch.from_numpy(pixels).permute(2, 0, 1)
         height, width = fitted.shape[1:]
+        boxes = with_shares(boxes, points, height, width)
         out = dict(labels) | self._labels(boxes, rows, height, width)
         for name, known in maps.items():
             changed = _unmasked(known, masks)
@@ -172,13 +180,20 @@ class Augment:
         return fit(torch.from_numpy(image).permute(2, 0, 1), self.short, self.long)
 
     def _change(
-        self, pixels: np.ndarray, rows: np.ndarray, masks: dict[str, np.ndarray], seed: int
-    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        self,
+        pixels: np.ndarray,
+        rows: np.ndarray,
+        masks: dict[str, np.ndarray],
+        points: np.ndarray | None,
+        seed: int,
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], np.ndarray | None]:
         # One generator for all steps. Compose.set_random_seed would start each step's own generator
         # from the same seed: on every picture all steps with p: 0.5 would fire together or not at all.
         self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         try:
             targets: dict[str, Any] = {"image": pixels, "bboxes": rows, **masks}
+            if points is not None:  # of albumentations' points whole numbers are pixels' middles
+                targets["keypoints"] = points * (pixels.shape[1], pixels.shape[0]) - 0.5
             out = self._compose(**targets)
         except Exception as error:
             height, width = pixels.shape[:2]
@@ -192,7 +207,15 @@ class Augment:
                 f"augment.steps: they turned the picture into {changed.dtype} of shape {changed.shape}; "
                 "the network takes uint8 (H, W, 3)"
             )
-        return np.ascontiguousarray(changed), rows, {name: out[name] for name in masks}
+        if points is not None:
+            moved = out["keypoints"][:, :2]
+            if len(moved) != len(points):
+                raise InputError(
+                    f"augment.steps: they lost {len(points) - len(moved)} of {len(points)} points of "
+                    "outlines and keypoints; find the step by leaving out one after the other"
+                )
+            points = (moved + 0.5) / (changed.shape[1], changed.shape[0])
+        return np.ascontiguousarray(changed), rows, {name: out[name] for name in masks}, points
 
     def _failed(self, error: Exception) -> str:
         names = {id(step): type(step).__name__ for step in _flat(self._steps)}
@@ -217,11 +240,12 @@ class Augment:
             mine = np.flatnonzero(keep & (index >= first) & (index < first + len(known)))
             kept = known[torch.from_numpy(index[mine] - first)]
             fragment = torch.from_numpy(hidden[mine]) & (kept.ignore == Ignore.NO)
-            out[name] = replace(
+            changed = replace(
                 kept,
                 boxes=torch.from_numpy(corners[mine]),
                 ignore=kept.ignore.masked_fill(fragment, int(Ignore.REGION)),
             )
+            out[name] = with_masks(changed)
             first += len(known)
         return out
 

@@ -7,33 +7,18 @@ boxes of a picture.
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
-from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from detmtl.structures.details import Details, PaddedDetails, pad_details
+from detmtl.structures.tensors import Tensors
+
 OTHER = 254
 """Of a pixel: none of the classes that its map covers; it may be any of the others."""
 UNKNOWN = 255
 """Of a pixel: nobody looked, or nobody could tell."""
-
-
-class _Tensors:
-    """A frozen dataclass of tensors, some of which may be None, and of plain values."""
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """Returns a copy on `device`."""
-        return self._each(lambda x: x.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Self:
-        """Returns a copy in page-locked memory, for copies to a GPU that overlap with its work."""
-        return self._each(lambda x: x.pin_memory())
-
-    def _each(self, change: Any) -> Self:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        tensors = {name: change(x) for name, x in values.items() if isinstance(x, Tensor)}
-        return replace(self, **tensors)  # type: ignore[type-var]
 
 
 class Grade(IntEnum):
@@ -59,7 +44,7 @@ class Ignore(IntEnum):
 
 
 @dataclass(frozen=True, eq=False)
-class BoxLabels(_Tensors):
+class BoxLabels(Tensors):
     """The boxes of one picture, as truth, as prediction or as what a teacher wrote.
 
     Attributes:
@@ -72,6 +57,7 @@ class BoxLabels(_Tensors):
         grade: (N,) uint8, a `Grade`.
         coverage: (C,) float32 in [0, 1]: how far absence of a box of that class means that nothing is
             there. 1: somebody looked everywhere; 0: nobody looked; between: a teacher of that recall.
+        details: attributes, masks and keypoints of the N boxes; None: nobody looked for any.
     """
 
     boxes: Tensor
@@ -81,6 +67,7 @@ class BoxLabels(_Tensors):
     ignore: Tensor
     grade: Tensor
     coverage: Tensor
+    details: Details | None = None
 
     @classmethod
     def of(
@@ -126,7 +113,9 @@ class BoxLabels(_Tensors):
     def __getitem__(self, keep: Tensor) -> "BoxLabels":
         """Returns the boxes at `keep`, a bool mask (N,) or indices; coverage is the picture's and stays."""
         per_box = {
-            f.name: getattr(self, f.name)[keep] for f in fields(self) if f.name != "coverage"
+            f.name: getattr(self, f.name)[keep]
+            for f in fields(self)
+            if f.name != "coverage" and getattr(self, f.name) is not None
         }
         return replace(self, **per_box)
 
@@ -137,11 +126,13 @@ class BoxLabels(_Tensors):
     def resized(self, before: tuple[int, int], after: tuple[int, int]) -> "BoxLabels":
         """Returns the labels of a picture of size `before` (height, width) at size `after`."""
         y, x = after[0] / before[0], after[1] / before[1]
-        return self.with_boxes(self.boxes * self.boxes.new_tensor([x, y, x, y]))
+        boxes = self.boxes * self.boxes.new_tensor([x, y, x, y])
+        details = None if self.details is None else self.details.scaled(x, y)
+        return replace(self, boxes=boxes, details=details)
 
 
 @dataclass(frozen=True, eq=False)
-class MapLabels(_Tensors):
+class MapLabels(Tensors):
     """A class for each pixel of one picture, as truth, as prediction or as what a teacher wrote.
 
     Attributes:
@@ -168,7 +159,7 @@ class MapLabels(_Tensors):
 
 
 @dataclass(frozen=True, eq=False)
-class TagLabels(_Tensors):
+class TagLabels(Tensors):
     """What one picture as a whole shows, as truth, as prediction or as what a teacher wrote.
 
     Attributes:
@@ -195,7 +186,7 @@ def _nearest(values: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class PaddedMaps(_Tensors):
+class PaddedMaps(Tensors):
     """`MapLabels` of B pictures in tensors of one shape.
 
     Attributes:
@@ -225,7 +216,7 @@ class PaddedMaps(_Tensors):
 
 
 @dataclass(frozen=True, eq=False)
-class PaddedTags(_Tensors):
+class PaddedTags(Tensors):
     """`TagLabels` of B pictures.
 
     Attributes:
@@ -248,7 +239,7 @@ class PaddedTags(_Tensors):
 
 
 @dataclass(frozen=True, eq=False)
-class PaddedBoxes(_Tensors):
+class PaddedBoxes(Tensors):
     """`BoxLabels` of B pictures in tensors of one shape.
 
     Attributes:
@@ -258,6 +249,7 @@ class PaddedBoxes(_Tensors):
         coverage: (B, C); zeros where not `present`.
         present: (B,) bool, which pictures have labels for the task at all. Not present means that
             nobody looked: no loss, no part in any normalizer.
+        details: of the boxes, where one of the batch has some.
     """
 
     boxes: Tensor
@@ -269,6 +261,7 @@ class PaddedBoxes(_Tensors):
     valid: Tensor
     coverage: Tensor
     present: Tensor
+    details: PaddedDetails | None = None
 
     def unpadded(self, sizes: Sequence[Sequence[int]]) -> list[BoxLabels | None]:
         """Returns the labels of each picture; None where nobody looked."""
@@ -279,7 +272,8 @@ class PaddedBoxes(_Tensors):
                 name: getattr(self, name)[i][rows]
                 for name in ("boxes", "classes", "scores", "weights", "ignore", "grade")
             }
-            known = BoxLabels(**per_box, coverage=self.coverage[i])
+            details = None if self.details is None else self.details.unpadded(i, rows)
+            known = BoxLabels(**per_box, coverage=self.coverage[i], details=details)
             pictures.append(known if present else None)
         return pictures
 
@@ -326,6 +320,7 @@ def pad_boxes(labels: Sequence[BoxLabels | None]) -> PaddedBoxes:
         valid=torch.zeros(num_pictures, most, dtype=torch.bool),
         coverage=torch.zeros(num_pictures, num_classes),
         present=torch.tensor([x is not None for x in labels]),
+        details=pad_details([None if x is None else x.details for x in labels], most),
     )
     for i, x in enumerate(labels):
         if x is None:
