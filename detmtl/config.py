@@ -234,11 +234,13 @@ class RunSettings(Settings):
             )
         kinds = [task.kind for task in self.tasks.values()]
         if self.export.format and not (
-            kinds.count("detection") <= 1 and {*kinds} <= {"detection", "semantic", "tags"}
+            kinds.count("detection") <= 1
+            and {*kinds} <= {"detection", "semantic", "tags", "attributes", "masks", "keypoints"}
         ):
             problems.append(
-                f"export.format: {self.export.format} holds at most one detection task, semantic tasks and "
-                f"tags; tasks has {', '.join(kinds)}; set export.format: null"
+                f"export.format: {self.export.format} holds at most one detection task and what "
+                f"describes its boxes, semantic tasks and tags; tasks has {', '.join(kinds)}; set "
+                "export.format: null"
             )
         problems += self._unread()
         if self.train.best and self.train.best.split("/")[0] not in self.tasks:
@@ -323,6 +325,11 @@ class RunSettings(Settings):
             elif wanted == "boxes" and not data.classes:
                 problems.append(
                     f"tasks.{name}: learns from boxes, but data.classes is empty; list them"
+                )
+            learns = getattr(task, "learns", None)
+            if learns and not getattr(data.details, learns, None):
+                problems.append(
+                    f"tasks.{name}: learns {learns} of boxes, but data.details.{learns} is not given"
                 )
         splits = {f"sources.{n}": s for n, s in data.sources.items()} | {"val": data.val}
         for where, source in (splits | {"test": data.test}).items():

@@ -142,10 +142,9 @@ def _keypoints(
             continue
         try:
             values = np.asarray(given, dtype=np.float64).reshape(len(at), 3)
-            sound = bool(np.isfinite(values).all() and np.isin(values[:, 2], (0, 1, 2)).all())
         except (TypeError, ValueError):
-            sound = False
-        if not sound:
+            values = np.full((len(at), 3), np.nan)
+        if not (np.isfinite(values).all() and np.isin(values[:, 2], (0, 1, 2)).all()):
             faults.add(
                 f"{name(k)}: keypoints are {given!r:.60}; they need {len(at)} times x, y and "
                 "visibility (0, 1 or 2), as its category lists them"

@@ -132,6 +132,36 @@ class FlatDetails(Flat):
         )
 
 
+def nowhere_known(
+    wanted: DetailClasses, found: Sequence[FlatDetails | None], where: str
+) -> list[str]:
+    """Returns a sentence for each attribute, keypoints of a class, or masks that none of the sources has:
+    a name is misspelt, and nothing would be learned."""
+    details = [d for d in found if d is not None]
+    kinds = {f"attributes.{name}": False for name in wanted.attributes}
+    kinds |= {f"keypoints.{name}": False for name in wanted.keypoints}
+    kinds |= {"masks": False} if wanted.masks else {}
+    columns = np.array([name.partition("/")[0] for name in wanted.keypoint_names()])
+    for one in details:
+        for a, name in enumerate(wanted.attributes):
+            kinds[f"attributes.{name}"] |= bool((_array(one.attributes)[:, a] >= 0).any())
+        for name in wanted.keypoints:
+            seen = _array(one.keypoints)[:, columns == name, 2]
+            kinds[f"keypoints.{name}"] |= bool((seen > 0).any())
+        if wanted.masks:
+            kinds["masks"] |= len(_array(one.points)) > 0
+    return [
+        f"data.details.{kind}: {where} says nothing of it; correct the name, or leave it out"
+        for kind, known in kinds.items()
+        if not known
+    ]
+
+
+def _array(array: np.ndarray | None) -> np.ndarray:
+    assert array is not None
+    return array
+
+
 def mirror_partners(names: Sequence[str]) -> list[int]:
     """Returns for each of K keypoints `class/keypoint` the place of the one that a mirrored picture shows
     there: `left_x` and `right_x` of a class change places, the others stay."""

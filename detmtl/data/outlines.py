@@ -73,7 +73,7 @@ def _signed_area(ring: np.ndarray) -> float:
 
 
 def traced(picture: np.ndarray) -> list[np.ndarray]:
-    """Returns the rings (P, 2) float64 along the edges of the pixels of a picture (H, W) of 0 and 1, holes last."""
+    """Returns the rings (P, 2) float64 along the edges of the pixels of a mask (H, W), holes last."""
     picture = np.ascontiguousarray(picture, dtype=np.uint8)
     left, top, width, height = cv2.boundingRect(picture)
     if not width:

@@ -20,11 +20,12 @@ from torch.jit._trace import TracerWarning
 
 import detmtl
 from detmtl.data.fit import fit
-from detmtl.inference.detector import Detector, MapDecoder, TagDecoder, pad_images
+from detmtl.inference.detector import BoxedDecoder, Detector, MapDecoder, TagDecoder, pad_images
 from detmtl.inference.parity import (
     BFLOAT16,
     FLOAT32,
     Difference,
+    compare_details,
     compare_detections,
     compare_maps_and_tags,
     compare_outputs,
@@ -41,6 +42,7 @@ from detmtl.models.fold import fold_batch_norms, has_batch_norm
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels
 from detmtl.structures.sample import DIVISOR
+from detmtl.tasks.box_task import BoxTask
 from detmtl.tasks.detection import DetectionTask
 from detmtl.tasks.multitask import MultiTask
 from detmtl.tasks.semantic import SemanticTask
@@ -108,7 +110,8 @@ def export_torchscript(
 
     The file takes a list of (3, H, W) uint8 RGB pictures of any sizes and returns for each a dict of
     `boxes` (N, 4) xyxy in the picture's pixels, `labels` (N,) int64 and `scores` (N,), best first; a
-    semantic map (H, W) uint8 and the probabilities (T,) of tags under the names of their tasks. Its
+    semantic map (H, W) uint8, the probabilities (T,) of tags, and what tasks say of each box under the
+    names of their tasks, see `Detector.forward`. Its
     method `class_names()` returns the names, `detmtl.json` inside holds them and the settings.
 
     Args:
@@ -192,6 +195,7 @@ def check_parity(
         decoders = [tasks.detection.decoder, file.module.decoder]
         name = tasks.detection.name
         with _every_score(decoders) if exact else nullcontext():
+            problems += compare_details(model.predict, file.predict, compared, tolerance)
             difference = compare_detections(
                 lambda images: _boxes(model.predict(images), name),
                 lambda images: _boxes(file.predict(images), name),
@@ -248,16 +252,18 @@ class Exported:
     Attributes:
         detection: None where there is none.
         others: semantic tasks and tags.
+        boxed: tasks about the boxes.
     """
 
     detection: DetectionTask | None
     others: tuple[SemanticTask | TagsTask, ...]
+    boxed: tuple[BoxTask, ...] = ()
 
     @property
     def names(self) -> list[str]:
         """Names in the order of the network's outputs."""
         first = [] if self.detection is None else [self.detection.name]
-        return first + [task.name for task in self.others]
+        return first + [task.name for task in (*self.others, *self.boxed)]
 
 
 def _exported(loaded: LoadedModel, path: Path) -> Exported:
@@ -265,16 +271,17 @@ def _exported(loaded: LoadedModel, path: Path) -> Exported:
     tasks = list(loaded.model.tasks.values())
     boxes = [task for task in tasks if isinstance(task, DetectionTask)]
     others = tuple(task for task in tasks if isinstance(task, SemanticTask | TagsTask))
-    if len(boxes) > 1 or len(boxes) + len(others) < len(tasks):
+    boxed = tuple(task for task in tasks if isinstance(task, BoxTask))
+    if len(boxes) > 1 or len(boxes) + len(others) + len(boxed) < len(tasks):
         raise InputError(
-            f"{path}: a TorchScript file holds at most one detection task, semantic tasks and tags; the "
-            f"model's tasks are {', '.join(loaded.model.tasks)}"
+            f"{path}: a TorchScript file holds at most one detection task and what describes its boxes, "
+            f"semantic tasks and tags; the model's tasks are {', '.join(loaded.model.tasks)}"
         )
-    if taken := {"boxes", "labels", "scores"} & {task.name for task in others}:
+    if taken := {"boxes", "labels", "scores"} & {task.name for task in (*others, *boxed)}:
         raise InputError(
             f"{path}: tasks named {', '.join(sorted(taken))} would hide what detection gives; rename them"
         )
-    return Exported(boxes[0] if boxes else None, others)
+    return Exported(boxes[0] if boxes else None, others, boxed)
 
 
 def _write(
@@ -294,8 +301,13 @@ def _write(
         if isinstance(task, TagsTask)
     ]
     decoder = None if tasks.detection is None else tasks.detection.decoder
+    boxed, first = [], boxes + len(tasks.others)
+    for task in tasks.boxed:  # their heads stay in float32 whatever the network computes in
+        parts = (task.head, task.form, task.kind == "keypoints")
+        boxed.append(BoxedDecoder(task.name, first, len(task.levels), *parts))
+        first += len(task.levels)
     detector = Detector(
-        network, decoder, names, loaded.short, loaded.long, DIVISOR, boxes, maps, tags
+        network, decoder, names, loaded.short, loaded.long, DIVISOR, boxes, maps, tags, boxed
     ).eval()
     about = {
         "format": 1,
@@ -307,7 +319,8 @@ def _write(
                 "classes": list(task.class_names),
             }
             for task in tasks.others
-        },
+        }
+        | {task.name: {"kind": task.kind, "classes": list(task.names)} for task in tasks.boxed},
         "classes": names,
         "dtype": dtype,
         "input": {"short": loaded.short, "long": loaded.long},

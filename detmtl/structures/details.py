@@ -131,6 +131,28 @@ def likeliest(scores: Tensor, sizes: Sequence[int]) -> Tensor:
     return torch.stack([part.argmax(1) for part in scores.split(list(sizes), dim=1)], dim=1)
 
 
+KINDS = ("attributes", "masks", "keypoints")
+"""Kinds of details that a task can tell."""
+
+
+def details_of(kind: str, found: Tensor, names: Sequence[str]) -> Details:
+    """Returns what a task of a kind found, as its exported form gives it, as details of N boxes.
+
+    Args:
+        kind: of `KINDS`.
+        found: probabilities (N, T) of attributes, (N, S, S) of masks, or keypoints (N, K, 3).
+        names: of attributes or of keypoints, see `Details`.
+    """
+    if kind == "attributes":
+        sizes = [len(values) for values in value_groups(names).values()]
+        best = likeliest(found, sizes)
+        return Details(attributes=best, attribute_scores=found, attribute_names=tuple(names))
+    if kind == "masks":
+        return Details(masks=found)
+    assert kind == "keypoints", kind
+    return Details(keypoints=found, keypoint_names=tuple(names))
+
+
 @dataclass(frozen=True, eq=False)
 class PaddedDetails(Tensors):
     """`Details` of B pictures in tensors of one shape; a kind that no box of the batch has is None.

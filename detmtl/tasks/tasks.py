@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Discriminator, Tag, WithJsonSchema
 
 from detmtl.structures.settings import Settings
+from detmtl.tasks.attributes import AttributesConfig
 from detmtl.tasks.detection import DetectionConfig
 from detmtl.tasks.semantic import SemanticConfig
 from detmtl.tasks.tags import TagsConfig
@@ -48,6 +49,7 @@ TaskConfig = Annotated[
     Annotated[DetectionConfig, Tag("detection")]
     | Annotated[SemanticConfig, Tag("semantic")]
     | Annotated[TagsConfig, Tag("tags")]
+    | Annotated[AttributesConfig, Tag("attributes")]
     | Annotated[
         Any,
         BeforeValidator(_from_elsewhere),

@@ -1,10 +1,14 @@
 """What the trainer, the evaluator and the exporter ask of every task."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from detmtl.structures.details import Details
 from detmtl.structures.labels import BoxLabels, Labels, MapLabels, TagLabels
 from detmtl.structures.sample import Batch, ImageInfo, Sample
+from detmtl.tasks.attributes import AttributesConfig
 from detmtl.tasks.detection import DetectionConfig
 from detmtl.tasks.semantic import SemanticConfig
 from detmtl.tasks.tags import TagsConfig
@@ -32,7 +36,23 @@ def _tags() -> tuple[Task, Labels]:
     return task, TagLabels(torch.tensor([0.0, 1]), torch.ones(len(NAMES)))
 
 
-TASKS = {"detection": _detection, "semantic": _semantic, "tags": _tags}
+def _described(details: Details) -> Labels:
+    boxes = torch.tensor([[4.0, 4, 30, 40], [20, 10, 60, 60]])
+    return replace(BoxLabels.of(boxes, torch.tensor([1, 0]), len(NAMES)), details=details)
+
+
+def _attributes() -> tuple[Task, Labels]:
+    names = ["color/red", "color/blue", "kind/x", "kind/y", "kind/z"]
+    task = AttributesConfig().build("attributes", [8, 8, 8], STRIDES, 2, NAMES, names=names)
+    return task, _described(Details(attributes=torch.tensor([[1, 2], [0, -1]])))
+
+
+TASKS = {
+    "detection": _detection,
+    "semantic": _semantic,
+    "tags": _tags,
+    "attributes": _attributes,
+}
 
 
 @pytest.fixture(params=TASKS)
@@ -106,8 +126,10 @@ def test_loss_does_not_change_outputs_or_batch(task_and_labels):
 def test_decoding_gives_labels_per_picture(task_and_labels):
     task, labels = task_and_labels
     with torch.no_grad():
-        found = task.decode(task(_features(task)), torch.tensor([[64, 64], [50, 40]]))
+        about = {} if task.of is None else {"boxes": [labels, labels[torch.tensor([], dtype=int)]]}
+        found = task.decode(task(_features(task)), torch.tensor([[64, 64], [50, 40]]), **about)
     assert len(found) == 2 and all(type(x) is type(labels) for x in found)
+    assert task.of is None or all(x.details is not None for x in found)
 
 
 def test_metric_scores_predictions(task_and_labels):
