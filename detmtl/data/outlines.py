@@ -207,3 +207,35 @@ def packed(shapes: Sequence[Sequence[np.ndarray]]) -> tuple[np.ndarray, np.ndarr
     lengths = np.array([0, *(len(ring) for ring in rings)], dtype=np.int64)
     counts = np.array([0, *(len(shape) for shape in shapes)], dtype=np.int64)
     return points, np.cumsum(lengths), np.cumsum(counts)
+
+
+def pasted(masks: Tensor, boxes: Tensor, height: int, width: int) -> list[dict[str, Any]]:
+    """Returns masks within boxes as run-length encodings of a picture: the pixels whose middles are inside,
+    at a probability of at least .5 between the middles of cells.
+
+    Args:
+        masks: (N, S, S) probabilities, or uint8 of 0 and 1; see `Details`.
+        boxes: (N, 4) xyxy, pixels of the picture.
+        height, width: of the picture.
+    """
+    found = []
+    for mask_in_box, box in zip(masks.float().numpy(), boxes.double().numpy(), strict=True):
+        canvas = np.zeros((height, width), dtype=np.uint8, order="F")
+        (left, across), (top, down) = (
+            _stretched(box[0], box[2], len(mask_in_box), width),
+            _stretched(box[1], box[3], len(mask_in_box), height),
+        )
+        inside = down @ mask_in_box @ across.T >= 0.5
+        canvas[top : top + len(down), left : left + len(across)] = inside
+        found.append(_coco.encode(canvas))
+    return found
+
+
+def _stretched(low: float, high: float, side: int, limit: int) -> tuple[int, np.ndarray]:
+    """Returns the first pixel whose middle lies between low and high and within 0..limit, and what each
+    such pixel takes from `side` cells, (pixels, side), bilinearly."""
+    first = int(np.clip(np.ceil(low - 0.5), 0, limit))
+    last = int(np.clip(np.ceil(high - 0.5), first, limit))
+    at = (np.arange(first, last) + 0.5 - low) / max(high - low, 1e-6) * side - 0.5
+    at = np.clip(at, 0, side - 1)
+    return first, np.maximum(1 - np.abs(at[:, None] - np.arange(side)), 0)

@@ -303,8 +303,9 @@ def _write(
     decoder = None if tasks.detection is None else tasks.detection.decoder
     boxed, first = [], boxes + len(tasks.others)
     for task in tasks.boxed:  # their heads stay in float32 whatever the network computes in
-        parts = (task.head, task.form, task.kind == "keypoints")
-        boxed.append(BoxedDecoder(task.name, first, len(task.levels), *parts))
+        head = copy.deepcopy(task.head).requires_grad_(False)
+        points = task.kind == "keypoints"
+        boxed.append(BoxedDecoder(task.name, first, len(task.levels), head, task.form, points))
         first += len(task.levels)
     detector = Detector(
         network, decoder, names, loaded.short, loaded.long, DIVISOR, boxes, maps, tags, boxed

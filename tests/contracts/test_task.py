@@ -10,6 +10,8 @@ from detmtl.structures.labels import BoxLabels, Labels, MapLabels, TagLabels
 from detmtl.structures.sample import Batch, ImageInfo, Sample
 from detmtl.tasks.attributes import AttributesConfig
 from detmtl.tasks.detection import DetectionConfig
+from detmtl.tasks.keypoints import KeypointsConfig
+from detmtl.tasks.masks import MasksConfig
 from detmtl.tasks.semantic import SemanticConfig
 from detmtl.tasks.tags import TagsConfig
 from detmtl.tasks.task import Task
@@ -47,7 +49,23 @@ def _attributes() -> tuple[Task, Labels]:
     return task, _described(Details(attributes=torch.tensor([[1, 2], [0, -1]])))
 
 
+def _masks() -> tuple[Task, Labels]:
+    task = MasksConfig().build("masks", [8, 8, 8], STRIDES, len(NAMES), NAMES)
+    masks = torch.zeros(2, 56, 56, dtype=torch.uint8)
+    masks[:, 10:40, 5:50] = 1
+    return task, _described(Details(masks=masks))
+
+
+def _keypoints() -> tuple[Task, Labels]:
+    names = ["b/nose", "b/tail", "a/tip"]
+    task = KeypointsConfig().build("points", [8, 8, 8], STRIDES, len(NAMES), NAMES, names=names)
+    points = [[[8.0, 9, 2], [20, 30, 1], [0, 0, 0]], [[0, 0, 0], [0, 0, 0], [40, 40, 2]]]
+    return task, _described(Details(keypoints=torch.tensor(points)))
+
+
 TASKS = {
+    "masks": _masks,
+    "keypoints": _keypoints,
     "detection": _detection,
     "semantic": _semantic,
     "tags": _tags,
