@@ -6,6 +6,7 @@ encodings have, run the other way.
 Letters: N boxes, P points, R rings, E edges, S side of a mask, H and W pixels.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -50,7 +51,7 @@ def rings_of(segmentation: Any, height: int, width: int) -> list[np.ndarray]:
         encoded = segmentation
         if isinstance(segmentation["counts"], list):
             encoded = _coco.frPyObjects(segmentation, height, width)
-        return traced(_coco.decode(encoded))
+        return traced(decoded(encoded))
     except (TypeError, ValueError) as problem:
         raise ValueError(f"cannot be decoded ({problem})") from None
 
@@ -239,3 +240,10 @@ def _stretched(low: float, high: float, side: int, limit: int) -> tuple[int, np.
     at = (np.arange(first, last) + 0.5 - low) / max(high - low, 1e-6) * side - 0.5
     at = np.clip(at, 0, side - 1)
     return first, np.maximum(1 - np.abs(at[:, None] - np.arange(side)), 0)
+
+
+def decoded(shape: Any) -> np.ndarray:
+    """Returns a run-length encoding as (H, W) bool."""
+    with warnings.catch_warnings():  # it hands numpy 2 an __array__ without the copy keyword
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        return _coco.decode(shape).astype(bool)

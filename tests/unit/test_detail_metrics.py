@@ -21,7 +21,6 @@ from detmtl.structures.details import Details, likeliest, merged
 from detmtl.structures.labels import BoxLabels, Ignore
 from detmtl.structures.sample import ImageInfo
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 INFO = ImageInfo(1, "a.png", HEIGHT, WIDTH, "own")
 SIGMAS = (0.03, 0.06, 0.06)
 
