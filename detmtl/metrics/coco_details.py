@@ -269,7 +269,7 @@ def _evaluated(
                 for row in pictures[key][side]
                 if row["category_id"] in named.values()
             ]
-            coco = COCO()
+            coco: Any = COCO()
             coco.dataset = {
                 # shapes are encoded already: sizes are asked for and not used
                 "images": [{"id": i, "height": 0, "width": 0} for i in range(len(pictures))],
@@ -279,7 +279,8 @@ def _evaluated(
             }
             coco.createIndex()
             sides.append(coco)
-        evaluation: Any = COCOeval(*sides, iouType=kind)
+        judge: Any = COCOeval  # its stubs want a literal
+        evaluation = judge(*sides, iouType=kind)
         if sigmas is not None:
             evaluation.params.kpt_oks_sigmas = sigmas
         shape = (len(evaluation.params.iouThrs), len(named), len(evaluation.params.areaRng))

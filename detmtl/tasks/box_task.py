@@ -96,7 +96,6 @@ class BoxTask(Task):
         names: of attributes or of keypoints, see `Details`.
     """
 
-    of: str
     term: str
     kind: str
 

@@ -107,9 +107,9 @@ def decode_all(
     """
     of = {name: getattr(task, "of", None) for name, task in tasks.items()}
     found = {n: task.decode(outputs[n], sizes) for n, task in tasks.items() if of[n] is None}
-    for name, task in tasks.items():
-        if of[name] is not None:
-            found[name] = task.decode(outputs[name], sizes, found[of[name]])
+    for name, owner in of.items():
+        if owner is not None:
+            found[name] = tasks[name].decode(outputs[name], sizes, found[owner])
     return {name: found[name] for name in tasks}
 
 
