@@ -19,6 +19,7 @@ from ruamel.yaml.error import YAMLError
 from detmtl.balancing.balancers import AnyBalancer
 from detmtl.balancing.fixed import FixedSettings
 from detmtl.data.augment import AugmentSettings
+from detmtl.data.details import DetailClasses
 from detmtl.data.fit import InputSettings
 from detmtl.data.maps import MapClasses
 from detmtl.data.mixture import SHARED, MixSettings
@@ -58,6 +59,7 @@ class DataSettings(Settings):
         unmapped: what happens to a category that belongs to no class: an `error`, or `drop` it.
         maps: the classes of semantic maps, where there are some.
         tags: the image tags, where there are some.
+        details: attributes, masks and keypoints of boxes, where there are some.
         sources: the training pictures, by name; those of kind `folder` have no labels.
         val: chooses the best checkpoint; gold.
         test: scored once at the end; gold. Without one the final scores are those of `val`.
@@ -71,6 +73,7 @@ class DataSettings(Settings):
     unmapped: Literal["error", "drop"] = "error"
     maps: MapClasses | None = None
     tags: TagClasses | None = None
+    details: DetailClasses | None = None
     sources: dict[str, AnySource]
     val: AnySource
     test: AnySource | None = None
@@ -85,10 +88,11 @@ class DataSettings(Settings):
 
     def names(self) -> dict[str, tuple[str, ...]]:
         """Returns the class names by key of labels: `boxes`, and `maps` and `tags` where there are some;
-        `depth` has none."""
+        `depth` has none; and of the details of boxes."""
         names: dict[str, tuple[str, ...]] = {"boxes": self.label_space().names, "depth": ()}
         others = {"maps": self.maps, "tags": self.tags}
-        return names | {key: of.label_space().names for key, of in others.items() if of}
+        names |= {key: of.label_space().names for key, of in others.items() if of}
+        return names | (self.details.names() if self.details else {})
 
 
 class GoldTeacher(Settings):
@@ -243,11 +247,12 @@ class RunSettings(Settings):
         if self.export.format and not (
             kinds.count("detection") <= 1
             and {kind for kind in kinds if ":" not in kind}
-            <= {"detection", "semantic", "tags", "depth"}
+            <= {"detection", "semantic", "tags", "depth", "attributes", "masks", "keypoints"}
         ):
             problems.append(
-                f"export.format: {self.export.format} holds at most one detection task, semantic tasks, "
-                f"tags and depth; tasks has {', '.join(kinds)}; set export.format: null"
+                f"export.format: {self.export.format} holds at most one detection task and what "
+                f"describes its boxes, semantic tasks, tags and depth; tasks has {', '.join(kinds)}; set "
+                "export.format: null"
             )
         problems += self._unread()
         if self.train.best and self.train.best.split("/")[0] not in self.tasks:
@@ -332,6 +337,11 @@ class RunSettings(Settings):
             elif wanted == "boxes" and not data.classes:
                 problems.append(
                     f"tasks.{name}: learns from boxes, but data.classes is empty; list them"
+                )
+            learns = getattr(task, "learns", None)
+            if learns and not getattr(data.details, learns, None):
+                problems.append(
+                    f"tasks.{name}: learns {learns} of boxes, but data.details.{learns} is not given"
                 )
         splits = {f"sources.{n}": s for n, s in data.sources.items()} | {"val": data.val}
         problems += [

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from detmtl.config import GoldTeacher, RunSettings
+from detmtl.data.details import nowhere_known
 from detmtl.data.loader import batches, drafts, evaluation_batches
 from detmtl.data.mixture import Mixture
 from detmtl.data.scenes import render_scenes
@@ -248,11 +249,17 @@ def load_sources(
         if source is None:
             continue
         try:
-            loaded[name] = source.load(name, data.root, space, cache, data.maps, data.tags)
+            loaded[name] = source.load(
+                name, data.root, space, cache, data.maps, data.tags, data.details
+            )
         except InputError as error:
             problems += error.problems
     if problems:
         raise InputError(problems)
+    if data.details is not None and process.rank == 0:
+        known = [loaded[n].annotations for n in chosen]
+        details = [None if a is None else a.details for a in known]
+        problems += nowhere_known(data.details, details, "none of data.sources")
     held_out = [loaded[name] for name in ("val", "test") if name in loaded]
     problems += [
         f"data.{source.name}: its labels were written by a model; measure on people's"

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from albumentations.core.bbox_utils import BboxParams, BboxProcessor
 from albumentations.core.composition import BaseCompose, TransformType
+from albumentations.core.keypoints_utils import KeypointParams
 from albumentations.core.transforms_interface import (
     BasicTransform,
     DualTransform,
@@ -29,6 +30,8 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from detmtl.data.fit import InputSettings, fit_size, resize, scale_boxes
+from detmtl.data.outlines import with_masks
+from detmtl.data.points import shares_of, with_shares
 from detmtl.structures.depth import DepthLabels
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Ignore, Labels, MapLabels
@@ -101,7 +104,8 @@ class Augment:
     `min_visibility`.
 
     Maps and depths move with the picture; what comes in from outside is unknown. A depth's values stay,
-    whatever the zoom, see `DepthLabels`. Tags stay.
+    whatever the zoom, see `DepthLabels`. Tags stay. Keypoints and outlines of boxes move as points; at
+    the end outlines become masks within the boxes that are left.
 
     Args:
         steps: transforms of albumentations with their arguments, see `AugmentSettings`.
@@ -134,11 +138,12 @@ class Augment:
         params = BboxParams("albumentations", min_visibility=min_visibility)
         with warnings.catch_warnings():
             warnings.filterwarnings(
-                "ignore", "Got processor for bboxes"
+                "ignore", "Got processor for (bboxes|keypoints)"
             )  # only pixels change: fine
             self._compose = albumentations.Compose(
                 list(self._steps),
                 bbox_params=params,
+                keypoint_params=KeypointParams("xy", remove_invisible=False),
                 additional_targets={WEIGHTS: "mask", DEPTH: "mask"},
             )
         # in place, because every step and nested composition holds this very object
@@ -170,7 +175,7 @@ class Augment:
         depths = {n: known for n, known in labels.items() if isinstance(known, DepthLabels)}
         assert len(maps) <= 1 and len(depths) <= 1, "albumentations is told of one map"
         size = size or _size(image)
-        rows = _rows(boxes, size)
+        rows, points = _rows(boxes, size), shares_of(boxes, *size)
         fitted = self.fitted(image, size)
         masks = {}
         for known in maps.values():
@@ -179,8 +184,8 @@ class Augment:
             small = known.resized(size, (fitted.shape[1], fitted.shape[2]))
             masks = masks | {DEPTH: small.depth.numpy()}
         if self._steps:
-            pixels, rows, masks = self._change(
-                fitted.permute(1, 2, 0).contiguous().numpy(), rows, masks, seed
+            pixels, rows, masks, points = self._change(
+                fitted.permute(1, 2, 0).contiguous().numpy(), rows, masks, points, seed
             )
             height, width = pixels.shape[:2]
             if min(height, width) > self.short or max(height, width) > self.long:
@@ -188,6 +193,7 @@ class Augment:
             else:
                 fitted = torch.from_numpy(pixels).permute(2, 0, 1)
         height, width = fitted.shape[1:]
+        boxes = with_shares(boxes, points, height, width)
         out = dict(labels) | self._labels(boxes, rows, height, width)
         for name, known in maps.items():
             changed = _unmasked(known, masks)
@@ -211,13 +217,20 @@ class Augment:
         return resize(pixels, *fit_size(height, width, self.short, self.long))
 
     def _change(
-        self, pixels: np.ndarray, rows: np.ndarray, masks: dict[str, np.ndarray], seed: int
-    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        self,
+        pixels: np.ndarray,
+        rows: np.ndarray,
+        masks: dict[str, np.ndarray],
+        points: np.ndarray | None,
+        seed: int,
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], np.ndarray | None]:
         # One generator for all steps. Compose.set_random_seed would start each step's own generator
         # from the same seed: on every picture all steps with p: 0.5 would fire together or not at all.
         self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         try:
             targets: dict[str, Any] = {"image": pixels, "bboxes": rows, **masks}
+            if points is not None:  # of albumentations' points whole numbers are pixels' middles
+                targets["keypoints"] = points * (pixels.shape[1], pixels.shape[0]) - 0.5
             out = self._compose(**targets)
         except Exception as error:
             height, width = pixels.shape[:2]
@@ -231,7 +244,15 @@ class Augment:
                 f"augment.steps: they turned the picture into {changed.dtype} of shape {changed.shape}; "
                 "the network takes uint8 (H, W, 3)"
             )
-        return np.ascontiguousarray(changed), rows, {name: out[name] for name in masks}
+        if points is not None:
+            moved = out["keypoints"][:, :2]
+            if len(moved) != len(points):
+                raise InputError(
+                    f"augment.steps: they lost {len(points) - len(moved)} of {len(points)} points of "
+                    "outlines and keypoints; find the step by leaving out one after the other"
+                )
+            points = (moved + 0.5) / (changed.shape[1], changed.shape[0])
+        return np.ascontiguousarray(changed), rows, {name: out[name] for name in masks}, points
 
     def _failed(self, error: Exception) -> str:
         names = {id(step): type(step).__name__ for step in _flat(self._steps)}
@@ -261,7 +282,8 @@ class Augment:
             if hidden[mine].any():
                 fragment = torch.from_numpy(hidden[mine]) & (ignore == Ignore.NO)
                 ignore = ignore.masked_fill(fragment, int(Ignore.REGION))
-            out[name] = replace(kept, boxes=torch.from_numpy(corners[mine]), ignore=ignore)
+            changed = replace(kept, boxes=torch.from_numpy(corners[mine]), ignore=ignore)
+            out[name] = with_masks(changed)
             first += len(known)
         return out
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from detmtl.data.coco_details import read_details
 from detmtl.data.coco_fields import GRADES, picture_coverage, read_given, stated_recall
 from detmtl.data.coco_tables import Found, read_categories, read_pictures
 from detmtl.data.coco_writer import (
@@ -24,6 +25,7 @@ from detmtl.data.coco_writer import (
     write_coco,
     write_coco_annotations,
 )
+from detmtl.data.details import DetailClasses
 from detmtl.data.faults import Faults
 from detmtl.data.images import content_hashes
 from detmtl.data.source import Annotations, Parsed, Source, SourceSettings, missing_problems
@@ -68,7 +70,17 @@ class CocoSource(SourceSettings):
         """Reads and checks the annotation file."""
         return self.read(root, classes, pictures_needed=self.faults == "error")
 
-    def read(self, root: Path, classes: LabelSpace, pictures_needed: bool) -> Parsed:
+    def parse_details(self, root: Path, classes: LabelSpace, details: DetailClasses) -> Parsed:
+        """Reads and checks the annotation file with the details of its boxes."""
+        return self.read(root, classes, self.faults == "error", details)
+
+    def read(
+        self,
+        root: Path,
+        classes: LabelSpace,
+        pictures_needed: bool,
+        details: DetailClasses | None = None,
+    ) -> Parsed:
         """Reads and checks the annotation file; a missing picture is a fault if `pictures_needed`."""
         where, faults = self.annotations, Faults(self.annotations)
         data = read_json(root / where, where)
@@ -86,9 +98,14 @@ class CocoSource(SourceSettings):
         coverage = coverage * stated_recall(info, categories, len(classes), where)
         covers = None if self.covers is None else [classes.names.index(n) for n in self.covers]
         coverage = picture_coverage(pictures, found, categories, coverage, covers, faults, where)
+        k = np.flatnonzero(found.keep & ~given.bad)
+        known = None
+        if details is not None:
+            known = read_details(
+                rows, k, listed, found, pictures, categories, details, classes, where, faults
+            )
         dropped = faults.settle(self.faults)
         silver = self.grade == "silver" or info.get("grade") == "silver"
-        k = np.flatnonzero(found.keep & ~given.bad)
         return Parsed(
             files=pictures.files,
             ids=pictures.ids,
@@ -102,6 +119,7 @@ class CocoSource(SourceSettings):
                 weights=given.weights[k],
                 ignore=given.ignore[k],
                 grade=given.grade[k],
+                details=known,
             ),
             coverage=coverage.astype(np.float32),
             silver=silver or bool((given.grade[k] == Grade.SILVER).any()),

@@ -51,6 +51,7 @@ def keep_classes(parsed: Parsed, kept: np.ndarray, covered: bool) -> Parsed:
         weights=a.weights[rows],
         ignore=a.ignore[rows],
         grade=a.grade[rows],
+        details=None if a.details is None else a.details.take(rows),
     )
     coverage = parsed.coverage if covered else parsed.coverage * kept.astype(np.float32)
     return replace(parsed, annotations=annotations, coverage=coverage)

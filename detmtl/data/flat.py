@@ -106,6 +106,7 @@ class Annotations(Flat):
         weights: (N, 2) float32, for class and box loss.
         ignore: (N,) uint8, an `Ignore`.
         grade: (N,) uint8, a `Grade`.
+        details: a `detmtl.data.details.FlatDetails` of the N boxes; None: nobody looked for any.
     """
 
     offsets: np.ndarray
@@ -115,6 +116,7 @@ class Annotations(Flat):
     weights: np.ndarray
     ignore: np.ndarray
     grade: np.ndarray
+    details: Any = None
 
     @classmethod
     def of(
@@ -127,6 +129,7 @@ class Annotations(Flat):
         weights: np.ndarray | None = None,
         ignore: np.ndarray | None = None,
         grade: np.ndarray | int = 0,
+        details: Any = None,
     ) -> "Annotations":
         """Sorts N boxes in any order by `image` (N,), the position of their picture; boxes of one
         picture keep their order. What is not given is plain gold."""
@@ -142,6 +145,7 @@ class Annotations(Flat):
             else weights[order].astype(np.float32),
             ignore=np.zeros(n, np.uint8) if ignore is None else ignore[order].astype(np.uint8),
             grade=np.broadcast_to(np.asarray(grade, np.uint8), (n,))[order],
+            details=None if details is None else details.take(order),
         )
 
     def __len__(self) -> int:
@@ -159,8 +163,13 @@ class Annotations(Flat):
     def take(self, indices: np.ndarray) -> "Annotations":
         """Returns the boxes of the pictures at `indices`."""
         rows, offsets = gather(self.offsets, indices)
-        per_box = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "offsets"}
-        return Annotations(offsets=offsets, **per_box)
+        per_box = {name: x[rows] for name, x in self.arrays().items() if name != "offsets"}
+        details = None if self.details is None else self.details.take(rows)
+        return Annotations(offsets=offsets, **per_box, details=details)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns the arrays by name, without those of the details."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "details"}
 
 
 def gather(offsets: np.ndarray, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,6 @@
 """Several sources as one, each picture with the coverage that it has in its own."""
 
 from collections.abc import Sequence
-from dataclasses import fields
 
 import numpy as np
 
@@ -11,15 +10,15 @@ from detmtl.data.source import Source
 
 def joined(name: str, sources: Sequence[Source]) -> Source:
     """Returns the pictures of labelled sources (at least one) one after the other, with ids of their
-    own from 1 on; grade SILVER if one of them has it."""
+    own from 1 on, without details; grade SILVER if one of them has it."""
     parts = [source.annotations for source in sources if source.annotations is not None]
     assert len(parts) == len(sources) > 0, "only labelled sources can be joined"
     ends = np.cumsum([len(part) for part in parts])
     offsets = [part.offsets[1:] + end - len(part) for part, end in zip(parts, ends, strict=True)]
     per_box = {
-        f.name: np.concatenate([getattr(part, f.name) for part in parts])
-        for f in fields(Annotations)
-        if f.name != "offsets"
+        name: np.concatenate([part.arrays()[name] for part in parts])
+        for name in parts[0].arrays()
+        if name != "offsets"
     }
     return Source(
         name=name,

@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 from detmtl.data.augment import Augment
 from detmtl.data.fit import fit, fit_size
 from detmtl.data.mixture import Mixture
+from detmtl.data.outlines import with_masks
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import Labels
+from detmtl.structures.labels import BoxLabels, Labels
 from detmtl.structures.sample import DIVISOR, Batch, Sample
 
 if TYPE_CHECKING:
@@ -209,8 +210,9 @@ class _EvaluationBatches:
         image = fit(torch.from_numpy(pixels).permute(2, 0, 1), self.short, self.long)
         before, after = pixels.shape[:2], image.shape[1:]
         labels: Mapping[str, Labels] = {
-            name: known.resized((before[0], before[1]), (after[0], after[1]))
+            name: with_masks(resized) if isinstance(resized, BoxLabels) else resized
             for name, known in self.source.labels(i).items()
+            for resized in [known.resized((before[0], before[1]), (after[0], after[1]))]
         }
         return Sample(image, labels, self.source.info(i), weight=self.source.weight)
 

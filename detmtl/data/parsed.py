@@ -1,13 +1,19 @@
 """What a reader found in the files of a source, and its copy in the cache."""
 
 import os
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from detmtl.data.details import FlatDetails
 from detmtl.data.flat import Annotations, FileNames, load_arrays, save_arrays
+
+_OF_DETAILS = "details_"
+"""What the names of the arrays of details begin with."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +44,14 @@ def save_parsed(folder: Path, parsed: Parsed) -> None:
         "sizes": np.asarray(parsed.sizes, np.int32).reshape(-1, 2),
         "coverage": np.asarray(parsed.coverage, np.float32),
     }
-    if parsed.annotations is not None:
-        arrays |= {f.name: getattr(parsed.annotations, f.name) for f in fields(Annotations)}
     facts = {"folder": parsed.files.folder, "silver": parsed.silver, "dropped": parsed.dropped}
+    if parsed.annotations is not None:
+        arrays |= parsed.annotations.arrays()
+        if parsed.annotations.details is not None:
+            details = parsed.annotations.details
+            arrays |= {_OF_DETAILS + name: x for name, x in details.arrays().items()}
+            names = {n: getattr(details, n) for n in ("attribute_names", "keypoint_names")}
+            facts["details"] = names
     save_arrays(folder, arrays, facts)
 
 
@@ -50,18 +61,29 @@ def load_parsed(folder: Path) -> Parsed | None:
     if stored is None:
         return None
     arrays, facts = stored
-    labelled = "boxes" in arrays
+    annotations = None
+    if "boxes" in arrays:
+        names = [f.name for f in fields(Annotations) if f.name != "details"]
+        annotations = Annotations(**{n: arrays[n] for n in names}, details=_details(arrays, facts))
     return Parsed(
         files=FileNames(facts["folder"], arrays["text"], arrays["starts"]),
         ids=arrays["ids"],
         sizes=arrays["sizes"],
-        annotations=Annotations(**{f.name: arrays[f.name] for f in fields(Annotations)})
-        if labelled
-        else None,
+        annotations=annotations,
         coverage=arrays["coverage"],
         silver=facts["silver"],
         dropped=facts["dropped"],
     )
+
+
+def _details(arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> FlatDetails | None:
+    if "details" not in facts:
+        return None
+    names = {n: tuple(of) for n, of in facts["details"].items()}
+    own: dict[str, Any] = {
+        n.removeprefix(_OF_DETAILS): x for n, x in arrays.items() if n.startswith(_OF_DETAILS)
+    }
+    return replace(FlatDetails(**own), **names)
 
 
 def nothing_covered(num_classes: int) -> np.ndarray:

@@ -73,6 +73,7 @@ class Mesh:
     parts: list[int] = field(default_factory=list)
     items: list[tuple[float, ...]] = field(default_factory=list)
     glows: list[tuple[int, float, Color]] = field(default_factory=list)
+    marks: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     texture: float = 0.0
     _part: int = 0
 
@@ -204,6 +205,10 @@ class Mesh:
         self.points.append((x, y, z))
         self.parts.append(self._part)
 
+    def mark(self, name: str, x: float, y: float, z: float) -> None:
+        """Names a point of the model, a keypoint; nothing is drawn."""
+        self.marks[name] = (x, y, z)
+
 
 @dataclass(frozen=True)
 class Measures:
@@ -234,14 +239,26 @@ class Posed:
     """
 
     def __init__(self, mesh: Mesh, x: float, depth: float, yaw: float, lift: float = 0.0):
-        p = np.array(mesh.points)
-        c, s = cos(yaw), sin(yaw)
         self.mesh = mesh
-        self.depth, self.x, self.yaw = depth, x, yaw
-        self.world = np.empty_like(p)
-        self.world[:, 0] = p[:, 0] * c + p[:, 2] * s + x
-        self.world[:, 1] = p[:, 1] + lift
-        self.world[:, 2] = p[:, 2] * c - p[:, 0] * s - depth
+        self.depth, self.x, self.yaw, self.lift = depth, x, yaw, lift
+        self.world = self._placed(np.array(mesh.points))
+
+    def _placed(self, p: np.ndarray) -> np.ndarray:
+        """Returns points (P, 3) of the model in the world."""
+        c, s = cos(self.yaw), sin(self.yaw)
+        world = np.empty_like(p)
+        world[:, 0] = p[:, 0] * c + p[:, 2] * s + self.x
+        world[:, 1] = p[:, 1] + self.lift
+        world[:, 2] = p[:, 2] * c - p[:, 0] * s - self.depth
+        return world
+
+    def marks(self, camera: Camera) -> dict[str, tuple[float, float]]:
+        """Returns where the model's keypoints are in the picture, x and y by name."""
+        if not self.mesh.marks:
+            return {}
+        pixels = camera.project(self._placed(np.array(list(self.mesh.marks.values()))))
+        places = [(float(x), float(y)) for x, y in pixels]
+        return dict(zip(self.mesh.marks, places, strict=True))
 
     def in_front(self) -> bool:
         """Whether all of it is before the camera, where it can be projected."""

@@ -11,6 +11,7 @@ import numpy as np
 from detmtl.data.scene_mesh import Mesh
 from detmtl.data.scene_paint import Color, Rng, any_color, rectangle, scaled, varied
 from detmtl.data.scene_vehicles import (
+    WHEELS,
     bicycle,
     boat,
     bus,
@@ -22,6 +23,7 @@ from detmtl.data.scene_vehicles import (
 
 _SKIN: tuple[Color, ...] = ((232, 190, 160), (206, 156, 120), (150, 100, 70), (94, 62, 44))
 _IRON: Color = (66, 68, 74)
+_SIDES = {-1: "left", 1: "right"}  # z is to the right
 
 
 def person(rng: Rng, color: Color) -> Mesh:
@@ -57,6 +59,7 @@ def figure(
         mesh.limb((0.0, 0.9 * s, z), knee, 0.085 * s, trousers if not skirt else leg)
         mesh.limb(knee, (ahead, 0.06 * s, z), 0.065 * s, leg)
         mesh.limb((ahead, 0.04 * s, z), (ahead + 0.14 * s, 0.04 * s, z), 0.05 * s, (40, 36, 36))
+        mesh.mark(f"{_SIDES[side]}_foot", ahead, 0.06 * s, z)
     mesh.part()
     if skirt:
         mesh.column(0, 0, 0.3 * s, 0.15 * s, 0.5 * s, 1.0 * s, trousers)
@@ -72,9 +75,11 @@ def figure(
         mesh.limb((0, 1.38 * s, z), elbow, 0.06 * s, top)
         mesh.limb(elbow, hand, 0.048 * s, skin if rng.random() < 0.5 else top)
         mesh.blob(*hand, 0.055 * s, 0.06 * s, 0.055 * s, skin)
+        mesh.mark(f"{_SIDES[side]}_hand", *hand)
     mesh.part()
     mesh.limb((0, 1.42 * s, 0), (0.02 * s, 1.52 * s, 0), 0.055 * s, skin)
     mesh.blob(0.02 * s, 1.6 * s, 0, 0.12 * s, 0.145 * s, 0.11 * s, skin)
+    mesh.mark("head", 0.02 * s, 1.6 * s, 0)
     hair: Color = [(34, 28, 26), (90, 58, 34), (196, 160, 96), (150, 150, 150)][
         int(rng.integers(4))
     ]
@@ -96,6 +101,8 @@ def _four_legs(
         mesh.part()
         mesh.limb((ahead, height, z * side), knee, r * 1.25, ink)
         mesh.limb(knee, (ahead + step, r, z * side), r, ink)
+        end = "front" if ahead > 0 else "hind"
+        mesh.mark(f"{_SIDES[side]}_{end}_foot", ahead + step, r, z * side)
 
 
 def dog(rng: Rng, color: Color) -> Mesh:
@@ -118,6 +125,7 @@ def dog(rng: Rng, color: Color) -> Mesh:
     mesh.blob(*head, 0.11 * s, 0.1 * s, 0.09 * s, color)
     mesh.limb(head, (0.6 * s, head[1] - 0.04 * s, 0), 0.05 * s, color)
     mesh.blob(0.64 * s, head[1] - 0.03 * s, 0, 0.03 * s, 0.03 * s, 0.03 * s, (24, 20, 20))
+    mesh.mark("nose", 0.64 * s, head[1] - 0.03 * s, 0)
     dark = scaled(color, 0.62)
     hang = rng.random() < 0.5
     for side in (-1, 1):
@@ -128,6 +136,7 @@ def dog(rng: Rng, color: Color) -> Mesh:
     mesh.part()
     rise = rng.uniform(-0.1, 0.3) * s
     mesh.limb((-0.34 * s, back + 0.04 * s, 0), (-0.52 * s, back + rise, 0), 0.03 * s, color)
+    mesh.mark("tail", -0.52 * s, back + rise, 0)
     return mesh
 
 
@@ -153,6 +162,8 @@ def horse(rng: Rng, color: Color) -> Mesh:
     mesh.limb(poll, (poll[0] - 0.05 * s, poll[1] + 0.16 * s, 0), 0.045 * s, color)
     mesh.part()
     mesh.limb((-0.85 * s, 1.28 * s, 0), (-1.05 * s, 0.6 * s, 0), 0.085 * s, dark)
+    mesh.mark("nose", *nose)
+    mesh.mark("tail", -1.05 * s, 0.6 * s, 0)
     return mesh
 
 
@@ -360,3 +371,13 @@ BUILDERS: dict[str, Callable[[Rng, Color], Mesh]] = {
     "house": house,
 }
 SCENE_CLASSES: tuple[str, ...] = tuple(BUILDERS)
+_FEET = ("left_front_foot", "right_front_foot", "left_hind_foot", "right_hind_foot")
+SCENE_KEYPOINTS: dict[str, tuple[str, ...]] = {
+    "person": ("head", "left_hand", "right_hand", "left_foot", "right_foot"),
+    **dict.fromkeys(
+        ("bicycle", "motorcycle"), ("front_wheel", "rear_wheel", "handlebar", "saddle")
+    ),
+    **dict.fromkeys(("car", "van", "bus", "truck"), WHEELS),
+    **dict.fromkeys(("dog", "horse"), ("nose", "tail", *_FEET)),
+}
+"""The keypoints of the classes that have some."""

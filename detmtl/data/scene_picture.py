@@ -21,6 +21,7 @@ class Thing:
         color: name of its color.
         crowd: whether it is a dense group.
         silhouette: pixels it would cover without occluders and frame.
+        marks: where its keypoints are, in the picture or outside, by name.
     """
 
     id: int
@@ -28,6 +29,7 @@ class Thing:
     color: str
     crowd: bool
     silhouette: float
+    marks: dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,8 @@ def _paint(
             seen = (min(x1, width) - max(x0, 0)) * (min(y1, height) - max(y0, 0))
             share = np.clip(seen / max(1.0, (x1 - x0) * (y1 - y0)), 0.01, 1)
             full = drawn / float(share)
-            things.append(Thing(id, group.label, group.color, group.crowd, full))
+            marks = {} if group.crowd else group.models[0].marks(camera)
+            things.append(Thing(id, group.label, group.color, group.crowd, full, marks))
     return canvas, things
 
 

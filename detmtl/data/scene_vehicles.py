@@ -14,6 +14,9 @@ _LIGHT: Color = (252, 246, 220)
 _TAIL: Color = (210, 30, 30)
 
 
+WHEELS = ("left_front_wheel", "right_front_wheel", "left_rear_wheel", "right_rear_wheel")
+
+
 def _wheels(mesh: Mesh, xs: tuple[float, ...], half: float, radius: float) -> None:
     """Adds tires below a body; they come before it."""
     for x in xs:
@@ -21,6 +24,9 @@ def _wheels(mesh: Mesh, xs: tuple[float, ...], half: float, radius: float) -> No
             mesh.part()
             z = (half - 0.12) * side
             mesh.box(x - radius * 0.7, x + radius * 0.7, 0, radius, z - 0.11, z + 0.11, _TIRE)
+    for x, end in ((xs[0], "rear"), (xs[-1], "front")):
+        for z, side in ((-half, "left"), (half, "right")):
+            mesh.mark(f"{side}_{end}_wheel", x, radius, z)
 
 
 def _wheel_faces(mesh: Mesh, xs: tuple[float, ...], half: float, radius: float) -> None:
@@ -253,6 +259,10 @@ def bicycle(rng: Rng, color: Color) -> Mesh:
             mesh.limb((at - c, r - s, 0), (at + c, r + s, 0), 0.006, (150, 150, 152))
     mesh.part()
     crank, seat, head = (-0.06, 0.3, 0.0), (-0.2, 0.86, 0.0), (0.36, 0.86, 0.0)
+    mesh.mark("front_wheel", x, r, 0)
+    mesh.mark("rear_wheel", -x, r, 0)
+    mesh.mark("handlebar", 0.33, 1.0, 0)
+    mesh.mark("saddle", -0.21, 0.9, 0)
     tube = 0.034
     mesh.limb((-x, r, 0), crank, tube * 0.8, color)
     mesh.limb((-x, r, 0), (-0.18, 0.76, 0), tube * 0.8, color)
@@ -282,6 +292,10 @@ def motorcycle(rng: Rng, color: Color) -> Mesh:
         mesh.limb((at, r, -0.06), (at, r, 0.06), r * 0.35, _RIM)
     mesh.part()
     mesh.limb((x, r, 0), (x * 0.62, 1.0, 0), 0.045, (120, 122, 126))
+    mesh.mark("front_wheel", x, r, 0)
+    mesh.mark("rear_wheel", -x, r, 0)
+    mesh.mark("handlebar", x * 0.6, 1.04, 0)
+    mesh.mark("saddle", -0.36, 0.78, 0)
     if scooter:
         mesh.limb((-x, 0.5, 0), (-0.1, 0.5, 0), 0.17, color)
         mesh.limb((-0.1, 0.3, 0), (0.35, 0.3, 0), 0.07, color)

@@ -35,20 +35,28 @@ from pycocotools import mask as coco_mask
 from pydantic import Field
 
 from detmtl.data.scene_layout import TAGS, Domain
-from detmtl.data.scene_objects import SCENE_CLASSES
+from detmtl.data.scene_objects import SCENE_CLASSES, SCENE_KEYPOINTS
 from detmtl.data.scene_paint import COLORS
-from detmtl.data.scene_picture import Scene, draw_scene
+from detmtl.data.scene_picture import Scene, Thing, draw_scene
 from detmtl.structures.errors import InputError
 from detmtl.structures.settings import Settings
 
-__all__ = ["COLORS", "SCENE_CLASSES", "SPLITS", "TAGS", "ScenesSettings", "render_scenes"]
+__all__ = [
+    "COLORS",
+    "SCENE_CLASSES",
+    "SCENE_KEYPOINTS",
+    "SPLITS",
+    "TAGS",
+    "ScenesSettings",
+    "render_scenes",
+]
 
 SPLITS = ("gold", "pool", "val", "test")
 MIN_VISIBLE = 0.15
 MIN_AREA = 24
 MIN_SIDE = 4
 FOLDERS = ("images", "annotations", "semantic", "depth")
-_RENDERER = 2  # counts up when the same settings give other files
+_RENDERER = 3  # counts up when the same settings give other files
 _MARKER = ".complete"
 _STAGING = ".rendering-"
 _LOCK = ".rendering.lock"
@@ -106,7 +114,9 @@ def render_scenes(
     """Writes the data set into `root`, unless it is there already with the same settings.
 
     Layout: `images/<split>/000001.jpg`, `annotations/<split>.json` (COCO; image id i is file i;
-    annotations carry `attributes.color`, images `tags`), `semantic/<split>/000001.png` (uint8, class
+    annotations carry `attributes.color` and, of the classes of `SCENE_KEYPOINTS`, `keypoints`: visibility
+    2 where the pixel shows the object, be it its other side, 1 where something hides it, 0 outside
+    of the picture; images carry `tags`), `semantic/<split>/000001.png` (uint8, class
     index + 1, 0 background; names in `semantic/categories.json`), `depth/<split>/000001.png` (uint16
     millimeters along the optical axis; 65535: 65.535 m or farther). A data set of other settings is
     replaced.
@@ -298,7 +308,8 @@ def _annotations(scene: Scene, image_id: int) -> list[dict[str, Any]]:
         counts = coco_mask.encode(np.asfortranarray(mask))["counts"]
         attributes = {"visible": round(min(1.0, visible), 3)}
         found.append(
-            {
+            _keypoints(scene, thing)
+            | {
                 "id": image_id * 1000 + thing.id,
                 "image_id": image_id,
                 "category_id": thing.label + 1,
@@ -315,12 +326,33 @@ def _annotations(scene: Scene, image_id: int) -> list[dict[str, Any]]:
     return found
 
 
+def _keypoints(scene: Scene, thing: Thing) -> dict[str, Any]:
+    """Returns the keys of an annotation that say where an object's keypoints are; none for a crowd."""
+    names = SCENE_KEYPOINTS.get(SCENE_CLASSES[thing.label], ())
+    if not names or thing.crowd:
+        return {}
+    height, width = scene.instances.shape
+    values: list[float] = []
+    for name in names:
+        x, y = (round(v, 2) for v in thing.marks[name])
+        if 0 <= x < width and 0 <= y < height:
+            values += [x, y, 2 if scene.instances[int(y), int(x)] == thing.id else 1]
+        else:
+            values += [0, 0, 0]
+    return {"keypoints": values, "num_keypoints": sum(v > 0 for v in values[2::3])}
+
+
+def _category(c: int, name: str) -> dict[str, Any]:
+    points = SCENE_KEYPOINTS.get(name)
+    return {"id": c + 1, "name": name} | ({"keypoints": list(points)} if points else {})
+
+
 def _coco(split: str, records: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "info": {"description": f"detmtl scenes, {split}", "version": str(_RENDERER)},
         "licenses": [],
         "tags": list(TAGS),
-        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(SCENE_CLASSES)],
+        "categories": [_category(c, name) for c, name in enumerate(SCENE_CLASSES)],
         "images": [r["image"] for r in records],
         "annotations": [a for r in records for a in r["annotations"]],
     }

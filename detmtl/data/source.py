@@ -20,6 +20,7 @@ from pydantic import PositiveFloat
 
 from detmtl.data.coverage import class_mask, cover_pictures, keep_classes
 from detmtl.data.depth import DepthFolder, Depths
+from detmtl.data.details import DetailClasses
 from detmtl.data.flat import Annotations, FileNames, Flat
 from detmtl.data.images import Progress, content_hashes, read_image, read_reduced, reduction
 from detmtl.data.maps import FilledMaps, MapClasses, MapFolder, Maps
@@ -175,6 +176,7 @@ class Source(Flat):
             ignore=_tensor(a.ignore[rows]),
             grade=_tensor(a.grade[rows]),
             coverage=_tensor(coverage),
+            details=None if a.details is None else a.details.labels(rows),
         )
 
     def derived(self, i: int, labels: dict[str, Labels]) -> dict[str, Labels]:
@@ -271,6 +273,10 @@ class SourceSettings(Settings):
             InputError: with everything that is wrong.
         """
 
+    def parse_details(self, root: Path, classes: LabelSpace, details: DetailClasses) -> Parsed:
+        """Does what `parse` does, and reads details of the boxes where the files can have some."""
+        return self.parse(root, classes)
+
     def load(
         self,
         name: str,
@@ -279,6 +285,7 @@ class SourceSettings(Settings):
         cache: Path,
         maps: MapClasses | None = None,
         tags: TagClasses | None = None,
+        details: DetailClasses | None = None,
     ) -> Source:
         """Returns the source, parsed only if the files or the settings changed since the last time.
 
@@ -289,6 +296,7 @@ class SourceSettings(Settings):
             cache: folder for parsed arrays and content hashes; made if it is not there.
             maps: the classes of semantic maps; None: maps are not read.
             tags: the image tags; None: tags are not read.
+            details: attributes, masks and keypoints of boxes; None: they are not read.
 
         Raises:
             InputError: with everything that is wrong with the files.
@@ -305,13 +313,17 @@ class SourceSettings(Settings):
                 classes.digest(),
                 self.fingerprint(root, cache),
                 content_hashes([str(root / self.covers_file)], cache) if self.covers_file else None,
+                *([] if details is None else [details.model_dump()]),
             ]
         )
         parsed = load_parsed(cache / "sources" / key)
         if parsed is None:
-            save_parsed(
-                cache / "sources" / key, self._restricted(self.parse(root, classes), root, classes)
+            read = (
+                self.parse(root, classes)
+                if details is None
+                else self.parse_details(root, classes, details)
             )
+            save_parsed(cache / "sources" / key, self._restricted(read, root, classes))
             parsed = load_parsed(cache / "sources" / key)
             assert parsed is not None
         if parsed.dropped:

@@ -1,17 +1,20 @@
 """Pictures with labels on them."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from detmtl.data.outlines import decoded, encoded, pasted
 from detmtl.structures.depth import DepthLabels
+from detmtl.structures.details import NO_MASK, value_groups
 from detmtl.structures.labels import (
     OTHER,
     UNKNOWN,
+    BoxLabels,
     Grade,
     Ignore,
     Labels,
@@ -33,7 +36,8 @@ def draw(
 
     Boxes with class names and scores: ignored ones are hatched, a score is written unless it is 1.
     Maps as a film of the classes' colors, with the names of the largest. Tags as a list. Depth as a film of
-    grays, near is bright.
+    grays, near is bright. Of boxes also what is known of them: shapes as a film, keypoints as dots,
+    attributes behind the class name.
 
     Args:
         colors: of boxes: "grade": gold ones in gold, silver ones in silver; "class": a color for each
@@ -47,6 +51,8 @@ def draw(
     if isinstance(labels, DepthLabels):
         return _draw_depth(image, labels)
     picture = Image.fromarray(image.permute(1, 2, 0).cpu().contiguous().numpy())
+    if labels.details is not None:
+        picture = _with_shapes(picture, labels)
     pen = ImageDraw.Draw(picture)
     size = max(10, min(picture.size) // 40)
     font = ImageFont.load_default(size)
@@ -60,9 +66,48 @@ def draw(
         if int(labels.ignore[i]) != Ignore.NO:
             _hatch(picture, box, color, step=2 * size // 3)
         pen.rectangle(box, outline=color, width=line)
-        text = class_names[c] + ("" if score == 1 else f" {score:.2f}")
+        text = class_names[c] + _values(labels, i) + ("" if score == 1 else f" {score:.2f}")
+        _dots(pen, labels, i, 2 * line)
         _write(pen, text, box, color, font)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+
+
+def _with_shapes(picture: Image.Image, labels: BoxLabels) -> Image.Image:
+    """Returns the picture with each shape half covered by a color of its own."""
+    assert labels.details is not None
+    width, height = picture.size
+    shapes: list[dict[str, Any] | None] = []
+    if labels.details.outlines is not None:
+        shapes = encoded(labels.details.outlines, height, width)
+    elif labels.details.masks is not None:
+        known = labels.details.masks[:, 0, 0] != NO_MASK
+        shapes = list(pasted(labels.details.masks[known], labels.boxes[known], height, width))
+    pixels = np.array(picture).astype(np.uint16)
+    for i, shape in enumerate(shapes):
+        if shape is not None:
+            inside = decoded(shape)
+            pixels[inside] = (pixels[inside] + np.array(class_color(i), np.uint16)) // 2
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def _values(labels: BoxLabels, i: int) -> str:
+    """Returns the attributes of box i as text."""
+    details = labels.details
+    if details is None or details.attributes is None or not details.attribute_names:
+        return ""
+    groups = value_groups(details.attribute_names).values()
+    pairs = zip(groups, details.attributes[i].tolist(), strict=True)
+    return "".join(f" {values[v]}" for values, v in pairs if v >= 0)
+
+
+def _dots(pen: ImageDraw.ImageDraw, labels: BoxLabels, i: int, radius: int) -> None:
+    """Draws the keypoints of box i that are known, or believed with at least .1."""
+    if labels.details is None or labels.details.keypoints is None:
+        return
+    for k, (x, y, sure) in enumerate(labels.details.keypoints[i].tolist()):
+        if sure >= 0.1:
+            around = (x - radius, y - radius, x + radius, y + radius)
+            pen.ellipse(around, fill=class_color(k), outline=DARK)
 
 
 def _draw_map(image: Tensor, labels: MapLabels, class_names: tuple[str, ...]) -> Tensor:

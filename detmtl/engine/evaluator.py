@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from detmtl.engine import distributed
 from detmtl.engine.precision import Precision, autocast, dtype_of
 from detmtl.structures.boxes import xyxy_to_xywh
 from detmtl.structures.labels import BoxLabels, Labels
 from detmtl.structures.sample import Batch, ImageInfo
+from detmtl.tasks.task import decode_all
 
 Truth = Callable[[ImageInfo], Mapping[str, Labels]]
 """Task name -> labels of a picture in pixels of its file."""
@@ -52,7 +53,9 @@ def evaluate(
     boxes: str | None = None  # the task whose boxes are written
     with _evaluating(model):
         for batch in batches:
-            predictions = predict(model, batch, device, precision)
+            outputs, sizes = forward(model, batch, device, precision)
+            predictions = _on_cpu(decode_all(tasks, outputs, sizes))
+            on_truth = _on_cpu(_describe_truth(tasks, outputs, sizes, batch))
             known = None if truth is None else [truth(info) for info in batch.infos]
             for name, task in tasks.items():
                 found = [
@@ -61,7 +64,16 @@ def evaluate(
                         predictions[name], batch.sizes.tolist(), batch.infos, strict=True
                     )
                 ]
-                metrics[name].update(found, _truth(batch, task.labels, known), batch.infos)
+                true = _truth(batch, task.labels, known)
+                metrics[name].update(found, true, batch.infos)
+                if name in on_truth:
+                    found_there = [
+                        to_file_pixels(labels, size, info)
+                        for labels, size, info in zip(
+                            on_truth[name], batch.sizes.tolist(), batch.infos, strict=True
+                        )
+                    ]
+                    metrics[name].update_on_truth(found_there, true, batch.infos)
                 if boxes is None and isinstance(found[0], BoxLabels):
                     boxes = name
                 if detections is not None and name == boxes:
@@ -82,15 +94,38 @@ def predict(
     model: nn.Module, batch: Batch, device: torch.device, precision: Precision = "auto"
 ) -> dict[str, list[Labels]]:
     """Returns task name -> predictions of each picture on the CPU, in the network's pixels."""
+    outputs, sizes = forward(model, batch, device, precision)
+    return _on_cpu(decode_all(dict(model.tasks.items()), outputs, sizes))  # type: ignore[union-attr, operator]
+
+
+@torch.no_grad()
+def forward(
+    model: nn.Module, batch: Batch, device: torch.device, precision: Precision
+) -> tuple[dict[str, list[Tensor]], Tensor]:
+    """Returns the raw outputs of all tasks, and the pictures' true sizes (B, 2) on the device."""
     images = batch.images.to(device, non_blocking=True)
     sizes = batch.sizes.to(device, non_blocking=True)
     with autocast(device, dtype_of(precision, device)):
-        outputs = model(images)
-    tasks: dict[str, Any] = dict(model.tasks.items())  # type: ignore[union-attr, operator]
-    return {
-        name: [labels.to("cpu") for labels in task.decode(outputs[name], sizes)]
-        for name, task in tasks.items()
-    }
+        return model(images), sizes
+
+
+def _describe_truth(
+    tasks: Mapping[str, Any], outputs: Mapping[str, list[Tensor]], sizes: Tensor, batch: Batch
+) -> dict[str, Sequence[Labels]]:
+    """Returns what the tasks about boxes say of the boxes of truth, by name; tells a bad task from a bad
+    detector. Pictures without truth have no boxes."""
+    about = {n: t for n, t in tasks.items() if getattr(t, "of", None) and t.labels in batch.labels}
+    found: dict[str, Sequence[Labels]] = {}
+    for name, task in about.items():
+        true = batch.labels[task.labels].unpadded(batch.sizes.tolist())
+        none = BoxLabels.empty(len(task.class_names))
+        boxes = [none if x is None else x.to(sizes.device) for x in true]
+        found[name] = task.decode(outputs[name], sizes, boxes)
+    return found
+
+
+def _on_cpu(predictions: Mapping[str, Sequence[Labels]]) -> dict[str, list[Labels]]:
+    return {name: [labels.to("cpu") for labels in found] for name, found in predictions.items()}
 
 
 def to_file_pixels(labels: Labels, size: Sequence[int], info: ImageInfo) -> Labels:

@@ -25,6 +25,7 @@ from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Labels
 from detmtl.structures.sample import Batch
 from detmtl.structures.settings import Settings
+from detmtl.tasks.task import decode_all
 
 __all__ = ["TrainSettings", "TrainingDiverged", "train"]
 
@@ -255,7 +256,7 @@ def _told(
 def _decoded(
     state: State, outputs: Mapping[str, list[Tensor]], batch: Batch
 ) -> dict[str, Sequence[Labels]]:
-    return {name: task.decode(outputs[name], batch.sizes) for name, task in state.tasks.items()}
+    return decode_all(state.tasks, outputs, batch.sizes)
 
 
 def _average_buffers(state: State) -> None:

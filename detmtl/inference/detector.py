@@ -156,6 +156,56 @@ class OtherDecoder(nn.Module):
         return self.decoder(outputs[self.first : self.first + self.count], sizes, originals)
 
 
+class BoxedDecoder(nn.Module):
+    """The head of a task about boxes, on the boxes that were found.
+
+    Args:
+        name: of the task.
+        first, levels: where its features stand among the network's outputs, and how many there are.
+        head, form: see `detmtl.tasks.box_task.BoxTask`.
+        points: whether it gives points, whose x and y have to be brought to the picture as given.
+    """
+
+    def __init__(
+        self, name: str, first: int, levels: int, head: nn.Module, form: nn.Module, points: bool
+    ):
+        super().__init__()
+        self.name = name
+        self.first = first
+        self.levels = levels
+        self.head = head
+        self.form = form
+        self.points = points
+
+    def forward(
+        self,
+        outputs: list[Tensor],
+        picture: int,
+        boxes: Tensor,
+        classes: Tensor,
+        fitted: Tensor,
+        original: Tensor,
+    ) -> Tensor:
+        """Returns what it says of N boxes, (N, ...).
+
+        Args:
+            outputs: of the network, for B pictures.
+            picture: which of them.
+            boxes, classes: (N, 4) in pixels of the network's picture, (N,).
+            fitted, original: (3, height, width), the picture in the network's size and as given.
+        """
+        features: list[Tensor] = []
+        for i in range(self.first, self.first + self.levels):
+            features.append(outputs[i][picture : picture + 1])
+        nowhere = torch.zeros(boxes.shape[0], dtype=torch.int64, device=boxes.device)
+        found = self.form(self.head(features, boxes, nowhere), boxes, classes)
+        if self.points:
+            x = original.shape[2] / fitted.shape[2]
+            y = original.shape[1] / fitted.shape[1]
+            found = found * torch.tensor([x, y, 1.0], dtype=found.dtype, device=found.device)
+        return found
+
+
 class Detector(nn.Module):
     """Resizing, network, decoding and resizing back in one scriptable module.
 
@@ -169,7 +219,7 @@ class Detector(nn.Module):
             if that makes it smaller.
         divisor: the padded height and width are multiples of it.
         box_outputs: how many of the outputs are the detection task's; None: all.
-        maps, tags: of the other tasks.
+        maps, tags, boxed: of the other tasks; `boxed` need a decoder.
         others: of tasks that bring their own decoder.
     """
 
@@ -187,6 +237,7 @@ class Detector(nn.Module):
         maps: list[MapDecoder] | None = None,
         tags: list[TagDecoder] | None = None,
         others: list[OtherDecoder] | None = None,
+        boxed: list[BoxedDecoder] | None = None,
     ):
         super().__init__()
         self.network = network
@@ -199,6 +250,7 @@ class Detector(nn.Module):
         self.maps = nn.ModuleList(maps or [])
         self.tags = nn.ModuleList(tags or [])
         self.others = nn.ModuleList(others or [])
+        self.boxed = nn.ModuleList(boxed or [])
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         """Finds what the model's tasks look for.
@@ -210,7 +262,10 @@ class Detector(nn.Module):
             Per picture a dict. Of detection, best score first: `boxes` (N, 4) float32 xyxy in pixels
             of the picture as given, `labels` (N,) int64 index into `class_names()`, `scores` (N,) in
             [0, 1]. Under the name of a semantic task (H, W) uint8 class indices; under that of a task
-            of tags (T,) probabilities; under that of depth (H, W) float32 meters.
+            of tags (T,) probabilities; under that of depth (H, W) float32 meters. Of tasks about boxes row
+            n says something of box n: of attributes
+            (N, T) probabilities of all values; of masks (N, S, S) probabilities on a grid over the
+            box; of keypoints (N, K, 3) x, y in pixels of the picture as given, and a confidence.
         """
         check_images(images)
         fitted = [fit(image, self.short, self.long) for image in images]
@@ -224,13 +279,17 @@ class Detector(nn.Module):
             if self.decoder is not None:
                 found = self.decoder(outputs[: self.box_outputs], sizes)
                 for k, i in enumerate(together):
-                    boxes, scores, classes = found[k]
+                    fitted_boxes, scores, classes = found[k]
                     boxes = to_original(
-                        boxes,
+                        fitted_boxes,
                         (fitted[i].shape[1], fitted[i].shape[2]),
                         (images[i].shape[1], images[i].shape[2]),
                     )
                     results[i] = {"boxes": boxes, "labels": classes, "scores": scores}
+                    for of_boxes in self.boxed:
+                        results[i][of_boxes.name] = of_boxes(  # pyright: ignore[reportArgumentType]
+                            outputs, k, fitted_boxes, classes, fitted[i], images[i]
+                        )
             for of_map in self.maps:
                 for k, i in enumerate(together):
                     logits = outputs[of_map.output][k]

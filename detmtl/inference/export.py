@@ -19,7 +19,14 @@ from torch.jit._trace import TracerWarning
 
 import detmtl
 from detmtl.data.fit import fit
-from detmtl.inference.detector import Detector, MapDecoder, OtherDecoder, TagDecoder, pad_images
+from detmtl.inference.detector import (
+    BoxedDecoder,
+    Detector,
+    MapDecoder,
+    OtherDecoder,
+    TagDecoder,
+    pad_images,
+)
 from detmtl.inference.errors import ExportError
 from detmtl.inference.frozen import in_dtype
 from detmtl.inference.graph_files import SUFFIXES, check_graph, unfinished_name, write_graph
@@ -27,6 +34,7 @@ from detmtl.inference.parity import (
     BFLOAT16,
     FLOAT32,
     Difference,
+    compare_details,
     compare_detections,
     compare_maps_and_tags,
     compare_outputs,
@@ -43,6 +51,7 @@ from detmtl.inference.torchvision_file import TorchvisionReport, export_torchvis
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels
 from detmtl.structures.sample import DIVISOR
+from detmtl.tasks.box_task import BoxTask
 from detmtl.tasks.detection import DetectionTask
 from detmtl.tasks.multitask import MultiTask
 from detmtl.tasks.semantic import SemanticTask
@@ -173,8 +182,8 @@ def export_torchscript(
 
     The file takes a list of (3, H, W) uint8 RGB pictures of any sizes and returns for each a dict of
     `boxes` (N, 4) xyxy in the picture's pixels, `labels` (N,) int64 and `scores` (N,), best first; a
-    semantic map (H, W) uint8, the probabilities (T,) of tags and a depth (H, W) float32 in meters under
-    the names of their tasks. Its
+    semantic map (H, W) uint8, the probabilities (T,) of tags, a depth (H, W) float32 in meters, and what
+    tasks say of each box under the names of their tasks, see `Detector.forward`. Its
     method `class_names()` returns the names, `detmtl.json` inside holds them and the settings.
 
     Args:
@@ -258,6 +267,7 @@ def check_parity(
         decoders = [tasks.detection.decoder, file.module.decoder]
         name = tasks.detection.name
         with _every_score(decoders) if exact else nullcontext():
+            problems += compare_details(model.predict, file.predict, compared, tolerance)
             difference = compare_detections(
                 lambda images: _boxes(model.predict(images), name),
                 lambda images: _boxes(file.predict(images), name),
@@ -314,16 +324,18 @@ class Exported:
     Attributes:
         detection: None where there is none.
         others: semantic tasks, tags, and those that bring their own decoder.
+        boxed: tasks about the boxes.
     """
 
     detection: DetectionTask | None
     others: tuple[Task, ...]
+    boxed: tuple[BoxTask, ...] = ()
 
     @property
     def names(self) -> list[str]:
         """Names in the order of the network's outputs."""
         first = [] if self.detection is None else [self.detection.name]
-        return first + [task.name for task in self.others]
+        return first + [task.name for task in (*self.others, *self.boxed)]
 
 
 def exported(model: MultiTask, path: Path) -> Exported:
@@ -334,23 +346,26 @@ def exported(model: MultiTask, path: Path) -> Exported:
     """
     tasks = list(model.tasks.values())
     boxes = [task for task in tasks if isinstance(task, DetectionTask)]
+    boxed = tuple(task for task in tasks if isinstance(task, BoxTask))
     others = tuple(
         task
         for task in tasks
         if isinstance(task, SemanticTask | TagsTask)
-        or (isinstance(task, Task) and task.exporter() is not None)
-    )
-    if len(boxes) > 1 or len(boxes) + len(others) < len(tasks):
-        raise InputError(
-            f"{path}: a TorchScript file holds at most one detection task, semantic tasks, tags, and tasks "
-            f"that have an `exporter`; the model's tasks are {', '.join(model.tasks)}; set "
-            "export.format: null, or give the task one"
+        or (
+            isinstance(task, Task) and not isinstance(task, BoxTask) and task.exporter() is not None
         )
-    if taken := {"boxes", "labels", "scores"} & {task.name for task in others}:
+    )
+    if len(boxes) > 1 or len(boxes) + len(others) + len(boxed) < len(tasks):
+        raise InputError(
+            f"{path}: a TorchScript file holds at most one detection task and what describes its boxes, "
+            "semantic tasks, tags, and tasks that have an `exporter`; the model's tasks are "
+            f"{', '.join(model.tasks)}; set export.format: null, or give the task one"
+        )
+    if taken := {"boxes", "labels", "scores"} & {task.name for task in (*others, *boxed)}:
         raise InputError(
             f"{path}: tasks named {', '.join(sorted(taken))} would hide what detection gives; rename them"
         )
-    return Exported(boxes[0] if boxes else None, others)
+    return Exported(boxes[0] if boxes else None, others, boxed)
 
 
 def _write(
@@ -379,8 +394,23 @@ def _write(
         if exporter is not None
     ]
     decoder = None if tasks.detection is None else tasks.detection.decoder
+    boxed = []
+    for task in tasks.boxed:  # their heads stay in float32 whatever the network computes in
+        head = copy.deepcopy(task.head).requires_grad_(False)
+        points = task.kind == "keypoints"
+        boxed.append(BoxedDecoder(task.name, *first[task.name], head, task.form, points))
     detector = Detector(
-        network, decoder, names, loaded.short, loaded.long, DIVISOR, boxes, maps, tags, others
+        network,
+        decoder,
+        names,
+        loaded.short,
+        loaded.long,
+        DIVISOR,
+        boxes,
+        maps,
+        tags,
+        others,
+        boxed,
     ).eval()
     about = {
         "format": 1,
@@ -392,7 +422,8 @@ def _write(
                 "classes": list(getattr(task, "class_names", ())),
             }
             for task in tasks.others
-        },
+        }
+        | {task.name: {"kind": task.kind, "classes": list(task.names)} for task in tasks.boxed},
         "classes": names,
         "dtype": dtype,
         "input": {"short": loaded.short, "long": loaded.long},

@@ -31,7 +31,8 @@ class Tolerance:
         share: how many of the detections need a match, in both directions.
         per_picture: whether `share` holds for each picture, or for all together.
         pixels_of_maps: share of a map's pixels that must have the same class.
-        tags: largest difference of a tag's probability.
+        tags: largest difference of a probability, of a tag, of an attribute, or in a mask on average.
+        keypoints: largest difference of a keypoint, in pixels.
     """
 
     outputs: float
@@ -42,6 +43,7 @@ class Tolerance:
     per_picture: bool
     pixels_of_maps: float = 0.999
     tags: float = 1e-4
+    keypoints: float = 0.05
 
 
 FLOAT32 = Tolerance(1e-4, pixels=1e-2, iou=0.0, scores=1e-4, share=0.95, per_picture=True)
@@ -57,6 +59,7 @@ BFLOAT16 = Tolerance(
     per_picture=False,
     pixels_of_maps=0.9,
     tags=0.05,
+    keypoints=8.0,
 )
 """bfloat16 has 8 bits of precision: detections near the score threshold come and go."""
 
@@ -209,6 +212,58 @@ def compare_maps_and_tags(
                 elif type(labels) is not type(other):
                     problems.append(f"{where}: the file gives nothing for {name}")
     return problems
+
+
+def compare_details(
+    expected: Predict, found: Predict, batches: Sequence[list[Tensor]], tolerance: Tolerance
+) -> list[str]:
+    """Returns a sentence for each task that says other things of the same boxes than it should.
+
+    Compared are the detections that have the same place and class in both, rank by rank; of these as many
+    have to agree as `Tolerance.share` says.
+    """
+    gaps: dict[str, list[Tensor]] = {}
+    problems: list[str] = []
+    for images in batches:
+        for a, b in zip(expected(images), found(images), strict=True):
+            for name, labels in a.items():
+                other = b.get(name)
+                if not isinstance(labels, BoxLabels) or labels.details is None:
+                    continue
+                if not isinstance(other, BoxLabels) or other.details is None:
+                    return [*problems, f"the file says nothing of boxes for {name}"]
+                gaps.setdefault(name, []).append(_gaps(labels, other, tolerance))
+    for name, listed in gaps.items():
+        worst = torch.cat(listed)
+        share = float((worst <= 1).float().mean()) if len(worst) else 1.0
+        if share < tolerance.share:
+            problems.append(f"{name}: says the same of {share:.1%} of the boxes")
+    return problems
+
+
+def _gaps(a: BoxLabels, b: BoxLabels, tolerance: Tolerance) -> Tensor:
+    """Returns for each box that both have how far apart their details are, in units of the tolerance."""
+    n = min(len(a), len(b))
+    a, b = a[torch.arange(n)], b[torch.arange(n)]
+    pixels = 2.0 if tolerance.pixels is None else tolerance.pixels
+    near = (
+        (a.boxes - b.boxes).abs().amax(dim=1) <= pixels if n else torch.zeros(0, dtype=torch.bool)
+    )
+    same = near & (a.classes == b.classes)
+    x, y = a[same].details, b[same].details
+    assert x is not None and y is not None
+    worst = torch.zeros(int(same.sum()))
+    if not len(worst):
+        return worst
+    if x.attribute_scores is not None and y.attribute_scores is not None:
+        gap = (x.attribute_scores - y.attribute_scores).abs().amax(dim=1)
+        worst = worst.maximum(gap / tolerance.tags)
+    if x.masks is not None and y.masks is not None:
+        worst = worst.maximum((x.masks - y.masks).abs().mean(dim=[1, 2]) / tolerance.tags)
+    if x.keypoints is not None and y.keypoints is not None:
+        far = (x.keypoints - y.keypoints)[..., :2].norm(dim=-1)
+        worst = worst.maximum(far.quantile(0.9, dim=1) / tolerance.keypoints)
+    return worst
 
 
 def _matches(a: BoxLabels, b: BoxLabels, tolerance: Tolerance) -> tuple[Tensor, Tensor, Tensor]:

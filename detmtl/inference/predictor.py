@@ -4,7 +4,7 @@ Letters: H and W pixels, N boxes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from detmtl.data.details import DetailClasses
 from detmtl.data.fit import InputSettings, fit
 from detmtl.data.maps import MapClasses
 from detmtl.data.tags import TagClasses
@@ -22,12 +23,13 @@ from detmtl.inference.frozen import compiled
 from detmtl.inference.torchscript import is_torchscript, load_torchscript
 from detmtl.models.decoding import least_logit
 from detmtl.structures.depth import DepthLabels
+from detmtl.structures.details import KINDS, details_of
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Grade, Labels, MapLabels, TagLabels
 from detmtl.structures.sample import DIVISOR
 from detmtl.tasks.detection import DetectionTask, TestSettings
 from detmtl.tasks.multitask import ModelSettings, MultiTask, build_model
-from detmtl.tasks.task import Task
+from detmtl.tasks.task import Task, decode_all
 from detmtl.tasks.tasks import TaskConfig
 
 
@@ -141,9 +143,8 @@ class Predictor:
             with autocast(self.device, self.dtype):
                 outputs = self.model(batch)
         results: list[dict[str, Labels]] = [{} for _ in fitted]
-        for name, task in self.model.tasks.items():
-            assert isinstance(task, Task)
-            for i, labels in enumerate(task.decode(outputs[name], sizes)):
+        for name, found in decode_all(dict(self.model.tasks.items()), outputs, sizes).items():
+            for i, labels in enumerate(found):
                 results[i][name] = labels
         return results
 
@@ -169,6 +170,8 @@ class ScriptPredictor:
         if self.task is not None:
             self.names[self.task] = self.class_names
         self._kinds = {name: of["kind"] for name, of in others.items()}
+        self._own = {n: self.names[n] for n, kind in self._kinds.items() if kind in KINDS}
+        self.names |= dict.fromkeys(self._own, self.class_names)  # what they describe are boxes
 
     @torch.inference_mode()
     def predict(self, images: Sequence[Tensor]) -> list[dict[str, Labels]]:
@@ -193,7 +196,12 @@ class ScriptPredictor:
             )
         for name, kind in self._kinds.items():
             value = found[name]
-            if kind == "maps":
+            if name in self._own:
+                assert self.task is not None
+                boxes = labels[self.task]
+                assert isinstance(boxes, BoxLabels)
+                labels[name] = replace(boxes, details=details_of(kind, value, self._own[name]))
+            elif kind == "maps":
                 coverage = torch.ones(len(self.names[name]), device=value.device)
                 labels[name] = MapLabels(value, None, coverage, Grade.SILVER)
             elif kind == "depth":
@@ -274,6 +282,8 @@ def load_checkpoint(path: str | Path) -> LoadedModel:
     for key, kind in (("maps", MapClasses), ("tags", TagClasses)):
         if data.get(key):
             names[key] = _validated(kind, data, key, path).label_space().names
+    if data.get("details"):
+        names |= _validated(DetailClasses, data, "details", path).names()
     model = build_model(
         _without_pretrained(model_settings), tasks, list(class_names), other_names=names
     )
@@ -284,9 +294,10 @@ def load_checkpoint(path: str | Path) -> LoadedModel:
 def _in_original(labels: Labels, fitted: Tensor, original: Tensor) -> Labels:
     before = (fitted.shape[1], fitted.shape[2])
     after = (original.shape[1], original.shape[2])
-    if isinstance(labels, BoxLabels):
-        return labels.with_boxes(to_original(labels.boxes, before, after))
-    return labels.resized(before, after)
+    scaled = labels.resized(before, after)
+    if isinstance(labels, BoxLabels) and isinstance(scaled, BoxLabels):
+        return scaled.with_boxes(to_original(labels.boxes, before, after))
+    return scaled
 
 
 def _validated(kind: Any, settings: Mapping[str, Any], key: str, path: Path) -> Any:

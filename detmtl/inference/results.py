@@ -19,6 +19,7 @@ from torch import Tensor
 from detmtl.data.images import PICTURE_SUFFIXES, list_pictures, read_image
 from detmtl.data.maps import Legend, write_values
 from detmtl.engine.drawing import draw
+from detmtl.inference.box_details import described, keypoints_by_class, with_details
 from detmtl.inference.predictor import AnyPredictor
 from detmtl.structures.boxes import area, xyxy_to_xywh
 from detmtl.structures.depth import DepthLabels
@@ -136,6 +137,7 @@ class _Results:
     out: Path
     images: list[dict[str, Any]] = field(default_factory=list)
     annotations: list[dict[str, Any]] = field(default_factory=list)
+    points: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
     def add(
         self, name: str, image: Tensor, found: dict[str, Labels], frame: int | None = None
@@ -145,7 +147,7 @@ class _Results:
         entry = {"id": len(self.images) + 1, "file_name": name, "height": height, "width": width}
         entry |= {} if frame is None else {"frame": frame}
         self.images.append(entry)
-        for task, labels in found.items():
+        for task, labels in with_details(found).items():
             if isinstance(labels, MapLabels):
                 self._add_map(task, name if frame is None else f"{name}/{frame:06d}", labels)
                 continue
@@ -155,6 +157,8 @@ class _Results:
             if isinstance(labels, TagLabels):
                 entry |= _tags(labels, self.predictor.names[task])
                 continue
+            if labels.details is not None and labels.details.keypoint_names:
+                self.points = keypoints_by_class(labels.details.keypoint_names)
             rows = zip(
                 xyxy_to_xywh(labels.boxes).tolist(),
                 area(labels.boxes).tolist(),
@@ -162,9 +166,11 @@ class _Results:
                 labels.scores.tolist(),
                 strict=True,
             )
-            for box_xywh, pixels, label, score in rows:
+            said = described(labels, height, width)
+            for details, (box_xywh, pixels, label, score) in zip(said, rows, strict=True):
                 self.annotations.append(
-                    {
+                    details
+                    | {
                         "id": len(self.annotations) + 1,
                         "image_id": entry["id"],
                         "category_id": label + 1,
@@ -195,7 +201,9 @@ class _Results:
     def write(self, path: Path) -> Path:
         """Writes the file, whole or not at all."""
         names = self.predictor.class_names
-        categories = [{"id": i + 1, "name": name} for i, name in enumerate(names)]
+        categories = [
+            {"id": i + 1, "name": name} | self.points.get(name, {}) for i, name in enumerate(names)
+        ]
         tags = [n for row in self.images for n in row.get("scores", ())]
         content = {"tags": list(dict.fromkeys(tags)), "grade": "silver"} if tags else {}
         content |= {
@@ -284,6 +292,7 @@ def _drawing(image: Tensor, found: dict[str, Labels], names: Mapping[str, Sequen
 
     Depth is not drawn: its grays would hide the others' colors; it has files of its own.
     """
+    found = with_details(found)
     for name, labels in sorted(found.items(), key=lambda item: not isinstance(item[1], MapLabels)):
         if isinstance(labels, DepthLabels):
             continue

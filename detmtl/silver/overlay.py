@@ -7,7 +7,7 @@ Letters: I pictures, N boxes (of the result, of the upper or of the lower source
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -220,7 +220,7 @@ def _key(pool: Source, settings: OverlaySettings) -> str:
     assert a is not None
     facts = [VERSION, settings.model_dump(mode="json"), list(pool.files.paths())]
     digest = hashlib.sha256(json.dumps(facts).encode())
-    arrays = [pool.ids, pool.sizes, pool.coverage, *(getattr(a, f.name) for f in fields(a))]
+    arrays = [pool.ids, pool.sizes, pool.coverage, *a.arrays().values()]
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]

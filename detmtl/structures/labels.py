@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detmtl.structures.depth import DepthLabels, PaddedDepth, pad_depth
+from detmtl.structures.details import Details, PaddedDetails, pad_details
 from detmtl.structures.tensors import Tensors
 
 OTHER = 254
@@ -57,6 +58,7 @@ class BoxLabels(Tensors):
         grade: (N,) uint8, a `Grade`.
         coverage: (C,) float32 in [0, 1]: how far absence of a box of that class means that nothing is
             there. 1: somebody looked everywhere; 0: nobody looked; between: a teacher of that recall.
+        details: attributes, masks and keypoints of the N boxes; None: nobody looked for any.
     """
 
     boxes: Tensor
@@ -66,6 +68,7 @@ class BoxLabels(Tensors):
     ignore: Tensor
     grade: Tensor
     coverage: Tensor
+    details: Details | None = None
 
     @classmethod
     def of(
@@ -111,7 +114,9 @@ class BoxLabels(Tensors):
     def __getitem__(self, keep: Tensor) -> "BoxLabels":
         """Returns the boxes at `keep`, a bool mask (N,) or indices; coverage is the picture's and stays."""
         per_box = {
-            f.name: getattr(self, f.name)[keep] for f in fields(self) if f.name != "coverage"
+            f.name: getattr(self, f.name)[keep]
+            for f in fields(self)
+            if f.name != "coverage" and getattr(self, f.name) is not None
         }
         return replace(self, **per_box)
 
@@ -122,7 +127,9 @@ class BoxLabels(Tensors):
     def resized(self, before: tuple[int, int], after: tuple[int, int]) -> "BoxLabels":
         """Returns the labels of a picture of size `before` (height, width) at size `after`."""
         y, x = after[0] / before[0], after[1] / before[1]
-        return self.with_boxes(self.boxes * self.boxes.new_tensor([x, y, x, y]))
+        boxes = self.boxes * self.boxes.new_tensor([x, y, x, y])
+        details = None if self.details is None else self.details.scaled(x, y)
+        return replace(self, boxes=boxes, details=details)
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,6 +250,7 @@ class PaddedBoxes(Tensors):
         coverage: (B, C); zeros where not `present`.
         present: (B,) bool, which pictures have labels for the task at all. Not present means that
             nobody looked: no loss, no part in any normalizer.
+        details: of the boxes, where one of the batch has some.
     """
 
     boxes: Tensor
@@ -254,6 +262,7 @@ class PaddedBoxes(Tensors):
     valid: Tensor
     coverage: Tensor
     present: Tensor
+    details: PaddedDetails | None = None
 
     def unpadded(self, sizes: Sequence[Sequence[int]]) -> list[BoxLabels | None]:
         """Returns the labels of each picture; None where nobody looked."""
@@ -264,7 +273,8 @@ class PaddedBoxes(Tensors):
                 name: getattr(self, name)[i][rows]
                 for name in ("boxes", "classes", "scores", "weights", "ignore", "grade")
             }
-            known = BoxLabels(**per_box, coverage=self.coverage[i])
+            details = None if self.details is None else self.details.unpadded(i, rows)
+            known = BoxLabels(**per_box, coverage=self.coverage[i], details=details)
             pictures.append(known if present else None)
         return pictures
 
@@ -314,6 +324,7 @@ def pad_boxes(labels: Sequence[BoxLabels | None]) -> PaddedBoxes:
         valid=torch.zeros(num_pictures, most, dtype=torch.bool),
         coverage=torch.zeros(num_pictures, num_classes),
         present=torch.tensor([x is not None for x in labels]),
+        details=pad_details([None if x is None else x.details for x in labels], most),
     )
     for i, x in enumerate(labels):
         if x is None:

@@ -5,7 +5,7 @@ Letters: B pictures, H and W pixels.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,8 @@ class BuildsTask(Protocol):
     """Settings of a task.
 
     They may have `at`, which says where the task hangs: `fpn`, the pyramid (as without it), or one
-    feature map, such as p3 or c5; and `labels`, the key of the labels that it learns from.
+    feature map, such as p3 or c5; `labels`, the key of the labels that it learns from; `of`, the detection
+    task whose boxes it describes; and `vocabulary`, the key of names that `build` gets as `names`.
     """
 
     def build(
@@ -247,13 +248,34 @@ def build_model(
             continue
         channels, strides = (list(column) for column in zip(*maps.values(), strict=True))
         names = (other_names or {}).get(getattr(settings, "labels", "boxes"), class_names)
-        built[name] = settings.build(name, channels, strides, len(names), names)
+        more: dict[str, Any] = {}
+        if vocabulary := getattr(settings, "vocabulary", None):
+            more["names"] = (other_names or {}).get(vocabulary, ())
+            if not more["names"]:
+                problems.append(
+                    f"tasks.{name}: learns {vocabulary}, but data.details.{vocabulary} is not given"
+                )
+                continue
+        built[name] = settings.build(name, channels, strides, len(names), names, **more)
+    problems += _homeless(built)
     if problems:
         raise InputError(problems)
     network = MultiTask(backbone, fpn, built, model.sharing)
     if start:
         network.started = start.fill(fpn, built)
     return network
+
+
+def _homeless(tasks: Mapping[str, Task]) -> list[str]:
+    """Returns a sentence for each task about boxes whose detection task is not there."""
+    others = [name for name, task in tasks.items() if getattr(task, "of", None) is None]
+    wanted = {name: getattr(task, "of", None) for name, task in tasks.items()}
+    return [
+        f"tasks.{name}.of: '{of}' is no detection task; it names the one whose boxes are described, and "
+        f"tasks has {', '.join(n for n in others if tasks[n].labels == tasks[name].labels) or 'none'}"
+        for name, of in wanted.items()
+        if of is not None and (of not in others or tasks[of].labels != tasks[name].labels)
+    ]
 
 
 def _stages(backbone: Backbone) -> list[str]:

@@ -4,7 +4,7 @@ Letters: B pictures, C classes, L levels, A anchors per position, H and W positi
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -68,11 +68,14 @@ class Task(nn.Module, ABC):
         name: the task's name in the settings, in outputs and in the names of losses and metrics.
         labels: the key of `Batch.labels` that it learns from.
         levels: names of the feature maps that `forward` takes, for example ("p3", "p4", "p5").
+        of: the detection task whose boxes it describes, for a task about boxes (`tasks/box_task.py`): its
+            `decode` takes them as a third argument, and its metric has `update_on_truth`.
     """
 
     name: str
     labels: str
     levels: tuple[str, ...]
+    of: str | None = None
 
     @abstractmethod
     def forward(self, features: list[Tensor]) -> list[Tensor]:
@@ -112,6 +115,24 @@ class Task(nn.Module, ABC):
         """Returns how an exported file gives this task's labels; None: in a way that the exporter knows, or
         not at all."""
         return None
+
+
+def decode_all(
+    tasks: Mapping[str, Any], outputs: Mapping[str, list[Tensor]], sizes: Tensor
+) -> dict[str, Sequence[Labels]]:
+    """Returns task name -> predictions of each picture, in the order of `tasks`; those that describe boxes
+    get the boxes of their detection task.
+
+    Args:
+        tasks: name -> task. outputs: name -> its raw outputs.
+        sizes: (B, 2), see `Task.decode`.
+    """
+    of = {name: getattr(task, "of", None) for name, task in tasks.items()}
+    found = {n: task.decode(outputs[n], sizes) for n, task in tasks.items() if of[n] is None}
+    for name, owner in of.items():
+        if owner is not None:
+            found[name] = tasks[name].decode(outputs[name], sizes, found[owner])
+    return {name: found[name] for name in tasks}
 
 
 def level_names(at: str, strides: Sequence[int]) -> tuple[str, ...]:

@@ -7,8 +7,11 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Discriminator, Tag, WithJsonSchema
 
 from detmtl.structures.settings import Settings
+from detmtl.tasks.attributes import AttributesConfig
 from detmtl.tasks.depth import DepthConfig
 from detmtl.tasks.detection import DetectionConfig
+from detmtl.tasks.keypoints import KeypointsConfig
+from detmtl.tasks.masks import MasksConfig
 from detmtl.tasks.semantic import SemanticConfig
 from detmtl.tasks.tags import TagsConfig
 
@@ -50,6 +53,9 @@ TaskConfig = Annotated[
     | Annotated[SemanticConfig, Tag("semantic")]
     | Annotated[TagsConfig, Tag("tags")]
     | Annotated[DepthConfig, Tag("depth")]
+    | Annotated[AttributesConfig, Tag("attributes")]
+    | Annotated[MasksConfig, Tag("masks")]
+    | Annotated[KeypointsConfig, Tag("keypoints")]
     | Annotated[
         Any,
         BeforeValidator(_from_elsewhere),

@@ -56,7 +56,7 @@ class CheckpointTeacherSettings(TeacherSettings):
         """
         file = existing(root, self.path, "teacher.path")
         loaded = load_checkpoint(file)
-        tasks = [name for name, task in loaded.model.tasks.items() if task.labels == "boxes"]
+        tasks = [n for n, t in loaded.model.tasks.items() if t.labels == "boxes" and t.of is None]
         if self.task not in (tasks if self.task else [None]) or (not self.task and len(tasks) != 1):
             raise InputError(
                 f"teacher.task: is {self.task!r}, and {file} has the detection tasks "

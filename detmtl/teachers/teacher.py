@@ -3,7 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -83,7 +83,7 @@ def file_sha256(*paths: Path) -> str:
 def as_silver(labels: BoxLabels, floor: float) -> BoxLabels:
     """Returns predictions of at least `floor` on the CPU, as silver, by falling score; boxes without
     a side, as clipping leaves them of what lies outside of the picture, are none."""
-    labels = replace(labels, **{f.name: getattr(labels, f.name).cpu() for f in fields(labels)})
+    labels = labels.to("cpu")
     order = torch.argsort(labels.scores, descending=True, stable=True)
     real = (labels.boxes[:, 2:] > labels.boxes[:, :2]).all(dim=1) & (labels.scores >= floor)
     labels = labels[order[real[order]]]

@@ -17,7 +17,7 @@ from detmtl.silver.record import Record
 from detmtl.silver.records import AnyRecord
 from detmtl.silver.tag_record import TagRecord
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import OTHER, UNKNOWN, BoxLabels, MapLabels, TagLabels
+from detmtl.structures.labels import OTHER, UNKNOWN, BoxLabels, Labels, MapLabels, TagLabels
 from detmtl.structures.sample import ImageInfo
 
 

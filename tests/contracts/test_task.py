@@ -1,13 +1,19 @@
 """What the trainer, the evaluator and the exporter ask of every task."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from detmtl.structures.depth import DepthLabels
+from detmtl.structures.details import Details
 from detmtl.structures.labels import BoxLabels, Labels, MapLabels, TagLabels
 from detmtl.structures.sample import Batch, ImageInfo, Sample
+from detmtl.tasks.attributes import AttributesConfig
 from detmtl.tasks.depth import DepthConfig
 from detmtl.tasks.detection import DetectionConfig
+from detmtl.tasks.keypoints import KeypointsConfig
+from detmtl.tasks.masks import MasksConfig
 from detmtl.tasks.semantic import SemanticConfig
 from detmtl.tasks.tags import TagsConfig
 from detmtl.tasks.task import Task
@@ -41,7 +47,40 @@ def _depth() -> tuple[Task, Labels]:
     return task, DepthLabels(depth)
 
 
-TASKS = {"detection": _detection, "semantic": _semantic, "tags": _tags, "depth": _depth}
+def _described(details: Details) -> Labels:
+    boxes = torch.tensor([[4.0, 4, 30, 40], [20, 10, 60, 60]])
+    return replace(BoxLabels.of(boxes, torch.tensor([1, 0]), len(NAMES)), details=details)
+
+
+def _attributes() -> tuple[Task, Labels]:
+    names = ["color/red", "color/blue", "kind/x", "kind/y", "kind/z"]
+    task = AttributesConfig().build("attributes", [8, 8, 8], STRIDES, 2, NAMES, names=names)
+    return task, _described(Details(attributes=torch.tensor([[1, 2], [0, -1]])))
+
+
+def _masks() -> tuple[Task, Labels]:
+    task = MasksConfig().build("masks", [8, 8, 8], STRIDES, len(NAMES), NAMES)
+    masks = torch.zeros(2, 56, 56, dtype=torch.uint8)
+    masks[:, 10:40, 5:50] = 1
+    return task, _described(Details(masks=masks))
+
+
+def _keypoints() -> tuple[Task, Labels]:
+    names = ["b/nose", "b/tail", "a/tip"]
+    task = KeypointsConfig().build("points", [8, 8, 8], STRIDES, len(NAMES), NAMES, names=names)
+    points = [[[8.0, 9, 2], [20, 30, 1], [0, 0, 0]], [[0, 0, 0], [0, 0, 0], [40, 40, 2]]]
+    return task, _described(Details(keypoints=torch.tensor(points)))
+
+
+TASKS = {
+    "masks": _masks,
+    "keypoints": _keypoints,
+    "detection": _detection,
+    "semantic": _semantic,
+    "tags": _tags,
+    "depth": _depth,
+    "attributes": _attributes,
+}
 
 
 @pytest.fixture(params=TASKS)
@@ -115,8 +154,10 @@ def test_loss_does_not_change_outputs_or_batch(task_and_labels):
 def test_decoding_gives_labels_per_picture(task_and_labels):
     task, labels = task_and_labels
     with torch.no_grad():
-        found = task.decode(task(_features(task)), torch.tensor([[64, 64], [50, 40]]))
+        about = {} if task.of is None else {"boxes": [labels, labels[torch.tensor([], dtype=int)]]}
+        found = task.decode(task(_features(task)), torch.tensor([[64, 64], [50, 40]]), **about)
     assert len(found) == 2 and all(type(x) is type(labels) for x in found)
+    assert task.of is None or all(x.details is not None for x in found)
 
 
 def test_metric_scores_predictions(task_and_labels):

@@ -14,7 +14,10 @@ from detmtl.models.backbone import BackboneSettings
 from detmtl.models.fpn import FPNSettings
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import MapLabels, TagLabels
+from detmtl.tasks.attributes import AttributesConfig
 from detmtl.tasks.detection import DetectionConfig
+from detmtl.tasks.keypoints import KeypointsConfig
+from detmtl.tasks.masks import MasksConfig
 from detmtl.tasks.multitask import ModelSettings, build_model
 from detmtl.tasks.semantic import SemanticConfig
 from detmtl.tasks.tags import TagsConfig
@@ -31,7 +34,7 @@ def _loaded(**tasks) -> LoadedModel:
         ),
         tasks,
         BOXES,
-        other_names={"maps": MAPS, "tags": TAGS},
+        other_names={"maps": MAPS, "tags": TAGS, "attributes": VALUES, "keypoints": POINTS},
     ).eval()
     for task in model.tasks.values():  # outputs that differ from place to place
         for parameter in task.parameters():
@@ -41,6 +44,9 @@ def _loaded(**tasks) -> LoadedModel:
 
 
 ALL = {"boxes": DetectionConfig(), "map": SemanticConfig(), "tags": TagsConfig()}
+ABOUT = {"about": AttributesConfig(), "masks": MasksConfig(), "points": KeypointsConfig()}
+VALUES = ["color/red", "color/blue", "size/big", "size/small"]
+POINTS = ["cat/nose", "cat/tail", "dog/nose"]
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +81,77 @@ def test_the_file_predicts_labels_of_each_task(all_tasks):
     assert predictor.names == {"boxes": tuple(BOXES), "map": tuple(MAPS), "tags": tuple(TAGS)}
     found = predictor.predict(_images())[0]
     assert isinstance(found["map"], MapLabels) and isinstance(found["tags"], TagLabels)
+
+
+@pytest.fixture(scope="module")
+def about_boxes(tmp_path_factory):
+    # one of them stands before its detection task
+    loaded = _loaded(points=ABOUT["points"], **ALL, about=ABOUT["about"], masks=ABOUT["masks"])
+    path = tmp_path_factory.mktemp("about") / "m.torchscript"
+    return loaded, path, export_model(loaded, path)
+
+
+def _every_score(decoder):
+    decoder.score_threshold, decoder.least_logit = 0.0, -float("inf")
+
+
+def test_what_is_said_of_boxes_is_in_the_file(about_boxes):
+    loaded, path, report = about_boxes
+    assert not report.difference.problems
+    file, model = ScriptPredictor(path), Predictor(loaded)
+    _every_score(file.module.decoder)
+    _every_score(loaded.model.tasks["boxes"].decoder)
+    raw = file.module(_images())
+    for one, found, expected, (height, width) in zip(
+        raw, file.predict(_images()), model.predict(_images()), SIZES, strict=True
+    ):
+        boxes = expected["boxes"]
+        assert len(boxes) == 100 and one["masks"].shape == (100, 28, 28)
+        assert one["about"].shape == (100, 4) and one["points"].shape == (100, 3, 3)
+        a, b = found["about"].details, expected["about"].details
+        torch.testing.assert_close(a.attribute_scores, b.attribute_scores, atol=1e-4, rtol=0)
+        assert a.attribute_names == b.attribute_names == tuple(VALUES)
+        masks = found["masks"].details.masks - expected["masks"].details.masks
+        assert masks.abs().mean() < 1e-4 and expected["masks"].details.masks.std() > 0.01
+        points, wanted = found["points"].details.keypoints, expected["points"].details.keypoints
+        assert ((points - wanted)[..., :2].abs().amax(-1) < 0.05).float().mean() > 0.98
+        assert ((wanted[..., 2] > 0) == torch.tensor([[1, 1, 0], [0, 0, 1]])[boxes.classes]).all()
+        low, high = boxes.boxes[:, None, :2] - 1e-3, boxes.boxes[:, None, 2:] + 1e-3
+        assert ((wanted[..., :2] >= low) & (wanted[..., :2] <= high)).all()
+        assert wanted[..., 0].max() > 0.5 * width and wanted[..., 1].max() > 0.5 * height
+        assert torch.equal(found["about"].boxes, found["boxes"].boxes)
+
+
+def test_bfloat16_keeps_what_is_said_of_boxes(tmp_path):
+    loaded = _loaded(boxes=DetectionConfig(), **ABOUT)
+    report = export_model(loaded, tmp_path / "m.torchscript", "bfloat16", _images())
+    assert not report.difference.problems
+
+
+def test_a_file_that_says_other_things_of_boxes_is_not_written(tmp_path, monkeypatch):
+    from detmtl.inference import export as exporting
+
+    original = exporting.ScriptPredictor.predict
+
+    def turned(self, images):
+        out = original(self, images)
+        for one in out:
+            details = one["masks"].details
+            other = replace(details, masks=details.masks.flip(2))
+            one["masks"] = replace(one["masks"], details=other)
+        return out
+
+    monkeypatch.setattr(exporting.ScriptPredictor, "predict", turned)
+    with pytest.raises(ExportError, match=r"masks: says the same of .*% of the boxes"):
+        export_model(
+            _loaded(boxes=DetectionConfig(), masks=MasksConfig()), tmp_path / "m.torchscript"
+        )
+
+
+@pytest.mark.parametrize("task", [AttributesConfig(of="map"), MasksConfig(of="nobody")])
+def test_a_task_about_the_boxes_of_nobody_is_refused(task):
+    with pytest.raises(InputError, match=r"tasks.about.of: '\w+' is no detection task"):
+        _loaded(about=task, **ALL)
 
 
 @pytest.mark.parametrize("names", [("map",), ("tags",), ("tags", "map")])

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from detmtl.data.scene_layout import Domain
 from detmtl.data.scene_mesh import Camera, Mesh, Posed
+from detmtl.data.scene_objects import SCENE_KEYPOINTS, person
 from detmtl.data.scene_picture import draw_scene
 from detmtl.data.scenes import COLORS, SCENE_CLASSES, TAGS, ScenesSettings, render_scenes
 from detmtl.structures.errors import InputError
@@ -228,3 +229,36 @@ def test_a_box_is_drawn_where_the_camera_sees_it():
     camera = Camera(focal=100, center=50, horizon=40, height=1)
     x0, y0, x1, y1 = Posed(mesh, 0, 10.5, 0.0).extent(camera)
     assert (x0, y0, x1, y1) == pytest.approx((40, 30, 60, 50))  # its front face is 10 m away
+
+
+def test_keypoints_lie_on_what_they_name(scenes):
+    data = _read(scenes, "gold")
+    names = {c["id"]: c.get("keypoints", []) for c in data["categories"]}
+    assert {SCENE_CLASSES[i - 1]: tuple(n) for i, n in names.items() if n} == SCENE_KEYPOINTS
+    seen, count = 0, 0
+    for annotation in data["annotations"]:
+        points = names[annotation["category_id"]]
+        if not points or annotation["iscrowd"]:
+            assert "keypoints" not in annotation
+            continue
+        values = np.array(annotation["keypoints"]).reshape(len(points), 3)
+        assert annotation["num_keypoints"] == (values[:, 2] > 0).sum()
+        mask = coco_mask.decode(annotation["segmentation"])
+        for x, y, visible in values:
+            assert visible in (0, 1, 2) and (visible or x == y == 0)
+            if visible:
+                assert mask[int(y), int(x)] == (visible == 2)
+                seen, count = seen + (visible == 2), count + 1
+        left = [k for k, n in enumerate(points) if n.startswith("left_")]
+        assert all(points[k + 1] == points[k].replace("left", "right") for k in left)
+    assert count > 200 and seen > 0.5 * count
+
+
+def test_keypoints_of_a_person_stand_as_people_do():
+    rng = np.random.default_rng(0)
+    camera = Camera(200.0, 80.0, 40.0, 1.6)
+    # seen from its right side, heading right: what is to its right is nearer
+    marks = Posed(person(rng, (200, 40, 40)), 0.0, 5.0, 0.0).marks(camera)
+    assert tuple(marks) != () and set(marks) == set(SCENE_KEYPOINTS["person"])
+    assert marks["head"][1] < marks["left_hand"][1] < marks["left_foot"][1]
+    assert marks["right_foot"][1] > marks["left_foot"][1]  # nearer to the camera: lower

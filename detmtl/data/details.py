@@ -1,0 +1,181 @@
+"""Attributes, masks and keypoints of boxes as flat arrays, and which of them are read.
+
+Letters: N boxes of all pictures, A attributes, T values of all attributes, K keypoints, P points of
+outlines, R rings.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from pydantic import model_validator
+
+from detmtl.data.flat import Flat, gather
+from detmtl.structures.classes import LabelSpace
+from detmtl.structures.details import Details, Outlines
+from detmtl.structures.settings import Settings
+
+
+class DetailClasses(Settings):
+    """What is read of each box beyond place and class. Whatever a file does not say is unknown.
+
+    Attributes:
+        attributes: attribute -> its values in order, or value -> names by which sources call it.
+        keypoints: class of boxes -> names of its keypoints in order. `left_` and `right_` at the start
+            of a name tell pairs that a mirrored picture swaps.
+        masks: whether the shapes of boxes are read.
+    """
+
+    attributes: dict[str, list[str] | dict[str, list[str]]] = {}
+    keypoints: dict[str, list[str]] = {}
+    masks: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DetailClasses":
+        named = [("attributes", n, values) for n, values in self.attributes.items()]
+        named += [("keypoints", n, points) for n, points in self.keypoints.items()]
+        for kind, name, members in named:
+            if not members:
+                raise ValueError(f"{kind}.{name}: lists nothing; name at least one")
+            if slashed := [x for x in (name, *members) if not x or "/" in x]:
+                raise ValueError(
+                    f"{kind}.{name}: '{slashed[0]}' may be neither empty nor have a slash"
+                )
+            if len(set(members)) < len(members):
+                raise ValueError(f"{kind}.{name}: lists a name twice; keep one")
+        if not (self.attributes or self.keypoints or self.masks):
+            raise ValueError("names no attributes, no keypoints and no masks; leave it out")
+        return self
+
+    def spaces(self) -> dict[str, LabelSpace]:
+        """Returns attribute -> its values with their members."""
+        return {
+            name: LabelSpace.of(values, setting=f"data.details.attributes.{name}")
+            for name, values in self.attributes.items()
+        }
+
+    def attribute_names(self) -> tuple[str, ...]:
+        """Returns the T values as `attribute/value`."""
+        return tuple(f"{name}/{v}" for name, values in self.attributes.items() for v in values)
+
+    def keypoint_names(self) -> tuple[str, ...]:
+        """Returns the K keypoints as `class/keypoint`."""
+        return tuple(
+            f"{name}/{point}" for name, points in self.keypoints.items() for point in points
+        )
+
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """Returns kind -> names, of the kinds that have some."""
+        names = {"attributes": self.attribute_names(), "keypoints": self.keypoint_names()}
+        return {kind: of for kind, of in names.items() if of}
+
+
+@dataclass(frozen=True, eq=False)
+class FlatDetails(Flat):
+    """Details of the N boxes of a source; a kind that nobody looked for is None.
+
+    Attributes:
+        attributes: (N, A) int16, -1 unknown.
+        keypoints: (N, K, 3) float32; areas: (N,) float32; see `Details`.
+        points, rings, shapes: (P, 2) float32, (R+1,) int64, (N+1,) int64; see `Outlines`.
+        attribute_names, keypoint_names: see `Details`.
+    """
+
+    attributes: np.ndarray | None = None
+    keypoints: np.ndarray | None = None
+    areas: np.ndarray | None = None
+    points: np.ndarray | None = None
+    rings: np.ndarray | None = None
+    shapes: np.ndarray | None = None
+    attribute_names: tuple[str, ...] = ()
+    keypoint_names: tuple[str, ...] = ()
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Returns the arrays that there are, by name."""
+        every = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: x for name, x in every.items() if isinstance(x, np.ndarray)}
+
+    def take(self, rows: np.ndarray) -> "FlatDetails":
+        """Returns the details of the boxes at `rows`."""
+        picked = {
+            name: x[rows]
+            for name, x in self.arrays().items()
+            if name in ("attributes", "keypoints", "areas")
+        }
+        if self.shapes is not None:
+            assert self.rings is not None and self.points is not None
+            mine, shapes = gather(self.shapes, rows)
+            points, rings = gather(self.rings, mine)
+            picked |= {"points": self.points[points], "rings": rings, "shapes": shapes}
+        return replace(self, **picked)
+
+    def labels(self, rows: slice) -> Details:
+        """Returns the details of some boxes that follow each other."""
+        outlines = None
+        if self.shapes is not None:
+            assert self.rings is not None and self.points is not None
+            shapes = self.shapes[rows.start : rows.stop + 1]
+            rings = self.rings[int(shapes[0]) : int(shapes[-1]) + 1]
+            points = self.points[int(rings[0]) : int(rings[-1])]
+            outlines = Outlines(
+                _tensor(points), _tensor(rings - rings[0]), _tensor(shapes - shapes[0])
+            )
+        attributes = None if self.attributes is None else _tensor(self.attributes[rows]).long()
+        return Details(
+            attributes=attributes,
+            keypoints=None if self.keypoints is None else _tensor(self.keypoints[rows]),
+            areas=None if self.areas is None else _tensor(self.areas[rows]),
+            outlines=outlines,
+            attribute_names=self.attribute_names,
+            keypoint_names=self.keypoint_names,
+        )
+
+
+def nowhere_known(
+    wanted: DetailClasses, found: Sequence[FlatDetails | None], where: str
+) -> list[str]:
+    """Returns a sentence for each attribute, keypoints of a class, or masks that none of the sources has:
+    a name is misspelt, and nothing would be learned."""
+    details = [d for d in found if d is not None]
+    kinds = {f"attributes.{name}": False for name in wanted.attributes}
+    kinds |= {f"keypoints.{name}": False for name in wanted.keypoints}
+    kinds |= {"masks": False} if wanted.masks else {}
+    columns = np.array([name.partition("/")[0] for name in wanted.keypoint_names()])
+    for one in details:
+        for a, name in enumerate(wanted.attributes):
+            kinds[f"attributes.{name}"] |= bool((_array(one.attributes)[:, a] >= 0).any())
+        for name in wanted.keypoints:
+            seen = _array(one.keypoints)[:, columns == name, 2]
+            kinds[f"keypoints.{name}"] |= bool((seen > 0).any())
+        if wanted.masks:
+            kinds["masks"] |= len(_array(one.points)) > 0
+    return [
+        f"data.details.{kind}: {where} says nothing of it; correct the name, or leave it out"
+        for kind, known in kinds.items()
+        if not known
+    ]
+
+
+def _array(array: np.ndarray | None) -> np.ndarray:
+    assert array is not None
+    return array
+
+
+def mirror_partners(names: Sequence[str]) -> list[int]:
+    """Returns for each of K keypoints `class/keypoint` the place of the one that a mirrored picture shows
+    there: `left_x` and `right_x` of a class change places, the others stay."""
+    place = {name: k for k, name in enumerate(names)}
+    partners = []
+    for k, name in enumerate(names):
+        owner, _, point = name.rpartition("/")
+        other = point
+        for side, opposite in (("left_", "right_"), ("right_", "left_")):
+            if point.startswith(side):
+                other = opposite + point.removeprefix(side)
+        partners.append(place.get(f"{owner}/{other}", k))
+    return partners
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.array(array))  # a copy: mapped arrays are read-only

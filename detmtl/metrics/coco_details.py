@@ -1,0 +1,323 @@
+"""COCO's numbers of masks and of keypoints.
+
+Letters: N boxes, K keypoints, C classes, S side of a mask, H and W pixels.
+Source: Lin et al. 2014, arXiv 1405.0312; both by pycocotools.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from detmtl.data.outlines import encoded, pasted
+from detmtl.metrics.coco import NUMBERS
+from detmtl.structures.boxes import area, xyxy_to_xywh
+from detmtl.structures.details import NO_MASK
+from detmtl.structures.labels import BoxLabels, Ignore
+from detmtl.structures.sample import ImageInfo
+
+_coco: Any = coco_mask  # its stubs know less than it does
+_KEYPOINT_NUMBERS = {n: w for n, w in NUMBERS.items() if n in ("AP", "AP50", "AP75")}
+_Row = dict[str, Any]
+
+
+class MaskMetric:
+    """COCO's 12 numbers of masks, the AP of each class, and the mean IoU of masks on the boxes of truth.
+
+    Names: those of `NUMBERS`, AP/<class>, on_truth/IoU; all of them always there, NaN where there is no
+    truth. Truth of either `Ignore` becomes COCO's `iscrowd`, and so does a box that nobody drew,
+    filled whole: nothing found there is wrong. A class that nobody looked for in a picture is a
+    crowd all over it.
+    """
+
+    def __init__(self, class_names: Sequence[str]):
+        self.class_names = list(class_names)
+        self._pictures: dict[tuple[str, int], tuple[list[_Row], list[_Row]]] = {}
+        self._on_truth: dict[tuple[str, int], tuple[float, int]] = {}
+
+    def update(
+        self,
+        predictions: Sequence[BoxLabels],
+        truth: Sequence[BoxLabels | None],
+        infos: Sequence[ImageInfo],
+    ) -> None:
+        """Adds pictures, in pixels of the file; a picture without truth (None) is skipped."""
+        for predicted, true, info in zip(predictions, truth, infos, strict=True):
+            if true is None:
+                continue
+            found = _rows(predicted, _encoded(predicted, info))
+            for row in found:
+                row["area"] = float(_coco.area(row["segmentation"]))
+            self._pictures[info.source, info.id] = _mask_truth(true, found, info), found
+
+    def update_on_truth(
+        self,
+        predictions: Sequence[BoxLabels | None],
+        truth: Sequence[BoxLabels | None],
+        infos: Sequence[ImageInfo],
+    ) -> None:
+        """Adds pictures whose boxes of truth the task has looked at, in the order of the truth."""
+        for found, true, info in zip(predictions, truth, infos, strict=True):
+            if found is None or true is None:
+                continue
+            pairs = zip(
+                _encoded(found, info), _encoded(true, info), true.ignore.tolist(), strict=True
+            )
+            ious = [
+                float(_coco.iou([a], [b], [0])[0, 0])
+                for a, b, ignore in pairs
+                if a is not None and b is not None and ignore == Ignore.NO
+            ]
+            self._on_truth[info.source, info.id] = sum(ious), len(ious)
+
+    def state(self) -> Any:
+        """Returns what was added so far, to be sent to another process."""
+        return self._pictures, self._on_truth
+
+    def merge(self, states: Sequence[Any]) -> None:
+        """Replaces what was added by the union of `states`; a picture in several counts once."""
+        self._pictures = {key: rows for pictures, _ in states for key, rows in pictures.items()}
+        self._on_truth = {key: value for _, on_truth in states for key, value in on_truth.items()}
+
+    def compute(self) -> dict[str, float]:
+        """Returns name -> value in [0, 1] or NaN."""
+        evaluation = _evaluated(self._pictures, self.class_names, "segm")
+        numbers = _numbers(evaluation, NUMBERS, self.class_names)
+        return numbers | {"on_truth/IoU": _mean_of(self._on_truth)}
+
+
+class KeypointMetric:
+    """COCO's keypoint AP, that of each class, and the mean object keypoint similarity on boxes of truth.
+
+    Names: AP, AP50, AP75, AR, AP/<class>, on_truth/OKS; all of them always there, NaN where there is no
+    truth. Only boxes of which a keypoint is known count as truth; others are ignored. COCO divides by
+    the object's area: where a file does not say it, the box's counts. A crowd, or a box to be
+    ignored, cannot be right or wrong.
+    """
+
+    def __init__(self, class_names: Sequence[str], names: Sequence[str], sigmas: Sequence[float]):
+        """Takes the classes of the boxes, the K keypoints as `class/keypoint`, and their sigmas."""
+        owners = {name.partition("/")[0] for name in names}
+        self.class_names = list(class_names)
+        self._with_points = [c for c in class_names if c in owners]
+        self._sigmas = np.array(sigmas)
+        self._pictures: dict[tuple[str, int], tuple[list[_Row], list[_Row]]] = {}
+        self._on_truth: dict[tuple[str, int], tuple[float, int]] = {}
+
+    def update(
+        self,
+        predictions: Sequence[BoxLabels],
+        truth: Sequence[BoxLabels | None],
+        infos: Sequence[ImageInfo],
+    ) -> None:
+        """Adds pictures, in pixels of the file; a picture without truth (None) is skipped."""
+        for predicted, true, info in zip(predictions, truth, infos, strict=True):
+            if true is None:
+                continue
+            found = _with_keypoints(predicted, _rows(predicted, None))
+            rows = _with_keypoints(true, _rows(true, None))
+            self._pictures[info.source, info.id] = rows, found
+
+    def update_on_truth(
+        self,
+        predictions: Sequence[BoxLabels | None],
+        truth: Sequence[BoxLabels | None],
+        infos: Sequence[ImageInfo],
+    ) -> None:
+        """Adds pictures whose boxes of truth the task has looked at, in the order of the truth."""
+        for found, true, info in zip(predictions, truth, infos, strict=True):
+            if found is None or true is None or true.details is None or found.details is None:
+                continue
+            if true.details.keypoints is None or found.details.keypoints is None:
+                continue
+            similar = similarities(
+                found.details.keypoints.double().cpu().numpy(),
+                true.details.keypoints.double().cpu().numpy(),
+                _areas(true),
+                self._sigmas,
+            )[true.ignore.cpu().numpy() == Ignore.NO]
+            known = similar[~np.isnan(similar)]
+            self._on_truth[info.source, info.id] = float(known.sum()), len(known)
+
+    def state(self) -> Any:
+        """Returns what was added so far, to be sent to another process."""
+        return self._pictures, self._on_truth
+
+    def merge(self, states: Sequence[Any]) -> None:
+        """Replaces what was added by the union of `states`; a picture in several counts once."""
+        self._pictures = {key: rows for pictures, _ in states for key, rows in pictures.items()}
+        self._on_truth = {key: value for _, on_truth in states for key, value in on_truth.items()}
+
+    def compute(self) -> dict[str, float]:
+        """Returns name -> value in [0, 1] or NaN."""
+        kept = {c: i for i, c in enumerate(self.class_names) if c in self._with_points}
+        evaluation = _evaluated(self._pictures, kept, "keypoints", self._sigmas)
+        numbers = _numbers(evaluation, _KEYPOINT_NUMBERS, list(kept), most=0)
+        recall = evaluation["recall"][:, :, 0, 0]
+        numbers["AR"] = _mean(recall)
+        return numbers | {"on_truth/OKS": _mean_of(self._on_truth)}
+
+
+def similarities(
+    found: np.ndarray, true: np.ndarray, areas: np.ndarray, sigmas: np.ndarray
+) -> np.ndarray:
+    """Returns the object keypoint similarity (N,) in [0, 1] of each box with its truth; NaN where no keypoint
+    is known.
+
+    Args:
+        found, true: (N, K, 3). areas: (N,) square pixels. sigmas: (K,).
+    """
+    square = ((found[..., :2] - true[..., :2]) ** 2).sum(axis=-1)
+    scaled = square / (2 * (2 * sigmas) ** 2 * (areas[:, None] + np.spacing(1)))
+    known = true[..., 2] > 0
+    count = known.sum(axis=1)
+    total = (np.exp(-scaled) * known).sum(axis=1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _rows(labels: BoxLabels, shapes: Sequence[Any] | None) -> list[_Row]:
+    """Returns COCO's objects of the boxes, with their shapes."""
+    columns = (
+        labels.classes.tolist(),
+        xyxy_to_xywh(labels.boxes.double()).tolist(),
+        labels.scores.tolist(),
+        _areas(labels).tolist(),
+        (labels.ignore != Ignore.NO).int().tolist(),
+        [None] * len(labels) if shapes is None else shapes,
+    )
+    keys = ("category_id", "bbox", "score", "area", "iscrowd", "segmentation")
+    return [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _areas(labels: BoxLabels) -> np.ndarray:
+    stated = None if labels.details is None else labels.details.areas
+    return (area(labels.boxes) if stated is None else stated).double().cpu().numpy()
+
+
+def _encoded(labels: BoxLabels, info: ImageInfo) -> list[_Row | None]:
+    """Returns each box's shape as a run-length encoding of the file's picture; None where there is none."""
+    details = labels.details
+    if details is not None and details.outlines is not None:
+        return encoded(details.outlines, info.height, info.width)
+    if details is not None and details.masks is not None:
+        shapes = pasted(details.masks, labels.boxes, info.height, info.width)
+        unknown = (details.masks[:, 0, 0] == NO_MASK).tolist()
+        return [None if no else shape for shape, no in zip(shapes, unknown, strict=True)]
+    return [None] * len(labels)
+
+
+def _mask_truth(true: BoxLabels, found: Sequence[_Row], info: ImageInfo) -> list[_Row]:
+    rows = _rows(true, _encoded(true, info))
+    for row in rows:
+        if row["segmentation"] is None:
+            row["segmentation"] = _block(row["bbox"], info)
+            row["iscrowd"] = 1
+    seen = {row["category_id"] for row in found}
+    for c in (true.coverage == 0).nonzero()[:, 0].tolist():
+        if c in seen:
+            whole = [0.0, 0.0, float(info.width), float(info.height)]
+            everywhere = {"category_id": c, "bbox": whole, "score": 1.0, "iscrowd": 1, "area": 1.0}
+            rows.append(everywhere | {"segmentation": _block(whole, info)})
+    return rows
+
+
+def _block(box_xywh: Sequence[float], info: ImageInfo) -> Any:
+    x, y, w, h = box_xywh
+    ring = [x, y, x + w, y, x + w, y + h, x, y + h]
+    return _coco.merge(_coco.frPyObjects([ring], info.height, info.width))
+
+
+def _with_keypoints(labels: BoxLabels, rows: list[_Row]) -> list[_Row]:
+    keypoints = None if labels.details is None else labels.details.keypoints
+    for i, row in enumerate(rows):
+        points = np.zeros((0, 3)) if keypoints is None else keypoints[i].double().cpu().numpy()
+        row["keypoints"] = points.ravel().tolist()
+        row["num_keypoints"] = int((points[:, 2] > 0).sum())
+    return rows
+
+
+def _evaluated(
+    pictures: Mapping[tuple[str, int], tuple[list[_Row], list[_Row]]],
+    categories: Sequence[str] | Mapping[str, int],
+    kind: str,
+    sigmas: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """Returns precision (T, R, C, A, L) and recall (T, C, A, L) of pycocotools, -1 where there is no truth.
+
+    Args:
+        pictures: truth and detections of each.
+        categories: class names by index, or name -> index.
+        kind: `segm` or `keypoints`.
+        sigmas: of keypoints.
+    """
+    named = (
+        categories
+        if isinstance(categories, Mapping)
+        else {name: c for c, name in enumerate(categories)}
+    )
+    sides = []
+    with redirect_stdout(io.StringIO()):  # pycocotools prints
+        for side in (0, 1):
+            rows = [
+                {**row, "image_id": i}
+                for i, key in enumerate(sorted(pictures))
+                for row in pictures[key][side]
+                if row["category_id"] in named.values()
+            ]
+            coco: Any = COCO()
+            coco.dataset = {
+                # shapes are encoded already: sizes are asked for and not used
+                "images": [{"id": i, "height": 0, "width": 0} for i in range(len(pictures))],
+                "categories": [{"id": c, "name": name} for name, c in named.items()],
+                # ids from 1: 0 is how COCO's matching says that nothing was matched
+                "annotations": [{**row, "id": n} for n, row in enumerate(rows, start=1)],
+            }
+            coco.createIndex()
+            sides.append(coco)
+        judge: Any = COCOeval  # its stubs want a literal
+        evaluation = judge(*sides, iouType=kind)
+        if sigmas is not None:
+            evaluation.params.kpt_oks_sigmas = sigmas
+        shape = (len(evaluation.params.iouThrs), len(named), len(evaluation.params.areaRng))
+        limits = len(evaluation.params.maxDets)
+        if not pictures or not named:
+            recalls = len(evaluation.params.recThrs)
+            precision = -np.ones((shape[0], recalls, *shape[1:], limits))
+            return {"precision": precision, "recall": -np.ones((*shape, limits))}
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return {what: np.asarray(evaluation.eval[what]) for what in ("precision", "recall")}
+
+
+def _numbers(
+    evaluation: Mapping[str, np.ndarray],
+    numbers: Mapping[str, tuple[str, float | None, int, int]],
+    class_names: Sequence[str],
+    most: int | None = None,
+) -> dict[str, float]:
+    """Returns the numbers by name, and AP/<class>; `most` replaces the index of the limit of detections."""
+    found = {}
+    for name, (what, threshold, size, limit) in numbers.items():
+        values = evaluation[what]
+        if threshold is not None:
+            values = values[round((threshold - 0.5) / 0.05)][None]
+        found[name] = _mean(values[..., size, limit if most is None else most])
+    for k, name in enumerate(class_names):
+        of_class = evaluation["precision"][:, :, k, 0, -1]
+        found[f"AP/{name}"] = _mean(of_class)
+    return found
+
+
+def _mean(values: np.ndarray) -> float:
+    values = values[values > -1]
+    return float(np.mean(values)) if len(values) else float("nan")
+
+
+def _mean_of(sums: Mapping[Any, tuple[float, int]]) -> float:
+    total, count = np.sum([(0.0, 0), *sums.values()], axis=0)
+    return float(total / count) if count else float("nan")

@@ -1,0 +1,175 @@
+"""What tasks share that say something of each box: attributes, masks, keypoints.
+
+Such a task names the detection task that it belongs to. Its `forward` passes on the levels of the pyramid;
+its head looks at boxes: in training at those of people, at inference at those which the detection task
+found, so one forward of the network serves both. What it finds comes as that task's boxes, in the same
+order, with `details`.
+
+To add one: settings that derive from `BoxTaskSettings`, a `BoxTask` with the abstract methods below, a
+module that turns the head's output into what is exported.
+Letters: B pictures, M the most boxes of a picture, R boxes of all pictures, N boxes of one picture, L
+levels, S cells along a side.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from detmtl.losses.normalizer import Normalizer, normalizer, skip_normalizer
+from detmtl.losses.terms import LossTerms
+from detmtl.models.box_head import BoxHead
+from detmtl.structures.details import PaddedDetails, details_of
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import BoxLabels, Ignore, PaddedBoxes
+from detmtl.structures.sample import DIVISOR, Batch
+from detmtl.structures.settings import Settings
+from detmtl.tasks.box_rois import Rois, chosen
+from detmtl.tasks.task import Task, level_names
+
+
+class BoxTaskSettings(Settings):
+    """Settings of a task that says something of each box.
+
+    Attributes:
+        labels: the key of a picture's labels that the task learns from.
+        of: name of the detection task whose boxes it describes.
+        at: where it looks: `fpn` (the levels of the pyramid up to stride 32), or one level.
+        sample: boxes of a picture that a step learns from, at most; 5,000 boxes would take gigabytes.
+        jitter: how far boxes to learn from are displaced, in shares of their sides. .1 keeps the IoU with
+            the right box above about .7, as good detections have it.
+        normalizer: what the sum is divided by, see `detmtl.losses.normalizer`; what counts are the boxes
+            that the step learns from.
+    """
+
+    labels: str = "boxes"
+    of: str = "boxes"
+    at: str = "fpn"
+    sample: int = Field(default=64, ge=1)
+    jitter: float = Field(default=0.1, ge=0, le=0.5)
+    normalizer: Normalizer = "source"
+
+    def place(self, name: str, channels: Sequence[int], strides: Sequence[int]) -> "BoxPlace":
+        """Returns where a task of these settings hangs, given all levels that `at` names.
+
+        Raises:
+            InputError: the levels have different channels, or none is fine enough.
+        """
+        fine = [i for i, stride in enumerate(strides) if stride <= DIVISOR]
+        if not fine or len({channels[i] for i in fine}) != 1:
+            raise InputError(
+                f"tasks.{name}.at: {self.at} has levels of {list(channels)} channels at strides "
+                f"{list(strides)}; it needs one at a stride up to {DIVISOR}, and all of them alike"
+            )
+        kept = [strides[i] for i in fine]
+        levels = level_names(self.at, kept)
+        return BoxPlace(name, self.labels, self.of, levels, channels[0], kept)
+
+
+@dataclass(frozen=True)
+class BoxPlace:
+    """Where a task about boxes hangs: its name, its key of labels, the detection task that it belongs to,
+    and its levels with their channels and strides."""
+
+    name: str
+    labels: str
+    of: str
+    levels: tuple[str, ...]
+    channels: int
+    strides: list[int]
+
+
+class BoxTask(Task):
+    """A head that looks at boxes, with a loss for those of which something is known.
+
+    Attributes:
+        of: name of the detection task.
+        head: levels and boxes to raw numbers; see `BoxHead`.
+        form: raw numbers (N, ...), boxes (N, 4) and classes (N,) to what is exported (N, ...); compiles
+            under TorchScript.
+        class_names: of the boxes.
+        term: name of the loss term.
+        kind: of its details, one of `detmtl.structures.details.KINDS`.
+        names: of attributes or of keypoints, see `Details`.
+    """
+
+    term: str
+    kind: str
+
+    def __init__(
+        self,
+        place: BoxPlace,
+        head: BoxHead,
+        form: nn.Module,
+        class_names: Sequence[str],
+        settings: BoxTaskSettings,
+        names: Sequence[str] = (),
+    ):
+        """Takes the parts that the settings' `build` makes."""
+        super().__init__()
+        self.name, self.labels, self.of = place.name, place.labels, place.of
+        self.levels = place.levels
+        self.head = head
+        self.form = form
+        self.class_names, self.names = tuple(class_names), tuple(names)
+        self._most, self._jitter = settings.sample, settings.jitter
+        self._normalizer: Normalizer = settings.normalizer
+
+    @abstractmethod
+    def known(self, details: PaddedDetails) -> Tensor | None:
+        """Returns (B, M) bool: of which boxes there is something to learn; None if of none."""
+
+    @abstractmethod
+    def losses(self, raw: Tensor, rois: Rois, labels: PaddedBoxes) -> Tensor:
+        """Returns the loss (R,) of each box, given the head's output."""
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """Returns the features (B, channels, H, W) of each level as they are: the head needs boxes."""
+        return list(features)
+
+    def loss(self, outputs: list[Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Returns the one term; see `Task.loss`. Boxes to be ignored, and those of which nothing is known,
+        have no part in it."""
+        labels = batch.labels.get(self.labels)
+        known = None
+        if labels is not None:
+            assert isinstance(labels, PaddedBoxes)
+            known = None if labels.details is None else self.known(labels.details)
+        if labels is None or known is None:
+            skip_normalizer(batch)
+            return {}
+        with torch.autocast(outputs[0].device.type, enabled=False):
+            known = known & labels.valid & (labels.ignore == Ignore.NO)
+            rois = chosen(labels, known, self._most, self._jitter)
+            raw = self.head(outputs, rois.boxes, rois.picture)
+            weights = labels.weights[rois.picture, rois.row, 1] * rois.on
+            # 0 times whatever padding gives, which is finite
+            losses = self.losses(raw, rois, labels) * weights
+            count = losses.new_zeros(len(labels.boxes)).index_add(0, rois.picture, rois.on.to(raw))
+            scale = normalizer(self._normalizer, count, count > 0, batch)
+            sums = losses.new_zeros(len(count)).index_add(0, rois.picture, losses)
+            return LossTerms.of({self.term: sums * scale})
+
+    @torch.no_grad()
+    def decode(
+        self, outputs: list[Tensor], sizes: Tensor, boxes: Sequence[BoxLabels] = ()
+    ) -> list[BoxLabels]:
+        """Returns the same boxes with details.
+
+        Args:
+            outputs: of `forward`.
+            sizes: (B, 2) true height and width of each picture within its padding.
+            boxes: of each picture, in pixels of the network's picture.
+        """
+        assert len(boxes) == len(sizes), "each picture needs the boxes of its detection task"
+        described = []
+        for i, labels in enumerate(boxes):
+            features = [x[i : i + 1] for x in outputs]
+            at = labels.boxes.to(outputs[0].device)
+            nowhere = torch.zeros(len(at), dtype=torch.long, device=at.device)
+            found = self.form(self.head(features, at, nowhere), at, labels.classes.to(at.device))
+            described.append(replace(labels, details=details_of(self.kind, found, self.names)))
+        return described
