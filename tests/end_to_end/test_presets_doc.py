@@ -90,6 +90,8 @@ def test_commands(own_data, tmp_path):
     small += ["--set", "input={short: 64, long: 64}", "--set", "train.steps=1"]
     small += ["--set", "data.batch_size=1", "--set", "train.evaluate_every=null"]
     small += ["--set", "export.format=null", "--set", "data.unmapped=drop"]
+    # in bfloat16 a 1x1 map, as P6 of 64 pixels is, gets a weight gradient of NaN from oneDNN at times
+    small += ["--set", "train.precision=fp32"]
     told = run(train, tmp_path, small)
     assert "class rows of person, dog; fresh: gnome" in " ".join(told.split())
     assert "retinanet_resnet50_fpn_v2(" in " ".join(run(export, tmp_path).split())
