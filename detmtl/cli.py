@@ -41,6 +41,7 @@ from detmtl.inference.predictor import load_checkpoint, load_predictor
 from detmtl.inference.results import predict_to_files
 from detmtl.inference.torchscript import is_torchscript
 from detmtl.metrics.coco import evaluate_files
+from detmtl.pools import calibrated
 from detmtl.recipe import bar, run, truth_of, write_json
 from detmtl.report.audit_boxes import boxes_page
 from detmtl.report.audit_page import write_audit_page
@@ -159,7 +160,8 @@ def _audit(args: argparse.Namespace) -> None:
     Console().print(checked.table(thresholds))
     files = [audit_folder(store.path, checked.gold_hash) / "audit.json"]
     if args.html:
-        html = boxes_page(checked, gold, store.card.name, thresholds, band)
+        calibrate = calibrated(checked, Console())
+        html = boxes_page(checked, gold, store.card.name, thresholds, band, calibrate)
         files.append(write_audit_page(store.path, checked.gold_hash, html))
     for path in files:
         Console(soft_wrap=True).print(str(path), markup=False)

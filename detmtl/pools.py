@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from detmtl.config import GoldTeacher, RunSettings, settings_from
@@ -18,6 +19,8 @@ from detmtl.report.audit_page import write_audit_page
 from detmtl.report.page import available
 from detmtl.run_folder import RunFolder
 from detmtl.silver.audit import Audit, audit
+from detmtl.silver.audit_measures import Calibrate
+from detmtl.silver.calibration import cross_fitted
 from detmtl.silver.ensemble import Ensemble
 from detmtl.silver.others import Others
 from detmtl.silver.overlay import with_gold
@@ -88,11 +91,23 @@ def show_audit(
     """Prints the table of an audit, and writes its page where the packages for it are installed."""
     console.print(checked.table(thresholds))
     if available():
-        html = boxes_page(checked, gold, labels.card.name, thresholds, ignore_from)
+        calibrate = calibrated(checked, console)
+        html = boxes_page(checked, gold, labels.card.name, thresholds, ignore_from, calibrate)
         path = write_audit_page(labels.path, checked.gold_hash, html)
         console.print(f"Page of the audit: {path}", markup=False, soft_wrap=True)
     else:
         console.print("No page of the audit: pip install 'detmtl[report]'", markup=False)
+
+
+def calibrated(checked: Audit, console: Console) -> Calibrate | None:
+    """Returns what calibrates an audit's own boxes, each without its own part; None, and a sentence on
+    the console, where it cannot be fitted."""
+    try:
+        fitted = np.concatenate(cross_fitted(checked))
+    except InputError as error:
+        console.print(f"No calibrated scores on the audit's page: {error}", markup=False)
+        return None
+    return lambda scores, classes: fitted
 
 
 def _label_others(

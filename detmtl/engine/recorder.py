@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from detmtl.structures.sample import Batch
 
 SHOWN = 4
 """Pictures of one batch that are recorded."""
+LINE_EVERY = 30.0
+"""Seconds between the lines that stand for the bar where there is no terminal to draw it in."""
 
 
 class Recorder:
@@ -73,6 +76,7 @@ class Recorder:
             bars.start()
             self._bar = bars.add_task("train", total=steps, completed=start_step)
             self.progress = bars
+            self._line_at = time.monotonic() + LINE_EVERY
 
     def __enter__(self) -> "Recorder":
         return self
@@ -119,10 +123,17 @@ class Recorder:
                 self._writer.add_image(f"{where}/{name}/{i}", picture.numpy(), step)
 
     def advance(self, step: int, loss: float | None = None) -> None:
-        """Moves the bar to `step`."""
-        if self.progress is not None:
-            told = "train" if loss is None else f"train (loss {loss:.4g})"
-            self.progress.update(self._bar, completed=step, description=told)
+        """Moves the bar to `step`; where there is no terminal, prints a line now and then."""
+        if self.progress is None:
+            return
+        told = "train" if loss is None else f"train (loss {loss:.4g})"
+        self.progress.update(self._bar, completed=step, description=told)
+        if not self.progress.console.is_terminal and time.monotonic() >= self._line_at:
+            self._line_at = time.monotonic() + LINE_EVERY
+            bar = self.progress.tasks[self.progress.task_ids.index(self._bar)]
+            left = bar.time_remaining
+            rest = "" if left is None else f", about {left / 60:.1f} min left"
+            print(f"{told}: step {step} of {bar.total:.0f}{rest}", flush=True)
 
     def _picture(
         self, batch: Batch, i: int, task: str, truth: Labels | None, found: Labels

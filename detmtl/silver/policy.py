@@ -70,6 +70,10 @@ class SelectionSettings(Settings):
     max_density: PositiveFloat | None = None
     """Pictures with more labels than this many times gold's mean are left out: in such a picture the
     teacher saw things, or it is a crowd, in which it missed as many. None: no bound."""
+    max_empty: float | None = Field(default=None, ge=0)
+    """The most pictures without a label, per picture with one; which of them stay is decided by their
+    content hashes. A pool that was not collected for these classes is mostly empty, and what a batch
+    spends on such pictures it cannot spend on objects. None: no bound; mode online has none."""
     coverage: float | None = Field(default=None, ge=0, le=1)
     """Of the classes that the teacher knows; None: their audited recall, 1 without an audit."""
 

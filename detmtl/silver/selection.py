@@ -153,14 +153,15 @@ def _write(
                 f"let {each} annotate them first"
             )
         policy = _within_budget(gathered, policy)
-        counts = _Counts(len(ensemble.classes))
+        spare = _spare(gathered, policy, pictures.hashes)
+        counts = _Counts(len(ensemble.classes), too_empty=int(spare.sum()))
         info = {
             "description": f"silver labels of {ensemble.card.name}, policy {folder.name}",
             "grade": "silver",
             "coverage": dict(policy.coverage),
         }
         draft = path.with_name(f"draft.{os.getpid()}.json")
-        images = _images(gathered, policy, pictures, counts)
+        images = _images(gathered, policy, pictures, spare, counts)
         write_coco(draft, images, ensemble.classes.names, info)
     finally:
         gathered.spill.close()
@@ -238,11 +239,34 @@ def _within_budget(gathered: Gathered, policy: Policy) -> Policy:
     return replace(policy, lower=np.minimum(np.maximum(policy.lower, raised), policy.limits))
 
 
+def _spare(gathered: Gathered, policy: Policy, hashes: np.ndarray) -> np.ndarray:
+    """Returns (I,) bool, which pictures without a label are too many, by `max_empty`."""
+    spare = np.zeros(len(hashes), dtype=bool)
+    if policy.settings.max_empty is None:
+        return spare
+    empty = gathered.seen.copy()
+    labelled = 0
+    for _, rows in gathered.blocks():
+        rows, ignored, dense = choose(rows, policy)
+        numbers = np.unique(rows["picture"][~ignored])
+        labelled += len(numbers)
+        empty[numbers] = empty[dense] = False
+    found = np.flatnonzero(empty)
+    # By hash: the same pictures stay whatever else is in the pool or in which order it is listed.
+    order = found[np.argsort(hashes[found], kind="stable")]
+    spare[order[round(policy.settings.max_empty * labelled) :]] = True
+    return spare
+
+
 def _images(
-    gathered: Gathered, policy: Policy, pictures: Pictures, counts: "_Counts"
+    gathered: Gathered,
+    policy: Policy,
+    pictures: Pictures,
+    spare: np.ndarray,
+    counts: "_Counts",
 ) -> Iterator[CocoImage]:
-    """Yields the pictures of the file, and counts what is in them."""
-    seen = gathered.seen
+    """Yields the pictures of the file but for those to spare, and counts what is in them."""
+    seen = gathered.seen & ~spare
     for block, found in gathered.blocks():
         rows, ignored, dense = choose(found, policy)
         counts.add(rows, ignored, dense)
@@ -285,6 +309,7 @@ class _Counts:
     """What a selection holds, counted as it is written."""
 
     num_classes: int
+    too_empty: int = 0
     with_labels: int = 0
     too_dense: int = 0
     labels: np.ndarray = field(init=False)
@@ -302,11 +327,12 @@ class _Counts:
 
     def stats(self, labelled: np.ndarray, classes: LabelSpace, policy: Policy) -> dict[str, Any]:
         seen = int(labelled.sum())
-        pictures = seen - self.too_dense
+        pictures = seen - self.too_dense - self.too_empty
         return {
             "pictures": pictures,
             "pictures_not_labelled": len(labelled) - seen,
             "pictures_too_dense": self.too_dense,
+            "empty_pictures_left_out": self.too_empty,
             "pictures_without_labels": pictures - self.with_labels,
             "labels": int(self.labels.sum()),
             "ignored": int(self.ignored.sum()),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import same_weights
 
+from detmtl.cli import main
 from detmtl.config import settings_from
 from detmtl.data.scenes import SCENE_CLASSES, TAGS
 from detmtl.engine.state import Ema
@@ -120,3 +121,26 @@ def test_the_file_gives_every_task_s_labels(finished, tmp_path):
     assert {*content["images"][0]["scores"]} == {*TAGS}
     assert len(list((tmp_path / "map").glob("*.png"))) == 4
     assert len(list((tmp_path / "drawn").glob("*"))) == 4
+
+
+@pytest.mark.slow
+def test_evaluate_scores_every_task_as_the_run_did(finished, tmp_path):
+    root, folder, summary = finished
+    data, out = root / "data", tmp_path / "scores.json"
+    boxes = ["--annotations", data / "annotations/val.json"]
+    maps = ["--maps", data / "semantic/val", "--categories", data / "semantic/categories.json"]
+    tags = ["--tags", data / "annotations/val.json"]
+
+    def scores(*options):
+        args = ["evaluate", "--checkpoint", folder / "best.pt", "--images", data / "images/val"]
+        assert main([str(a) for a in [*args, "--precision", "fp32", "--json", out, *options]]) == 0
+        return json.loads(out.read_text())
+
+    together = scores(*boxes, *maps, *tags)
+    assert together["map/mIoU"] == pytest.approx(summary.metrics["map/mIoU"])
+    for name, value in together.items():
+        assert value is None or value == pytest.approx(summary.metrics[name], nan_ok=True), name
+    assert {name.split("/")[0] for name in together} == {"boxes", "map", "tags"}
+    alone = scores(*maps)
+    assert alone["map/mIoU"] == pytest.approx(together["map/mIoU"])
+    assert {name.split("/")[0] for name in alone if alone[name] is not None} == {"map"}

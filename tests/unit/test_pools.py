@@ -81,3 +81,18 @@ def test_without_the_packages_for_it_one_line_says_that_there_is_no_page(tmp_pat
     assert last == "No page of the audit: pip install 'detmtl[report]'"
     assert any("person" in line for line in table)
     assert list(tmp_path.rglob("report.html")) == []
+
+
+def test_the_page_of_a_recipe_has_scores_before_and_after_calibration(tmp_path):
+    pytest.importorskip("jinja2")
+    gold = scenes(count=12)
+    store = stored(tmp_path, gold)
+    checked = audit(store, gold, LabelSpace.of(CLASSES))
+    with open(os.devnull, "w") as nowhere:
+        console = Console(width=160, record=True, file=nowhere)
+        show_audit(store, checked, gold, dict.fromkeys(CLASSES, 0.5), 0.3, console)
+    (page,) = tmp_path.rglob("report.html")
+    enough = sum(map(len, checked.scores)) >= 20 and any(h.any() for h in checked.hits)
+    assert enough
+    assert "After calibration" in page.read_text()
+    assert "No calibrated scores" not in console.export_text()

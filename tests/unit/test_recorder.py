@@ -38,6 +38,20 @@ def test_scalars_go_to_both(tmp_path):
     assert events(tmp_path)[0] == {"train/loss": [1]}
 
 
+def test_without_a_terminal_a_line_now_and_then_tells_how_far_it_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("detmtl.engine.recorder.LINE_EVERY", 0.0)
+    with Recorder(tmp_path, 4, {"boxes": NAMES}) as told:
+        assert told.progress is not None and not told.progress.console.is_terminal
+        told.advance(1, 0.5)
+        told.advance(3)
+    printed = capsys.readouterr().out
+    assert "train (loss 0.5): step 1 of 4" in printed and "train: step 3 of 4" in printed
+    monkeypatch.setattr("detmtl.engine.recorder.LINE_EVERY", 1e6)
+    with Recorder(tmp_path, 4, {"boxes": NAMES}) as told:
+        told.advance(1)
+    assert "step 1 of 4" not in capsys.readouterr().out
+
+
 def test_going_on_drops_what_came_after(tmp_path):
     with recorder(tmp_path, 10) as told:
         for step in range(1, 7):

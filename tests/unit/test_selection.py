@@ -224,6 +224,29 @@ def test_pictures_with_far_too_many_labels_are_left_out(tmp_path, audited):
     assert stats["pictures_too_dense"] == 1 and stats["pictures"] == 19
 
 
+def test_of_pictures_without_a_label_only_so_many_stay(tmp_path):
+    source = pictures(tmp_path / "many", 20)
+    rows = [[(A, 0, 0.9)]] * 4 + [[(A, 0, 0.4)]] * 6 + [[]] * 10
+    store = store_of(tmp_path / "mostly_empty", TEACHER, source, rows)
+
+    def chosen(max_empty):
+        settings = SelectionSettings(threshold=0.5, ignore_from=0.3, max_empty=max_empty)
+        path = select(store, [source], SPACE, settings)
+        stats = json.loads((path.parent / "stats.json").read_text())
+        return {i["file_name"] for i in json.loads(path.read_text())["images"]}, stats
+
+    everything, stats = chosen(None)
+    assert len(everything) == 20 and stats["empty_pictures_left_out"] == 0
+    some, stats = chosen(0.5)
+    assert len(some) == 6 and stats["labels"] == 4
+    assert (stats["pictures"], stats["pictures_without_labels"]) == (6, 2)
+    assert stats["empty_pictures_left_out"] == 14
+    none, _ = chosen(0.0)
+    assert len(none) == 4 and none < some
+    more, _ = chosen(1.0)
+    assert len(more) == 8 and some < more
+
+
 def test_policies_that_contradict_themselves_are_refused():
     with pytest.raises(ValueError, match="ignore_from"):
         SelectionSettings(
