@@ -41,7 +41,7 @@ KINDS = [
     {"kind": "geometric"},
     {"kind": "pcgrad"},
 ]
-STEPS = 4
+STEPS = 3
 # plain SGD: Adam makes whole steps of rounding errors
 OPTIM = OptimSettings(name="sgd", lr=0.02, warmup=0, momentum=0.9, clip=1.0)
 
@@ -67,10 +67,7 @@ def halves(step):
         first, second = [], ["maps", "boxes"]
     if step == 2:
         first, second = second, []
-    return [
-        [picture(10 * step + i, kinds) for i in range(2 * n, 2 * n + 2)]
-        for n, kinds in enumerate((first, second))
-    ]
+    return [[picture(2 * step + n, kinds)] for n, kinds in enumerate((first, second))]
 
 
 def trained(folder, kind, process):
@@ -133,7 +130,7 @@ def test_different_tasks_on_each_process(everyones, tmp_path, i):
     for name, value in one.items():
         assert torch.equal(first[name], second[name]), name  # ranks agree to the bit
         torch.testing.assert_close(
-            first[name], value, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+            first[name], value, atol=1e-6, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
         )
 
 

@@ -278,3 +278,14 @@ def test_online_mistakes_are_told(write):
     assert "online needs pictures to label" in text
     text = "\n".join(problems(path, "data.val.grade=silver"))
     assert "data.val: must be labelled by people" in text, "trap: validating on silver"
+
+
+def test_balancing_is_told_apart_by_kind(write):
+    path = write(MINIMAL)
+    assert read_settings(path).balancing.kind == "fixed"
+    assert read_settings(path, ["balancing={weights: {boxes: 2.0}}"]).balancing.weights
+    assert read_settings(path, ["balancing.kind=famo"]).balancing.rate == 0.025
+    (problem,) = problems(path, "balancing={kind: famo, rat: 1}")
+    assert "balancing" in problem and "did you mean 'rate'?" in problem
+    (problem,) = problems(path, "balancing.kind=famoo")
+    assert "'famo'" in problem
