@@ -88,3 +88,15 @@ def mean_over_processes(values: Tensor) -> Tensor:
 def processes() -> int:
     """Returns the number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def in_any_process(flags: Sequence[bool], device: torch.device) -> list[bool]:
+    """Returns for each flag whether it is set in any process; every process has to call it.
+
+    Waits for the device only where a flag is not set in this process.
+    """
+    if processes() == 1:
+        return list(flags)
+    counts = torch.tensor(flags, dtype=torch.float32).to(device, non_blocking=True)
+    dist.all_reduce(counts)
+    return list(flags) if all(flags) else (counts > 0).tolist()

@@ -8,7 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from detmtl.balancing.gradients import gradients_of, mean_over_processes, processes, write_row
+from detmtl.balancing.gradients import (
+    gradients_of,
+    in_any_process,
+    mean_over_processes,
+    write_row,
+)
 from detmtl.balancing.losses import TaskLosses
 
 
@@ -66,13 +71,14 @@ class Pull:
     def give(self, weights: Tensor) -> None:
         """Adds the rows, weighted by (T,), to the `.grad` of the trunk's parameters.
 
-        Parameters that no task reaches are left without a gradient, as after a plain backward.
+        Parameters that no task reaches in any process are left without a gradient, as after a plain
+        backward.
         """
-        everywhere = processes() > 1
+        reached = in_any_process(self._reached, self.rows.device)
         total = (weights.to(self.rows.dtype) * self._unit * self._share) @ self.rows
         parts = total.split([p.numel() for p in self._shared])
-        for p, part, reached in zip(self._shared, parts, self._reached, strict=True):
-            if reached or everywhere:  # what another process reaches counts here, too
+        for p, part, there in zip(self._shared, parts, reached, strict=True):
+            if there:
                 _add(p, part.view(p.shape))
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from detmtl.balancing.gradients import in_any_process
 from detmtl.structures.errors import InputError
 
 T = TypeVar("T")
@@ -140,15 +141,19 @@ def same_weights(model: nn.Module) -> None:
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replaces each gradient by its mean over the ranks.
 
-    A parameter that had no gradient on this rank counts as 0, because another rank may have one.
+    A parameter that had no gradient on this rank counts as 0 if another rank has one. If none has, it
+    is left without: the head of a task that was silent everywhere does not move, as with one process.
     """
     if world_size() == 1:
         return
+    parameters = list(parameters)
+    here = [p.grad is not None for p in parameters]
     gradients = []
-    for p in parameters:
-        if p.grad is None:
-            p.grad = torch.zeros_like(p)
-        gradients.append(p.grad)
+    for p, there in zip(parameters, in_any_process(here, parameters[0].device), strict=True):
+        if there:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+            gradients.append(p.grad)
     _average(gradients)
 
 
