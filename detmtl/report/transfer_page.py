@@ -115,7 +115,8 @@ def markdown(found: Found) -> str:
     lines = [f"# {found['title']}", "", *(f"- {text}" for _, text in sentences(found)), ""]
     lines += [found["note"], ""] if found["note"] else []
     lines += [f"- caution: {c}" for c in warnings(found)]
-    lines += ["", *_rows(*summary(found)), ""]
+    columns, rows = summary(found)
+    lines += ["", *(_rows(columns, rows) if rows else ["Nothing can be compared yet."]), ""]
     for variant in found["variants"]:
         where = f" ({variant['name']})" if variant["name"] else ""
         for title, columns, rows in _tables(found, variant):
