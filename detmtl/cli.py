@@ -307,7 +307,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 def _predict(args: argparse.Namespace) -> None:
     _writable(args.out, f"--out {args.out}")
     device = str(distributed.pick_device(args.device))
-    predictor = load_predictor(args.model, device, args.precision)
+    predictor = load_predictor(args.model, device, args.precision, args.compile)
     with bar(Console()) as progress:
         task = progress.add_task("Predicting", total=None)
         results = predict_to_files(
@@ -501,6 +501,11 @@ def _model_verbs(verb: Callable[..., Any]) -> None:
     p.add_argument("--out", required=True, type=Path)
     p.add_argument("--device", default="auto")
     p.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
+    p.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the network of a checkpoint: slow to start, for many pictures of few sizes",
+    )
 
     p = verb("export", _export, "Writes a file to deploy, after checking that it agrees.")
     p.add_argument("--checkpoint", required=True, type=Path)
