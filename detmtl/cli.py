@@ -348,7 +348,8 @@ def _views(args: argparse.Namespace) -> ViewSettings:
 def _predict(args: argparse.Namespace) -> None:
     _writable(args.out, f"--out {args.out}")
     device = str(distributed.pick_device(args.device))
-    predictor, seen = load_predictor(args.model, device, args.precision), _views(args)
+    predictor = load_predictor(args.model, device, args.precision, args.compile)
+    seen = _views(args)
     change_test(predictor, _assignments(args.set), "--set")
     if not seen.plain:
         predictor = ViewsPredictor(predictor, seen)
@@ -579,6 +580,11 @@ def _model_verbs(verb: Callable[..., Any]) -> None:
     p.add_argument("--device", default="auto")
     p.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
     _view_options(p)
+    p.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the network of a checkpoint: slow to start, for many pictures of few sizes",
+    )
 
     p = verb("export", _export, "Writes a file to deploy, after checking that it agrees.")
     p.add_argument("--checkpoint", required=True, type=Path)

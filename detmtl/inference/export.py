@@ -3,6 +3,7 @@
 Letters: B pictures, H and W pixels.
 """
 
+import copy
 import io
 import math
 import os

@@ -212,19 +212,27 @@ class ScriptPredictor:
 
 
 def load_predictor(
-    path: str | Path, device: torch.device | str = "cpu", precision: Precision = "fp32"
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    precision: Precision = "fp32",
+    compile: bool = False,
 ) -> AnyPredictor:
     """Returns a predictor for a checkpoint or an exported TorchScript file, told by its content.
 
     An exported file carries its own precision.
 
     Raises:
-        InputError: the file is neither.
+        InputError: the file is neither, or an exported one shall be compiled.
     """
     path = Path(path)
     if path.is_file() and is_torchscript(path):
+        if compile:
+            raise InputError(
+                f"{path}: an exported file is not compiled; give the checkpoint (best.pt), or leave out "
+                "--compile"
+            )
         return ScriptPredictor(path, device)
-    return Predictor(load_checkpoint(path), device, precision)
+    return Predictor(load_checkpoint(path), device, precision, compile)
 
 
 def change_test(predictor: AnyPredictor, values: Mapping[str, Any], where: str) -> None:

@@ -114,6 +114,35 @@ def test_precision_of_the_network_and_of_the_scores(checkpoint):
     torch.testing.assert_close(exact.scores[:5], rough.scores[:5], atol=0.05, rtol=0)
 
 
+def test_a_compiled_network_is_the_whole_one_in_its_own_precision(checkpoint, monkeypatch):
+    asked = []
+
+    def compile(network, **options):  # torch's own takes minutes
+        asked.append((network, options))
+        return network
+
+    monkeypatch.setattr(torch, "compile", compile)
+    loaded = load_checkpoint(checkpoint)
+    picture = torch.randint(0, 256, (3, 64, 96), generator=torch.Generator().manual_seed(0)).byte()
+    plain = Predictor(loaded).predict([picture])[0]["boxes"]
+    for precision, tolerance in (("fp32", 1e-5), ("bf16", 0.05)):
+        found = Predictor(loaded, precision=precision, compile=True).predict([picture])[0]["boxes"]
+        assert found.scores.dtype == found.boxes.dtype == torch.float32
+        torch.testing.assert_close(found.scores[:5], plain.scores[:5], atol=tolerance, rtol=0)
+    (_, options), (half, _) = asked
+    assert options == {"dynamic": False, "options": {"freezing": True}}
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
+
+
+def test_an_exported_file_is_not_compiled(tmp_path, monkeypatch):
+    path = tmp_path / "m.torchscript"
+    path.write_bytes(b"")
+    monkeypatch.setattr("detmtl.inference.predictor.is_torchscript", lambda path: True)
+    with pytest.raises(InputError, match=r"give the checkpoint \(best\.pt\)"):
+        load_predictor(path, compile=True)
+
+
 def test_wrong_pictures_are_refused(checkpoint):
     predictor = load_predictor(checkpoint)
     assert predictor.predict([]) == []
