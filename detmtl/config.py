@@ -29,10 +29,10 @@ from detmtl.data.tags import TagClasses
 from detmtl.engine.online import OnlineSettings
 from detmtl.engine.optim import OptimSettings
 from detmtl.engine.trainer import TrainSettings
-from detmtl.silver.maps import MapSelection
+from detmtl.silver.map_policy import MapSelection
 from detmtl.silver.overlay import OverlaySettings
 from detmtl.silver.selection import SelectionSettings
-from detmtl.silver.tags import TagSelection
+from detmtl.silver.tag_policy import TagSelection
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.settings import Settings

@@ -15,17 +15,21 @@ from detmtl.data.subset import Subset
 from detmtl.engine import distributed
 from detmtl.engine.distributed import Process
 from detmtl.report.audit_boxes import boxes_page
+from detmtl.report.audit_others import others_page
 from detmtl.report.audit_page import write_audit_page
 from detmtl.report.page import available
 from detmtl.run_folder import RunFolder
 from detmtl.silver.audit import Audit, audit
 from detmtl.silver.audit_measures import Calibrate
-from detmtl.silver.calibration import cross_fitted
+from detmtl.silver.calibration import CalibrationSettings, cross_fitted
 from detmtl.silver.ensemble import Ensemble
+from detmtl.silver.evidence import Judged
+from detmtl.silver.map_audit import MapAudit
 from detmtl.silver.others import Others
 from detmtl.silver.overlay import with_gold
 from detmtl.silver.selection import SelectionSettings, resolve_band, resolve_thresholds, select
 from detmtl.silver.store import Store
+from detmtl.silver.tag_audit import TagAudit
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.teachers.annotate import annotate
@@ -102,12 +106,38 @@ def show_audit(
 def calibrated(checked: Audit, console: Console) -> Calibrate | None:
     """Returns what calibrates an audit's own boxes, each without its own part; None, and a sentence on
     the console, where it cannot be fitted."""
+    by_class = fitted(checked, None, console)
+    if by_class is None:
+        return None
+    together = np.concatenate(by_class)
+    return lambda scores, classes: together
+
+
+def fitted(
+    judged: Judged, settings: CalibrationSettings | None, console: Console
+) -> list[np.ndarray] | None:
+    """Returns the probabilities of judged labels by class, each without its own part; None, and a sentence
+    on the console, where they cannot be fitted."""
     try:
-        fitted = np.concatenate(cross_fitted(checked))
+        return cross_fitted(judged, settings)
     except InputError as error:
         console.print(f"No calibrated scores on the audit's page: {error}", markup=False)
         return None
-    return lambda scores, classes: fitted
+
+
+def show_others(
+    others: Others, checked: MapAudit | TagAudit, gold: Source, console: Console, page: bool
+) -> list[str]:
+    """Prints the table of an audit of maps or tags, and writes its page if it is wanted; returns the
+    reasons not to trust the labels."""
+    measures = others.measures(checked)
+    console.print(measures.table())
+    if page:
+        calibrated = fitted(checked.evidence, others.policy.calibration, console)
+        html = others_page(others, checked, gold, calibrated)
+        path = write_audit_page(others.store.path, checked.gold_hash, html)
+        console.print(f"Page of the audit: {path}", markup=False, soft_wrap=True)
+    return measures.problems()
 
 
 def _label_others(
@@ -124,8 +154,10 @@ def _label_others(
     others = Others.of(store, data.maps, data.tags, silver.select_maps, silver.select_tags)
     if process.rank == 0:
         checked = others.audit(gold)
-        console.print(checked.table())
-        _pass_gates(checked.problems(), f"{store.path} on '{gold.name}'", silver.gates)
+        problems = show_others(others, checked, gold, console, available())
+        if not available():
+            console.print("No page of the audit: pip install 'detmtl[report]'", markup=False)
+        _pass_gates(problems, f"{store.path} on '{gold.name}'", silver.gates)
         for pool in pools:
             others.select(pool, checked)
     distributed.barrier()

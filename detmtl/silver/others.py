@@ -1,5 +1,6 @@
 """Audit and selection of maps and tags, for stores whose teacher does not write boxes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,16 +8,16 @@ from detmtl.data.maps import MapClasses
 from detmtl.data.source import Source
 from detmtl.data.tags import TagClasses
 from detmtl.silver.map_audit import MapAudit
-from detmtl.silver.maps import MapSelection, audit_maps, select_maps, with_silver_maps
+from detmtl.silver.map_measures import MapMeasures
+from detmtl.silver.map_policy import MapSelection
+from detmtl.silver.maps import audit_maps, maps_of, measure_maps, select_maps, with_silver_maps
 from detmtl.silver.store import Store
-from detmtl.silver.tags import (
-    TagAudit,
-    TagSelection,
-    audit_tags,
-    select_tags,
-    with_silver_tags,
-)
+from detmtl.silver.tag_audit import TagAudit
+from detmtl.silver.tag_measures import TagMeasures
+from detmtl.silver.tag_policy import TagSelection
+from detmtl.silver.tags import audit_tags, measure_tags, select_tags, with_silver_tags
 from detmtl.structures.errors import InputError
+from detmtl.structures.labels import MapLabels
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,24 @@ class Others:
         if isinstance(self.classes, MapClasses):
             assert isinstance(self.policy, MapSelection)
             return audit_maps(self.store, gold, self.classes, self.policy)
+        return audit_tags(self.store, gold, self.classes)
+
+    def measures(self, audit: MapAudit | TagAudit) -> MapMeasures | TagMeasures:
+        """Returns what the audit says at the policy's thresholds.
+
+        Raises:
+            InputError: gold is too little to calibrate, or the policy names what is no class.
+        """
+        if isinstance(audit, MapAudit):
+            assert isinstance(self.classes, MapClasses) and isinstance(self.policy, MapSelection)
+            return measure_maps(self.store, self.classes, self.policy, audit)
         assert isinstance(self.policy, TagSelection)
-        return audit_tags(self.store, gold, self.classes, self.policy)
+        return measure_tags(self.store, self.policy, audit)
+
+    def maps(self, gold: Source, positions: Sequence[int], audit: MapAudit) -> dict[int, MapLabels]:
+        """Returns the maps that the policy makes of some of gold's pictures, by their positions."""
+        assert isinstance(self.classes, MapClasses) and isinstance(self.policy, MapSelection)
+        return maps_of(self.store, gold, positions, self.classes, self.policy, audit)
 
     def read(self, pool: Source, folder: Path) -> Source:
         """Returns the pool with the labels that `select` wrote, where it has none of its own."""
