@@ -9,7 +9,7 @@ from rich.console import Console
 
 from detmtl.config import GoldTeacher, RunSettings, settings_from
 from detmtl.data.coco import CocoSource
-from detmtl.data.joined import joined
+from detmtl.data.joined import joined, with_boxes
 from detmtl.data.source import Source
 from detmtl.data.subset import Subset
 from detmtl.engine import distributed
@@ -56,6 +56,8 @@ def label_pools(
     first = Store.open(store_path, names[0])
     if len(names) == 1 and first.card.task != "boxes":
         return _label_others(settings, process, console, pools, gold, first), store_path
+    if gold.annotations is not None:
+        gold = with_boxes(gold)
     labelled: dict[str, Source] = {}
     if process.rank == 0:
         stores = [Store.open(store_path, name) for name in names]
@@ -286,8 +288,7 @@ def audit_source(settings: RunSettings, sources: Mapping[str, Source], val: Sour
     if isinstance(audit, str):
         return val if audit == "val" else sources[audit]
     parts = [part_of(sources[n], audit) for n in gold_sources(settings)]
-    boxes = [part for part in parts if part.annotations is not None]
-    return joined("held-out gold", boxes) if len(boxes) > 1 else (boxes or parts)[0]
+    return joined("held-out gold", parts) if len(parts) > 1 else parts[0]
 
 
 def learned_sources(settings: RunSettings, sources: Mapping[str, Source]) -> list[Source]:

@@ -21,7 +21,7 @@ from pydantic import PositiveFloat
 from detmtl.data.coverage import class_mask, cover_pictures, keep_classes
 from detmtl.data.flat import Annotations, FileNames, Flat
 from detmtl.data.images import Progress, content_hashes, read_image
-from detmtl.data.maps import FilledMaps, MapClasses, MapFolder, Maps
+from detmtl.data.maps import MapClasses, MapFolder, SomeMaps
 from detmtl.data.parsed import (
     Parsed,
     load_parsed,
@@ -85,7 +85,7 @@ class Source(Flat):
     weight: float = 1.0
     grade: Grade = Grade.GOLD
     cache: str | None = None
-    maps: Maps | FilledMaps | None = None
+    maps: SomeMaps | None = None
     tags: Tags | BoxTags | None = None
 
     def __len__(self) -> int:
