@@ -1,7 +1,7 @@
 """How the pools of a run get their silver labels: teachers, store, audit, selection."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,10 +52,10 @@ def label_pools(
     store_path = silver.store or folder.path / "silver"
     gold = audit_source(settings, sources, val)
     pools = [sources[name] for name in silver.pools if name in sources]
-    names = _write_silver(settings, folder, process, console, [*pools, gold], store_path)
-    first = Store.open(store_path, names[0])
-    if len(names) == 1 and first.card.task != "boxes":
-        return _label_others(settings, process, console, pools, gold, first), store_path
+    names = write_silver(settings, folder, process, console, [*pools, gold], store_path)
+    stores = [Store.open(store_path, name) for name in names]
+    if of_one_task(stores) != "boxes":
+        return _label_others(settings, process, console, pools, gold, stores), store_path
     if gold.annotations is not None:
         gold = with_boxes(gold)
     labelled: dict[str, Source] = {}
@@ -67,7 +67,7 @@ def label_pools(
             console.print(alone.table())
             where = f"{store_path} ({one.card.name}) on '{gold.name}'"
             _pass_gates(alone.problems(), where, silver.gates)
-        labels, checked = _judged(stores, gold, space, silver.select)
+        labels, checked = fused_labels(stores, gold, space, silver.select)
         thresholds = resolve_thresholds(labels, space, silver.select, checked, several)
         band = resolve_band(labels, space, silver.select, checked, several)
         show_audit(labels, checked, gold, thresholds, band, console)
@@ -78,7 +78,7 @@ def label_pools(
             with_gold(pool, select(labels, [pool], space, silver.select, checked), silver.overlay)
     distributed.barrier()
     stores = [Store.open(store_path, name) for name in names]
-    labels, checked = _judged(stores, gold, space, silver.select)
+    labels, checked = fused_labels(stores, gold, space, silver.select)
     for pool in pools:
         chosen = select(labels, [pool], space, silver.select, checked)
         file = with_gold(pool, chosen, silver.overlay)
@@ -148,11 +148,16 @@ def _label_others(
     console: Console,
     pools: list[Source],
     gold: Source,
-    store: Store,
+    stores: list[Store],
 ) -> dict[str, Source]:
     """Returns the pools with silver maps or silver tags."""
-    silver, data = settings.silver, settings.data
+    silver, data, store = settings.silver, settings.data, stores[0]
     assert silver is not None
+    if len(stores) > 1:
+        raise InputError(
+            f"silver.teachers: {', '.join(s.card.name for s in stores)} write {store.card.task}; only boxes "
+            "of several teachers are fused; give one silver.teacher"
+        )
     others = Others.of(store, data.maps, data.tags, silver.select_maps, silver.select_tags)
     if process.rank == 0:
         checked = others.audit(gold)
@@ -167,7 +172,7 @@ def _label_others(
     return {pool.name: others.read(pool, others.select(pool, checked)) for pool in pools}
 
 
-def _write_silver(
+def write_silver(
     settings: RunSettings,
     folder: RunFolder,
     process: Process,
@@ -196,7 +201,22 @@ def _write_silver(
     return names
 
 
-def _judged(
+def of_one_task(stores: Sequence[Store]) -> str:
+    """Returns what the teachers write: boxes, maps or tags.
+
+    Raises:
+        InputError: they write different things.
+    """
+    tasks = {store.card.task for store in stores}
+    if len(tasks) > 1:
+        told = ", ".join(f"{store.card.name} {store.card.task}" for store in stores)
+        raise InputError(
+            f"silver.teachers: they write different labels ({told}); teachers of one run write the same kind"
+        )
+    return tasks.pop()
+
+
+def fused_labels(
     stores: list[Store], gold: Source, space: LabelSpace, select: SelectionSettings
 ) -> tuple[Store | Ensemble, Audit]:
     """Returns the labels to choose from, fused where there are several stores, and their audit."""

@@ -91,7 +91,7 @@ def _tags(measures: TagMeasures) -> "Iterator[str | Markup]":
         row, error = measures.row(name, t), measures.reliability(t).error()
         limits = [None, None]
         if t is not None:
-            limits = [_limit(measures.policy.low[t]), _limit(measures.policy.high[t])]
+            limits = [_limit(float(x[t])) for x in (measures.policy.low, measures.policy.high)]
         cells = [shaded(s) for s in (row.precision, row.recall, measures.absent(t))]
         doubtful = percent(measures.doubtful(t))
         wrong = f"{error:.3f}" if error == error else None
@@ -128,5 +128,5 @@ def _caption(measures: TagMeasures, gold: Source, one: WrongTags) -> str:
     return f"{'; '.join(told)} · {name}"
 
 
-def _limit(score: np.float32) -> str | None:
+def _limit(score: float) -> str | None:
     return f"{score:.2f}" if 0 <= score <= 1.01 else None

@@ -67,12 +67,12 @@ class Audit:
     gold_hash: str
     store_digest: str
 
-    @cached_property
+    @property
     def scores(self) -> tuple[np.ndarray, ...]:
         """C arrays (D_c,) float32, falling: the teacher's boxes that could be judged."""
         return tuple(np.split(self.boxes["score"], self._cuts))
 
-    @cached_property
+    @property
     def hits(self) -> tuple[np.ndarray, ...]:
         """C arrays (D_c,) bool: which of them gold confirms."""
         return tuple(np.split(self.boxes["fault"] == Fault.NONE, self._cuts))
