@@ -110,7 +110,8 @@ class SilverSettings(Settings):
 
     Attributes:
         teacher: who writes them; or
-        teachers: several of them, each audited and calibrated, whose boxes are fused.
+        teachers: several of them of one kind, each audited. Boxes are calibrated and fused; maps are laid
+            one under the other, the first teacher's on top; tags are the mean of calibrated scores.
         pools: names of the sources that the teacher labels. Gold labels that they have stay: silver
             fills in the classes that people did not look for.
         audit: the gold pictures on which the teacher is audited: `val`, a source's name, or a part of the

@@ -25,7 +25,7 @@ from detmtl.silver.calibration import CalibrationSettings, cross_fitted
 from detmtl.silver.ensemble import Ensemble
 from detmtl.silver.evidence import Judged
 from detmtl.silver.map_audit import MapAudit
-from detmtl.silver.others import Others
+from detmtl.silver.others import Others, stack
 from detmtl.silver.overlay import with_gold
 from detmtl.silver.selection import SelectionSettings, resolve_band, resolve_thresholds, select
 from detmtl.silver.store import Store
@@ -151,25 +151,51 @@ def _label_others(
     stores: list[Store],
 ) -> dict[str, Source]:
     """Returns the pools with silver maps or silver tags."""
-    silver, data, store = settings.silver, settings.data, stores[0]
+    silver = settings.silver
     assert silver is not None
-    if len(stores) > 1:
-        raise InputError(
-            f"silver.teachers: {', '.join(s.card.name for s in stores)} write {store.card.task}; only boxes "
-            "of several teachers are fused; give one silver.teacher"
-        )
-    others = Others.of(store, data.maps, data.tags, silver.select_maps, silver.select_tags)
+    alone = [others_of(settings, store) for store in stores]
     if process.rank == 0:
-        checked = others.audit(gold)
-        problems = show_others(others, checked, gold, console, available())
-        if not available():
-            console.print("No page of the audit: pip install 'detmtl[report]'", markup=False)
-        _pass_gates(problems, f"{store.path} on '{gold.name}'", silver.gates)
+        several = len(stores) > 1
+        for others in alone if several else []:
+            _judge_others(others, gold, console, silver.gates)
+        others = fused_others(stores, alone, gold)
+        checked = _judge_others(others, gold, console, "warn" if several else silver.gates)
         for pool in pools:
             others.select(pool, checked)
     distributed.barrier()
+    others = fused_others(stores, alone, gold)
     checked = others.audit(gold)
     return {pool.name: others.read(pool, others.select(pool, checked)) for pool in pools}
+
+
+def _judge_others(
+    others: Others, gold: Source, console: Console, gates: str
+) -> MapAudit | TagAudit:
+    """Returns the audit of maps or tags, after its table, its page and its gates."""
+    checked = others.audit(gold)
+    problems = show_others(others, checked, gold, console, available())
+    if not available():
+        console.print("No page of the audit: pip install 'detmtl[report]'", markup=False)
+    _pass_gates(problems, f"{others.store.path} on '{gold.name}'", gates)
+    return checked
+
+
+def others_of(settings: RunSettings, store: Store) -> Others:
+    """Returns what a run makes of a store of maps or tags.
+
+    Raises:
+        InputError: `data` does not list the classes.
+    """
+    data, silver = settings.data, settings.silver
+    assert silver is not None
+    return Others.of(store, data.maps, data.tags, silver.select_maps, silver.select_tags)
+
+
+def fused_others(stores: list[Store], alone: list[Others], gold: Source) -> Others:
+    """Returns the maps or tags to choose from, those of several stores as one."""
+    if len(stores) == 1:
+        return alone[0]
+    return stack(stores, alone, [others.audit(gold) for others in alone])
 
 
 def write_silver(

@@ -267,7 +267,7 @@ def teacher_key(settings: RunSettings, fingerprints: Any) -> str:
     silver = settings.silver.model_dump(mode="json", include=used)
     fused = {"nms", "fusion", "calibration"}
     select = settings.silver.select.model_dump(mode="json", include=fused)
-    maps = settings.silver.select_maps.background
+    maps = settings.silver.model_dump(mode="json", include={"select_maps", "select_tags"})
     tasks = {name: getattr(task, "subsets", {}) for name, task in settings.tasks.items()}
     facts = [data, final.model_dump(mode="json"), silver, select, maps, tasks, fingerprints]
     return digest([VERSION, *facts])

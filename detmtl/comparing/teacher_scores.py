@@ -1,6 +1,6 @@
 """A teacher as an arm: scored on the students' pictures, with the students' metrics.
 
-Several teachers of boxes are scored as what students learn from: their calibrated and fused labels.
+Several teachers are scored as what students learn from: their labels as one.
 """
 
 import json
@@ -15,18 +15,28 @@ from rich.console import Console
 from detmtl.config import RunSettings
 from detmtl.data.maps import MapClasses
 from detmtl.data.source import Source
+from detmtl.data.tags import TagClasses
 from detmtl.engine import distributed
 from detmtl.engine.distributed import Process
 from detmtl.engine.evaluator import coco_results
 from detmtl.metrics.coco import CocoMetric
 from detmtl.metrics.dense import MapMetric
 from detmtl.metrics.tags import TagMetric
-from detmtl.pools import audit_source, fused_labels, of_one_task, write_silver
+from detmtl.pools import (
+    audit_source,
+    fused_labels,
+    fused_others,
+    of_one_task,
+    others_of,
+    write_silver,
+)
 from detmtl.recipe import load_sources
 from detmtl.run_folder import RunFolder
 from detmtl.silver.ensemble import Ensemble
-from detmtl.silver.map_policy import Meaning
+from detmtl.silver.map_policy import MapSelection
 from detmtl.silver.mapping import ClassMap
+from detmtl.silver.maps import meaning_of
+from detmtl.silver.others import Others
 from detmtl.silver.store import Store
 from detmtl.silver.tag_policy import TagMeaning
 from detmtl.structures.classes import LabelSpace
@@ -71,9 +81,9 @@ def score_teachers(settings: RunSettings, folder: Path) -> dict[str, float]:
         scores, found = _boxes(settings, stores, final, gold)
         (folder / "detections.json").write_text(json.dumps(found))
     elif kind == "maps":
-        scores = _maps(settings, task, stores, final)
+        scores = _maps(settings, task, _others(settings, stores, gold), final)
     else:
-        scores = _tags(settings, stores, final)
+        scores = _tags(_others(settings, stores, gold), final)
     return {f"{task}/{name}": value for name, value in scores.items()}
 
 
@@ -114,20 +124,22 @@ def _boxes(
     return metric.compute(), results
 
 
-def _maps(
-    settings: RunSettings, task: str, stores: list[Store], final: Source
-) -> Mapping[str, float]:
+def _others(settings: RunSettings, stores: list[Store], gold: Source | None) -> Others:
+    alone = [others_of(settings, store) for store in stores]
+    return alone[0] if gold is None else fused_others(stores, alone, gold)
+
+
+def _maps(settings: RunSettings, task: str, others: Others, final: Source) -> Mapping[str, float]:
     """Scores every pixel as the teacher's class, sure or not; its background as the class that takes
     what is unmapped, where there is one."""
-    classes, silver = settings.data.maps, settings.silver
-    assert classes is not None and silver is not None
-    names, of_task = classes.label_space().names, settings.tasks[task]
-    policy = silver.select_maps.model_copy(update={"border": 0})
-    meaning = Meaning.of(stores[0].card, classes, policy)
+    classes, policy, of_task = others.classes, others.policy, settings.tasks[task]
+    assert isinstance(classes, MapClasses) and isinstance(policy, MapSelection)
+    names = classes.label_space().names
+    meaning = meaning_of(others.store, classes, policy.model_copy(update={"border": 0}))
     subsets = of_task.subsets if isinstance(of_task, SemanticConfig) else {}
     metric, places = MapMetric(names, subsets), _places(final)
-    for record in stores[0].records():
-        for i in places.get(record.content_hash, ()):
+    for record in others.store.records_of(places):
+        for i in places[record.content_hash]:
             said = torch.from_numpy(_with_rest(meaning(record), classes))
             truth = final.labels(i).get("maps")
             metric.update(
@@ -145,14 +157,13 @@ def _with_rest(said: np.ndarray, classes: MapClasses) -> np.ndarray:
     return np.where(said == OTHER, np.uint8(names.index(classes.unmapped)), said)
 
 
-def _tags(settings: RunSettings, stores: list[Store], final: Source) -> Mapping[str, float]:
+def _tags(others: Others, final: Source) -> Mapping[str, float]:
     """Scores every tag by the teacher's score; of which it says nothing, by 0."""
-    classes = settings.data.tags
-    assert classes is not None
-    meaning, places = TagMeaning.of(stores[0].card, classes), _places(final)
-    metric = TagMetric(classes.label_space().names)
-    for record in stores[0].records():
-        for i in places.get(record.content_hash, ()):
+    assert isinstance(others.classes, TagClasses)
+    meaning, places = TagMeaning.of(others.store.card, others.classes), _places(final)
+    metric = TagMetric(others.classes.label_space().names)
+    for record in others.store.records_of(places):
+        for i in places[record.content_hash]:
             said = torch.from_numpy(np.nan_to_num(meaning(record)[0]))
             truth = final.labels(i).get("tags")
             metric.update(

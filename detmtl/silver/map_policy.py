@@ -3,6 +3,9 @@
 Letters: C classes, H and W pixels.
 """
 
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -143,8 +146,8 @@ class MapPolicy:
     def of(
         cls,
         path: Path,
-        card: TeacherCard,
-        classes: MapClasses,
+        meaning: Meaning,
+        names: Sequence[str],
         settings: MapSelection,
         audit: MapAudit | None,
     ) -> "MapPolicy":
@@ -152,16 +155,15 @@ class MapPolicy:
 
         Args:
             path: of the store, for errors.
-            card: of its teacher.
-            classes: what its classes mean.
+            meaning: of its teacher's classes.
+            names: of the C classes.
             settings: the policy.
             audit: of these maps.
 
         Raises:
-            InputError: a class of the teacher is unmapped, an unknown class name, something that needs an
-                audit without one, or too little gold to calibrate.
+            InputError: an unknown class name, something that needs an audit without one, or too little
+                gold to calibrate.
         """
-        names = classes.label_space().names
         problems = unknown_names("select_maps.per_class", settings.per_class, names)
         if audit is None:
             calibrated = settings.calibration.method != "none"
@@ -183,7 +185,15 @@ class MapPolicy:
         wanted = [settings.per_class.get(name, settings.confidence) for name in names]
         rest = settings.confidence if isinstance(settings.confidence, float) else 0.0
         limits = np.append(scores_of(wanted, calibration, evidence), np.float32(rest))
-        return cls(settings, Meaning.of(card, classes, settings), limits.astype(np.float32))
+        return cls(settings, meaning, limits.astype(np.float32))
+
+    def digest(self) -> str:
+        """Returns a hash of what decides which pixels are labels."""
+        meaning = self.meaning
+        digest = hashlib.sha256(json.dumps([meaning.border, self.limits.tolist()]).encode())
+        for array in (meaning.lookup, meaning.known, meaning.gives):
+            digest.update(array.tobytes())
+        return digest.hexdigest()[:16]
 
     def __call__(self, record: MapRecord) -> np.ndarray:
         """Returns the classes (H, W) uint8 of a picture, what is not sure enough unknown.

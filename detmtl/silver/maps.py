@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from detmtl.data.source import Source
 from detmtl.silver.audit import audit_folder
 from detmtl.silver.map_audit import SCHEMA, MapAudit, Tally
 from detmtl.silver.map_measures import MapMeasures
-from detmtl.silver.map_policy import MapPolicy, MapRecord, MapSelection, Meaning, confidence_of
+from detmtl.silver.map_policy import MapPolicy, MapSelection, Meaning, confidence_of
+from detmtl.silver.map_stack import MapStack
 from detmtl.silver.pictures import Pictures
-from detmtl.silver.store import Store
+from detmtl.silver.some_store import SomeStore
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import OTHER, UNKNOWN, Grade, MapLabels
 
@@ -32,7 +33,9 @@ VERSION = 2
 """Part of every policy's hash: raise it when the same policy gives other labels."""
 
 
-def audit_maps(store: Store, gold: Source, classes: MapClasses, settings: MapSelection) -> MapAudit:
+def audit_maps(
+    store: SomeStore, gold: Source, classes: MapClasses, settings: MapSelection
+) -> MapAudit:
     """Compares a store with gold maps, pixel by pixel; kept as `audit/<gold hash>/maps.json` in the store.
 
     Memory grows with gold, not with the store.
@@ -48,7 +51,7 @@ def audit_maps(store: Store, gold: Source, classes: MapClasses, settings: MapSel
     """
     if gold.maps is None:
         raise InputError(f"source '{gold.name}': has no maps to audit against")
-    meaning, names = Meaning.of(store.card, classes, settings), classes.label_space().names
+    meaning, names = meaning_of(store, classes, settings), classes.label_space().names
     hashes = gold.hashes()
     wanted = {hashes[i]: i for i in np.flatnonzero(gold.maps.present()).tolist()}
     gold_hash = _gold_hash(gold, sorted(wanted), store.card.name, classes, settings)
@@ -58,7 +61,7 @@ def audit_maps(store: Store, gold: Source, classes: MapClasses, settings: MapSel
         if kept.store_digest == store.digest():
             return kept
     tally = Tally()
-    for record in _records(store, wanted):
+    for record in store.records_of(wanted):
         i = wanted[record.content_hash]
         truth = gold.maps.labels(i, *(int(n) for n in gold.sizes[i]))
         assert truth is not None
@@ -90,19 +93,19 @@ def audit_maps(store: Store, gold: Source, classes: MapClasses, settings: MapSel
 
 
 def measure_maps(
-    store: Store, classes: MapClasses, settings: MapSelection, audit: MapAudit
+    store: SomeStore, classes: MapClasses, settings: MapSelection, audit: MapAudit
 ) -> MapMeasures:
     """Returns what an audit says at the thresholds of a selection.
 
     Raises:
         InputError: as `MapPolicy.of`.
     """
-    policy = MapPolicy.of(store.path, store.card, classes, settings, audit)
+    policy = policy_of(store, classes, settings, audit)
     return MapMeasures(audit, policy.limits)
 
 
 def maps_of(
-    store: Store,
+    store: SomeStore,
     gold: Source,
     positions: Sequence[int],
     classes: MapClasses,
@@ -114,7 +117,7 @@ def maps_of(
     Raises:
         InputError: as `MapPolicy.of`.
     """
-    policy = MapPolicy.of(store.path, store.card, classes, settings, audit)
+    policy = policy_of(store, classes, settings, audit)
     hashes = gold.hashes()
     wanted = {hashes[i]: i for i in positions}
     coverage = torch.from_numpy(policy.meaning.known.astype(np.float32))
@@ -122,12 +125,12 @@ def maps_of(
         wanted[record.content_hash]: MapLabels(
             torch.from_numpy(policy(record)), None, coverage, Grade.SILVER
         )
-        for record in _records(store, wanted)
+        for record in store.records_of(wanted)
     }
 
 
 def select_maps(
-    store: Store,
+    store: SomeStore,
     pool: Source,
     classes: MapClasses,
     settings: MapSelection,
@@ -140,7 +143,7 @@ def select_maps(
         InputError: a class of the teacher is unmapped, the settings need an audit, gold is too little to
             calibrate, or no picture of the pool is in the store.
     """
-    policy = MapPolicy.of(store.path, store.card, classes, settings, audit)
+    policy = policy_of(store, classes, settings, audit)
     names, measures = classes.label_space().names, None
     trusted = policy.meaning.gives & np.isfinite(policy.limits[:-1])
     if audit is not None:
@@ -175,7 +178,7 @@ def with_silver_maps(pool: Source, folder: Path, classes: MapClasses) -> Source:
 
 
 def _chosen(
-    store: Store, pool: Source, policy: MapPolicy, trusted: np.ndarray
+    store: SomeStore, pool: Source, policy: MapPolicy, trusted: np.ndarray
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the file name and the classes of each picture of the pool that the store has."""
     pictures: dict[str, list[int]] = {}
@@ -183,7 +186,7 @@ def _chosen(
         pictures.setdefault(content_hash, []).append(i)
     keep = np.arange(256, dtype=np.uint8)
     keep[np.flatnonzero(policy.meaning.gives & ~trusted)] = UNKNOWN
-    for record in _records(store, pictures):
+    for record in store.records_of(pictures):
         classes = keep[policy(record)]
         for i in pictures[record.content_hash]:
             name = Path(pool.files.name(i).lstrip("/"))
@@ -261,11 +264,27 @@ def _legend(
     )
 
 
-def _records(store: Store, hashes: Container[str]) -> Iterator[MapRecord]:
-    """Yields the records of the pictures of those hashes."""
-    for record in store.records():
-        if record.content_hash in hashes:
-            yield record
+def meaning_of(store: SomeStore, classes: MapClasses, settings: MapSelection) -> Meaning:
+    """Returns what the pixels of a store mean.
+
+    Raises:
+        InputError: a class of its teacher is unmapped, or none is mapped.
+    """
+    if isinstance(store, MapStack):
+        return store.meaning
+    return Meaning.of(store.card, classes, settings)
+
+
+def policy_of(
+    store: SomeStore, classes: MapClasses, settings: MapSelection, audit: MapAudit | None
+) -> MapPolicy:
+    """Returns the settings, resolved for a store.
+
+    Raises:
+        InputError: as `MapPolicy.of` and `meaning_of`.
+    """
+    meaning, names = meaning_of(store, classes, settings), classes.label_space().names
+    return MapPolicy.of(store.path, meaning, names, settings, audit)
 
 
 def _written(limits: np.ndarray) -> list[float | None]:

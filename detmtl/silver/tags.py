@@ -6,7 +6,7 @@ Letters: I pictures, T tags.
 
 import hashlib
 import json
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +17,10 @@ from detmtl.data.tags import BoxTags, TagClasses, TagFile, Tags
 from detmtl.silver.audit import audit_folder
 from detmtl.silver.parts import atomic_write
 from detmtl.silver.pictures import Pictures
-from detmtl.silver.store import Store
+from detmtl.silver.some_store import SomeStore
 from detmtl.silver.tag_audit import SCHEMA, TagAudit
 from detmtl.silver.tag_measures import DOUBTFUL, SHOWN, TagMeasures
-from detmtl.silver.tag_policy import TagMeaning, TagPolicy, TagRecord, TagSelection
+from detmtl.silver.tag_policy import TagMeaning, TagPolicy, TagSelection
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
 
@@ -28,7 +28,7 @@ VERSION = 2
 """Part of every policy's hash: raise it when the same policy gives other labels."""
 
 
-def audit_tags(store: Store, gold: Source, classes: TagClasses) -> TagAudit:
+def audit_tags(store: SomeStore, gold: Source, classes: TagClasses) -> TagAudit:
     """Compares a store with gold tags; kept as `audit/<gold hash>/tags.json` in the store.
 
     Raises:
@@ -43,7 +43,7 @@ def audit_tags(store: Store, gold: Source, classes: TagClasses) -> TagAudit:
         if truth is not None:
             shown, looked = truth.targets.numpy() >= 0.5, truth.weights.numpy() > 0
             truths[content_hash] = (i, np.where(looked, shown, -1).astype(np.int8))
-    found = {r.content_hash: meaning(r) for r in _records(store, truths)}
+    found = {r.content_hash: meaning(r) for r in store.records_of(truths)}
     if not found:
         raise InputError(
             f"{store.path}: has none of the {len(truths)} pictures of source '{gold.name}' that have tags; "
@@ -69,7 +69,7 @@ def audit_tags(store: Store, gold: Source, classes: TagClasses) -> TagAudit:
     return result
 
 
-def measure_tags(store: Store, settings: TagSelection, audit: TagAudit) -> TagMeasures:
+def measure_tags(store: SomeStore, settings: TagSelection, audit: TagAudit) -> TagMeasures:
     """Returns what an audit says at the thresholds of a selection.
 
     Raises:
@@ -79,7 +79,7 @@ def measure_tags(store: Store, settings: TagSelection, audit: TagAudit) -> TagMe
 
 
 def select_tags(
-    store: Store,
+    store: SomeStore,
     pool: Source,
     classes: TagClasses,
     settings: TagSelection,
@@ -124,7 +124,7 @@ def with_silver_tags(pool: Source, folder: Path, classes: TagClasses) -> Source:
 
 
 def _chosen(
-    store: Store,
+    store: SomeStore,
     pool: Source,
     meaning: TagMeaning,
     policy: TagPolicy,
@@ -141,7 +141,7 @@ def _chosen(
     for i, content_hash in enumerate(pool.hashes()):
         pictures.setdefault(content_hash, []).append(i)
     images = []
-    for record in _records(store, pictures):
+    for record in store.records_of(pictures):
         said, whole = meaning(record)
         words = policy.words(said, whole)
         row: dict[str, object] = {
@@ -172,10 +172,3 @@ def _filled(own: Tags, silver: Tags) -> Tags:
         own.present | silver.present,
         np.where(missing, silver.grade, own.grade).astype(np.uint8),
     )
-
-
-def _records(store: Store, hashes: Container[str]) -> Iterator[TagRecord]:
-    """Yields the records of the pictures of those hashes."""
-    for record in store.records():
-        if record.content_hash in hashes:
-            yield record

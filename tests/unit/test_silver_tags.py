@@ -35,6 +35,9 @@ class FakeStore:
     def records(self):
         return iter(self.rows)
 
+    def records_of(self, hashes):
+        return (record for record in self.records() if record.content_hash in hashes)
+
     def digest(self):
         return "d" * 16
 
