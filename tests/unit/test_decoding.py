@@ -7,6 +7,7 @@ import torch
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.retinanet import RetinaNet
 
+from detmtl.inference.torchscript import deprecation_expected
 from detmtl.models.anchors import AnchorSettings
 from detmtl.models.decoding import Decoder
 
@@ -74,7 +75,8 @@ def test_detections_equal_torchvisions(settings, level):
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")
 def test_scripted_equals_eager():
     decoder, sizes = _decoder(), torch.tensor([[96, 128], [77, 101]])
-    scripted = torch.jit.script(decoder)
+    with deprecation_expected():
+        scripted = torch.jit.script(decoder)
     for level in (-3.0, -30.0):
         outputs = _outputs(level=level)
         for ours, theirs in zip(decoder(outputs, sizes), scripted(outputs, sizes), strict=True):
