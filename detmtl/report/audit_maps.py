@@ -161,8 +161,8 @@ def _pictures(
         yield "Gold refutes no pixel."
         return
     yield (
-        "The pictures in which gold refutes most, weighed by the teacher's confidence: the picture, gold and "
-        "silver. Gray: none of the classes; bare: unknown. Some of these are gold's mistakes."
+        "The pictures in which gold refutes most pixels, weighed by the teacher's confidence: the picture, "
+        "gold and silver. Gray: none of the classes; bare: unknown. Some of these are gold's mistakes."
     )
     yield gallery(
         [
@@ -178,9 +178,10 @@ def _pictures(
 
 def _caption(measures: MapMeasures, gold: Source, one: Disagreement) -> str:
     names = [*measures.audit.classes, "background"]
-    pairs = [f"{names[t]} called {names[g]} {share:.0%}" for t, g, share in one.pairs[:3]]
+    largest = [pair for i, pair in enumerate(one.pairs[:3]) if not i or pair[2] >= 0.01]
+    pairs = [f"{names[t]} called {names[g]} {share:.0%}" for t, g, share in largest]
     name = gold.path(one.picture).replace("\\", "/").rsplit("/", 1)[-1]
-    return f"{one.share:.0%} of the pixels: {', '.join(pairs)} · {name}"
+    return f"{one.share:.0%} of the judged pixels: {', '.join(pairs)} · {name}"
 
 
 def _drawn(gold: Source, i: int, silver: MapLabels, names: Sequence[str]) -> np.ndarray:

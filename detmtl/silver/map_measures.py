@@ -108,14 +108,14 @@ class MapMeasures:
         return Reliability.of(scores.astype(np.float64), hits, counts=counts, observations=worth)
 
     def worst(self, most: int) -> list[Disagreement]:
-        """Returns the pictures with the largest share of refuted pixels, each weighed by how sure the
-        teacher is of it."""
+        """Returns the pictures with the most refuted pixels, each weighed by how sure the teacher is of
+        it. Of shares a picture of which gold knows little would come first."""
         names, at = self.audit.places
         true, given, rows = self.audit.index("true"), self.audit.index("given"), self.audit.rows
         wrong = self.kept & (true != given)
         judged = np.bincount(at, weights=rows["pixels"] * self.kept, minlength=len(names))
         sure = np.bincount(at, rows["pixels"] * wrong * (rows["level"] / 255), len(names))
-        order = np.argsort(-sure / np.maximum(1, judged), kind="stable")
+        order = np.argsort(-sure, kind="stable")
         found = []
         for k in order[:most].tolist():
             if sure[k] > 0:

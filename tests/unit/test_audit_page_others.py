@@ -72,7 +72,7 @@ def test_the_page_of_maps_has_everything_and_loads_nothing(tmp_path):
     assert found["person"][5] == "0.50" and list(found)[-1] == "all"
     assert rows_of(html, "background")["person"][:2] == ["50%", "50%"]
     assert html.count("data:image/jpeg;base64") == 4, "of the pictures with a wrong half"
-    assert "50% of the pixels: person called vehicle 50% · 001.png" in html
+    assert "50% of the judged pixels: person called vehicle 50% · 001.png" in html
     assert html == others_page(others, checked, gold, fitted)
 
 
