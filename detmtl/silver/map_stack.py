@@ -39,7 +39,7 @@ class MapStack:
         """Where audits and selections are kept."""
         return self.stores[0].path / "fused" / self.digest()
 
-    @cached_property
+    @property
     def card(self) -> TeacherCard:
         """One for all together."""
         return TeacherCard(

@@ -46,7 +46,7 @@ class TagStack:
         """(T,) bool, which tags any teacher knows."""
         return np.any([meaning.known for meaning in self.meanings], axis=0)
 
-    @cached_property
+    @property
     def card(self) -> TeacherCard:
         """One for all together; its classes are the tags that any teacher knows."""
         return TeacherCard(
