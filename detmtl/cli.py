@@ -46,7 +46,7 @@ from detmtl.inference.views import ViewSettings
 from detmtl.inference.views_predictor import ViewsPredictor
 from detmtl.metrics.coco import evaluate_files
 from detmtl.models.fpn import FPNSettings
-from detmtl.pools import calibrated
+from detmtl.pools import calibrated, show_others
 from detmtl.recipe import bar, run, truth_of, write_json
 from detmtl.report.audit_boxes import boxes_page
 from detmtl.report.audit_page import write_audit_page
@@ -54,11 +54,11 @@ from detmtl.report.page import require
 from detmtl.silver.audit import audit, audit_folder
 from detmtl.silver.corrections import take_back, write_rest, write_verified
 from detmtl.silver.held_out import refuse_seen
-from detmtl.silver.maps import MapSelection
+from detmtl.silver.map_policy import MapSelection
 from detmtl.silver.others import Others
 from detmtl.silver.selection import SelectionSettings, resolve_band, resolve_thresholds, select
 from detmtl.silver.store import Store
-from detmtl.silver.tags import TagSelection
+from detmtl.silver.tag_policy import TagSelection
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.tasks.anchor_coverage import coverage_table
@@ -154,15 +154,11 @@ def _audit(args: argparse.Namespace) -> None:
         require()
     store = Store.open(args.store, args.teacher)
     if store.card.task != "boxes":
-        if args.html:
-            raise InputError(
-                f"--html: is of boxes, and '{store.card.name}' writes {store.card.task}"
-            )
         others, gold = _others(args, store, args.set)
         _refuse_seen(args, gold, LabelSpace.of(["object"]))
         checked = others.audit(gold)
-        Console().print(checked.table())
-        _stop_at_gates(args.store, checked.problems())
+        problems = show_others(others, checked, gold, Console(), args.html)
+        _stop_at_gates(args.store, problems)
         return
     if args.annotations is None:
         raise InputError("--annotations is needed: gold, a COCO file")

@@ -31,10 +31,10 @@ from detmtl.engine.diagnosis import DiagnosisSettings
 from detmtl.engine.online import OnlineSettings
 from detmtl.engine.optim import OptimSettings
 from detmtl.engine.trainer import TrainSettings
-from detmtl.silver.maps import MapSelection
+from detmtl.silver.map_policy import MapSelection
 from detmtl.silver.overlay import OverlaySettings
 from detmtl.silver.selection import SelectionSettings
-from detmtl.silver.tags import TagSelection
+from detmtl.silver.tag_policy import TagSelection
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.settings import Settings
@@ -117,7 +117,8 @@ class SilverSettings(Settings):
 
     Attributes:
         teacher: who writes them; or
-        teachers: several of them, each audited and calibrated, whose boxes are fused.
+        teachers: several of them of one kind, each audited. Boxes are calibrated and fused; maps are laid
+            one under the other, the first teacher's on top; tags are the mean of calibrated scores.
         pools: names of the sources that the teacher labels. Gold labels that they have stay: silver
             fills in the classes that people did not look for.
         audit: the gold pictures on which the teacher is audited: `val`, a source's name, or a part of the

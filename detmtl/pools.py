@@ -1,7 +1,7 @@
 """How the pools of a run get their silver labels: teachers, store, audit, selection."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,23 +9,27 @@ from rich.console import Console
 
 from detmtl.config import GoldTeacher, RunSettings, settings_from
 from detmtl.data.coco import CocoSource
-from detmtl.data.joined import joined
+from detmtl.data.joined import joined, with_boxes
 from detmtl.data.source import Source
 from detmtl.data.subset import Subset
 from detmtl.engine import distributed
 from detmtl.engine.distributed import Process
 from detmtl.report.audit_boxes import boxes_page
+from detmtl.report.audit_others import others_page
 from detmtl.report.audit_page import write_audit_page
 from detmtl.report.page import available
 from detmtl.run_folder import RunFolder
 from detmtl.silver.audit import Audit, audit
 from detmtl.silver.audit_measures import Calibrate
-from detmtl.silver.calibration import cross_fitted
+from detmtl.silver.calibration import CalibrationSettings, cross_fitted
 from detmtl.silver.ensemble import Ensemble
-from detmtl.silver.others import Others
+from detmtl.silver.evidence import Judged
+from detmtl.silver.map_audit import MapAudit
+from detmtl.silver.others import Others, stack
 from detmtl.silver.overlay import with_gold
 from detmtl.silver.selection import SelectionSettings, resolve_band, resolve_thresholds, select
 from detmtl.silver.store import Store
+from detmtl.silver.tag_audit import TagAudit
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.teachers.annotate import annotate
@@ -48,10 +52,12 @@ def label_pools(
     store_path = silver.store or folder.path / "silver"
     gold = audit_source(settings, sources, val)
     pools = [sources[name] for name in silver.pools if name in sources]
-    names = _write_silver(settings, folder, process, console, [*pools, gold], store_path)
-    first = Store.open(store_path, names[0])
-    if len(names) == 1 and first.card.task != "boxes":
-        return _label_others(settings, process, console, pools, gold, first), store_path
+    names = write_silver(settings, folder, process, console, [*pools, gold], store_path)
+    stores = [Store.open(store_path, name) for name in names]
+    if of_one_task(stores) != "boxes":
+        return _label_others(settings, process, console, pools, gold, stores), store_path
+    if gold.annotations is not None:
+        gold = with_boxes(gold)
     labelled: dict[str, Source] = {}
     if process.rank == 0:
         stores = [Store.open(store_path, name) for name in names]
@@ -61,7 +67,7 @@ def label_pools(
             console.print(alone.table())
             where = f"{store_path} ({one.card.name}) on '{gold.name}'"
             _pass_gates(alone.problems(), where, silver.gates)
-        labels, checked = _judged(stores, gold, space, silver.select)
+        labels, checked = fused_labels(stores, gold, space, silver.select)
         thresholds = resolve_thresholds(labels, space, silver.select, checked, several)
         band = resolve_band(labels, space, silver.select, checked, several)
         show_audit(labels, checked, gold, thresholds, band, console)
@@ -72,7 +78,7 @@ def label_pools(
             with_gold(pool, select(labels, [pool], space, silver.select, checked), silver.overlay)
     distributed.barrier()
     stores = [Store.open(store_path, name) for name in names]
-    labels, checked = _judged(stores, gold, space, silver.select)
+    labels, checked = fused_labels(stores, gold, space, silver.select)
     for pool in pools:
         chosen = select(labels, [pool], space, silver.select, checked)
         file = with_gold(pool, chosen, silver.overlay)
@@ -102,12 +108,38 @@ def show_audit(
 def calibrated(checked: Audit, console: Console) -> Calibrate | None:
     """Returns what calibrates an audit's own boxes, each without its own part; None, and a sentence on
     the console, where it cannot be fitted."""
+    by_class = fitted(checked, None, console)
+    if by_class is None:
+        return None
+    together = np.concatenate(by_class)
+    return lambda scores, classes: together
+
+
+def fitted(
+    judged: Judged, settings: CalibrationSettings | None, console: Console
+) -> list[np.ndarray] | None:
+    """Returns the probabilities of judged labels by class, each without its own part; None, and a sentence
+    on the console, where they cannot be fitted."""
     try:
-        fitted = np.concatenate(cross_fitted(checked))
+        return cross_fitted(judged, settings)
     except InputError as error:
         console.print(f"No calibrated scores on the audit's page: {error}", markup=False)
         return None
-    return lambda scores, classes: fitted
+
+
+def show_others(
+    others: Others, checked: MapAudit | TagAudit, gold: Source, console: Console, page: bool
+) -> list[str]:
+    """Prints the table of an audit of maps or tags, and writes its page if it is wanted; returns the
+    reasons not to trust the labels."""
+    measures = others.measures(checked)
+    console.print(measures.table())
+    if page:
+        calibrated = fitted(checked.evidence, others.policy.calibration, console)
+        html = others_page(others, checked, gold, calibrated)
+        path = write_audit_page(others.store.path, checked.gold_hash, html)
+        console.print(f"Page of the audit: {path}", markup=False, soft_wrap=True)
+    return measures.problems()
 
 
 def _label_others(
@@ -116,24 +148,57 @@ def _label_others(
     console: Console,
     pools: list[Source],
     gold: Source,
-    store: Store,
+    stores: list[Store],
 ) -> dict[str, Source]:
     """Returns the pools with silver maps or silver tags."""
-    silver, data = settings.silver, settings.data
+    silver = settings.silver
     assert silver is not None
-    others = Others.of(store, data.maps, data.tags, silver.select_maps, silver.select_tags)
+    alone = [others_of(settings, store) for store in stores]
     if process.rank == 0:
-        checked = others.audit(gold)
-        console.print(checked.table())
-        _pass_gates(checked.problems(), f"{store.path} on '{gold.name}'", silver.gates)
+        several = len(stores) > 1
+        for others in alone if several else []:
+            _judge_others(others, gold, console, silver.gates)
+        others = fused_others(stores, alone, gold)
+        checked = _judge_others(others, gold, console, "warn" if several else silver.gates)
         for pool in pools:
             others.select(pool, checked)
     distributed.barrier()
+    others = fused_others(stores, alone, gold)
     checked = others.audit(gold)
     return {pool.name: others.read(pool, others.select(pool, checked)) for pool in pools}
 
 
-def _write_silver(
+def _judge_others(
+    others: Others, gold: Source, console: Console, gates: str
+) -> MapAudit | TagAudit:
+    """Returns the audit of maps or tags, after its table, its page and its gates."""
+    checked = others.audit(gold)
+    problems = show_others(others, checked, gold, console, available())
+    if not available():
+        console.print("No page of the audit: pip install 'detmtl[report]'", markup=False)
+    _pass_gates(problems, f"{others.store.path} on '{gold.name}'", gates)
+    return checked
+
+
+def others_of(settings: RunSettings, store: Store) -> Others:
+    """Returns what a run makes of a store of maps or tags.
+
+    Raises:
+        InputError: `data` does not list the classes.
+    """
+    data, silver = settings.data, settings.silver
+    assert silver is not None
+    return Others.of(store, data.maps, data.tags, silver.select_maps, silver.select_tags)
+
+
+def fused_others(stores: list[Store], alone: list[Others], gold: Source) -> Others:
+    """Returns the maps or tags to choose from, those of several stores as one."""
+    if len(stores) == 1:
+        return alone[0]
+    return stack(stores, alone, [others.audit(gold) for others in alone])
+
+
+def write_silver(
     settings: RunSettings,
     folder: RunFolder,
     process: Process,
@@ -162,7 +227,22 @@ def _write_silver(
     return names
 
 
-def _judged(
+def of_one_task(stores: Sequence[Store]) -> str:
+    """Returns what the teachers write: boxes, maps or tags.
+
+    Raises:
+        InputError: they write different things.
+    """
+    tasks = {store.card.task for store in stores}
+    if len(tasks) > 1:
+        told = ", ".join(f"{store.card.name} {store.card.task}" for store in stores)
+        raise InputError(
+            f"silver.teachers: they write different labels ({told}); teachers of one run write the same kind"
+        )
+    return tasks.pop()
+
+
+def fused_labels(
     stores: list[Store], gold: Source, space: LabelSpace, select: SelectionSettings
 ) -> tuple[Store | Ensemble, Audit]:
     """Returns the labels to choose from, fused where there are several stores, and their audit."""
@@ -254,8 +334,7 @@ def audit_source(settings: RunSettings, sources: Mapping[str, Source], val: Sour
     if isinstance(audit, str):
         return val if audit == "val" else sources[audit]
     parts = [part_of(sources[n], audit) for n in gold_sources(settings)]
-    boxes = [part for part in parts if part.annotations is not None]
-    return joined("held-out gold", boxes) if len(boxes) > 1 else (boxes or parts)[0]
+    return joined("held-out gold", parts) if len(parts) > 1 else parts[0]
 
 
 def learned_sources(settings: RunSettings, sources: Mapping[str, Source]) -> list[Source]:

@@ -240,7 +240,10 @@ def load_sources(
     wanted = set(settings.mix_sources()) | ({settings.online_audit()} & set(data.sources))
     if settings.silver:
         wanted |= {n for n in data.sources if n == settings.silver.audit}
-        if isinstance(settings.silver.teacher, GoldTeacher):
+        part = not isinstance(
+            settings.silver.audit, str
+        )  # of the gold sources, whatever the mix is
+        if part or isinstance(settings.silver.teacher, GoldTeacher):
             wanted |= set(gold_sources(settings))
     problems: list[str] = []
     loaded: dict[str, Source] = {}

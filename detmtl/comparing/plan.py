@@ -260,11 +260,17 @@ def run_key(settings: RunSettings, fingerprints: Any) -> str:
 def teacher_key(settings: RunSettings, fingerprints: Any) -> str:
     """Returns the key of the scoring of a teacher that nobody trains here."""
     assert settings.silver is not None
-    data = settings.data.model_dump(mode="json", include={"root", "classes", "unmapped"})
+    told = {"root", "classes", "unmapped", "maps", "tags"}
+    data = settings.data.model_dump(mode="json", include=told)
     final = settings.data.test or settings.data.val
-    silver = settings.silver.model_dump(mode="json", include={"teacher", "teachers", "floor"})
-    nms = settings.silver.select.nms
-    return digest([VERSION, data, final.model_dump(mode="json"), silver, nms, fingerprints])
+    used = {"teacher", "teachers", "floor", "audit"}
+    silver = settings.silver.model_dump(mode="json", include=used)
+    fused = {"nms", "fusion", "calibration"}
+    select = settings.silver.select.model_dump(mode="json", include=fused)
+    maps = settings.silver.model_dump(mode="json", include={"select_maps", "select_tags"})
+    tasks = {name: getattr(task, "subsets", {}) for name, task in settings.tasks.items()}
+    facts = [data, final.model_dump(mode="json"), silver, select, maps, tasks, fingerprints]
+    return digest([VERSION, *facts])
 
 
 def is_teacher(settings: CompareSettings, arm: str) -> bool:

@@ -20,13 +20,12 @@ from rich.console import Console
 
 from detmtl.comparing.scores import write_matches
 from detmtl.comparing.start import start_digest
+from detmtl.comparing.teacher_scores import score_teachers
 from detmtl.config import RunSettings, settings_from
 from detmtl.engine import distributed
-from detmtl.engine.evaluator import coco_results
 from detmtl.engine.trainer import TrainingDiverged
 from detmtl.inference.export import ExportError
-from detmtl.metrics.coco import CocoMetric
-from detmtl.pools import label_pools, load_teachers
+from detmtl.pools import label_pools
 from detmtl.recipe import (
     Frozen,
     load_sources,
@@ -36,10 +35,7 @@ from detmtl.recipe import (
 )
 from detmtl.report.provenance import commit
 from detmtl.run_folder import RunFolder
-from detmtl.silver.mapping import ClassMap
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import BoxLabels, Grade
-from detmtl.teachers.annotate import annotate
 
 
 def main(folder: Path) -> int:
@@ -120,57 +116,11 @@ def _label(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _score_teacher(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
-    """Has a teacher annotate the pictures that the students are scored on, and scores that alike."""
+    """Has the teachers annotate the pictures that the students are scored on, and scores that alike."""
     settings: RunSettings = settings_from(job["settings"])
-    silver, data = settings.silver, settings.data
-    assert silver is not None
-    process, space = distributed.start(settings.device), data.label_space()
-    name = "val" if data.test is None else "test"
-    source = (data.test or data.val).load(name, data.root, space, folder / "cache")
-    teachers = list(load_teachers(settings, RunFolder(folder), process))
-    if len(teachers) > 1:
-        names = ", ".join(teacher.card.name for teacher in teachers)
-        raise InputError(
-            f"silver.teachers: {names}: an arm 'teacher' scores one; give each an arm with silver.teacher"
-        )
-    (teacher,) = teachers
-    if teacher.card.task != "boxes":
-        raise InputError(
-            f"teacher '{teacher.card.name}': writes {teacher.card.task}; an arm 'teacher' scores boxes"
-        )
-    store = annotate(
-        teacher,
-        [source],
-        folder / "silver",
-        floor=silver.floor,
-        batch_size=silver.batch_size,
-        progress=False,
-        root=data.root,
-    )
-    mapping = ClassMap.of(store.card, space, silver.select.nms)
-    records = {record.content_hash: mapping(record) for record in store.records()}
-    metric, results = CocoMetric(space.names), []
-    for i, content_hash in enumerate(source.hashes()):
-        found, info = records[content_hash], source.info(i)
-        labels = _labels(found, len(space))
-        truth = source.labels(i).get("boxes")
-        metric.update([labels], [truth if isinstance(truth, BoxLabels) else None], [info])
-        results += coco_results(labels, info.id, space.names)
-    task = next(iter(settings.tasks))
-    (folder / "detections.json").write_text(json.dumps(results))
-    write_json(folder / "metrics.json", {f"{task}/{k}": v for k, v in metric.compute().items()})
+    write_json(folder / "metrics.json", score_teachers(settings, folder))
     write_matches(settings, folder)
     return {}
-
-
-def _labels(record: Any, num_classes: int) -> BoxLabels:
-    return BoxLabels.of(
-        torch.from_numpy(record.boxes),
-        torch.from_numpy(record.classes),
-        num_classes,
-        scores=torch.from_numpy(record.scores),
-        grade=Grade.SILVER,
-    )
 
 
 def peak_bytes() -> int:

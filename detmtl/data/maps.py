@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -202,11 +202,31 @@ class Legend:
         return {"categories": rows, "other": list(self.other), "grade": self.grade.name.lower()}
 
 
+class SomeMaps(Protocol):
+    """The maps of I pictures, wherever they come from."""
+
+    def present(self) -> np.ndarray:
+        """Returns (I,) bool: which pictures have a map."""
+        ...
+
+    def paths(self) -> list[str]:
+        """Returns the files, of each picture that has a map the one that counts."""
+        ...
+
+    def take(self, indices: np.ndarray) -> "SomeMaps":
+        """Returns the maps of the pictures at `indices`."""
+        ...
+
+    def labels(self, i: int, height: int, width: int) -> MapLabels | None:
+        """Returns the map of picture i, see `Maps.labels`."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class FilledMaps(Flat):
     """The maps of I pictures, from `first` where it has one and else from `second`."""
 
-    first: "Maps | FilledMaps"
+    first: SomeMaps
     second: "Maps"
 
     def present(self) -> np.ndarray:

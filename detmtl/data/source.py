@@ -23,7 +23,7 @@ from detmtl.data.depth import DepthFolder, Depths
 from detmtl.data.details import DetailClasses
 from detmtl.data.flat import Annotations, FileNames, Flat
 from detmtl.data.images import Progress, content_hashes, read_image, read_reduced, reduction
-from detmtl.data.maps import FilledMaps, MapClasses, MapFolder, Maps
+from detmtl.data.maps import MapClasses, MapFolder, SomeMaps
 from detmtl.data.parsed import (
     Parsed,
     load_parsed,
@@ -88,7 +88,7 @@ class Source(Flat):
     weight: float = 1.0
     grade: Grade = Grade.GOLD
     cache: str | None = None
-    maps: Maps | FilledMaps | None = None
+    maps: SomeMaps | None = None
     tags: Tags | BoxTags | None = None
     depth: Depths | None = None
 

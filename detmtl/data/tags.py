@@ -114,7 +114,8 @@ class Tags(Flat):
 
     def take(self, indices: np.ndarray) -> "Tags":
         """Returns the tags of the pictures at `indices`."""
-        return Tags(self.targets[indices], self.weights[indices], self.present[indices], self.grade)
+        arrays = (self.targets, self.weights, self.present, self.grade)
+        return Tags(*(array[indices] for array in arrays))
 
     def labels(self, i: int, boxes: BoxLabels | None) -> TagLabels | None:
         """Returns the tags of picture i, None where nobody looked."""

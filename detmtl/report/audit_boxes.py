@@ -10,7 +10,7 @@ import numpy as np
 
 from detmtl.data.source import Source
 from detmtl.report import audit_sections as parts
-from detmtl.report.audit_page import audit_page
+from detmtl.report.audit_page import audit_page, listed, percent
 from detmtl.report.page import Section, note, require
 from detmtl.silver.audit import Audit
 from detmtl.silver.audit_gates import LEAST
@@ -52,8 +52,8 @@ def boxes_page(
     facts = [
         (str(audit.pictures), "gold pictures"),
         (str(len(audit.gold)), "gold boxes"),
-        (_percent(all_of.precision.value), "of the labels are right"),
-        (_percent(all_of.recall.value), "of the objects are found"),
+        (percent(all_of.precision.value), "of the labels are right"),
+        (percent(all_of.recall.value), "of the objects are found"),
         (
             f"{parts.mean(in_silver):.1f} / {parts.mean(in_gold):.1f}",
             "boxes a picture, silver / gold",
@@ -91,13 +91,13 @@ def _remarks(measures: Measures) -> "Iterator[str | Markup]":
     few = [n for n, k in zip(audit.classes, audit.gold_boxes, strict=True) if 0 < k < LEAST]
     if few:
         yield note(
-            f"Fewer than {LEAST} gold boxes: {_listed(few)}. Their own numbers say little; thresholds and "
+            f"Fewer than {LEAST} gold boxes: {listed(few)}. Their own numbers say little; thresholds and "
             "coverage lean on all classes together.",
             "warn",
         )
     unknown = [n for n, known in zip(audit.classes, audit.known, strict=True) if not known]
     if unknown:
-        yield note(f"The teacher does not look for: {_listed(unknown)}.", "warn")
+        yield note(f"The teacher does not look for: {listed(unknown)}.", "warn")
     bias = [_bias(name, c, measures) for name, c in parts.named(measures) if c is not None]
     if said := [text for text in bias if text]:
         yield note("; ".join(said[:6]) + ".", "warn")
@@ -115,12 +115,3 @@ def _bias(name: str, c: int | None, measures: Measures) -> str:
         if found["boxes"] >= LEAST and abs(mean) > max(0.1, 3 * sd / np.sqrt(found["boxes"])):
             words.append(f"{np.exp(mean):.2f} times as {what}")
     return f"Boxes of '{name}' are {' and '.join(words)} as gold's" if words else ""
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share == share else "–"
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-    return ", ".join(names[:12]) + more

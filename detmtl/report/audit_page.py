@@ -1,7 +1,7 @@
 """The page of an audit: how far silver labels can be trusted, for somebody who wants to see it.
 
-`audit_page` is the frame for any kind of labels; `detmtl.report.audit_boxes` fills it for boxes. Another
-task's audit gives its own sections and its own problems.
+`audit_page` is the frame for any kind of labels; `detmtl.report.audit_boxes`, `audit_maps` and `audit_tags`
+fill it. Another task's audit gives its own sections and its own problems.
 """
 
 from collections.abc import Sequence
@@ -45,3 +45,14 @@ def write_audit_page(store: Path, gold_hash: str, html: str) -> Path:
     path = audit_folder(store, gold_hash) / "report.html"
     write_page(path, html)
     return path
+
+
+def percent(share: float) -> str:
+    """Returns a share in percent; a dash of nothing."""
+    return f"{100 * share:.0f} %" if share == share else "\N{EN DASH}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Returns the first names, and how many more there are."""
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return ", ".join(names[:12]) + more

@@ -1,4 +1,4 @@
-"""The plots of an audit of boxes."""
+"""The plots of an audit."""
 
 from typing import TYPE_CHECKING
 
@@ -41,8 +41,10 @@ def size_plot(measures: Measures) -> "Markup":
     return shares_plot(rows)
 
 
-def reliability_plot(before: Reliability, after: Reliability | None) -> "Markup":
-    """Returns how often boxes are right against how sure the teacher is, and how many there are."""
+def reliability_plot(
+    before: Reliability, after: Reliability | None, what: str = "boxes"
+) -> "Markup":
+    """Returns how often labels are right against how sure the teacher is, and how many there are."""
     drawn, (left, right) = axes(7.6, 3.3, columns=2)
     left.plot([0, 1], [0, 1], "--", color=COLORS[5], linewidth=1, label="perfectly calibrated")
     curves = [("scores", before, COLORS[0])]
@@ -51,10 +53,9 @@ def reliability_plot(before: Reliability, after: Reliability | None) -> "Markup"
     width = 0.8 / len(curves)
     for i, (name, curve, color) in enumerate(curves):
         some = np.flatnonzero(curve.counts)
-        hits = np.round(curve.share[some] * curve.counts[some]).astype(int)
-        ends = np.array(
-            [wilson(int(k), int(n)) for k, n in zip(hits, curve.counts[some], strict=True)]
-        ).reshape(-1, 2)
+        number = curve.observations[some]
+        hits = curve.share[some] * number
+        ends = np.array([wilson(k, n) for k, n in zip(hits, number, strict=True)]).reshape(-1, 2)
         left.vlines(curve.score[some], ends[:, 0], ends[:, 1], color=color, alpha=0.4, linewidth=3)
         left.plot(curve.score[some], curve.share[some], "o-", color=color, markersize=4, label=name)
         bins = np.arange(len(curve.counts))
@@ -63,7 +64,7 @@ def reliability_plot(before: Reliability, after: Reliability | None) -> "Markup"
     left.set(xlim=(0, 1), ylim=(0, 1), xlabel="score", ylabel="share that gold confirms")
     left.legend(fontsize=8)
     right.set_xticks(range(0, 11, 2), [f"{k / 10:.1f}" for k in range(0, 11, 2)])
-    right.set(xlabel="score", ylabel="boxes", yscale="log" if _steep(before.counts) else "linear")
+    right.set(xlabel="score", ylabel=what, yscale="log" if _steep(before.counts) else "linear")
     return figure(drawn)
 
 

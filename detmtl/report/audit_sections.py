@@ -16,6 +16,7 @@ from detmtl.report.audit_plots import (
     threshold_plot,
 )
 from detmtl.report.page import Shaded, gallery, table
+from detmtl.silver.audit_estimates import Reliability
 from detmtl.silver.audit_measures import SIZES, Calibrate, Measures, Share
 from detmtl.silver.comparison import Fault
 
@@ -49,7 +50,7 @@ def classes(
         error = measures.reliability(c).error()
         limit = None if c is None else _score(float(measures.limits[c]))
         cover = None if c is None else f"{recall[name]:.2f}"
-        shares = _shaded(row.precision), _shaded(row.recall)
+        shares = shaded(row.precision), shaded(row.recall)
         wrong = f"{error:.3f}" if error == error else None
         rows.append([name, row.recall.count, row.precision.count, limit, *shares, cover, wrong])
     shown = [*every[: CLASSES - 1], every[-1]] if len(every) > CLASSES else every
@@ -82,7 +83,7 @@ def sizes(measures: Measures) -> "Iterator[str | Markup]":
     for name, c in named(measures)[-1:] + named(measures)[:CLASSES][:-1]:
         cells = [measures.row(size, c, i) for i, (size, _, _) in enumerate(SIZES)]
         rows.append(
-            [name, *(_shaded(r.precision) for r in cells), *(_shaded(r.recall) for r in cells)]
+            [name, *(shaded(r.precision) for r in cells), *(shaded(r.recall) for r in cells)]
         )
     sizes = [size for size, _, _ in SIZES]
     yield table(
@@ -99,18 +100,25 @@ def scores(measures: Measures, calibrate: Calibrate | None) -> "Iterator[str | M
     before = measures.reliability()
     probabilities = None if calibrate is None else measures.probabilities(calibrate)
     after = None if calibrate is None else measures.reliability(probabilities=probabilities)
-    yield reliability_plot(before, after)
+    yield from reliability(before, after, "boxes")
+    yield threshold_plot(measures)
+    rows = [[row.name, row.precision.count, shaded(row.precision), shaded(row.recall)]
+            for row in measures.by_score() if row.precision.count]  # fmt: skip
+    yield table(rows, ["score", "boxes", "precision in this range", "recall from its lower end on"])
+
+
+def reliability(
+    before: Reliability, after: Reliability | None, what: str
+) -> "Iterator[str | Markup]":
+    """Yields the diagram of reliability and the expected calibration errors, before and after calibration."""
+    yield reliability_plot(before, after, what)
     words = (
-        f"Expected calibration error {before.error():.3f}; perfectly calibrated scores of as many boxes "
+        f"Expected calibration error {before.error():.3f}; perfectly calibrated scores of as many {what} "
         f"would have about {before.noise():.3f}."
     )
     if after is not None:
         words += f" After calibration {after.error():.3f}."
     yield words
-    yield threshold_plot(measures)
-    rows = [[row.name, row.precision.count, _shaded(row.precision), _shaded(row.recall)]
-            for row in measures.by_score() if row.precision.count]  # fmt: skip
-    yield table(rows, ["score", "boxes", "precision in this range", "recall from its lower end on"])
 
 
 def density(gold: np.ndarray, silver: np.ndarray) -> "Iterator[str | Markup]":
@@ -237,7 +245,8 @@ def pictures(measures: Measures, gold: Source) -> "Iterator[str | Markup]":
         yield gallery(missed)
 
 
-def _shaded(share: Share) -> Shaded | None:
+def shaded(share: Share) -> Shaded | None:
+    """Returns a share as a cell of a table; None of nothing."""
     return Shaded(str(share), share.value) if share.count else None
 
 

@@ -16,12 +16,13 @@ from rich.table import Table
 
 from detmtl.data.source import Source
 from detmtl.silver.audit_columns import columns_of, rows_of
-from detmtl.silver.audit_estimates import RECALL_PRIOR, Curve, toward, wilson
+from detmtl.silver.audit_estimates import RECALL_PRIOR, toward, wilson
 from detmtl.silver.audit_gates import problems
 from detmtl.silver.audit_measures import Measures
 from detmtl.silver.audit_readings import PICTURES, Readings, orientation
 from detmtl.silver.audit_table import class_table
 from detmtl.silver.comparison import GOLD, IOU, JUDGED, Comparison, Fault
+from detmtl.silver.evidence import Evidence
 from detmtl.silver.held_out import overlap, refuse_overlap
 from detmtl.silver.mapping import ClassMap
 from detmtl.silver.parts import atomic_write
@@ -66,12 +67,12 @@ class Audit:
     gold_hash: str
     store_digest: str
 
-    @cached_property
+    @property
     def scores(self) -> tuple[np.ndarray, ...]:
         """C arrays (D_c,) float32, falling: the teacher's boxes that could be judged."""
         return tuple(np.split(self.boxes["score"], self._cuts))
 
-    @cached_property
+    @property
     def hits(self) -> tuple[np.ndarray, ...]:
         """C arrays (D_c,) bool: which of them gold confirms."""
         return tuple(np.split(self.boxes["fault"] == Fault.NONE, self._cuts))
@@ -124,11 +125,8 @@ class Audit:
         Infinity where none is. A class's own precision is drawn toward that over all classes, which
         counts as twenty boxes.
         """
-        curve = Curve(self.boxes["score"], self.boxes["fault"] == Fault.NONE)
-        return {
-            name: curve.threshold(scores, hits, precision)
-            for name, scores, hits in zip(self.classes, self.scores, self.hits, strict=True)
-        }
+        thresholds = Evidence.of(self).thresholds(precision)
+        return dict(zip(self.classes, thresholds.tolist(), strict=True))
 
     def table(self, thresholds: float | Mapping[str, float] = 0.5) -> Table:
         """Returns precision and recall per class with 95 % intervals, and boxes per picture."""

@@ -25,8 +25,8 @@ classes differ.
 """
 
 
-def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Returns the interval of a share, hits of count, at z standard deviations.
+def wilson(hits: float, count: float, z: float = 1.96) -> tuple[float, float]:
+    """Returns the interval of a share, hits of count observations, at z standard deviations.
 
     Source: Wilson 1927, Probable inference, the law of succession, and statistical inference.
     """
@@ -53,14 +53,21 @@ def toward(hits: np.ndarray, counts: np.ndarray, pooled: np.ndarray, prior: floa
 class Curve:
     """The precision from each score on, over all classes."""
 
-    def __init__(self, scores: np.ndarray, hits: np.ndarray):
-        """Takes the scores (D,) and hits (D,) of all classes, in any order."""
+    def __init__(self, scores: np.ndarray, hits: np.ndarray, weights: np.ndarray | None = None):
+        """Takes the scores (D,), hits (D,) and weights (D,) of all classes, in any order; None: 1 each."""
         order = np.argsort(-scores, kind="stable")
         self._candidates = np.unique(scores)
-        counts, confirmed = _from(scores[order], hits[order], self._candidates)
-        self._precision = confirmed / np.maximum(1, counts)
+        weights = np.ones(len(scores)) if weights is None else weights
+        counts, confirmed = _from(scores[order], hits[order], weights[order], self._candidates)
+        self._precision = confirmed / np.where(counts > 0, counts, 1)
 
-    def threshold(self, scores: np.ndarray, hits: np.ndarray, precision: float) -> float:
+    def threshold(
+        self,
+        scores: np.ndarray,
+        hits: np.ndarray,
+        precision: float,
+        weights: np.ndarray | None = None,
+    ) -> float:
         """Returns the lowest score from which on a class has at least `precision`; infinity where none.
 
         The class's own precision from each score on is drawn toward that over all classes.
@@ -68,59 +75,86 @@ class Curve:
         Args:
             scores, hits: (D_c,) of the class, falling.
             precision: in [0, 1].
+            weights: (D_c,); None: 1 each.
         """
-        counts, confirmed = _from(scores, hits, self._candidates)
+        weights = np.ones(len(scores)) if weights is None else weights
+        counts, confirmed = _from(scores, hits, weights, self._candidates)
         share = toward(confirmed, counts, self._precision, PRECISION_PRIOR)
         good = np.flatnonzero(share >= precision - 1e-12)  # 9 of 10 is .9, whatever arithmetic says
         return float(self._candidates[good[0]]) if len(good) else float("inf")
 
 
-def _from(scores: np.ndarray, hits: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (T,) how many of the falling scores are at least `at`, and how many of those are hits."""
-    counts = np.searchsorted(-scores, -at, side="right")
-    return counts, np.append(0, np.cumsum(hits))[counts]
+def _from(
+    scores: np.ndarray, hits: np.ndarray, weights: np.ndarray, at: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (T,) the weight of the falling scores that are at least `at`, and that of the hits."""
+    ends = np.searchsorted(-scores, -at, side="right")
+    return np.append(0, np.cumsum(weights))[ends], np.append(0, np.cumsum(weights * hits))[ends]
 
 
 @dataclass(frozen=True, eq=False)
 class Reliability:
-    """How often boxes are right, against how sure the teacher is of them.
+    """How often labels are right, against how sure the teacher is of them.
 
     Attributes:
-        counts: (B,) int64, boxes by their score, in B bins of equal width from 0 to 1.
+        counts: (B,), labels by their score, in B bins of equal width from 0 to 1.
         score: (B,) their mean score; nan where there are none.
         share: (B,) the share of them that gold confirms; nan where there are none.
+        observations: (B,), as many independent ones as `counts` are worth.
     """
 
     counts: np.ndarray
     score: np.ndarray
     share: np.ndarray
+    observations: np.ndarray
 
     @classmethod
-    def of(cls, scores: np.ndarray, hits: np.ndarray, bins: int = 10) -> "Reliability":
-        """Sorts scores (D,) in [0, 1] with hits (D,) bool into bins."""
+    def of(
+        cls,
+        scores: np.ndarray,
+        hits: np.ndarray,
+        bins: int = 10,
+        counts: np.ndarray | None = None,
+        observations: np.ndarray | None = None,
+    ) -> "Reliability":
+        """Sorts labels into bins.
+
+        Args:
+            scores: (D,) in [0, 1].
+            hits: (D,) bool.
+            bins: B.
+            counts: (D,), how many labels each row stands for; None: one.
+            observations: (D,), how many independent ones those are worth; None: as many.
+        """
         at = np.minimum((scores * bins).astype(np.int64), bins - 1)
-        counts = np.bincount(at, minlength=bins)
-        some = np.where(counts, counts, np.nan)
+        own = np.ones(len(at), dtype=np.int64) if counts is None else counts
+        number = np.bincount(at, weights=own, minlength=bins)
+        some = np.where(number > 0, number, np.nan)
+        worth = number
+        if observations is not None:
+            worth = np.bincount(at, weights=observations, minlength=bins)
         return cls(
-            counts,
-            np.bincount(at, weights=scores, minlength=bins) / some,
-            np.bincount(at, weights=hits, minlength=bins) / some,
+            number if counts is not None else number.astype(np.int64),
+            np.bincount(at, weights=own * scores, minlength=bins) / some,
+            np.bincount(at, weights=own * hits, minlength=bins) / some,
+            worth,
         )
 
     def error(self) -> float:
-        """Returns the expected calibration error in [0, 1]; nan without boxes.
+        """Returns the expected calibration error in [0, 1]; nan without labels.
 
         Source: Naeini et al. 2015, Obtaining well calibrated probabilities using Bayesian binning,
-        equation 3; applied to the boxes' precision at IoU 0.5.
+        equation 3; applied to the precision of labels (of boxes at IoU 0.5).
         """
         return self._mean(np.abs(self.score - self.share))
 
     def noise(self) -> float:
-        """Returns the error that perfectly calibrated scores would have on average with so few boxes.
+        """Returns the error that perfectly calibrated scores would have on average with so few labels.
 
         The mean absolute deviation of a binomial share, by its normal limit.
         """
-        spread = np.sqrt(self.score * (1 - self.score) / np.where(self.counts, self.counts, np.nan))
+        some = np.where(self.observations > 0, self.observations, np.nan)
+        spread = np.sqrt(self.score * (1 - self.score) / some)
         return self._mean(np.sqrt(2 / np.pi) * spread)
 
     def _mean(self, values: np.ndarray) -> float:

@@ -24,10 +24,10 @@ Calibrate = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Share:
-    """A share with its uncertainty: `hits` of `count`."""
+    """A share with its uncertainty: `hits` of `count` observations."""
 
-    hits: int
-    count: int
+    hits: float
+    count: float
 
     @property
     def value(self) -> float:

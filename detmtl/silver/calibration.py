@@ -1,13 +1,13 @@
-"""What a teacher's score is worth: the probability that gold confirms a box of that score.
+"""What a teacher's score is worth: the probability that gold confirms a label of that score.
 
 A missed box has no score, so calibration says nothing of it: that is what recall and coverage are for.
 
-Letters: N boxes, C classes, D_c the audited boxes of class c, K knots of a curve.
+Letters: N labels, C classes, D_c the audited labels of class c, K knots of a curve.
 """
 
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Literal
@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from detmtl.silver.audit import Audit
+from detmtl.silver.evidence import FOLDS, Evidence, Judged
 from detmtl.structures.errors import InputError, missing_package
 from detmtl.structures.settings import Settings
 
@@ -25,8 +25,7 @@ Curve = Callable[[np.ndarray], np.ndarray]
 METHODS: tuple[Method, ...] = ("none", "temperature", "platt", "isotonic")
 """From the stiffest to the most flexible; of equally good ones `auto` takes the first."""
 LEAST = 10
-"""Fewer judged boxes than this say nothing of a score's worth."""
-FOLDS = 5
+"""Fewer judged labels than this say nothing of a score's worth."""
 _KNOTS = np.linspace(0, 1, 401)
 """Scores at which curves are kept; between them they are straight."""
 _EDGE = 1e-6
@@ -39,16 +38,16 @@ class CalibrationSettings(Settings):
     method: Literal["auto", "none", "temperature", "platt", "isotonic"] = "auto"
     """`temperature` scales the score's logit, `platt` scales and shifts it, `isotonic` is any rising
     curve, `none` takes the score for the probability; `auto` is the one of them with the lowest
-    log loss on boxes that it was not fitted to."""
+    log loss on labels that it was not fitted to."""
     shrink: float = Field(default=50, ge=0)
-    """A class with n audited boxes follows its own curve by n / (n + shrink), all classes' curve by the
+    """A class with n audited labels follows its own curve by n / (n + shrink), all classes' curve by the
     rest. 50: on coco128, two teachers with 80 and with 3 classes, the log loss of boxes held out was
     within 0.003 of the best of 0, 5, 10, 20, 50, 100 and no class of its own, and 0 was the worst."""
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """The probability that a box is right, by its score and class; never falls as the score rises.
+    """The probability that a label is right, by its score and class; never falls as the score rises.
 
     Attributes:
         method: what was fitted.
@@ -74,6 +73,10 @@ class Calibration:
         """Returns (C,) float64: the lowest score of that probability or more; infinity where none is."""
         return np.array([_crossing(curve, probability) for curve in self.curves])
 
+    def opposite(self) -> "Calibration":
+        """Returns the probability that a label is wrong, by 1 - score."""
+        return Calibration(self.method, 1 - self.curves[:, ::-1])
+
     def digest(self) -> str:
         """Returns a hash of the curves."""
         text = json.dumps([self.method, np.round(self.curves, 9).tolist()])
@@ -81,45 +84,44 @@ class Calibration:
 
 
 def fit_calibration(
-    audit: Audit, settings: CalibrationSettings | None = None, where: str = "calibration"
+    audit: Judged, settings: CalibrationSettings | None = None, where: str = "calibration"
 ) -> Calibration:
     """Returns what an audit says a teacher's scores are worth.
 
     Each class's curve is mixed with that of all classes, in logits and by the number of the class's
-    boxes: a class of few boxes would otherwise get whatever those few happen to be.
+    labels: a class of few would otherwise get whatever those few happen to be.
 
     Args:
-        audit: the teacher's boxes judged by gold.
+        audit: the teacher's labels judged by gold.
         settings: how; None: the defaults.
         where: the teacher, for errors.
 
     Raises:
-        InputError: scikit-learn is missing, or gold judges too few boxes.
+        InputError: scikit-learn is missing, or gold judges too few labels.
     """
-    settings = settings or CalibrationSettings()
-    scores, hits = list(audit.scores), list(audit.hits)
+    settings, evidence = settings or CalibrationSettings(), Evidence.of(audit)
     method = settings.method
     if method == "none":
-        return Calibration.none(len(scores))
-    _require(method, scores, hits, where)
+        return Calibration.none(len(evidence.scores))
+    _require(method, evidence, where)
     if method == "auto":
-        method = _best(scores, hits, settings.shrink)
-    return Calibration(method, _fit(method, scores, hits, settings.shrink))
+        method = _best(evidence, settings.shrink)
+    return Calibration(method, _fit(method, evidence, settings.shrink))
 
 
 def cross_fitted(
-    audit: Audit, settings: CalibrationSettings | None = None, where: str = "calibration"
+    audit: Judged, settings: CalibrationSettings | None = None, where: str = "calibration"
 ) -> list[np.ndarray]:
-    """Returns per class the probabilities (D_c,) of the audited boxes, each from curves that were fitted
-    without it. What the same boxes say of them is no flattery.
+    """Returns per class the probabilities (D_c,) of the audited labels, each from curves that were fitted
+    without it. What the same labels say of them is no flattery.
 
     Raises:
         InputError: as `fit_calibration`.
     """
-    settings = settings or CalibrationSettings()
+    settings, evidence = settings or CalibrationSettings(), Evidence.of(audit)
     if settings.method != "none":
-        _require(settings.method, audit.scores, audit.hits, where)
-    return _cross_fitted(settings.method, audit.scores, audit.hits, settings.shrink)
+        _require(settings.method, evidence, where)
+    return _cross_fitted(settings.method, evidence, settings.shrink)
 
 
 def expected_calibration_error(
@@ -127,7 +129,7 @@ def expected_calibration_error(
 ) -> float:
     """Returns the mean gap in [0, 1] between probability and share of hits, over bins of even width.
 
-    NaN without boxes.
+    NaN without labels.
 
     Args:
         probabilities: (N,) in [0, 1].
@@ -144,134 +146,139 @@ def expected_calibration_error(
     return float(np.abs(gap).sum() / len(probabilities))
 
 
-def log_loss(probabilities: np.ndarray, hits: np.ndarray) -> float:
-    """Returns the mean negative log-likelihood of hits (N,) bool under probabilities (N,)."""
+def log_loss(
+    probabilities: np.ndarray, hits: np.ndarray, weights: np.ndarray | None = None
+) -> float:
+    """Returns the mean negative log-likelihood of hits (N,) bool under probabilities (N,), weighted by
+    `weights` (N,)."""
     p = np.asarray(probabilities, dtype=np.float64).clip(_EDGE, 1 - _EDGE)
-    return float(-np.where(hits, np.log(p), np.log1p(-p)).mean())
+    return float(np.average(-np.where(hits, np.log(p), np.log1p(-p)), weights=weights))
 
 
-def _require(
-    method: str, scores: Sequence[np.ndarray], hits: Sequence[np.ndarray], where: str
-) -> None:
+def _require(method: str, evidence: Evidence, where: str) -> None:
     if method in ("auto", "isotonic") and importlib.util.find_spec("sklearn") is None:
         raise missing_package("scikit-learn", "calibration", f"calibration by method {method}")
-    count, right = sum(map(len, scores)), sum(int(h.sum()) for h in hits)
+    _, hits, weights = evidence.pooled()
+    count = weights.sum()
     if count < LEAST:
         raise InputError(
-            f"{where}: gold judges {count} of the teacher's boxes, and {LEAST} are needed to calibrate "
+            f"{where}: gold judges {count:.0f} of the teacher's labels, and {LEAST} are needed to calibrate "
             "its scores; give more gold, or set calibration: none"
         )
-    if not right:
+    if not hits.any():
         raise InputError(
-            f"{where}: gold confirms none of {count} boxes of the teacher; compare classes, boxes and "
+            f"{where}: gold confirms none of {count:.0f} labels of the teacher; compare classes, places and "
             "pictures before its scores are calibrated"
         )
 
 
-def _best(scores: Sequence[np.ndarray], hits: Sequence[np.ndarray], shrink: float) -> Method:
-    truth = np.concatenate(hits)
+def _best(evidence: Evidence, shrink: float) -> Method:
+    _, truth, weights = evidence.pooled()
+    if not len(truth):
+        return METHODS[0]
     losses = {
-        m: log_loss(np.concatenate(_cross_fitted(m, scores, hits, shrink)), truth) for m in METHODS
+        m: log_loss(np.concatenate(_cross_fitted(m, evidence, shrink)), truth, weights)
+        for m in METHODS
     }
     return min(METHODS, key=lambda m: round(losses[m], 9))
 
 
 def _cross_fitted(
-    method: Method | Literal["auto"],
-    scores: Sequence[np.ndarray],
-    hits: Sequence[np.ndarray],
-    shrink: float,
+    method: Method | Literal["auto"], evidence: Evidence, shrink: float
 ) -> list[np.ndarray]:
     """As `cross_fitted`; `auto` chooses anew in every fold."""
     if method == "none":
-        return [s.astype(np.float64) for s in scores]
-    # Every fifth box of a class by falling score: folds alike in class and score, without chance.
-    starts = np.cumsum([0, *map(len, scores)])[:-1]
-    fold = [(np.arange(len(s)) + a) % FOLDS for s, a in zip(scores, starts, strict=True)]
-    found = [np.zeros(len(s)) for s in scores]
+        return [s.astype(np.float64) for s in evidence.scores]
+    found = [np.zeros(len(s)) for s in evidence.scores]
     for k in range(FOLDS):
-        ours = [s[f != k] for s, f in zip(scores, fold, strict=True)]
-        theirs = [h[f != k] for h, f in zip(hits, fold, strict=True)]
-        chosen: Method = _best(ours, theirs, shrink) if method == "auto" else method
-        fitted = Calibration(chosen, _fit(chosen, ours, theirs, shrink))
-        for c, (s, f) in enumerate(zip(scores, fold, strict=True)):
+        rest = evidence.without(k)
+        chosen: Method = _best(rest, shrink) if method == "auto" else method
+        fitted = Calibration(chosen, _fit(chosen, rest, shrink))
+        for c, (s, f) in enumerate(zip(evidence.scores, evidence.folds, strict=True)):
             out = f == k
             found[c][out] = fitted(s[out], np.full(int(out.sum()), c))
     return found
 
 
-def _fit(
-    method: Method, scores: Sequence[np.ndarray], hits: Sequence[np.ndarray], shrink: float
-) -> np.ndarray:
+def _fit(method: Method, evidence: Evidence, shrink: float) -> np.ndarray:
     """Returns the curves (C, K)."""
     if method == "none":
-        return Calibration.none(len(scores)).curves
-    everything = _curve(method, np.concatenate(scores), np.concatenate(hits))
-    common = _logit(everything)
-    curves = np.empty((len(scores), len(_KNOTS)))
-    for c, (s, h) in enumerate(zip(scores, hits, strict=True)):
-        own = len(s) / (len(s) + shrink) if len(s) else 0.0
-        mixed = common if own == 0 else own * _logit(_curve(method, s, h)) + (1 - own) * common
+        return Calibration.none(len(evidence.scores)).curves
+    common = _logit(_curve(method, *evidence.pooled()))
+    curves = np.empty((len(evidence.scores), len(_KNOTS)))
+    of_classes = zip(evidence.scores, evidence.hits, evidence.weights, strict=True)
+    for c, (s, h, w) in enumerate(of_classes):
+        own = w.sum() / (w.sum() + shrink) if len(s) else 0.0
+        mixed = common if own == 0 else own * _logit(_curve(method, s, h, w)) + (1 - own) * common
         curves[c] = 1 / (1 + np.exp(-mixed))
     return np.maximum.accumulate(curves, axis=1)  # against rounding alone
 
 
-def _curve(method: Method, scores: np.ndarray, hits: np.ndarray) -> np.ndarray:
-    """Returns the rising curve (K,) of one set of boxes, never nearer to 0 or 1 than they can tell."""
-    n = len(scores)
-    fitted = _isotonic(scores, hits) if method == "isotonic" else _logistic(method, scores, hits)
-    # As many hits in a row as there are boxes leave this much doubt (Laplace's rule of succession).
-    doubt = 1 / (n + 2)
+def _curve(method: Method, scores: np.ndarray, hits: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Returns the rising curve (K,) of one set of labels, never nearer to 0 or 1 than they can tell."""
+    if not len(scores):
+        return np.full(len(_KNOTS), 0.5)
+    if method == "isotonic":
+        fitted = _isotonic(scores, hits, weights)
+    else:
+        fitted = _logistic(method, scores, hits, weights)
+    # As many hits in a row as there are labels leave this much doubt (Laplace's rule of succession).
+    doubt = 1 / (weights.sum() + 2)
     return fitted.clip(doubt, 1 - doubt)
 
 
-def _isotonic(scores: np.ndarray, hits: np.ndarray) -> np.ndarray:
+def _isotonic(scores: np.ndarray, hits: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Source: Zadrozny and Elkan 2002, Transforming classifier scores into accurate probabilities."""
     from sklearn.isotonic import IsotonicRegression
 
-    rising = IsotonicRegression(out_of_bounds="clip").fit(scores.astype(np.float64), hits)
+    rising = IsotonicRegression(out_of_bounds="clip")
+    rising.fit(scores.astype(np.float64), hits, sample_weight=weights)
     return rising.predict(_KNOTS)
 
 
-def _logistic(method: Method, scores: np.ndarray, hits: np.ndarray) -> np.ndarray:
+def _logistic(
+    method: Method, scores: np.ndarray, hits: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
     """Scaled logits, shifted too for `platt`; a scale below 0 would make good scores bad: 0 then.
 
     Source: Platt 1999 (with its targets, which keep the scale finite where scores part hits from
     misses); temperature: Guo et al. 2017, arXiv 1706.04599.
     """
-    right = int(hits.sum())
-    wrong = len(hits) - right
+    right = weights[hits].sum()
+    wrong = weights.sum() - right
     target = np.where(hits, (right + 1) / (right + 2), 1 / (wrong + 2))
     x = _logit(scores.astype(np.float64))
     columns = np.stack([x, np.ones_like(x)], axis=1)[:, : 2 if method == "platt" else 1]
-    found = _newton(columns, target)
+    found = _newton(columns, target, weights)
     if found[0] < 0:
-        found = np.array([0.0, float(_logit(target.mean()))])[: len(found)]
+        found = np.array([0.0, float(_logit(np.average(target, weights=weights)))])[: len(found)]
     knots = np.stack([_logit(_KNOTS), np.ones_like(_KNOTS)], axis=1)[:, : len(found)]
     return 1 / (1 + np.exp(-(knots @ found)))
 
 
-def _newton(columns: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Returns the coefficients of the logistic regression of targets (N,) in (0, 1) on columns (N, 1 or
-    2), by Newton's steps, halved where one would lead uphill.
+def _newton(columns: np.ndarray, target: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Returns the coefficients of the logistic regression of targets (N,) in (0, 1), of weights (N,), on
+    columns (N, 1 or 2), by Newton's steps, halved where one would lead uphill.
 
     scikit-learn's takes twenty times as long for so few numbers, and hundreds of curves are fitted.
     """
 
     def loss(b: np.ndarray) -> float:
         z = columns @ b
-        return float((np.logaddexp(0, z) - target * z).sum())
+        return float((weights * (np.logaddexp(0, z) - target * z)).sum())
 
     found = np.eye(1, columns.shape[1])[0]  # the score as it is
     least = loss(found)
     for _ in range(50):
         p = 1 / (1 + np.exp(-(columns @ found)))
-        curvature = (columns * (p * (1 - p))[:, None]).T @ columns
-        step = np.linalg.solve(curvature + 1e-6 * np.eye(len(found)), columns.T @ (target - p))
+        curvature = (columns * (weights * p * (1 - p))[:, None]).T @ columns
+        step = np.linalg.solve(
+            curvature + 1e-6 * np.eye(len(found)), columns.T @ (weights * (target - p))
+        )
         while (value := loss(found + step)) > least and np.abs(step).max() > 1e-9:
             step = step / 2
         found, gain, least = found + step, least - value, value
-        if gain < 1e-10 * len(target):
+        if gain < 1e-10 * weights.sum():
             break
     return found
 

@@ -200,6 +200,11 @@ class Ensemble:
         # Fused labels are in the label space's classes already, and no two of one object.
         return audit(cast(Store, view), gold, LabelSpace.of(self.classes.names), nms=None)
 
+    def fused(self, hashes: Sequence[str]) -> Iterator[Record]:
+        """Yields the fused labels of several teachers, of the pictures of those hashes that all of them
+        have seen; classes index the card's."""
+        return _AsStore(self, frozenset(hashes)).records()
+
     def gather(self, hashes: np.ndarray, folder: Path, lowest: np.ndarray) -> "Gathered":
         """Reads the stores and keeps the boxes of the pictures that are asked for.
 

@@ -1,47 +1,55 @@
-"""What an audit of maps found.
+"""What an audit of maps found: every judged pixel, counted by picture, classes and confidence.
 
-Letters: C classes.
+Letters: C classes, K pictures, R rows of the table.
 """
 
+import base64
 import hashlib
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
+from scipy.special import stdtrit
 
+from detmtl.silver.evidence import FOLDS, Evidence
 from detmtl.silver.parts import atomic_write
-from detmtl.structures.confusion import confusion
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import MapLabels
+from detmtl.structures.labels import OTHER, UNKNOWN, MapLabels
 
-LEAST_PICTURES = 5
-"""A class of fewer gold pictures is judged by all classes together."""
+SCHEMA = 2
+"""Of maps.json, and part of the gold hash: raise it when the same labels are judged otherwise."""
+
+PIXELS = np.dtype(
+    [("picture", "<i4"), ("true", "u1"), ("given", "u1"), ("level", "u1"), ("pixels", "<i4")]
+)
+"""Pixels of a picture (its position in gold) that gold and the teacher call so, classes or `OTHER`, at
+one confidence: 255 for certainty."""
 
 SPREAD = 1.96
 """Standard deviations of a 95 % interval."""
+MOST = 20
+"""The pixels that a picture has of a class count as no more independent observations than this: a picture
+has some tens of boxes, too, and a class that agrees everywhere by luck must not speak for the others."""
 
 
 @dataclass(frozen=True, eq=False)
 class MapAudit:
-    """How a teacher's pixels agree with gold's, in the label space's classes.
+    """How a teacher's pixels agree with gold's, in the label space's classes; of no threshold yet.
 
     Attributes:
         classes: the C class names.
         known: (C,) bool, which classes the teacher knows.
         gives: (C,) bool, which classes it can give: those that it knows, and that of what is unmapped.
-        pictures: gold pictures that were compared.
+        pictures: gold pictures that were compared, K.
         missing: gold pictures that the store does not have.
-        pixels: (C + 1, C + 1) int64, true class (rows) by the teacher's; the last row and column are
-            none of the classes that were looked for. Pixels that either left unknown do not count.
-        squares: (C, 3): sums over pictures of a * a, a * n and n * n, where n is a picture's pixels of
-            the teacher's class and a those that gold confirms.
-        shown: (C,) int64, gold pictures that show the class.
-        given: (C,) int64, pictures to which the teacher gives the class.
-        gold_hash: of gold's pictures and maps.
+        rows: (R,) of `PIXELS`, by picture. Pixels that either left unknown are not there, nor such as
+            nobody looked at with the class in mind that the teacher gives.
+        gold_hash: of gold's pictures and maps, and of who is judged by them in which classes.
         store_digest: of the labels that were judged.
     """
 
@@ -50,114 +58,86 @@ class MapAudit:
     gives: np.ndarray
     pictures: int
     missing: int
-    pixels: np.ndarray
-    squares: np.ndarray
-    shown: np.ndarray
-    given: np.ndarray
+    rows: np.ndarray
     gold_hash: str
     store_digest: str
 
-    def precision(self) -> np.ndarray:
-        """Returns (C,): the share of the teacher's pixels of a class that gold confirms.
+    @property
+    def graded(self) -> bool:
+        """Whether the teacher says how sure it is of a pixel."""
+        return bool((self.rows["level"] < UNKNOWN).any())
 
-        Of a class given to fewer than 5 pictures that of all classes together; 0 of one it cannot
-        give.
+    @cached_property
+    def places(self) -> tuple[np.ndarray, np.ndarray]:
+        """Positions in gold of the pictures that have judged pixels, and each row's (R,) among them."""
+        found, at = np.unique(self.rows["picture"], return_inverse=True)
+        return found, at
+
+    def counts(self, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns (K, C + 1) pixels by true class, by given class, and of those that agree; the last
+        column is none of the classes.
+
+        Args:
+            kept: (R,) bool, the rows that count.
         """
-        confirmed, given = np.diag(self.pixels)[:-1], self.pixels.sum(0)[:-1]
-        return _shares(confirmed, given, self.given, self.gives)
+        names, at = self.places
+        width = len(self.classes) + 1
+        true, given = self.index("true"), self.index("given")
+        pixels = self.rows["pixels"] * kept
+        shape = (len(names), width)
 
-    def found(self) -> np.ndarray:
-        """Returns (C,): the share of gold's pixels of a class that the teacher gives to any class, and
-        does not take for background.
+        def sums(column: np.ndarray, weights: np.ndarray) -> np.ndarray:
+            flat = np.bincount(at * width + column, weights=weights, minlength=shape[0] * width)
+            return flat.reshape(shape)
 
-        Of a class shown in fewer than 5 pictures that of all known classes together; 0 of one it does
-        not know.
-        """
-        true = self.pixels.sum(1)[:-1]
-        return _shares(true - self.pixels[:-1, -1], true, self.shown, self.known)
+        return sums(true, pixels), sums(given, pixels), sums(given, pixels * (true == given))
 
-    def interval(self) -> np.ndarray:
-        """Returns (C,): half the width of a 95 % interval of each class's own precision; NaN for fewer
-        than 2 pictures.
+    def index(self, column: str) -> np.ndarray:
+        """Returns (R,) int64: the classes `true` or `given`, C for none of them."""
+        return np.minimum(self.rows[column], len(self.classes)).astype(np.int64)
 
-        Pixels of one picture are not independent, so it is the pictures that vary: the variance of a
-        ratio of sums.
-        Source: Cochran 1977, Sampling techniques, section 6.3.
-        """
-        confirmed, given = np.diag(self.pixels)[:-1], self.pixels.sum(0)[:-1]
-        p = confirmed / np.maximum(1, given)
-        aa, an, nn = self.squares.T
-        residual = np.maximum(0, aa - 2 * p * an + p**2 * nn)
-        many = self.given >= 2
-        scale = self.given / np.maximum(1, self.given - 1)
-        half = SPREAD * np.sqrt(scale * residual) / np.maximum(1, given)
-        return np.where(many, half, np.nan)
+    @cached_property
+    def _evidence(self) -> tuple[Evidence, list[np.ndarray]]:
+        rows = self.rows
+        _, given, hits = self.counts(np.ones(len(rows), dtype=bool))
+        worth = observations(hits, given)
+        fold, hit = self.places[1] % FOLDS, rows["true"] == rows["given"]
+        # Rows of one class, confidence and fold count together.
+        code = (rows["given"].astype(np.int64) * 256 + (255 - rows["level"])) * 2 * FOLDS
+        codes, at = np.unique(code + fold * 2 + hit, return_inverse=True)
+        pixels = np.bincount(at, weights=rows["pixels"], minlength=len(codes))
+        own = [codes // (512 * FOLDS) == c for c in range(len(self.classes))]
+        scores = (255 - codes // (2 * FOLDS) % 256).astype(np.float32) / np.float32(255)
+        total = given.sum(0)
+        return Evidence(
+            scores=[scores[o] for o in own],
+            hits=[codes[o] % 2 == 1 for o in own],
+            weights=[pixels[o] * (worth[c] / max(1, total[c])) for c, o in enumerate(own)],
+            folds=[codes[o] // 2 % FOLDS for o in own],
+        ), [pixels[o] for o in own]
 
-    def table(self) -> Table:
-        """Returns precision and recall of each class that either shows."""
-        left_out = f", {self.missing} more are not labelled" if self.missing else ""
-        table = Table(title=f"Silver maps against gold: {self.pictures} pictures{left_out}")
-        columns = (
-            "class",
-            "known",
-            "precision",
-            "recall",
-            "not background",
-            "gold px",
-            "silver px",
-        )
-        for column in columns:
-            table.add_column(column, justify="left" if column == "class" else "right")
-        true, given = self.pixels.sum(1), self.pixels.sum(0)
-        all_pixels, half, found = max(1, self.pixels.sum()), self.interval(), self.found()
-        for c, name in enumerate(self.classes):
-            if not (true[c] or given[c]):
-                continue
-            hits = self.pixels[c, c]
-            spread = f" ± {half[c]:.2f}" if half[c] == half[c] else ""
-            table.add_row(
-                name,
-                "yes" if self.known[c] else "no",
-                f"{hits / given[c]:.2f}{spread}" if given[c] else "-",
-                f"{hits / true[c]:.2f}" if true[c] else "-",
-                f"{found[c]:.2f}" if self.known[c] else "-",
-                f"{true[c] / all_pixels:.2%}",
-                f"{given[c] / all_pixels:.2%}",
-            )
-        return table
+    @property
+    def evidence(self) -> Evidence:
+        """The pixels of each class by confidence, as many observations as they are worth."""
+        return self._evidence[0]
 
-    def problems(self) -> list[str]:
-        """Returns reasons not to trust these maps, a sentence each; [] where there are none."""
-        true = self.pixels[:-1].sum(1)
-        if not true[self.known].sum():
-            return [
-                "audit: gold shows none of the classes that the teacher knows; it cannot be judged"
-            ]
-        problems = []
-        given = self.pixels[:-1, :-1][self.known].sum()
-        if given < 0.05 * true[self.known].sum():
-            problems.append(
-                f"audit: the teacher gives a class to {given / true[self.known].sum():.1%} of the pixels "
-                "that are of its classes; its maps may be of resized or other pictures, or all background"
-            )
-        for c in np.flatnonzero(self.known & (self.shown >= LEAST_PICTURES)).tolist():
-            row = self.pixels[c, :-1]
-            other = int(row.argmax())
-            if other != c and row[other] > 0.5 * row.sum() and row.sum() > 0.1 * true[c]:
-                problems.append(
-                    f"audit: {row[other] / row.sum():.0%} of the pixels of '{self.classes[c]}' are called "
-                    f"'{self.classes[other]}' by the teacher; its classes may be in another order"
-                )
-        return problems
+    @property
+    def evidence_pixels(self) -> list[np.ndarray]:
+        """Of each label in `evidence` the pixels."""
+        return self._evidence[1]
 
     def digest(self) -> str:
         """Returns a hash of the audit's content."""
-        return hashlib.sha256(self._json()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps(self._head(), sort_keys=True).encode())
+        digest.update(self.rows.tobytes())
+        return digest.hexdigest()[:16]
 
     def save(self, path: Path) -> None:
-        """Writes it as JSON."""
+        """Writes it as JSON, the table packed."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, self._json())
+        table = base64.b64encode(zlib.compress(self.rows.tobytes(), 6)).decode()
+        text = json.dumps({**self._head(), "rows": table}, separators=(",", ":"), sort_keys=True)
+        atomic_write(path, text.encode())
 
     @classmethod
     def load(cls, path: Path) -> "MapAudit":
@@ -168,27 +148,33 @@ class MapAudit:
         """
         try:
             fields = json.loads(path.read_bytes())
-            arrays: dict[str, Any] = {
-                name: np.array(fields.pop(name), dtype=kind)
-                for name, kind in (
-                    ("known", bool),
-                    ("gives", bool),
-                    ("pixels", np.int64),
-                    ("squares", np.float64),
-                    ("shown", np.int64),
-                    ("given", np.int64),
-                )
-            }
-            return cls(classes=tuple(fields.pop("classes")), **fields, **arrays)
-        except (OSError, ValueError, KeyError, TypeError) as problem:
+            if fields["schema"] != SCHEMA:
+                raise ValueError(f"schema {fields['schema']}, this version reads {SCHEMA}")
+            table = zlib.decompress(base64.b64decode(fields["rows"]))
+            return cls(
+                classes=tuple(fields["classes"]),
+                known=np.array(fields["known"], dtype=bool),
+                gives=np.array(fields["gives"], dtype=bool),
+                pictures=fields["pictures"],
+                missing=fields["missing"],
+                rows=np.frombuffer(table, dtype=PIXELS),
+                gold_hash=fields["gold_hash"],
+                store_digest=fields["store_digest"],
+            )
+        except (OSError, ValueError, KeyError, TypeError, zlib.error) as problem:
             raise InputError(f"{path}: not readable as an audit ({problem}); audit again") from None
 
-    def _json(self) -> bytes:
-        fields = {
-            name: value.tolist() if isinstance(value, np.ndarray) else value
-            for name, value in vars(self).items()
+    def _head(self) -> dict[str, Any]:
+        return {
+            "schema": SCHEMA,
+            "classes": self.classes,
+            "known": self.known.tolist(),
+            "gives": self.gives.tolist(),
+            "pictures": self.pictures,
+            "missing": self.missing,
+            "gold_hash": self.gold_hash,
+            "store_digest": self.store_digest,
         }
-        return json.dumps(fields, separators=(",", ":"), sort_keys=True).encode()
 
 
 class Tally:
@@ -198,53 +184,75 @@ class Tally:
         pictures: that were counted.
     """
 
-    def __init__(self, num_classes: int):
+    def __init__(self) -> None:
         self.pictures = 0
-        self._pixels = np.zeros((num_classes + 1, num_classes + 1), np.int64)
-        self._squares = np.zeros((num_classes, 3))
-        self._shown = np.zeros(num_classes, np.int64)
-        self._given = np.zeros(num_classes, np.int64)
+        self._rows: list[np.ndarray] = []
 
-    def add(self, truth: MapLabels, found: MapLabels) -> None:
-        """Counts a picture. What the teacher left unknown does not count."""
-        counts = confusion(truth, found, unknown_counts=False)
-        hits, given = np.diag(counts)[:-1].astype(float), counts.sum(0)[:-1].astype(float)
-        self._pixels += counts
-        self._squares += np.stack([hits * hits, hits * given, given * given], axis=1)
-        self._shown += counts.sum(1)[:-1] > 0
-        self._given += given > 0
+    def add(self, picture: int, truth: MapLabels, given: np.ndarray, levels: np.ndarray) -> None:
+        """Counts a picture.
+
+        Args:
+            picture: its position in gold.
+            truth: by people.
+            given: (H, W) uint8, by the teacher, in the same classes.
+            levels: (H, W) uint8, how sure it is.
+        """
+        true = truth.classes.numpy()
+        # Where nobody looked for the class that the teacher gives, it may be right.
+        unseen = np.zeros(256, dtype=bool)
+        unseen[np.flatnonzero(truth.coverage.numpy() < 1)] = True
+        judged = (true != UNKNOWN) & (given != UNKNOWN) & ~((true == OTHER) & unseen[given])
+        code = true[judged].astype(np.int32) << 16
+        code |= given[judged].astype(np.int32) << 8
+        codes, pixels = np.unique(code | levels[judged], return_counts=True)
+        rows = np.zeros(len(codes), dtype=PIXELS)
+        rows["picture"], rows["pixels"] = picture, pixels
+        rows["true"], rows["given"], rows["level"] = codes >> 16, codes >> 8 & 255, codes & 255
+        self._rows.append(rows)
         self.pictures += 1
 
-    def audit(
-        self,
-        classes: Sequence[str],
-        known: np.ndarray,
-        gives: np.ndarray,
-        gold_pictures: int,
-        gold_hash: str,
-        store_digest: str,
-    ) -> MapAudit:
-        """Returns what was counted."""
-        return MapAudit(
-            classes=tuple(classes),
-            known=known,
-            gives=gives,
-            pictures=self.pictures,
-            missing=gold_pictures - self.pictures,
-            pixels=self._pixels,
-            squares=self._squares,
-            shown=self._shown,
-            given=self._given,
-            gold_hash=gold_hash,
-            store_digest=store_digest,
-        )
+    def rows(self) -> np.ndarray:
+        """Returns (R,) of `PIXELS`, by picture."""
+        rows = np.concatenate([np.zeros(0, dtype=PIXELS), *self._rows])
+        return rows[np.argsort(rows["picture"], kind="stable")]
 
 
-def _shares(
-    parts: np.ndarray, wholes: np.ndarray, pictures: np.ndarray, judged: np.ndarray
+def observations(parts: np.ndarray, wholes: np.ndarray) -> np.ndarray:
+    """Returns (C,): how many independent observations pixels are worth of which a share was found.
+
+    Pixels of one picture resemble each other, so it is the pictures that vary: as many observations
+    as would give the share the variance that it has as a ratio of sums over pictures, fewer where
+    few pictures tell that variance. Never less than if each picture were one, nor more than `MOST` for
+    each.
+    Source: Cochran 1977, Sampling techniques, section 6.3 (the variance); Korn and Graubard 1998,
+    Confidence intervals for proportions with small expected number of positive counts estimated from
+    survey data (effective numbers, with Student's t for few clusters); Kish 1965, Survey sampling
+    (unequal clusters).
+
+    Args:
+        parts, wholes: (K, C) pixels of each picture; those of `wholes` of which are found.
+    """
+    pictures, total = (wholes > 0).sum(0), wholes.sum(0)
+    some = np.maximum(1, total)
+    share = parts.sum(0) / some
+    residual = ((parts - share * wholes) ** 2).sum(0)
+    variance = pictures / np.maximum(1, pictures - 1) * residual / some**2
+    kish = total**2 / np.maximum(1, (wholes**2).sum(0))
+    doubt = SPREAD / stdtrit(np.maximum(1, pictures - 1), 0.975)
+    tell = (pictures > 1) & (variance > 0)
+    number = share * (1 - share) / np.where(tell, variance, 1) * doubt**2
+    return np.minimum(np.maximum(np.where(tell, number, 0), kish), MOST * pictures)
+
+
+def shares(
+    parts: np.ndarray, wholes: np.ndarray, pictures: Sequence[int] | np.ndarray, judged: np.ndarray
 ) -> np.ndarray:
-    """Returns (C,) parts of wholes: of all judged classes together where there are few pictures, and 0
-    of classes that are not judged."""
+    """Returns (C,) parts of wholes: of all judged classes together where a class has fewer than 5
+    pictures, and 0 of classes that are not judged."""
     pooled = parts[judged].sum() / max(1, wholes[judged].sum())
     own = parts / np.maximum(1, wholes)
-    return np.where(judged, np.where(pictures >= LEAST_PICTURES, own, pooled), 0)
+    return np.where(judged, np.where(np.asarray(pictures) >= LEAST_PICTURES, own, pooled), 0)
+
+
+LEAST_PICTURES = 5
+"""A class of fewer gold pictures is judged by all classes together."""

@@ -1,22 +1,34 @@
 """Audit and selection of maps and tags, for stores whose teacher does not write boxes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from detmtl.data.maps import MapClasses
 from detmtl.data.source import Source
 from detmtl.data.tags import TagClasses
+from detmtl.silver.calibration import Calibration, fit_calibration
 from detmtl.silver.map_audit import MapAudit
-from detmtl.silver.maps import MapSelection, audit_maps, select_maps, with_silver_maps
-from detmtl.silver.store import Store
-from detmtl.silver.tags import (
-    TagAudit,
-    TagSelection,
-    audit_tags,
-    select_tags,
-    with_silver_tags,
+from detmtl.silver.map_measures import MapMeasures
+from detmtl.silver.map_policy import MapSelection
+from detmtl.silver.map_stack import MapStack
+from detmtl.silver.maps import (
+    audit_maps,
+    maps_of,
+    measure_maps,
+    policy_of,
+    select_maps,
+    with_silver_maps,
 )
+from detmtl.silver.some_store import SomeStore
+from detmtl.silver.store import Store
+from detmtl.silver.tag_audit import TagAudit
+from detmtl.silver.tag_measures import TagMeasures
+from detmtl.silver.tag_policy import TagMeaning, TagSelection
+from detmtl.silver.tag_stack import TagStack
+from detmtl.silver.tags import audit_tags, measure_tags, select_tags, with_silver_tags
 from detmtl.structures.errors import InputError
+from detmtl.structures.labels import MapLabels
 
 
 @dataclass(frozen=True)
@@ -24,12 +36,12 @@ class Others:
     """What a store of maps or of tags means, and which of it becomes labels.
 
     Attributes:
-        store: of a teacher of maps or tags.
+        store: of a teacher of maps or tags, or those of several as one.
         classes: what the teacher's classes mean.
         policy: of the selection.
     """
 
-    store: Store
+    store: SomeStore
     classes: MapClasses | TagClasses
     policy: MapSelection | TagSelection
 
@@ -60,8 +72,24 @@ class Others:
         if isinstance(self.classes, MapClasses):
             assert isinstance(self.policy, MapSelection)
             return audit_maps(self.store, gold, self.classes, self.policy)
+        return audit_tags(self.store, gold, self.classes)
+
+    def measures(self, audit: MapAudit | TagAudit) -> MapMeasures | TagMeasures:
+        """Returns what the audit says at the policy's thresholds.
+
+        Raises:
+            InputError: gold is too little to calibrate, or the policy names what is no class.
+        """
+        if isinstance(audit, MapAudit):
+            assert isinstance(self.classes, MapClasses) and isinstance(self.policy, MapSelection)
+            return measure_maps(self.store, self.classes, self.policy, audit)
         assert isinstance(self.policy, TagSelection)
-        return audit_tags(self.store, gold, self.classes, self.policy)
+        return measure_tags(self.store, self.policy, audit)
+
+    def maps(self, gold: Source, positions: Sequence[int], audit: MapAudit) -> dict[int, MapLabels]:
+        """Returns the maps that the policy makes of some of gold's pictures, by their positions."""
+        assert isinstance(self.classes, MapClasses) and isinstance(self.policy, MapSelection)
+        return maps_of(self.store, gold, positions, self.classes, self.policy, audit)
 
     def read(self, pool: Source, folder: Path) -> Source:
         """Returns the pool with the labels that `select` wrote, where it has none of its own."""
@@ -76,3 +104,44 @@ class Others:
             return select_maps(self.store, pool, self.classes, self.policy, audit)
         assert isinstance(self.policy, TagSelection) and not isinstance(audit, MapAudit)
         return select_tags(self.store, pool, self.classes, self.policy, audit)
+
+
+def stack(
+    stores: Sequence[Store], alone: Sequence[Others], audits: Sequence[MapAudit | TagAudit]
+) -> Others:
+    """Returns the labels of several teachers as those of one.
+
+    Maps are laid one under the other in the order of the teachers, each cut down by its own thresholds;
+    tags are the mean of the teachers' calibrated scores, to which the thresholds apply.
+
+    Args:
+        stores: of the teachers, the most trusted first.
+        alone: what each store means by itself.
+        audits: of each store.
+
+    Raises:
+        InputError: gold is too little to calibrate, or the policy names what is no class.
+    """
+    classes, settings = alone[0].classes, alone[0].policy
+    names = classes.label_space().names
+    if isinstance(classes, MapClasses):
+        assert isinstance(settings, MapSelection)
+        policies = [
+            policy_of(store, classes, settings, audit)
+            for store, audit in zip(stores, audits, strict=True)
+            if isinstance(audit, MapAudit)
+        ]
+        # What is left of them are labels, whatever their confidence was.
+        rest = settings.model_copy(update={"confidence": 0.0, "per_class": {}, "border": 0})
+        return Others(MapStack(tuple(stores), tuple(policies), names), classes, rest)
+    assert isinstance(settings, TagSelection)
+    meanings = [TagMeaning.of(store.card, classes) for store in stores]
+    calibrations = [
+        Calibration.none(len(names))
+        if settings.calibration.method == "none"
+        else fit_calibration(audit.evidence, settings.calibration, f"teacher '{store.card.name}'")
+        for store, audit in zip(stores, audits, strict=True)
+    ]
+    own = TagClasses(classes=list(names), unmapped="drop")
+    fused = TagStack(tuple(stores), tuple(meanings), tuple(calibrations), names)
+    return Others(fused, own, settings)

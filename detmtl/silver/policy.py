@@ -5,7 +5,6 @@ Letters: N boxes, C classes.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -14,23 +13,20 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_v
 
 from detmtl.silver.audit import Audit
 from detmtl.silver.calibration import Calibration, CalibrationSettings, fit_calibration
+from detmtl.silver.evidence import Evidence
 from detmtl.silver.fusion import FusionSettings
+from detmtl.silver.thresholds import (
+    AtProbability,
+    Threshold,
+    no_scores,
+    scores_of,
+    unknown_names,
+    wants_precision,
+    wants_probability,
+)
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.settings import Settings
-
-
-class AtPrecision(Settings):
-    """A threshold that the audit finds: the lowest score from which gold confirms this share."""
-
-    precision: float = Field(ge=0, le=1)
-
-
-class AtProbability(Settings):
-    """A threshold that the calibration finds: the lowest score of a box that is right this probably."""
-
-    probability: float = Field(ge=0, le=1)
-
 
 Weight = float | Literal["probability"]
 
@@ -42,9 +38,9 @@ class SelectionSettings(Settings):
     score, it is a probability.
     """
 
-    threshold: float | AtPrecision | AtProbability = 0.5
+    threshold: Threshold = 0.5
     """Boxes of at least this score are labels."""
-    per_class: dict[str, float | AtPrecision | AtProbability] = {}
+    per_class: dict[str, Threshold] = {}
     """Class name -> its own threshold."""
     ignore_from: float | AtProbability | None = 0.3
     """Boxes from this score up to the threshold have no loss of their class; None: no such band.
@@ -85,9 +81,8 @@ class SelectionSettings(Settings):
     @model_validator(mode="after")
     def _scores(self) -> "SelectionSettings":
         named = {"threshold": self.threshold, "ignore_from": self.ignore_from, **self.per_class}
-        for name, value in named.items():
-            if isinstance(value, float) and not 0 <= value <= 1:
-                raise ValueError(f"{name}: {value} is no score; scores lie in [0, 1]")
+        if problems := no_scores(named):
+            raise ValueError("\n".join(problems))
         for name in ("class_weight", "box_weight"):
             value = getattr(self, name)
             if isinstance(value, float) and value < 0:
@@ -107,7 +102,7 @@ class SelectionSettings(Settings):
             )
         return self
 
-    def thresholds(self) -> list[float | AtPrecision | AtProbability]:
+    def thresholds(self) -> list[Threshold]:
         """Returns every threshold that is set."""
         return [self.threshold, *self.per_class.values()]
 
@@ -118,7 +113,7 @@ class SelectionSettings(Settings):
             calibrated
             or self.max_density is not None
             or self.ignore_budget is not None
-            or any(isinstance(t, AtPrecision) for t in self.thresholds())
+            or wants_precision(self.thresholds())
         )
 
     def needs_probability(self) -> bool:
@@ -126,7 +121,7 @@ class SelectionSettings(Settings):
         return (
             self.soft_targets
             or "probability" in (self.class_weight, self.box_weight)
-            or any(isinstance(t, AtProbability) for t in [*self.thresholds(), self.ignore_from])
+            or wants_probability([*self.thresholds(), self.ignore_from])
         )
 
 
@@ -198,12 +193,11 @@ class Policy:
         if _on_probabilities(settings, several):
             wanted = {n: _as_probability(t) for n, t in wanted.items()}
             band = _as_probability(band)
-        limits = _scores_of(list(wanted.values()), classes, calibration, audit)
+        evidence = None if audit is None else Evidence.of(audit)
+        limits = scores_of(list(wanted.values()), calibration, evidence)
         lower = limits
         if band is not None:
-            lower = np.minimum(
-                limits, _scores_of([band] * len(classes), classes, calibration, audit)
-            )
+            lower = np.minimum(limits, scores_of([band] * len(classes), calibration, evidence))
         return cls(
             settings,
             limits,
@@ -277,13 +271,8 @@ def _check(
     audit: Audit | None,
     several: bool,
 ) -> None:
-    problems = []
-    for name in settings.per_class:
-        if name not in classes.names:
-            close = get_close_matches(name, classes.names, n=1)
-            hint = f" (nearest: '{close[0]}')" if close else ""
-            problems.append(f"selection.per_class: '{name}' is no class{hint}")
-    if audit is None and any(isinstance(t, AtPrecision) for t in settings.thresholds()):
+    problems = unknown_names("selection.per_class", settings.per_class, classes.names)
+    if audit is None and wants_precision(settings.thresholds()):
         problems.append(
             "selection: a threshold is given as a precision, which only an audit against gold can "
             "turn into a score; give gold to audit with, or a score"
@@ -315,27 +304,6 @@ def _on_probabilities(settings: SelectionSettings, several: bool) -> bool:
 
 def _as_probability(value: Any) -> Any:
     return AtProbability(probability=value) if isinstance(value, float) else value
-
-
-def _scores_of(
-    wanted: list[float | AtPrecision | AtProbability],
-    classes: LabelSpace,
-    calibration: Calibration | None,
-    audit: Audit | None,
-) -> np.ndarray:
-    """Returns the score (C,) float32 from which on boxes reach what is wanted for each class."""
-    scores = []
-    for c, (name, value) in enumerate(zip(classes.names, wanted, strict=True)):
-        if isinstance(value, AtPrecision):
-            assert audit is not None
-            scores.append(audit.threshold_for(value.precision)[name])
-        elif isinstance(value, AtProbability):
-            assert calibration is not None
-            scores.append(calibration.score_for(value.probability)[c])
-        else:
-            scores.append(value)
-    # As precise as the stored scores: 0.7 is not below 0.7.
-    return np.array(scores, dtype=np.float32)
 
 
 def _coverage(

@@ -24,14 +24,13 @@ from detmtl.silver.ensemble import Ensemble, Gathered
 from detmtl.silver.parts import atomic_write
 from detmtl.silver.pictures import Pictures
 from detmtl.silver.policy import (
-    AtPrecision,
-    AtProbability,
     Policy,
     SelectionSettings,
     resolve_band,
     resolve_thresholds,
 )
 from detmtl.silver.store import Store
+from detmtl.silver.thresholds import AtPrecision, AtProbability
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Grade, Ignore

@@ -13,7 +13,7 @@ record is, the teacher's task says (`records`).
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import compress
@@ -27,7 +27,7 @@ from detmtl.silver.known import Known
 from detmtl.silver.lock import discard_leftovers
 from detmtl.silver.parts import REPAIR, Part, finished_parts, ok_of, read_part, writing
 from detmtl.silver.record import Record
-from detmtl.silver.record_line import Head, head_of, line_sum
+from detmtl.silver.record_line import Head, content_hash_of, head_of, line_sum
 from detmtl.silver.records import FORMATS, AnyRecord
 from detmtl.silver.store_head import (
     SCHEMA,
@@ -194,6 +194,14 @@ class Store:
                 f"{self.path}: teacher '{self.card.name}' writes {self.card.task}; {wanted} are needed here"
             )
         return (own.decode(line) for line in self._lines())
+
+    def lines_of(self, hashes: Container[str]) -> Iterator[bytes]:
+        """Yields the lines of the labelled pictures of those content hashes; others are not parsed."""
+        return (line for line in self._lines() if content_hash_of(line) in hashes)
+
+    def records_of(self, hashes: Container[str]) -> Iterator[Any]:
+        """Yields the records of the labelled pictures of those content hashes."""
+        return map(FORMATS[self.card.task].decode, self.lines_of(hashes))
 
     def heads(self) -> Iterator[Head]:
         """Yields what is known of each picture, in the order of `records`, without its labels."""

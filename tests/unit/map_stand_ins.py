@@ -33,6 +33,9 @@ class FakeStore:
         self.reads += 1
         return iter(self.rows)
 
+    def records_of(self, hashes):
+        return (record for record in self.records() if record.content_hash in hashes)
+
     def digest(self):
         rows = [(r.content_hash, r.classes.tolist(), r.confidence is None) for r in self.rows]
         return hashlib.sha256(repr([self.card.identity(), rows]).encode()).hexdigest()[:16]

@@ -40,6 +40,15 @@ def test_audit(words, capsys):
     assert "Silver maps against gold: 6 pictures" in told and "car" in told
 
 
+def test_the_page_of_an_audit(words, capsys, tmp_path):
+    pytest.importorskip("jinja2")
+    pool, gold, _ = words
+    assert _run("audit", *pool, *gold, "--html") == 0
+    (page,) = (tmp_path / "store" / "audit").glob("*/report.html")
+    assert str(page) in capsys.readouterr().out
+    assert "Silver maps of" in page.read_text()
+
+
 def test_an_audit_that_finds_reasons_ends_with_2(words, capsys):
     pool, gold, store = words
     for record in store.rows:

@@ -13,7 +13,12 @@ from PIL import Image
 from silver_stand_ins import HEIGHT, WIDTH, pictures
 
 from detmtl.data.maps import MapClasses, MapFolder
-from detmtl.silver.maps import MapSelection, audit_maps, select_maps, with_silver_maps
+from detmtl.silver.calibration import cross_fitted
+from detmtl.silver.map_audit import MOST, MapAudit, observations
+from detmtl.silver.map_measures import MapMeasures
+from detmtl.silver.map_policy import MapSelection
+from detmtl.silver.maps import audit_maps, measure_maps, select_maps, with_silver_maps
+from detmtl.silver.thresholds import AtPrecision, AtProbability
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import OTHER, UNKNOWN, Grade
 
@@ -74,6 +79,9 @@ def test_unsure_pixels_and_edges_are_unknown(tmp_path):
     edges = MapSelection(border=2)
     labels = _select(tmp_path, source, [halves(1, 2)], edges).labels(0)["maps"]
     assert (labels.classes == UNKNOWN)[0].nonzero().flatten().tolist() == [14, 15, 16, 17]
+    both = MapSelection(confidence=0.5, border=1)
+    labels = _select(tmp_path, source, [halves(1, 2)], both, confidence=sure).labels(0)["maps"]
+    assert (labels.classes[4] == PERSON).sum() == 15, "what is unknown has no edge"
     with pytest.raises(InputError, match="hard maps, without confidence"):
         _select(tmp_path, source, [halves(1, 2)], unsure)
 
@@ -111,23 +119,25 @@ def test_a_store_without_the_pictures_is_told(tmp_path):
 def _audited(tmp_path, truth, found, settings=PLAIN, **kwargs):
     source = _gold(tmp_path, pictures(tmp_path / "p", len(truth)), truth)
     store = store_of_maps(tmp_path / "store", source, found, **kwargs)
-    return audit_maps(store, source, CLASSES, settings), source
+    checked = audit_maps(store, source, CLASSES, settings)
+    return checked, measure_maps(store, CLASSES, settings, checked)
 
 
 def test_an_audit_counts_pixels(tmp_path):
     # of cars half are seen as cars and half as background; sky is taken for background, or a person
     truth = [halves(2, 3)] * 6
     found = [halves(2, 0)] * 3 + [halves(0, 1)] * 3
-    checked, _ = _audited(tmp_path, truth, found)
+    checked, measures = _audited(tmp_path, truth, found)
     half = HEIGHT * WIDTH // 2
-    assert checked.pictures == 6 and checked.missing == 0
-    assert checked.pixels[VEHICLE].tolist() == [0, 3 * half, 0, 0, 3 * half]
-    assert checked.pixels[SKY].tolist() == [3 * half, 0, 0, 0, 3 * half]
-    assert checked.found()[VEHICLE] == pytest.approx(0.5)
+    assert checked.pictures == 6 and checked.missing == 0 and not checked.graded
+    assert measures.pixels[VEHICLE].tolist() == [0, 3 * half, 0, 0, 3 * half]
+    assert measures.pixels[SKY].tolist() == [3 * half, 0, 0, 0, 3 * half]
+    assert measures.found()[VEHICLE] == pytest.approx(0.5)
     # given to 3 pictures only: judged by all classes together
-    assert checked.precision()[VEHICLE] == pytest.approx(0.5)
-    assert checked.precision()[SKY] == 0 and not checked.known[SKY]
-    assert "vehicle" in str(checked.table().columns[0]._cells)
+    assert measures.precision()[VEHICLE] == pytest.approx(0.5)
+    assert measures.precision()[SKY] == 0 and not checked.known[SKY]
+    assert measures.iou()[[VEHICLE, SKY]].tolist() == [0.5, 0]
+    assert "vehicle" in str(measures.table().columns[0]._cells)
 
 
 def test_precision_weighs_and_what_was_missed_is_left_open(tmp_path):
@@ -147,8 +157,8 @@ def test_precision_weighs_and_what_was_missed_is_left_open(tmp_path):
 
 def test_what_is_unmapped_weighs_as_little_as_gold_confirms(tmp_path):
     truth = [halves(2, 4)] * 8  # the other half is a chair, which is of the rest
-    checked, _ = _audited(tmp_path, truth, [halves(3, 2)] * 6 + [halves(2, 3)] * 2)
-    assert not checked.known[REST] and checked.precision()[REST] == pytest.approx(2 / 8)
+    checked, measures = _audited(tmp_path, truth, [halves(3, 2)] * 6 + [halves(2, 3)] * 2)
+    assert not checked.known[REST] and measures.precision()[REST] == pytest.approx(2 / 8)
     pool = pictures(tmp_path / "pool", 1, first=50)
     labels = _select(tmp_path, pool, [halves(3, 0)], audit=checked).labels(0)["maps"]
     assert labels.weights[0, 0] == pytest.approx(0.25) and labels.coverage[REST] == 0
@@ -170,14 +180,15 @@ def test_intervals_are_over_pictures_not_pixels(tmp_path):
     rng = np.random.default_rng(0)
     truth = [halves(2, 3)] * 40
     found = [halves(2, 2 * int(rng.random() < 0.5)) for _ in range(40)]
-    checked, _ = _audited(tmp_path, truth, found)
+    _, measures = _audited(tmp_path, truth, found)
     ratios = []
     extra = np.array([(f == 2).mean() for f in found])
     for _ in range(2000):  # the bootstrap says how much the ratio varies with the pictures
         drawn = extra[rng.integers(0, 40, 40)]
         ratios.append(0.5 * 40 / drawn.sum())
-    assert checked.interval()[VEHICLE] == pytest.approx(1.96 * np.std(ratios), rel=0.15)
-    assert np.isnan(checked.interval()[PERSON])
+    low, high = measures.row("vehicle", VEHICLE).precision.interval
+    assert (high - low) / 2 == pytest.approx(1.96 * np.std(ratios), rel=0.15)
+    assert measures.row("person", PERSON).precision.count == 0
 
 
 def test_an_audit_is_kept_and_renewed(tmp_path):
@@ -194,20 +205,20 @@ def test_an_audit_is_kept_and_renewed(tmp_path):
 
 def test_permuted_classes_are_noticed(tmp_path):
     truth = [halves(1, 2)] * 6
-    assert _audited(tmp_path, truth, [halves(1, 2)] * 6)[0].problems() == []
+    assert _audited(tmp_path, truth, [halves(1, 2)] * 6)[1].problems() == []
     swapped = ("background", "car", "person", "sofa")
-    problems = _audited(tmp_path, truth, [halves(1, 2)] * 6, classes=swapped)[0].problems()
+    problems = _audited(tmp_path, truth, [halves(1, 2)] * 6, classes=swapped)[1].problems()
     assert len(problems) == 2 and "in another order" in problems[0]
 
 
 def test_empty_maps_are_noticed(tmp_path):
-    checked, _ = _audited(tmp_path, [halves(1, 2)] * 6, [halves(0, 0)] * 6)
-    assert any("all background" in p for p in checked.problems())
+    _, measures = _audited(tmp_path, [halves(1, 2)] * 6, [halves(0, 0)] * 6)
+    assert any("all background" in p for p in measures.problems())
 
 
 def test_gold_without_the_teacher_s_classes_cannot_judge(tmp_path):
-    checked, _ = _audited(tmp_path, [halves(3, 3)] * 6, [halves(0, 0)] * 6)
-    assert "cannot be judged" in checked.problems()[0]
+    _, measures = _audited(tmp_path, [halves(3, 3)] * 6, [halves(0, 0)] * 6)
+    assert "cannot be judged" in measures.problems()[0]
 
 
 def test_gold_without_maps_is_refused(tmp_path):
@@ -215,3 +226,110 @@ def test_gold_without_maps_is_refused(tmp_path):
     store = store_of_maps(tmp_path / "store", source, [halves(1, 1)])
     with pytest.raises(InputError, match="no maps to audit against"):
         audit_maps(store, source, CLASSES, MapSelection())
+
+
+def _graded(count, seed=0):
+    """Returns gold and maps of a teacher of vehicles (left) and persons (right) whose lower half is sure
+    and right, and whose upper half is half sure and right of vehicles, wrong of persons."""
+    truth = [halves(2, 1) for _ in range(count)]
+    for values in truth:
+        values[:12, 16:] = 2
+    sure = np.full((HEIGHT, WIDTH), 250, np.uint8)
+    sure[:12] = 100
+    return truth, [halves(2, 1)] * count, sure
+
+
+def test_a_wanted_precision_finds_each_class_s_confidence(tmp_path):
+    truth, found, sure = _graded(30)
+    policy = MapSelection(confidence=AtPrecision(precision=0.9))
+    checked, measures = _audited(tmp_path, truth, found, policy, confidence=sure)
+    assert checked.graded
+    assert measures.limits.tolist() == pytest.approx([250 / 255, 100 / 255, *[250 / 255] * 2, 0])
+    assert measures.precision()[[PERSON, VEHICLE]].tolist() == [1, 1]
+    assert MapMeasures(checked, np.zeros(5)).precision()[PERSON] == 0.5
+    pool = pictures(tmp_path / "pool", 1, first=50)
+    silver = _select(tmp_path, pool, found[:1], policy, checked, confidence=sure)
+    labels = silver.labels(0)["maps"]
+    assert (labels.classes[:12, 16:] == UNKNOWN).all()
+    assert (labels.classes[12:, 16:] == PERSON).all() and (labels.classes[:, :16] == VEHICLE).all()
+    assert labels.weights[-1, -1] == 1, "the weight is the precision of what became a label"
+    own = MapSelection(confidence=0.1, per_class={"vehicle": AtPrecision(precision=1.0)})
+    limits = measure_maps(store_of_maps(tmp_path, pool, []), CLASSES, own, checked).limits
+    assert limits[PERSON] == pytest.approx(0.1) and limits[VEHICLE] > 0.1
+
+
+def test_a_wanted_probability_goes_through_calibration(tmp_path):
+    pytest.importorskip("sklearn")
+    truth, found, sure = _graded(60)
+    isotonic = {"method": "isotonic", "shrink": 0}
+    policy = MapSelection(confidence=AtProbability(probability=0.7), calibration=isotonic)
+    checked, measures = _audited(tmp_path, truth, found, policy, confidence=sure)
+    assert measures.limits[PERSON] > 100 / 255 >= measures.limits[VEHICLE]
+    before = measures.reliability()
+    fitted = cross_fitted(checked.evidence, policy.calibration)
+    after = measures.reliability(probabilities=fitted)
+    assert before.counts.sum() == 60 * HEIGHT * WIDTH, "the diagram is of pixels"
+    # right are .98 * .5 + .39 * .25 of all pixels, and the person's uncertain ones never
+    assert before.error() == pytest.approx(
+        0.5 * (1 - 250 / 255) + 0.5 * (0.5 - 100 / 255), abs=1e-3
+    )
+    assert after.error() < 0.03
+
+
+def test_without_an_audit_scores_may_stand_for_probabilities(tmp_path):
+    source = pictures(tmp_path / "p", 1)
+    _, found, sure = _graded(1)
+    for wanted in (AtPrecision(precision=0.9), AtProbability(probability=0.9)):
+        with pytest.raises(InputError, match=r"need an audit|only an audit"):
+            _select(tmp_path, source, found, MapSelection(confidence=wanted), confidence=sure)
+    policy = MapSelection(confidence=AtProbability(probability=0.9), calibration="none")
+    labels = _select(tmp_path, source, found, policy, confidence=sure).labels(0)["maps"]
+    assert (labels.classes[:12] == UNKNOWN).all() and (labels.classes[12:] != UNKNOWN).all()
+    with pytest.raises(InputError, match=r"'vehicl' is no class \(nearest: 'vehicle'\)"):
+        _select(tmp_path, source, found, MapSelection(per_class={"vehicl": 0.5}))
+    with pytest.raises(ValueError, match=r"vehicle: 1\.5 is no score"):
+        MapSelection(per_class={"vehicle": 1.5})
+
+
+def test_hard_maps_reach_a_precision_by_class_or_not_at_all(tmp_path):
+    truth = [halves(2, 3)] * 30
+    found = [halves(2, 1)] * 30
+    policy = MapSelection(confidence=AtPrecision(precision=0.8))
+    _, measures = _audited(tmp_path, truth, found, policy)
+    assert measures.limits[PERSON] == np.inf and measures.limits[VEHICLE] == 1
+
+
+def test_one_audit_serves_all_thresholds_and_is_read_as_it_was_written(tmp_path):
+    truth, found, sure = _graded(3)
+    checked, measures = _audited(tmp_path, truth, found, confidence=sure)
+    again, strict = _audited(tmp_path, truth, found, MapSelection(confidence=0.5), confidence=sure)
+    assert again.digest() == checked.digest() and strict.pixels.sum() == measures.pixels.sum() / 2
+    (path,) = (tmp_path / "store" / "audit").glob("*/maps.json")
+    read = MapAudit.load(path)
+    assert (read.rows == checked.rows).all() and read.digest() == checked.digest()
+    path.write_text("{}")
+    with pytest.raises(InputError, match="audit again"):
+        MapAudit.load(path)
+
+
+def test_the_worst_pictures_are_those_of_which_the_teacher_is_surely_wrong(tmp_path):
+    truth = [halves(1, 2), halves(1, 1), halves(1, 2)]
+    found = [halves(1, 2), halves(1, 2), halves(2, 1)]
+    _, measures = _audited(tmp_path, truth, found)
+    worst = measures.worst(5)
+    assert [one.picture for one in worst] == [2, 1]
+    assert worst[0].share == 1 and worst[1].pairs == ((PERSON, VEHICLE, 0.5),)
+    assert measures.worst(1) == worst[:1]
+
+
+def test_pixels_are_worth_as_many_observations_as_pictures_vary():
+    rng = np.random.default_rng(0)
+    wholes = np.full((400, 1), 1000.0)
+    own = rng.binomial(1000, 0.7, (400, 1)).astype(float)  # pixels that are independent
+    assert observations(own, wholes)[0] == MOST * 400
+    alike = 1000.0 * (rng.random((400, 1)) < 0.7)  # pictures that are right or wrong as a whole
+    assert observations(alike, wholes)[0] == pytest.approx(400, rel=0.02)
+    assert observations(wholes, wholes)[0] == 400, "all right: as if each picture were one"
+    uneven = np.array([[1000.0], [1.0], [1.0]])
+    assert observations(uneven, uneven)[0] == pytest.approx(1, abs=0.01)
+    assert observations(np.zeros((2, 1)), np.zeros((2, 1)))[0] == 0

@@ -8,10 +8,13 @@ from silver_stand_ins import pictures
 
 from detmtl.data.tags import TagClasses, Tags
 from detmtl.silver.card import TeacherCard
-from detmtl.silver.tags import TagSelection, audit_tags, select_tags, with_silver_tags
+from detmtl.silver.tag_policy import TagSelection
+from detmtl.silver.tags import audit_tags, measure_tags, select_tags, with_silver_tags
+from detmtl.silver.thresholds import AtPrecision, AtProbability
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
 
+PLAIN = TagSelection()
 CLASSES = TagClasses(classes={"night": ["night", "dusk"], "rain": ["rain"], "snow": []})
 
 
@@ -31,6 +34,9 @@ class FakeStore:
 
     def records(self):
         return iter(self.rows)
+
+    def records_of(self, hashes):
+        return (record for record in self.records() if record.content_hash in hashes)
 
     def digest(self):
         return "d" * 16
@@ -79,11 +85,11 @@ def test_what_a_teacher_does_not_say_is_unknown(tmp_path):
 def test_thresholds_of_one_tag_and_soft_targets(tmp_path):
     source = pictures(tmp_path / "p", 1)
     store = _store(tmp_path, source, [[0.5, 0.3, 0.1]])
-    settings = TagSelection(per_tag={"night": (0.2, 0.4)}, soft_targets=True)
+    settings = TagSelection(per_tag={"night": (0.2, 0.4)}, soft_targets=True, calibration="none")
     tags = _select(store, source, settings).labels(0)["tags"]
     assert tags.targets.tolist() == pytest.approx([0.5, 0.1, 0])
     assert tags.weights.tolist() == [1, 1, 0]
-    with pytest.raises(InputError, match="fog: no such tag"):
+    with pytest.raises(InputError, match="'fog' is no class"):
         _select(store, source, TagSelection(per_tag={"fog": (0, 1)}))
     with pytest.raises(ValueError, match="not the higher one"):
         TagSelection(absent_below=0.7)
@@ -104,28 +110,34 @@ def test_people_s_tags_stay(tmp_path):
     assert second.targets.tolist() == [1, 1, 0] and second.grade == Grade.SILVER
 
 
-def _audited(tmp_path, targets, scores, **kwargs):
+def _audited(tmp_path, targets, scores, settings=PLAIN, **kwargs):
     source = _gold(pictures(tmp_path / "p", len(targets)), targets)
-    return audit_tags(_store(tmp_path, source, scores, **kwargs), source, CLASSES, TagSelection())
+    store = _store(tmp_path, source, scores, **kwargs)
+    checked = audit_tags(store, source, CLASSES)
+    return checked, measure_tags(store, settings, checked)
 
 
 def test_an_audit_counts_pictures(tmp_path):
     targets = [[1, 0, 0]] * 15 + [[0, 1, 0]] * 15
     scores = [[0.9, 0, 0.9]] * 10 + [[0.4, 0, 0]] * 5 + [[0, 0, 0.9]] * 15
-    checked = _audited(tmp_path, targets, scores)
-    assert checked.counts[0].tolist() == [[15, 0], [0, 5], [0, 10]]
-    assert checked.counts[1].tolist() == [[5, 0], [0, 0], [10, 15]]
-    absent, shown = checked.confirmed()
+    _, measures = _audited(tmp_path, targets, scores)
+    assert measures.counts[0].tolist() == [[15, 0], [0, 5], [0, 10]]
+    assert measures.counts[1].tolist() == [[5, 0], [0, 0], [10, 15]]
+    absent, shown = measures.confirmed()
     assert shown[:2].tolist() == pytest.approx([1, 15 / 25])
     # rain is called absent 5 times only: judged by all tags together
     assert absent.tolist()[:2] == pytest.approx([1, 20 / 20])
-    assert checked.problems() == []
+    assert measures.problems() == []
+    assert (measures.absent(0).value, measures.doubtful(0)) == (1, 5 / 30)
+    row = measures.row("all")
+    assert (row.precision.hits, row.precision.count, row.recall.count) == (25, 35, 30)
+    assert "night" in str(measures.table().columns[0]._cells)
 
 
 def test_the_audit_weighs_the_labels(tmp_path):
     targets = [[1, 0, 0]] * 15 + [[0, 1, 0]] * 15
     scores = [[0.9, 0, 0.9]] * 10 + [[0.4, 0, 0]] * 5 + [[0, 0, 0.9]] * 15
-    checked = _audited(tmp_path, targets, scores)
+    checked, _ = _audited(tmp_path, targets, scores)
     pool = pictures(tmp_path / "pool", 1, first=60)
     store = _store(tmp_path, pool, [[0.9, 0.9, 0.9]])
     tags = _select(store, pool, TagSelection(), checked).labels(0)["tags"]
@@ -137,22 +149,118 @@ def test_the_audit_weighs_the_labels(tmp_path):
 def test_tags_in_another_order_are_noticed(tmp_path):
     targets = [[1, 0, 0]] * 15 + [[0, 1, 0]] * 15
     scores = [[0.9, 0, 0.0]] * 15 + [[0, 0, 0.9]] * 15
-    assert _audited(tmp_path, targets, scores).problems() == []
-    swapped = _audited(tmp_path, targets, scores, classes=("rain", "dusk", "night"))
+    assert _audited(tmp_path, targets, scores)[1].problems() == []
+    _, swapped = _audited(tmp_path, targets, scores, classes=("rain", "dusk", "night"))
     assert "another order" in swapped.problems()[0]
 
 
 def test_too_little_gold_cannot_judge(tmp_path):
-    assert "at least 10" in _audited(tmp_path, [[1, 0, 0]] * 3, [[1, 0, 0]] * 3).problems()[0]
+    _, measures = _audited(tmp_path, [[1, 0, 0]] * 3, [[1, 0, 0]] * 3)
+    assert "at least 10" in measures.problems()[0]
 
 
 def test_pictures_that_the_store_lacks_are_told(tmp_path):
     source = pictures(tmp_path / "p", 1)
     with pytest.raises(InputError, match="no tags to audit against"):
-        audit_tags(_store(tmp_path, source, []), source, CLASSES, TagSelection())
+        audit_tags(_store(tmp_path, source, []), source, CLASSES)
     with pytest.raises(InputError, match="none of the 1 pictures"):
-        audit_tags(
-            _store(tmp_path, source, []), _gold(source, [[1, 0, 0]]), CLASSES, TagSelection()
-        )
+        audit_tags(_store(tmp_path, source, []), _gold(source, [[1, 0, 0]]), CLASSES)
     with pytest.raises(InputError, match="none of the pictures"):
         _select(_store(tmp_path, source, []), source, TagSelection())
+
+
+def _ramp(tmp_path, settings, count=60):
+    """An audit of a teacher whose night scores rise from 0 to 1 and are right from .7 on, and whose rain
+    scores are right from .3 on."""
+    scores = np.linspace(0, 1, count)
+    targets = np.stack([scores >= 0.7, scores >= 0.3, np.zeros(count)], 1).astype(float)
+    said = np.stack([scores, np.zeros(count), scores], 1)
+    return _audited(tmp_path, targets, said, settings)
+
+
+def test_wanted_precisions_find_each_tag_s_thresholds(tmp_path):
+    wanted = AtPrecision(precision=0.95)
+    checked, measures = _ramp(tmp_path, TagSelection(shown_from=wanted, absent_below=wanted))
+    low, high = measures.policy.low, measures.policy.high
+    # drawn toward both tags together: night gains from rain's better scores, and the reverse
+    assert 0.5 < high[0] < 0.8 and 0.25 < high[1] < high[0]
+    assert 0.2 < low[1] < 0.45 and low[1] < low[0] < 0.8
+    said = checked.said[:, 1]
+    called = measures.words[:, 1]
+    assert (called[said < low[1]] == 0).all() and (called[said >= high[1]] == 2).all()
+    assert np.isin(said[called == 0].max(), said), (
+        "the last score that is sure enough is absent still"
+    )
+    assert measures.row("rain", 1).precision.value > 0.9 and measures.absent(1).value > 0.9
+
+
+def test_nothing_is_called_what_is_never_sure_enough(tmp_path):
+    wanted = AtPrecision(precision=1.0)
+    targets = [[1 - k % 2, 1 - k % 2, 0] for k in range(60)]
+    said = np.stack([np.linspace(0, 1, 60)] * 3, 1)
+    settings = TagSelection(shown_from=wanted, absent_below=wanted)
+    checked, measures = _audited(tmp_path, targets, said, settings)
+    assert np.isinf(measures.policy.high[:2]).all() and measures.policy.low.max() < 0
+    assert (measures.words[:, :2] == 1).all()
+    pool = pictures(tmp_path / "pool", 1, first=90)
+    silver = _select(_store(tmp_path, pool, [[0.9, 0.9, 0.1]]), pool, settings, checked)
+    assert silver.labels(0)["tags"].weights.tolist() == [0, 0, 0]
+
+
+def test_wanted_probabilities_and_soft_targets_go_through_calibration(tmp_path):
+    isotonic = {"method": "platt", "shrink": 0}
+    wanted = AtProbability(probability=0.8)
+    settings = TagSelection(
+        shown_from=wanted, absent_below=wanted, calibration=isotonic, soft_targets=True
+    )
+    checked, measures = _ramp(tmp_path, settings)
+    low, high = measures.policy.low, measures.policy.high
+    assert 0.3 < low[0] < 0.7 < high[0] < 0.9, "night's scores are too low for what they say"
+    assert low[1] < 0.3 < high[1] < 0.6
+    curve = measures.policy.calibration
+    assert curve(high[:1], np.array([0]))[0] == pytest.approx(0.8, abs=1e-3)
+    assert curve(low[:1], np.array([0]))[0] == pytest.approx(0.2, abs=1e-3)
+    pool = pictures(tmp_path / "pool", 1, first=90)
+    store = _store(tmp_path, pool, [[0.85, 0.1, 0.05]])
+    tags = _select(store, pool, settings, checked).labels(0)["tags"]
+    expected = curve(np.array([0.85, 0.05]), np.array([0, 1]))
+    assert tags.targets[:2].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+    assert tags.weights[:2].min() > 0.9
+
+
+def test_what_needs_an_audit_says_so(tmp_path):
+    source = pictures(tmp_path / "p", 1)
+    store = _store(tmp_path, source, [[0.5, 0.3, 0.1]])
+    for settings in (
+        TagSelection(shown_from=AtPrecision(precision=0.9)),
+        TagSelection(per_tag={"rain": (0.1, AtProbability(probability=0.9))}),
+        TagSelection(soft_targets=True),
+    ):
+        with pytest.raises(InputError, match=r"select_tags: .*audit"):
+            _select(store, source, settings)
+    with pytest.raises(ValueError, match="is no score"):
+        TagSelection(shown_from=1.5)
+
+
+def test_the_choice_is_kept_by_what_decides_it(tmp_path):
+    settings = TagSelection(shown_from=AtPrecision(precision=0.9))
+    checked, _ = _ramp(tmp_path, settings)
+    pool = pictures(tmp_path / "pool", 1, first=90)
+    store = _store(tmp_path, pool, [[0.85, 0.1, 0.05]])
+    first = select_tags(store, pool, CLASSES, settings, checked)
+    assert select_tags(store, pool, CLASSES, settings, checked) == first
+    other = TagSelection(shown_from=AtPrecision(precision=0.8))
+    assert select_tags(store, pool, CLASSES, other, checked) != first
+    fewer, _ = _ramp(tmp_path / "fewer", settings, count=40)
+    assert select_tags(store, pool, CLASSES, settings, fewer) != first
+
+
+def test_the_worst_pictures_are_those_of_which_the_teacher_is_surely_wrong(tmp_path):
+    targets = [[1, 0, 0], [0, 1, 0], [0, 0, 0], [1, 1, 0]]
+    scores = [[0.9, 0, 0.1], [0.7, 0, 0.1], [0.1, 0, 0.65], [0.1, 0, 0.1]]
+    _, measures = _audited(tmp_path, targets, scores)
+    worst = measures.worst(3)
+    assert [one.picture for one in worst] == [3, 1, 2]
+    assert [t for t, _ in worst[0].overlooked] == [0, 1] and worst[0].invented == ()
+    assert [t for t, _ in worst[1].invented] == [0] and [t for t, _ in worst[1].overlooked] == [1]
+    assert worst[2].invented == ((1, pytest.approx(0.65)),)

@@ -1,0 +1,182 @@
+"""A teacher as an arm: scored on the students' pictures, with the students' metrics.
+
+Several teachers are scored as what students learn from: their labels as one.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from detmtl.config import RunSettings
+from detmtl.data.maps import MapClasses
+from detmtl.data.source import Source
+from detmtl.data.tags import TagClasses
+from detmtl.engine import distributed
+from detmtl.engine.distributed import Process
+from detmtl.engine.evaluator import coco_results
+from detmtl.metrics.coco import CocoMetric
+from detmtl.metrics.dense import MapMetric
+from detmtl.metrics.tags import TagMetric
+from detmtl.pools import (
+    audit_source,
+    fused_labels,
+    fused_others,
+    of_one_task,
+    others_of,
+    write_silver,
+)
+from detmtl.recipe import load_sources
+from detmtl.run_folder import RunFolder
+from detmtl.silver.ensemble import Ensemble
+from detmtl.silver.map_policy import MapSelection
+from detmtl.silver.mapping import ClassMap
+from detmtl.silver.maps import meaning_of
+from detmtl.silver.others import Others
+from detmtl.silver.store import Store
+from detmtl.silver.tag_policy import TagMeaning
+from detmtl.structures.classes import LabelSpace
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import OTHER, BoxLabels, Grade, MapLabels, TagLabels
+from detmtl.tasks.semantic import SemanticConfig
+
+
+def score_teachers(settings: RunSettings, folder: Path) -> dict[str, float]:
+    """Returns `task/metric` -> value of what the teachers say of the pictures that students are scored on;
+    of boxes `detections.json` in `folder` says it picture by picture.
+
+    Args:
+        settings: of a run whose teachers nobody trains.
+        folder: of the arm, where the labels go.
+
+    Raises:
+        InputError: no task learns from what the teachers write, or a class of theirs is unmapped.
+    """
+    process, data, silver = distributed.start(settings.device), settings.data, settings.silver
+    assert silver is not None
+    if len(silver.teachers) > 1:  # fused by what an audit says of each
+        sources, val, test = load_sources(settings, data.label_space(), folder / "cache", process)
+        final, gold = test or val, audit_source(settings, sources, val)
+    else:
+        name = "val" if data.test is None else "test"
+        final = (data.test or data.val).load(
+            name, data.root, data.label_space(), folder / "cache", data.maps, data.tags
+        )
+        gold = None
+    stores = _labelled(settings, folder, process, [final] if gold is None else [final, gold])
+    kind = of_one_task(stores)
+    task = next(
+        (n for n, t in settings.tasks.items() if getattr(t, "labels", "boxes") == kind), None
+    )
+    if task is None:
+        raise InputError(
+            f"teacher '{stores[0].card.name}': writes {kind}, and no task learns from {kind}; an arm "
+            "'teacher' is scored as the students are"
+        )
+    if kind == "boxes":
+        scores, found = _boxes(settings, stores, final, gold)
+        (folder / "detections.json").write_text(json.dumps(found))
+    elif kind == "maps":
+        scores = _maps(settings, task, _others(settings, stores, gold), final)
+    else:
+        scores = _tags(_others(settings, stores, gold), final)
+    return {f"{task}/{name}": value for name, value in scores.items()}
+
+
+def _labelled(
+    settings: RunSettings, folder: Path, process: Process, sources: list[Source]
+) -> list[Store]:
+    path, quiet = folder / "silver", Console(quiet=True)
+    names = write_silver(settings, RunFolder(folder), process, quiet, sources, path)
+    return [Store.open(path, name) for name in names]
+
+
+def _boxes(
+    settings: RunSettings, stores: list[Store], final: Source, gold: Source | None
+) -> tuple[Mapping[str, float], list[dict[str, Any]]]:
+    space, select = settings.data.label_space(), settings.silver.select  # type: ignore[union-attr]
+    labels = stores[0]
+    if gold is not None:
+        labels, _ = fused_labels(stores, gold, space, select)
+    if isinstance(labels, Ensemble):  # in the label space's classes already, and without doubles
+        mapping = ClassMap.of(labels.card, LabelSpace.of(space.names), None)
+        records = labels.fused(final.hashes())
+    else:
+        mapping, records = ClassMap.of(labels.card, space, select.nms), labels.records()
+    by_picture = {record.content_hash: mapping(record) for record in records}
+    metric, results = CocoMetric(space.names), []
+    for i, content_hash in enumerate(final.hashes()):
+        record, info = by_picture[content_hash], final.info(i)
+        found = BoxLabels.of(
+            torch.from_numpy(record.boxes),
+            torch.from_numpy(record.classes),
+            len(space),
+            scores=torch.from_numpy(record.scores),
+            grade=Grade.SILVER,
+        )
+        truth = final.labels(i).get("boxes")
+        metric.update([found], [truth if isinstance(truth, BoxLabels) else None], [info])
+        results += coco_results(found, info.id, space.names)
+    return metric.compute(), results
+
+
+def _others(settings: RunSettings, stores: list[Store], gold: Source | None) -> Others:
+    alone = [others_of(settings, store) for store in stores]
+    return alone[0] if gold is None else fused_others(stores, alone, gold)
+
+
+def _maps(settings: RunSettings, task: str, others: Others, final: Source) -> Mapping[str, float]:
+    """Scores every pixel as the teacher's class, sure or not; its background as the class that takes
+    what is unmapped, where there is one."""
+    classes, policy, of_task = others.classes, others.policy, settings.tasks[task]
+    assert isinstance(classes, MapClasses) and isinstance(policy, MapSelection)
+    names = classes.label_space().names
+    meaning = meaning_of(others.store, classes, policy.model_copy(update={"border": 0}))
+    subsets = of_task.subsets if isinstance(of_task, SemanticConfig) else {}
+    metric, places = MapMetric(names, subsets), _places(final)
+    for record in others.store.records_of(places):
+        for i in places[record.content_hash]:
+            said = torch.from_numpy(_with_rest(meaning(record), classes))
+            truth = final.labels(i).get("maps")
+            metric.update(
+                [MapLabels(said, None, torch.ones(len(names)), Grade.SILVER)],
+                [truth if isinstance(truth, MapLabels) else None],
+                [final.info(i)],
+            )
+    return metric.compute()
+
+
+def _with_rest(said: np.ndarray, classes: MapClasses) -> np.ndarray:
+    names = classes.label_space().names
+    if classes.unmapped not in names:
+        return said
+    return np.where(said == OTHER, np.uint8(names.index(classes.unmapped)), said)
+
+
+def _tags(others: Others, final: Source) -> Mapping[str, float]:
+    """Scores every tag by the teacher's score; of which it says nothing, by 0."""
+    assert isinstance(others.classes, TagClasses)
+    meaning, places = TagMeaning.of(others.store.card, others.classes), _places(final)
+    metric = TagMetric(others.classes.label_space().names)
+    for record in others.store.records_of(places):
+        for i in places[record.content_hash]:
+            said = torch.from_numpy(np.nan_to_num(meaning(record)[0]))
+            truth = final.labels(i).get("tags")
+            metric.update(
+                [TagLabels(said, torch.ones(len(said)), Grade.SILVER)],
+                [truth if isinstance(truth, TagLabels) else None],
+                [final.info(i)],
+            )
+    return metric.compute()
+
+
+def _places(source: Source) -> dict[str, list[int]]:
+    """Returns content hash -> the positions of the pictures that have it."""
+    places: dict[str, list[int]] = {}
+    for i, content_hash in enumerate(source.hashes()):
+        places.setdefault(content_hash, []).append(i)
+    return places

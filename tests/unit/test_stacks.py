@@ -1,0 +1,197 @@
+"""Maps and tags of several teachers as those of one."""
+
+import numpy as np
+import pytest
+import torch
+from map_stand_ins import halves
+from rich.console import Console
+from silver_stand_ins import HEIGHT, WIDTH, ColorTeacher, pictures
+from test_silver_maps import _gold as gold_maps
+from test_silver_tags import _gold as gold_tags
+from test_teacher_arm import ONE, OtherTeacher, run  # noqa: F401
+
+from detmtl import pools
+from detmtl.config import read_settings
+from detmtl.data.maps import MapClasses
+from detmtl.data.tags import TagClasses
+from detmtl.engine import distributed
+from detmtl.recipe import load_sources, to_be_labelled
+from detmtl.run_folder import RunFolder
+from detmtl.silver.map_policy import MapSelection
+from detmtl.silver.map_stack import stacked
+from detmtl.silver.others import Others, stack
+from detmtl.silver.some_store import together
+from detmtl.silver.store import Store
+from detmtl.silver.tag_policy import TagSelection
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import OTHER, UNKNOWN, MapLabels, TagLabels
+from detmtl.teachers.annotate import annotate
+
+PERSON, VEHICLE, SKY, REST = range(4)
+MAPS = MapClasses(
+    classes={"person": ["person"], "vehicle": ["car"], "sky": ["sky"], "rest": []}, unmapped="rest"
+)
+TAGS = TagClasses(classes={"night": ["night", "dusk"], "rain": ["rain"], "snow": ["snow"]})
+
+
+class Says(ColorTeacher):
+    """Says of the i-th picture what it was given."""
+
+    def __init__(self, name, classes, said, task="maps"):
+        super().__init__()
+        card = {"name": name, "classes": classes, "task": task}
+        self.card, self._said = self.card.model_copy(update=card), list(said)
+
+    def annotate(self, images, infos, floor=0.05):
+        return [self._labels(self._said[info.id - 100]) for info in infos]
+
+    def _labels(self, said):
+        if self.card.task == "tags":
+            said = torch.tensor(said, dtype=torch.float32)
+            return TagLabels(said.nan_to_num(), (~said.isnan()).float())
+        return MapLabels(torch.from_numpy(said), None, torch.ones(len(self.card.classes)))
+
+
+def _store(path, teacher, source, **how):
+    return annotate(teacher, [source], path, progress=False, part_pictures=2, **how)
+
+
+def test_the_most_trusted_class_counts_unless_it_was_denied():
+    first = np.array([[0, OTHER, OTHER, UNKNOWN, UNKNOWN, OTHER, UNKNOWN, OTHER]], np.uint8)
+    second = np.array([[1, 2, 0, 1, OTHER, OTHER, UNKNOWN, UNKNOWN]], np.uint8)
+    known = np.array([[True, False, False], [True, True, True]])
+    assert stacked([first, second], known).tolist() == [
+        [0, 2, UNKNOWN, 1, UNKNOWN, OTHER, UNKNOWN, UNKNOWN]
+    ]
+    third = np.full_like(first, 2)
+    assert stacked([first, second, third], known[[0, 1, 1]]).tolist() == [
+        [0, 2, UNKNOWN, 1, UNKNOWN, UNKNOWN, 2, 2]
+    ], "the second knows that class, and takes the fifth and sixth for background"
+    assert (stacked([first], known[:1]) == first).all()
+
+
+def test_records_are_matched_by_picture_whatever_the_order(tmp_path):
+    source = pictures(tmp_path / "p", 7)
+    maps = [np.full((HEIGHT, WIDTH), i % 2, np.uint8) for i in range(7)]
+    one = _store(tmp_path / "s", Says("a", ("person", "car"), maps), source)
+    back = source.subset(np.arange(6)[::-1])  # in another order, and one less
+    two = _store(tmp_path / "s", Says("b", ("person", "car"), maps), back)
+    wanted = source.hashes()[1:]
+    found = list(together([one, two], wanted))
+    assert {a.content_hash for a, _ in found} == set(source.hashes()[1:6])
+    for a, b in found:
+        i = source.hashes().index(a.content_hash)
+        assert b.content_hash == a.content_hash and (b.classes == i % 2).all()
+
+
+def test_maps_of_two_teachers_are_audited_and_chosen_as_one(tmp_path):
+    count = 6
+    source = gold_maps(tmp_path, pictures(tmp_path / "p", count), [halves(1, 3)] * count)
+    # one knows persons and finds them, one knows sky and finds it, and takes persons for cars
+    a = _store(tmp_path / "s", Says("a", ("person",), [halves(0, OTHER)] * count), source)
+    b = _store(tmp_path / "s", Says("b", ("car", "sky"), [halves(0, 1)] * count), source)
+    policy = MapSelection(background=[])
+    alone = [Others(store, MAPS, policy) for store in (a, b)]
+    audits = [others.audit(source) for others in alone]
+    fused = stack([a, b], alone, audits)
+    checked = fused.audit(source)
+    measures = fused.measures(checked)
+    assert checked.known.tolist() == [True, True, True, False] and checked.pictures == count
+    assert measures.iou()[[PERSON, SKY]].tolist() == [1, 1]
+    assert [
+        others.measures(one).iou()[PERSON] for others, one in zip(alone, audits, strict=True)
+    ] == [
+        1,
+        0,
+    ]
+    pool = pictures(tmp_path / "pool", 1, first=50)
+    for name, said, classes in (
+        ("a", halves(0, OTHER), ("person",)),
+        ("b", halves(0, 1), ("car", "sky")),
+    ):
+        _store(tmp_path / "s", Says(name, classes, [said]), pool)
+    stores = [Store.open(tmp_path / "s", name) for name in "ab"]
+    alone = [Others(store, MAPS, policy) for store in stores]
+    fused = stack(stores, alone, [others.audit(source) for others in alone])
+    labels = fused.read(pool, fused.select(pool, fused.audit(source))).labels(0)["maps"]
+    assert (labels.classes[:, :16] == PERSON).all() and (labels.classes[:, 16:] == SKY).all()
+    assert labels.coverage.tolist() == [1, 1, 1, 0], "vehicles, which gold lacks, as all together"
+    back = stack(stores[::-1], alone[::-1], [others.audit(source) for others in alone[::-1]])
+    assert back.store.digest() != fused.store.digest()
+    assert (next(back.store.records_of(pool.hashes())).classes[:, :16] == VEHICLE).all()
+
+
+def test_tags_of_two_teachers_are_the_mean_of_what_they_say(tmp_path):
+    count = 40
+    truth = [[k % 2, k % 4 > 1, 0] for k in range(count)]
+    source = gold_tags(pictures(tmp_path / "p", count), truth)
+    nan = float("nan")
+    # the first boasts of nights; the second knows rain and half of the nights
+    said = [[0.9 if k % 2 else 0.6, 0.1] for k in range(count)]
+    own = [[nan if k % 3 else 0.8 * (k % 2) + 0.1, 0.7 * (k % 4 > 1) + 0.1] for k in range(count)]
+    a = _store(tmp_path / "s", Says("a", ("night", "dusk"), said, "tags"), source)
+    b = _store(tmp_path / "s", Says("b", ("night", "rain"), own, "tags"), source)
+    plain = TagSelection(calibration="none")
+    alone = [Others(store, TAGS, plain) for store in (a, b)]
+    audits = [others.audit(source) for others in alone]
+    fused = stack([a, b], alone, audits)
+    assert fused.store.card.classes == ("night", "rain")
+    scores = {r.content_hash: r.scores for r in fused.store.records_of(source.hashes())}
+    hashes = source.hashes()
+    assert scores[hashes[1]].tolist() == pytest.approx([0.9, 0.1]), "who says nothing has no part"
+    assert scores[hashes[3]].tolist() == pytest.approx([0.9, 0.8])
+    pytest.importorskip("sklearn")
+    alone = [Others(store, TAGS, TagSelection()) for store in (a, b)]
+    fused = stack([a, b], alone, audits)
+    measures = fused.measures(fused.audit(source))
+    row = measures.row("night", 0)
+    assert (row.precision.value, row.recall.value) == (1, 1), "of the first alone .5: it boasts"
+    assert alone[0].measures(audits[0]).row("night", 0).precision.value == 0.5
+    assert measures.row("rain", 1).recall.value == 1
+
+
+def _label(settings, tmp_path):
+    process, console = distributed.start("cpu"), Console(quiet=True)
+    space = settings.data.label_space()
+    sources, val, _ = load_sources(settings, space, tmp_path / "cache", process)
+    sources |= to_be_labelled(settings, sources)
+    folder = RunFolder(tmp_path / "folder")
+    return pools.label_pools(settings, folder, process, console, sources, val, space)
+
+
+def test_a_run_with_several_teachers_of_maps_labels_its_pool(run, tmp_path, monkeypatch):  # noqa: F811
+    with pytest.raises(InputError):  # writes the files
+        run("x", OtherTeacher("maps"), overrides=[*ONE, "tasks={boxes: {kind: detection}}"])
+    teachers = [OtherTeacher("maps"), OtherTeacher("maps")]
+    teachers[1].card = teachers[1].card.model_copy(update={"name": "u"})
+    monkeypatch.setattr(pools, "load_teachers", lambda *_: iter(teachers))
+    settings = read_settings(tmp_path / "run.yaml")
+    data = settings.data.model_copy(update={"val": settings.data.test, "test": None})
+    settings = settings.model_copy(update={"data": data})
+    labelled, store = _label(settings, tmp_path)
+    labels = labelled["pool"].labels(0)["maps"]
+    record = next(Store.open(store, "t").records_of(labelled["pool"].hashes()))
+    assert (labels.classes.numpy() == record.classes).all()
+    assert labels.coverage[:2].tolist() == [1, 1]
+    assert len(list((store / "fused").glob("*/select/*/legend.json"))) == 1
+    mixed = [ColorTeacher(), replace_name(OtherTeacher("maps"), "u")]
+    monkeypatch.setattr(pools, "load_teachers", lambda *_: iter(mixed))
+    with pytest.raises(InputError, match="t boxes, u maps"):
+        _label(settings, tmp_path / "mixed")
+
+
+def test_an_arm_scores_several_teachers_of_maps_as_one(run):  # noqa: F811
+    plain = ["data.val=" + TEST, "data.test=null"]
+    teachers = [OtherTeacher("maps"), replace_name(OtherTeacher("maps"), "u")]
+    assert run("maps", *teachers, overrides=plain)["map/mIoU"] == 1
+
+
+TEST = (
+    "{kind: coco, images: test, annotations: test.json, maps: {folder: maps, categories: "
+    "{1: person, 2: car, 3: rest}}}"
+)
+
+
+def replace_name(teacher, name):
+    teacher.card = teacher.card.model_copy(update={"name": name})
+    return teacher
