@@ -7,8 +7,8 @@ import torch
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.retinanet import RetinaNet
 
-from detmtl.models.anchors import AnchorSettings
 from detmtl.inference.torchscript import deprecation_expected
+from detmtl.models.anchors import AnchorSettings
 from detmtl.models.decoding import Decoder
 
 STRIDES = [8, 16, 32]
