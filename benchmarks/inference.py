@@ -44,11 +44,16 @@ def spread_scores(outputs: Callable[[], Sequence[Tensor]], last: nn.Conv2d, want
     last.bias += -2.944 - logits.topk(wanted).values[-1]
 
 
+def noise(side: int) -> Tensor:
+    """Returns a picture (1, 3, side, side) of noise."""
+    g = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, generator=g)
+
+
 def model_of(side: int) -> LoadedModel:
     """Returns detmtl's network with spread scores."""
     model = ours(CLASSES).eval()
-    g = torch.Generator().manual_seed(0)
-    picture = torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, generator=g)
+    picture = noise(side)
     head = model.get_submodule("tasks.boxes.head")
     for p in head.parameters():
         if p.dim() == 4:
@@ -104,8 +109,10 @@ def agreement(expected: Callable, found: Callable, side: int, exact: bool) -> st
         coarse = torch.rand(1, 3, *shape, generator=g) * 255
         fine = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bicubic")
         pictures.append([fine[0].clamp(0, 255).byte()])
+    pictures.append([noise(side)[0]])  # the one that the scores were spread on
     tolerance = FLOAT32 if exact else BFLOAT16
     difference = compare_detections(expected, found, pictures, tolerance)
+    assert difference.detections, "nothing was found, so nothing was compared"
     limits = f"IoU {tolerance.iou:g}" if tolerance.pixels is None else f"{tolerance.pixels:g} px"
     return (
         f"{difference.matching:.1%} of {difference.detections} detections agree "
@@ -121,7 +128,7 @@ def boxes_of(predictor: Predictor | ScriptPredictor) -> Callable[[list[Tensor]],
 def exported_file(loaded: LoadedModel, dtype: export.ExportDtype, folder: Path) -> ScriptPredictor:
     """Returns a TorchScript file of the model, written without the check: `agreement` shows it."""
     path = folder / f"{dtype}.torchscript"
-    export._write(loaded, export._exported(loaded, path), path, "traced", dtype)
+    export._write(loaded, export.exported(loaded.model, path), path, "traced", dtype)
     return ScriptPredictor(path)
 
 

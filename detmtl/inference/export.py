@@ -108,7 +108,7 @@ def export(
     if format == "torchvision":
         if dtype != "float32":
             raise InputError(
-                f"dtype: {dtype} is not for torchvision, whose weights are float32; use float32"
+                f"dtype: {dtype} is for torchscript and pt2; torchvision's weights are float32"
             )
         return export_torchvision(load_checkpoint(checkpoint), path)
     if format == "torchscript":

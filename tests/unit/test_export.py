@@ -207,7 +207,7 @@ def test_the_next_method_is_tried(loaded, tmp_path, monkeypatch):
 def test_bfloat16_file_has_small_weights_and_float32_results(loaded, tmp_path, exported):
     # A random network has no sure detections to count; the arithmetic is what is looked at here.
     path = tmp_path / "bf16.ts"
-    exporting._write(loaded, exporting._exported(loaded, path), path, "traced", "bfloat16")
+    exporting._write(loaded, exporting.exported(loaded.model, path), path, "traced", "bfloat16")
     assert path.stat().st_size < 0.75 * exported[0].stat().st_size
     predictor = ScriptPredictor(path)
     picture = torch.zeros(1, 3, 96, 128, dtype=torch.uint8)

@@ -315,7 +315,7 @@ def _rank(rank, folder, port):
         for whole in batches(size=4):
             half = slice(2 * rank, 2 * rank + 2)
             labels = whole.labels["boxes"]
-            part = {k: v[half] for k, v in vars(labels).items()}
+            part = {k: v[half] for k, v in vars(labels).items() if v is not None}
             yield replace(
                 whole,
                 images=whole.images[half], sizes=whole.sizes[half], infos=whole.infos[half],
