@@ -14,12 +14,10 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from detmtl.balancing.balancer import Balancer, Terms
-from detmtl.balancing.gradients import gram
 from detmtl.balancing.losses import BalancerSettings, Losses
-from detmtl.balancing.pull import Pull
+from detmtl.balancing.on_gradients import OnInnerProducts
 from detmtl.structures.errors import InputError, missing_package
 
 Method = Literal["upgrad", "dualproj", "mgda", "cagrad", "imtl_g", "aligned_mtl"]
@@ -79,34 +77,16 @@ def _weighting(method: Method, arguments: dict[str, Any]) -> Callable[[Tensor], 
         raise missing_package("torchjd with its solvers", "torchjd", purpose) from None
 
 
-class TorchJd(Balancer):
+class TorchJd(OnInnerProducts):
     """A weighting of torchjd, its weights multiplied by the number of tasks that speak: theirs make a
     mean, that of the other methods here is a sum."""
 
     def __init__(self, losses: Losses, weighting: Callable[[Tensor], Tensor]):
         """Takes what turns terms into losses, and inner products (T, T) into weights (T,)."""
-        super().__init__()
-        self.losses = losses
+        super().__init__(losses)
         self._weighting = (weighting,)  # no part of this module: it has no state
-        self._parameters_of: tuple[Sequence[nn.Parameter], Sequence[nn.Parameter]] = ((), ())
 
-    def attach(self, shared: Sequence[nn.Parameter], own: Sequence[nn.Parameter]) -> None:
-        """See `Balancer.attach`."""
-        self._parameters_of = tuple(shared), tuple(own)
-
-    def backward(
-        self, terms: Terms, scaler: torch.amp.GradScaler | None = None, share: float = 1.0
-    ) -> Tensor:
-        """See `Balancer.backward`."""
-        losses = self.losses(terms)
-        ones = torch.ones_like(losses.raw)
-        pull = Pull(losses, *self._parameters_of, ones, scaler, share)
-        with torch.no_grad():
-            pull.give(self._weights(gram(pull.rows)))
-            total = losses.sum(ones)
-            return losses.raw.new_zeros(()) if total is None else total
-
-    def _weights(self, inner: Tensor) -> Tensor:
+    def weigh(self, inner: Tensor) -> Tensor:
         """Returns the weights (T,) of gradients with these inner products (T, T).
 
         Gradients of 0 have no part. Where one is not finite all weigh 1: no solver could say more, and

@@ -12,11 +12,11 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from detmtl.balancing.balancer import Balancer, Terms
+from detmtl.balancing.balancer import Terms
 from detmtl.balancing.losses import BalancerSettings, Losses, MeanLoss
-from detmtl.balancing.pull import Pull
+from detmtl.balancing.on_gradients import OnGradients
 
 LEAST = 0.01
 """Of a weight: one that reached 0 could never come back."""
@@ -43,7 +43,7 @@ class GradNormSettings(BalancerSettings):
         return GradNorm(self.losses(tasks), self.alpha, self.rate)
 
 
-class GradNorm(Balancer):
+class GradNorm(OnGradients):
     """Weights that follow their own little descent.
 
     Attributes:
@@ -54,16 +54,10 @@ class GradNorm(Balancer):
 
     def __init__(self, losses: Losses, alpha: float, rate: float):
         """Takes what turns terms into losses, and what `GradNormSettings` explains."""
-        super().__init__()
-        self.losses = losses
+        super().__init__(losses)
         self.alpha, self.rate = alpha, rate
         self.register_buffer("weights", torch.ones(len(losses.tasks)))
         self.start = MeanLoss(len(losses.tasks), "initial")
-        self._parameters_of: tuple[Sequence[nn.Parameter], Sequence[nn.Parameter]] = ((), ())
-
-    def attach(self, shared: Sequence[nn.Parameter], own: Sequence[nn.Parameter]) -> None:
-        """See `Balancer.attach`."""
-        self._parameters_of = tuple(shared), tuple(own)
 
     def backward(
         self, terms: Terms, scaler: torch.amp.GradScaler | None = None, share: float = 1.0
@@ -71,7 +65,7 @@ class GradNorm(Balancer):
         """See `Balancer.backward`."""
         losses = self.losses(terms)
         weights = self.weights.clone()
-        pull = Pull(losses, *self._parameters_of, weights, scaler, share)
+        pull = self.pull(losses, weights, scaler, share)
         pull.give(weights)
         with torch.no_grad():
             started = self.start(losses.raw, losses.speaks)

@@ -12,12 +12,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from detmtl.balancing.balancer import Balancer, Terms
-from detmtl.balancing.gradients import gram
 from detmtl.balancing.losses import BalancerSettings, Losses
-from detmtl.balancing.pull import Pull
+from detmtl.balancing.on_gradients import OnInnerProducts
 
 
 class PcGradSettings(BalancerSettings):
@@ -34,34 +32,21 @@ class PcGradSettings(BalancerSettings):
         return PcGrad(self.losses(tasks))
 
 
-class PcGrad(Balancer):
+class PcGrad(OnInnerProducts):
     """The sum of the projected gradients."""
 
     batches: Tensor
 
     def __init__(self, losses: Losses):
         """Takes what turns terms into losses."""
-        super().__init__()
-        self.losses = losses
+        super().__init__(losses)
         self.register_buffer("batches", torch.zeros((), dtype=torch.float64))
-        self._parameters_of: tuple[Sequence[nn.Parameter], Sequence[nn.Parameter]] = ((), ())
 
-    def attach(self, shared: Sequence[nn.Parameter], own: Sequence[nn.Parameter]) -> None:
-        """See `Balancer.attach`."""
-        self._parameters_of = tuple(shared), tuple(own)
-
-    def backward(
-        self, terms: Terms, scaler: torch.amp.GradScaler | None = None, share: float = 1.0
-    ) -> Tensor:
-        """See `Balancer.backward`."""
-        losses = self.losses(terms)
-        ones = torch.ones_like(losses.raw)
-        pull = Pull(losses, *self._parameters_of, ones, scaler, share)
-        with torch.no_grad():
-            pull.give(projected(gram(pull.rows), orders(self.batches, len(ones))))
-            self.batches.add_(1)
-            total = losses.sum(ones)
-            return losses.raw.new_zeros(()) if total is None else total
+    def weigh(self, inner: Tensor) -> Tensor:
+        """See `OnInnerProducts.weigh`."""
+        weights = projected(inner, orders(self.batches, len(inner)))
+        self.batches.add_(1)
+        return weights
 
 
 def projected(inner: Tensor, order: Tensor) -> Tensor:

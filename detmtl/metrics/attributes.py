@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from detmtl.metrics.two_sided import TwoSided
 from detmtl.structures.boxes import iou
 from detmtl.structures.details import value_groups
 from detmtl.structures.labels import BoxLabels, Ignore
@@ -18,7 +19,7 @@ _MATCHING = 0.5
 """Least IoU of a box found with the box of truth that it stands for."""
 
 
-class AttributeMetric:
+class AttributeMetric(TwoSided[np.ndarray, np.ndarray]):
     """The accuracy of each attribute, of boxes found and of the right boxes.
 
     Names: `accuracy`, the mean over attributes, and `accuracy/<attribute>`, over the boxes of truth that
@@ -32,9 +33,8 @@ class AttributeMetric:
 
     def __init__(self, names: Sequence[str]):
         """Takes the names of all values, as `attribute/value`."""
+        super().__init__()
         self.attributes = list(value_groups(names))
-        self._found: dict[tuple[str, int], np.ndarray] = {}
-        self._on_truth: dict[tuple[str, int], np.ndarray] = {}
 
     def update(
         self,
@@ -46,7 +46,7 @@ class AttributeMetric:
         for found, true, info in zip(predictions, truth, infos, strict=True):
             if true is not None:
                 rows = matched(found, true)
-                self._found[info.source, info.id] = self._counts(found, true, rows)
+                self._pictures[info.source, info.id] = self._counts(found, true, rows)
 
     def update_on_truth(
         self,
@@ -82,18 +82,9 @@ class AttributeMetric:
         out[:-1, 1] = counted.sum(axis=0)
         return out
 
-    def state(self) -> Any:
-        """Returns what was added so far, to be sent to another process."""
-        return self._found, self._on_truth
-
-    def merge(self, states: Sequence[Any]) -> None:
-        """Replaces what was added by the union of `states`; a picture in several counts once."""
-        self._found = {key: rows for found, _ in states for key, rows in found.items()}
-        self._on_truth = {key: rows for _, found in states for key, rows in found.items()}
-
     def compute(self) -> dict[str, float]:
         """Returns name -> value in [0, 1] or NaN."""
-        found, of_boxes = self._shares(self._found)
+        found, of_boxes = self._shares(self._pictures)
         on_truth, _ = self._shares(self._on_truth)
         numbers = {f"on_truth/{name}": value for name, value in on_truth.items()}
         return {**found, "found": of_boxes, **numbers}

@@ -16,6 +16,7 @@ from pycocotools.cocoeval import COCOeval
 
 from detmtl.data.outlines import encoded, pasted
 from detmtl.metrics.coco import NUMBERS
+from detmtl.metrics.two_sided import TwoSided
 from detmtl.structures.boxes import area, xyxy_to_xywh
 from detmtl.structures.details import NO_MASK
 from detmtl.structures.labels import BoxLabels, Ignore
@@ -24,9 +25,12 @@ from detmtl.structures.sample import ImageInfo
 _coco: Any = coco_mask  # its stubs know less than it does
 _KEYPOINT_NUMBERS = {n: w for n, w in NUMBERS.items() if n in ("AP", "AP50", "AP75")}
 _Row = dict[str, Any]
+_Sides = tuple[list[_Row], list[_Row]]
+"""Truth and detections of a picture."""
+_Sum = tuple[float, int]
 
 
-class MaskMetric:
+class MaskMetric(TwoSided[_Sides, _Sum]):
     """COCO's 12 numbers of masks, the AP of each class, and the mean IoU of masks on the boxes of truth.
 
     Names: those of `NUMBERS`, AP/<class>, on_truth/IoU; all of them always there, NaN where there is no
@@ -36,9 +40,8 @@ class MaskMetric:
     """
 
     def __init__(self, class_names: Sequence[str]):
+        super().__init__()
         self.class_names = list(class_names)
-        self._pictures: dict[tuple[str, int], tuple[list[_Row], list[_Row]]] = {}
-        self._on_truth: dict[tuple[str, int], tuple[float, int]] = {}
 
     def update(
         self,
@@ -75,15 +78,6 @@ class MaskMetric:
             ]
             self._on_truth[info.source, info.id] = sum(ious), len(ious)
 
-    def state(self) -> Any:
-        """Returns what was added so far, to be sent to another process."""
-        return self._pictures, self._on_truth
-
-    def merge(self, states: Sequence[Any]) -> None:
-        """Replaces what was added by the union of `states`; a picture in several counts once."""
-        self._pictures = {key: rows for pictures, _ in states for key, rows in pictures.items()}
-        self._on_truth = {key: value for _, on_truth in states for key, value in on_truth.items()}
-
     def compute(self) -> dict[str, float]:
         """Returns name -> value in [0, 1] or NaN."""
         evaluation = _evaluated(self._pictures, self.class_names, "segm")
@@ -91,7 +85,7 @@ class MaskMetric:
         return numbers | {"on_truth/IoU": _mean_of(self._on_truth)}
 
 
-class KeypointMetric:
+class KeypointMetric(TwoSided[_Sides, _Sum]):
     """COCO's keypoint AP, that of each class, and the mean object keypoint similarity on boxes of truth.
 
     Names: AP, AP50, AP75, AR, AP/<class>, on_truth/OKS; all of them always there, NaN where there is no
@@ -102,12 +96,11 @@ class KeypointMetric:
 
     def __init__(self, class_names: Sequence[str], names: Sequence[str], sigmas: Sequence[float]):
         """Takes the classes of the boxes, the K keypoints as `class/keypoint`, and their sigmas."""
+        super().__init__()
         owners = {name.partition("/")[0] for name in names}
         self.class_names = list(class_names)
         self._with_points = [c for c in class_names if c in owners]
         self._sigmas = np.array(sigmas)
-        self._pictures: dict[tuple[str, int], tuple[list[_Row], list[_Row]]] = {}
-        self._on_truth: dict[tuple[str, int], tuple[float, int]] = {}
 
     def update(
         self,
@@ -143,15 +136,6 @@ class KeypointMetric:
             )[true.ignore.cpu().numpy() == Ignore.NO]
             known = similar[~np.isnan(similar)]
             self._on_truth[info.source, info.id] = float(known.sum()), len(known)
-
-    def state(self) -> Any:
-        """Returns what was added so far, to be sent to another process."""
-        return self._pictures, self._on_truth
-
-    def merge(self, states: Sequence[Any]) -> None:
-        """Replaces what was added by the union of `states`; a picture in several counts once."""
-        self._pictures = {key: rows for pictures, _ in states for key, rows in pictures.items()}
-        self._on_truth = {key: value for _, on_truth in states for key, value in on_truth.items()}
 
     def compute(self) -> dict[str, float]:
         """Returns name -> value in [0, 1] or NaN."""
@@ -242,7 +226,7 @@ def _with_keypoints(labels: BoxLabels, rows: list[_Row]) -> list[_Row]:
 
 
 def _evaluated(
-    pictures: Mapping[tuple[str, int], tuple[list[_Row], list[_Row]]],
+    pictures: Mapping[tuple[str, int], _Sides],
     categories: Sequence[str] | Mapping[str, int],
     kind: str,
     sigmas: np.ndarray | None = None,
@@ -318,6 +302,6 @@ def _mean(values: np.ndarray) -> float:
     return float(np.mean(values)) if len(values) else float("nan")
 
 
-def _mean_of(sums: Mapping[Any, tuple[float, int]]) -> float:
+def _mean_of(sums: Mapping[Any, _Sum]) -> float:
     total, count = np.sum([(0.0, 0), *sums.values()], axis=0)
     return float(total / count) if count else float("nan")

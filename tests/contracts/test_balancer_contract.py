@@ -9,7 +9,7 @@ from torch import nn
 
 from detmtl.balancing.balancer import Balancer
 from detmtl.balancing.balancers import BALANCERS, AnyBalancer
-from detmtl.balancing.from_torchjd import Method
+from detmtl.balancing.from_torchjd import Method, TorchJd
 
 TASKS = ["boxes", "tags"]
 CASES = [
@@ -205,9 +205,7 @@ def test_a_loss_that_is_not_finite_spoils_no_state(balancer, net):
     assert all(g.isfinite().all() for g in grads(net))
 
 
-def test_nothing_is_read_from_the_device(balancer, net, monkeypatch):
-    if type(balancer).__name__ == "TorchJd":
-        pytest.skip("its solvers run on the CPU")
+def test_nothing_is_read_from_the_device_but_by_solvers(balancer, net, monkeypatch):
     balancer.backward(net.terms())
     reads = []
     for name in (
@@ -228,4 +226,5 @@ def test_nothing_is_read_from_the_device(balancer, net, monkeypatch):
         )
     balancer.backward(net.terms())
     balancer.backward(net.terms("boxes"))
-    assert reads == []
+    # torchjd's solvers run on the CPU: one copy of the inner products is what they cost
+    assert bool(reads) == isinstance(balancer, TorchJd)
