@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 
 from detmtl.data.flat import FileNames, Flat
-from detmtl.data.maps import map_names, read_values
+from detmtl.data.maps import existing_folder, map_files, read_values
 from detmtl.structures.depth import DepthLabels
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
@@ -44,25 +44,9 @@ class DepthFolder(Settings):
         Raises:
             InputError: the folder or files in it are missing.
         """
-        folder = root / self.folder
-        if not folder.is_dir():
-            raise InputError(f"{where}: depth.folder: {folder} does not exist")
-        names = map_names(pictures, folder)
-        missing = [pictures.name(i) for i, name in enumerate(names) if not name]
-        if len(missing) == len(pictures):
-            raise InputError(
-                f"{where}: none of its {len(pictures)} pictures has a depth in {folder}; that of "
-                f"{missing[0]} would be a .png file of the same name"
-            )
-        if missing and self.missing == "error":
-            raise InputError(
-                [
-                    f"{where}: {name} has no depth in {folder}; set depth.missing: absent where nobody "
-                    "measured such pictures"
-                    for name in missing
-                ]
-            )
-        return Depths(FileNames.of(folder, names), self.unit, tuple(self.unknown), int(grade))
+        folder = existing_folder(root / self.folder, f"{where}: depth.folder")
+        files = map_files(pictures, folder, where, "depth", self.missing)
+        return Depths(files, self.unit, tuple(self.unknown), int(grade))
 
 
 @dataclass(frozen=True, eq=False)

@@ -97,32 +97,16 @@ class MapFolder(Settings):
         Raises:
             InputError: with everything that is wrong, but for what only decoding shows.
         """
-        folder = root / self.folder
-        if not folder.is_dir():
-            raise InputError(f"{where}: maps.folder: {folder} does not exist")
+        folder = existing_folder(root / self.folder, f"{where}: maps.folder")
         legend = self._legend(root, where)
-        names = map_names(pictures, folder)
-        missing = [pictures.name(i) for i, name in enumerate(names) if not name]
-        if len(missing) == len(pictures):
-            raise InputError(
-                f"{where}: none of its {len(pictures)} pictures has a map in {folder}; the map of "
-                f"{missing[0]} would be {_map_name(missing[0])}"
-            )
-        if missing and self.missing == "error":
-            raise InputError(
-                [
-                    f"{where}: {name} has no map in {folder}; set maps.missing: absent where nobody "
-                    "looked at such pictures"
-                    for name in missing
-                ]
-            )
+        files = map_files(pictures, folder, where, "map", self.missing)
         space = classes.label_space()
         codes = classes.codes(legend.categories.values(), f"{where}: maps.categories")
         coverage = _coverage(legend, codes, space)
         if self.covers is not None:
             coverage = _covered(self.covers, space, where)
         return Maps(
-            files=FileNames.of(folder, names),
+            files=files,
             lookup=_lookup(legend, codes),
             coverage=coverage,
             weights=_weights(legend, codes),
@@ -345,6 +329,44 @@ def write_values(path: Path, values: np.ndarray) -> None:
 
 def _map_name(picture: str) -> str:
     return os.path.splitext(picture)[0] + ".png"
+
+
+def existing_folder(folder: Path, setting: str) -> Path:
+    """Returns `folder`.
+
+    Raises:
+        InputError: it does not exist; `setting` says who names it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{setting}: {folder} does not exist")
+    return folder
+
+
+def map_files(
+    pictures: FileNames, folder: Path, where: str, what: Literal["map", "depth"], missing: str
+) -> FileNames:
+    """Returns the files of the pictures' maps, or depths, in `folder`; an empty name where there is none.
+
+    Raises:
+        InputError: no picture has one, or `missing` is `error` and some have none.
+    """
+    names = map_names(pictures, folder)
+    without = [pictures.name(i) for i, name in enumerate(names) if not name]
+    if len(without) == len(pictures):
+        raise InputError(
+            f"{where}: none of its {len(pictures)} pictures has a {what} in {folder}; the {what} of "
+            f"{without[0]} would be {_map_name(without[0])}"
+        )
+    if without and missing == "error":
+        key = "maps" if what == "map" else "depth"
+        raise InputError(
+            [
+                f"{where}: {name} has no {what} in {folder}; set {key}.missing: absent where nobody "
+                "looked at such pictures"
+                for name in without
+            ]
+        )
+    return FileNames.of(folder, names)
 
 
 def map_names(pictures: FileNames, folder: Path) -> list[str]:

@@ -1,15 +1,18 @@
 """Weights of a pretrained network from a local file, checked before they are used."""
 
+import os
 import pickle
 from collections.abc import Mapping
 from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
+from urllib.parse import urlparse
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torchvision.models import WeightsEnum
 
 from detmtl.structures.errors import InputError
 
@@ -101,6 +104,27 @@ def read_weights(path: Path, setting: str = "backbone.weights") -> dict[str, Ten
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): v for name, v in tensors.items()}
     return tensors
+
+
+def downloaded(official: WeightsEnum, setting: str) -> Path:
+    """Returns the file of torchvision's weights in torch's cache, downloaded if it is not there yet.
+
+    Args:
+        official: which.
+        setting: the part of the settings that names them, `weights`, and may name a file, `path`.
+
+    Raises:
+        InputError: they cannot be downloaded.
+    """
+    try:
+        official.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as problem:
+        raise InputError(
+            f"{setting}.weights: {official.url} cannot be downloaded ({problem}); download it where "
+            f"there is a network, and set {setting}.path to the file"
+        ) from None
+    name = os.path.basename(urlparse(official.url).path)
+    return Path(torch.hub.get_dir()) / "checkpoints" / name
 
 
 def load_weights(

@@ -3,12 +3,10 @@
 Letters: A anchors per position, C classes, K rows of torchvision's class layer for each anchor.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlparse
 
 import torch
 from pydantic import model_validator
@@ -21,7 +19,7 @@ from torchvision.models.detection import (
 
 from detmtl.models.backbone import BackboneWeights
 from detmtl.models.fpn import FPN
-from detmtl.models.pretrained import read_weights
+from detmtl.models.pretrained import downloaded, read_weights
 from detmtl.models.torchvision_weights import (
     BACKGROUND,
     RetinaWeights,
@@ -93,7 +91,7 @@ class StartSettings(Settings):
             file = (root or Path()) / self.path
         else:
             assert official is not None
-            file = _downloaded(official)
+            file = downloaded(official, "model.start")
         weights = from_torchvision(read_weights(file, "model.start.path"), str(file))
         names = self.classes if official is None else list(official.meta["categories"])
         if self.class_layer == "fresh":
@@ -216,19 +214,6 @@ def _misfits(module: nn.Module, tensors: Mapping[str, Tensor], part: str, where:
         ]
     module.load_state_dict(tensors)
     return []
-
-
-def _downloaded(official: WeightsEnum) -> Path:
-    """Returns the file of official weights in torch's cache, downloaded if it is not there yet."""
-    try:
-        official.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as problem:
-        raise InputError(
-            f"model.start.weights: {official.url} cannot be downloaded ({problem}); download it where "
-            "there is a network, and set model.start.path to the file"
-        ) from None
-    name = os.path.basename(urlparse(official.url).path)
-    return Path(torch.hub.get_dir()) / "checkpoints" / name
 
 
 def _some(names: Sequence[str], shown: int = 8) -> str:

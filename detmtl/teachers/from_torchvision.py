@@ -3,13 +3,11 @@
 Letters: B pictures, S places for classes (see slots.py), H and W pixels.
 """
 
-import os
 from collections.abc import Sequence
 from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlparse
 
 import torch
 import torchvision
@@ -18,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model, get_model_weights, list_models
 from torchvision.transforms._presets import SemanticSegmentation
 
-from detmtl.models.pretrained import load_weights, read_weights
+from detmtl.models.pretrained import downloaded, load_weights, read_weights
 from detmtl.silver.card import TeacherCard
 from detmtl.structures.boxes import clip
 from detmtl.structures.errors import InputError
@@ -231,15 +229,7 @@ class TorchvisionTeacherSettings(TeacherSettings):
         if self.path is not None:
             return existing(root, self.path, "teacher.path")
         assert official is not None
-        try:
-            official.get_state_dict(progress=False, check_hash=True)
-        except (OSError, RuntimeError) as problem:
-            raise InputError(
-                f"teacher.weights: {official.url} cannot be downloaded ({problem}); download it where "
-                "there is a network, and set teacher.path to the file"
-            ) from None
-        name = os.path.basename(urlparse(official.url).path)
-        return Path(torch.hub.get_dir()) / "checkpoints" / name
+        return downloaded(official, "teacher")
 
     def _network(self, segments: bool, num_slots: int, tensors: dict[str, Tensor]) -> nn.Module:
         more: dict[str, Any] = dict(self.options)
