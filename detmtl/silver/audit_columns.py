@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from detmtl.silver.comparison import SHIFTED
+from detmtl.silver.record import SCORE_DIGITS
 
-DIGITS = {"score": 5, "box": 2, "shift": 4}
+DIGITS = {"score": SCORE_DIGITS, "box": 2, "shift": 4}
 """Decimals that are written; the tables hold no more, so that reading gives the same."""
 
 

@@ -8,7 +8,7 @@ from enum import IntEnum
 import numpy as np
 import torch
 
-from detmtl.silver.record import Record
+from detmtl.silver.record import SCORE_DIGITS, Record
 from detmtl.structures.boxes import area, intersection, iou
 from detmtl.structures.labels import BoxLabels, Ignore
 
@@ -89,7 +89,8 @@ class Comparison:
         judged = looked[record.classes] & ((fault == Fault.NONE) | ~on_crowd)
         rows = np.zeros(int(judged.sum()), dtype=JUDGED)
         rows["picture"], rows["class"] = picture, record.classes[judged]
-        rows["score"], rows["fault"] = record.scores[judged], fault[judged]
+        scores = _rounded(record.scores, SCORE_DIGITS)
+        rows["score"], rows["fault"] = scores[judged], fault[judged]
         rows["box"] = _rounded(record.boxes[judged], 2)
         rows["shift"] = np.nan
         placed = np.isin(rows["fault"], SHIFTED)
@@ -102,7 +103,7 @@ class Comparison:
         own["picture"], own["class"], own["box"] = picture, classes, _rounded(boxes, 2)
         own["score"], own["called"] = -1, -1
         confirmed = fault == Fault.NONE
-        own["score"][match[confirmed]] = record.scores[confirmed]
+        own["score"][match[confirmed]] = scores[confirmed]
         on = overlap >= IOU
         if len(on):
             seen = on.any(axis=0)

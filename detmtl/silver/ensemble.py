@@ -21,7 +21,7 @@ from detmtl.silver.card import TeacherCard
 from detmtl.silver.fusion import FusionSettings, fuse, require_numba
 from detmtl.silver.mapping import ClassMap
 from detmtl.silver.pictures import as_digests
-from detmtl.silver.record import Record
+from detmtl.silver.record import SCORE_DIGITS, Record
 from detmtl.silver.spill import Spill
 from detmtl.silver.store import Store
 from detmtl.structures.classes import LabelSpace
@@ -263,7 +263,8 @@ class Ensemble:
         )
         out = np.zeros(len(fused.boxes), dtype=row_type(len(self.stores)))
         out["picture"], out["box"] = fused.pictures, fused.boxes
-        out["class"], out["score"] = fused.classes, fused.scores
+        # As a store keeps scores: what an audit of them says of a score holds for the label.
+        out["class"], out["score"] = fused.classes, np.round(fused.scores, SCORE_DIGITS)
         raw = np.full((len(out), len(self.stores)), -1, dtype=np.float32)
         np.maximum.at(raw, (fused.member, teacher[order]), rows["score"][order])
         out["raw"] = np.where(raw < 0, np.nan, raw)

@@ -7,6 +7,9 @@ import numpy as np
 
 from detmtl.silver.record_line import Head, line_of
 
+SCORE_DIGITS = 5
+"""Decimals of a score on disk."""
+
 
 @dataclass(frozen=True, eq=False)
 class Record:
@@ -37,7 +40,7 @@ def encode(record: Record) -> bytes:
         {
             "boxes": np.round(np.asarray(record.boxes, dtype=np.float64), 2).tolist(),
             "classes": np.asarray(record.classes).tolist(),
-            "scores": np.round(np.asarray(record.scores, dtype=np.float64), 5).tolist(),
+            "scores": np.round(np.asarray(record.scores, dtype=np.float64), SCORE_DIGITS).tolist(),
         },
     )
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from silver_stand_ins import HEIGHT, WIDTH, card, gold, pictures
 
-from detmtl.silver.audit import audit
+from detmtl.silver.audit import Audit, audit, audit_folder
 from detmtl.silver.ensemble import Ensemble
 from detmtl.silver.record import Record
 from detmtl.silver.selection import AtPrecision, AtProbability, SelectionSettings, select
@@ -95,6 +95,18 @@ def test_fused_labels_are_audited_and_selected(source, labelled, stores, tmp_pat
         "grade": "silver",
     }
     assert select(ensemble, [source], SPACE, settings, checked, tmp_path) == path
+
+
+def test_an_audit_of_fused_labels_is_the_same_when_it_is_read_again(source, labelled, stores):
+    ensemble = joined(stores, labelled)
+    fresh = ensemble.audit(labelled)
+    kept = Audit.load(audit_folder(ensemble.path, fresh.gold_hash) / "audit.json")
+    assert kept.digest() == fresh.digest() == ensemble.audit(labelled).digest()
+    np.testing.assert_array_equal(kept.boxes["score"], fresh.boxes["score"])
+    labels = np.concatenate([record.scores for record in ensemble.fused(source.hashes())])
+    assert sorted(labels) == sorted(fresh.boxes["score"]), (
+        "a threshold is one of its labels' scores"
+    )
 
 
 def test_who_does_not_know_a_class_is_no_vote_against(source, labelled, stores):
