@@ -91,7 +91,8 @@ class KeypointMetric(TwoSided[_Sides, _Sum]):
     Names: AP, AP50, AP75, AR, AP/<class>, on_truth/OKS; all of them always there, NaN where there is no
     truth. Only boxes of which a keypoint is known count as truth; others are ignored. COCO divides by
     the object's area: where a file does not say it, the box's counts. A crowd, or a box to be
-    ignored, cannot be right or wrong.
+    ignored, cannot be right or wrong. A class that nobody looked for in a picture is a crowd all
+    over it.
     """
 
     def __init__(self, class_names: Sequence[str], names: Sequence[str], sigmas: Sequence[float]):
@@ -114,6 +115,10 @@ class KeypointMetric(TwoSided[_Sides, _Sum]):
                 continue
             found = _with_keypoints(predicted, _rows(predicted, None))
             rows = _with_keypoints(true, _rows(true, None))
+            rows += [
+                row | {"keypoints": [], "num_keypoints": 0}
+                for row in _everywhere(true, found, info)
+            ]
             self._pictures[info.source, info.id] = rows, found
 
     def update_on_truth(
@@ -201,13 +206,22 @@ def _mask_truth(true: BoxLabels, found: Sequence[_Row], info: ImageInfo) -> list
         if row["segmentation"] is None:
             row["segmentation"] = _block(row["bbox"], info)
             row["iscrowd"] = 1
-    seen = {row["category_id"] for row in found}
-    for c in (true.coverage == 0).nonzero()[:, 0].tolist():
-        if c in seen:
-            whole = [0.0, 0.0, float(info.width), float(info.height)]
-            everywhere = {"category_id": c, "bbox": whole, "score": 1.0, "iscrowd": 1, "area": 1.0}
-            rows.append(everywhere | {"segmentation": _block(whole, info)})
+    rows += [
+        row | {"segmentation": _block(row["bbox"], info)} for row in _everywhere(true, found, info)
+    ]
     return rows
+
+
+def _everywhere(true: BoxLabels, found: Sequence[_Row], info: ImageInfo) -> list[_Row]:
+    """Returns a crowd all over the picture for each class that was found there though nobody had looked
+    for it."""
+    seen = {row["category_id"] for row in found}
+    whole = [0.0, 0.0, float(info.width), float(info.height)]
+    return [
+        {"category_id": c, "bbox": whole, "score": 1.0, "iscrowd": 1, "area": 1.0}
+        for c in (true.coverage == 0).nonzero()[:, 0].tolist()
+        if c in seen
+    ]
 
 
 def _block(box_xywh: Sequence[float], info: ImageInfo) -> Any:

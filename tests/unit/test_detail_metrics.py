@@ -188,6 +188,22 @@ def test_keypoints_on_truth_and_without_any(truth):
     assert other.compute() == pytest.approx(numbers, nan_ok=True)
 
 
+def test_keypoints_of_a_class_that_nobody_looked_for_are_not_wrong(truth):
+    true, _ = truth
+    man = replace(
+        true[torch.tensor([0])], scores=torch.tensor([0.5])
+    )  # less sure than what follows
+    metric = KeypointMetric(CLASSES, WANTED.keypoint_names(), SIGMAS)
+    metric.update([man], [true], [INFO])
+    assert metric.compute()["AP"] == pytest.approx(1)
+    found, nothing = true[torch.tensor([0, 0, 2])], true[torch.tensor([], dtype=torch.long)]
+    unknown = replace(nothing, coverage=torch.tensor([0.0, 1.0]))
+    metric.update([found], [unknown], [replace(INFO, id=2)])
+    assert metric.compute()["AP"] == pytest.approx(1)
+    metric.update([found], [nothing], [replace(INFO, id=2)])
+    assert metric.compute()["AP"] < 0.6, "here somebody looked"
+
+
 NAMES = ["color/red", "color/blue", "size/big", "size/small"]
 
 
