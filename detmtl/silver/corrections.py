@@ -150,17 +150,22 @@ def _compare(was: Source, now: Source, at: np.ndarray, reviewed: np.ndarray) -> 
         return np.bincount(classes, minlength=num)
 
     partner = match[sent]
-    same = (partner >= 0) & (a.classes[sent] == b.classes[partner])
-    shift = np.abs(a.boxes[sent] - b.boxes[partner]).max(axis=1, initial=0)
+    there = partner >= 0
+    mine, theirs = sent[there], partner[there]
+    same, ordinary = np.zeros((2, len(sent)), dtype=bool)
+    same[there] = a.classes[mine] == b.classes[theirs]
+    ordinary[there] = b.ignore[theirs] == Ignore.NO
+    shift = np.zeros(len(sent))
+    shift[there] = np.abs(a.boxes[mine] - b.boxes[theirs]).max(axis=1, initial=0)
     usual = np.isin(sent, np.flatnonzero(plain))
     cases = {
         "sent": usual,
         "accepted": usual & same & (shift <= UNMOVED),
         "moved": usual & same & (shift > UNMOVED),
-        "renamed": usual & (partner >= 0) & ~same,
-        "deleted": usual & (partner < 0),
+        "renamed": usual & there & ~same,
+        "deleted": usual & ~there,
         "doubted": doubted[sent],
-        "rescued": doubted[sent] & same & (b.ignore[partner] == Ignore.NO),
+        "rescued": doubted[sent] & same & ordinary,
     }
     counts = {name: count(a.classes[sent[mask]]) for name, mask in cases.items()}
     new = np.setdiff1d(kept[b.ignore[kept] == Ignore.NO], partner)

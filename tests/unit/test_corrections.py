@@ -123,6 +123,20 @@ def test_pictures_that_are_not_finished_stay_as_they_were_sent(sent, back, tmp_p
     assert all(row["attributes"]["teacher"] == "t" for row in data["annotations"])
 
 
+def test_a_finished_picture_of_which_people_deleted_every_box(sent, back, tmp_path):
+    data = json.loads(back.read_text())
+    data["annotations"] = [row for row in data["annotations"] if row["image_id"] != 9]
+    back.write_text(json.dumps(data))
+    (tmp_path / "done.txt").write_text("3.jpg\n")
+    corrections = take_back(sent, back, finished=tmp_path / "done.txt")
+    counts = counts_of(corrections)
+    assert counts["sent"] == counts["deleted"] == [0, 1]
+    assert not any(counts["accepted"] + counts["moved"] + counts["renamed"] + counts["added"])
+    write_verified(corrections, sent, tmp_path / "gold.json")
+    gold = json.loads((tmp_path / "gold.json").read_text())
+    assert len(gold["images"]) == 1 and gold["annotations"] == []
+
+
 def test_classes_that_nobody_reviewed_stay_silver(sent, back, tmp_path):
     corrections = take_back(sent, back, reviewed=["cat"])
     assert counts_of(corrections)["sent"] == [3, 0] and counts_of(corrections)["renamed"] == [0, 0]
