@@ -141,8 +141,9 @@ def select_maps(
 
     Raises:
         InputError: a class of the teacher is unmapped, the settings need an audit, gold is too little to
-            calibrate, or no picture of the pool is in the store.
+            calibrate, no picture of the pool is in the store, or the map of one has no place of its own.
     """
+    files = _map_files(pool)
     policy = policy_of(store, classes, settings, audit)
     names, measures = classes.label_space().names, None
     trusted = policy.meaning.gives & np.isfinite(policy.limits[:-1])
@@ -164,7 +165,7 @@ def select_maps(
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     folder = store.path / "select" / key
     if not folder.is_dir():
-        _write(folder, facts, legend, _chosen(store, pool, policy, trusted), names)
+        _write(folder, facts, legend, _chosen(store, pool, files, policy, trusted), names)
     return folder
 
 
@@ -178,9 +179,13 @@ def with_silver_maps(pool: Source, folder: Path, classes: MapClasses) -> Source:
 
 
 def _chosen(
-    store: SomeStore, pool: Source, policy: MapPolicy, trusted: np.ndarray
+    store: SomeStore,
+    pool: Source,
+    files: Sequence[str],
+    policy: MapPolicy,
+    trusted: np.ndarray,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the file name and the classes of each picture of the pool that the store has."""
+    """Yields the name, of `files`, and the classes of each picture of the pool that the store has."""
     pictures: dict[str, list[int]] = {}
     for i, content_hash in enumerate(pool.hashes()):
         pictures.setdefault(content_hash, []).append(i)
@@ -189,13 +194,34 @@ def _chosen(
     for record in store.records_of(pictures):
         classes = keep[policy(record)]
         for i in pictures[record.content_hash]:
-            name = Path(pool.files.name(i).lstrip("/"))
-            if ".." in name.parts:
-                raise InputError(
-                    f"source '{pool.name}': {name}: lies outside of the source's folder of pictures; its "
-                    "map would lie outside of the store"
-                )
-            yield str(name.with_suffix(".png")), classes
+            yield files[i], classes
+
+
+def _map_files(pool: Source) -> list[str]:
+    """Returns the name of each picture's map, as it is read again.
+
+    Raises:
+        InputError: a picture lies outside of the folder, or two have a map of one name.
+    """
+    files, owners, problems = [], {}, []
+    for i in range(len(pool)):
+        picture = pool.files.name(i)
+        name = Path(picture.lstrip("/"))
+        file = str(name.with_suffix(".png"))
+        files.append(file)
+        if ".." in name.parts:
+            problems.append(
+                f"source '{pool.name}': {name}: lies outside of the source's folder of pictures; its "
+                "map would lie outside of the store"
+            )
+        elif owners.setdefault(file, picture) != picture:
+            problems.append(
+                f"source '{pool.name}': {owners[file]} and {picture} differ in their ending alone, and "
+                f"the map of both would be {file}; rename one of them"
+            )
+    if problems:
+        raise InputError(problems)
+    return files
 
 
 def _write(

@@ -112,6 +112,19 @@ def test_people_s_maps_stay(tmp_path):
     assert (second.classes == VEHICLE).all() and second.grade == Grade.SILVER
 
 
+@pytest.mark.parametrize("seen", [1, 2])
+def test_pictures_that_would_share_a_map_are_refused(tmp_path, seen):
+    source = pictures(tmp_path / "p", 2)
+    Image.open(tmp_path / "p" / "001.png").save(tmp_path / "p" / "000.jpg")
+    names = ["000.png", "000.jpg"]
+    source = replace(source, files=FileNames.of(tmp_path / "p", names))
+    with pytest.raises(InputError, match=r"000\.png and 000\.jpg differ in their ending alone"):
+        _select(tmp_path, source, [halves(1, 1), halves(2, 2)][:seen])
+    outside = replace(source, files=FileNames.of(tmp_path / "p", ["../p/000.png", "001.png"]))
+    with pytest.raises(InputError, match="outside of the source's folder"):
+        _select(tmp_path, outside, [halves(1, 1)])
+
+
 def test_a_store_without_the_pictures_is_told(tmp_path):
     source = pictures(tmp_path / "p", 1)
     with pytest.raises(InputError, match="none of the pictures of the pool"):
