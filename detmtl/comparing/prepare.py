@@ -1,7 +1,8 @@
 """From settings to a plan: data is read and checked, arms are checked for fairness, runs get their keys."""
 
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,13 @@ from detmtl.comparing.plan import (
     run_key,
     store_name,
     teacher_key,
+    teachers_of,
 )
+from detmtl.comparing.scores import final_source
 from detmtl.comparing.start import start_digest
 from detmtl.config import GoldTeacher, RunSettings
+from detmtl.data.folder import stamps
+from detmtl.data.images import content_hashes, list_pictures
 from detmtl.data.source import Source
 from detmtl.engine.distributed import Process
 from detmtl.pools import teacher_settings
@@ -63,8 +68,12 @@ class Preparation:
         plan = self.prepared.plan
         settings = self.planner.of_arm(plan.cells[cell], arm, seed)
         self._render(settings)
-        if cell not in self.prepared.scored:
-            self.prepared.scored[cell] = self._scored(settings)
+        scored = self._scored(settings)
+        if self.prepared.scored.setdefault(cell, scored) != scored:
+            raise InputError(
+                f"{self.planner.path}: arms.{arm}, seed {seed}: it is scored on other pictures or classes "
+                f"than the arms before it; give all arms and seeds one data.{scored[1]} and one data.classes"
+            )
         key = self._teacher(settings, arm) if is_teacher(self.settings, arm) else None
         plan.at[cell, arm, seed] = key or self._train(settings)
         return settings
@@ -78,7 +87,8 @@ class Preparation:
             if isinstance(settings.silver.teacher, GoldTeacher):
                 teacher = self._train(teacher_settings(settings))
             if settings.silver.store is None:
-                store = self.out / "stores" / store_name(settings, teacher)
+                files = None if teacher else self._files(teachers_of(settings), settings)
+                store = self.out / "stores" / store_name(settings, teacher, files)
                 silver = settings.silver.model_copy(update={"store": store})
                 settings = settings.model_copy(update={"silver": silver})
         key = run_key(settings, self._fingerprint(settings))
@@ -159,21 +169,27 @@ class Preparation:
             self._fingerprints[f"scenes {key}"] = wanted
 
     def _scored(self, settings: RunSettings) -> tuple[Source, str]:
-        """Returns the pictures that a run's final scores are of."""
-        name = "val" if settings.data.test is None else "test"
-        source = settings.data.test or settings.data.val
-        key = digest([source.model_dump(mode="json"), settings.data.label_space().digest()])
+        """Returns the pictures that a run's final scores are of; equal for equal settings of theirs."""
+        data = settings.data
+        name = "val" if data.test is None else "test"
+        facts = data.model_dump(
+            mode="json", include={"root", "classes", "unmapped", "maps", "tags", "details", name}
+        )
+        key = digest(facts)
         if key not in self._final:
-            space = settings.data.label_space()
-            self._final[key] = source.load(name, settings.data.root, space, self.out / "cache")
+            self._final[key] = final_source(settings, self.out / "cache")
         return self._final[key], name
 
     def _fingerprint(self, settings: RunSettings) -> dict[str, Any]:
-        """Returns hashes of the files behind a run's sources: other files, another run."""
-        data, found = settings.data, {}
+        """Returns hashes of all files that decide a run's result: other files, another run."""
+        data, found = settings.data, {"files": self._files(settings.resolved(), settings)}
         for name, source in {**data.sources, "val": data.val, "test": data.test}.items():
             if source is None:
                 continue
+            for maps in (getattr(source, "maps", None), getattr(source, "depth", None)):
+                if maps is not None:
+                    folder = Path(data.root) / maps.folder
+                    found[f"{name}: {maps.folder}"] = stamps(folder, list_pictures(folder))
             facts = source.model_dump(mode="json", exclude={"subset", "weight"})
             key = json.dumps([str(data.root), facts])
             if key not in self._fingerprints:
@@ -182,6 +198,28 @@ class Preparation:
                 self._fingerprints[key] = digest(prints)
             found[name] = self._fingerprints[key]
         return found
+
+    def _files(self, tree: Any, settings: RunSettings) -> list[list[str]]:
+        """Returns each setting of `tree` that names a file, beside data.root or here, with its hash: a
+        teacher, weights, class names, tags, coverage."""
+        found = []
+        for text in sorted({*_texts(tree)}):
+            for path in (Path(text), Path(settings.data.root) / text):
+                if os.path.isfile(path):
+                    (told,) = content_hashes([str(path.absolute())], self.out / "cache")
+                    found.append([text, told])
+        return found
+
+
+def _texts(tree: Any) -> Iterator[str]:
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, dict):
+        for value in tree.values():
+            yield from _texts(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _texts(value)
 
 
 def prepare(

@@ -23,7 +23,7 @@ arms:
   gold: {{mix.mode: gold}}
   fast: {{mix.mode: gold, optim.lr: 1.0e-2}}
 baseline: gold
-resamples: 100
+resamples: 120
 """
 WITH_TEACHER = """\
 base: {recipe}
@@ -35,7 +35,7 @@ arms:
   broken: {{mix.mode: gold, data.sources.gold.subset: {{count: 8}}, optim.lr: 1.0e+30, train.steps: 40}}
   teacher: teacher
 baseline: gold
-resamples: 100
+resamples: 120
 equal_steps: false
 """
 
