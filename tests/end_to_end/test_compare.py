@@ -92,7 +92,7 @@ def test_killed_and_again_and_cached(config, detmtl, tmp_path):
     (cell,) = found["cells"]
     assert cell["scored_on"] == "test" and set(cell["arms"]) == {"gold", "fast"}
     ap = cell["comparisons"][0]
-    assert (ap["metric"], ap["seeds"]["count"], ap["pictures"]["count"]) == ("boxes/AP", 2, 100)
+    assert (ap["metric"], ap["seeds"]["count"], ap["pictures"]["count"]) == ("boxes/AP", 2, 120)
     starts = [json.loads(f.read_text())["start"] for f in after]
     assert sorted(starts.count(s) for s in set(starts)) == [2, 2], (
         "a seed is one start for all arms"
