@@ -32,6 +32,7 @@ from detmtl.engine.recorder import Recorder
 from detmtl.engine.state import State, load_weights, read_checkpoint, seed_everything, weights_of
 from detmtl.engine.trainer import train
 from detmtl.inference.export import export_torchscript, exported
+from detmtl.inputs import input_hashes
 from detmtl.pools import (
     audit_source,
     gold_sources,
@@ -163,6 +164,11 @@ def _run(
     render(settings, process, console)
     space = settings.data.label_space()
     sources, val, test = load_sources(settings, space, folder.cache, process)
+    problems: list[str] = []
+    if process.rank == 0:
+        problems = folder.claim_inputs(input_hashes(settings, folder.cache, sources))
+    if problems := distributed.from_first(problems):
+        raise InputError(problems)
     scored_on, final = ("val", val) if test is None else ("test", test)
     metrics: dict[str, float] = {}
     files: dict[str, Path] = {}

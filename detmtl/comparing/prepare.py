@@ -1,11 +1,9 @@
 """From settings to a plan: data is read and checked, arms are checked for fairness, runs get their keys."""
 
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -28,10 +26,9 @@ from detmtl.comparing.plan import (
 from detmtl.comparing.scores import final_source
 from detmtl.comparing.start import start_digest
 from detmtl.config import GoldTeacher, RunSettings
-from detmtl.data.folder import stamps
-from detmtl.data.images import content_hashes, list_pictures
 from detmtl.data.source import Source
 from detmtl.engine.distributed import Process
+from detmtl.inputs import input_hashes, named_files
 from detmtl.pools import teacher_settings
 from detmtl.recipe import load_sources, render
 from detmtl.structures.errors import InputError
@@ -59,7 +56,8 @@ class Preparation:
         self.planner, self.settings = planner, planner.settings
         self.out, self.process, self.console = out, process, console
         self.prepared = Prepared(Plan(cells_of(planner.settings)))
-        self._fingerprints: dict[str, Any] = {}
+        self._scenes: dict[str, str] = {}
+        self._hashes: dict[str, dict[str, str]] = {}
         self._final: dict[str, Source] = {}
         self._starts: dict[str, str] = {}
 
@@ -87,7 +85,8 @@ class Preparation:
             if isinstance(settings.silver.teacher, GoldTeacher):
                 teacher = self._train(teacher_settings(settings))
             if settings.silver.store is None:
-                files = None if teacher else self._files(teachers_of(settings), settings)
+                root, cache = Path(settings.data.root), self.out / "cache"
+                files = None if teacher else named_files(teachers_of(settings), root, cache)
                 store = self.out / "stores" / store_name(settings, teacher, files)
                 silver = settings.silver.model_copy(update={"store": store})
                 settings = settings.model_copy(update={"silver": silver})
@@ -159,14 +158,14 @@ class Preparation:
             return
         key = str(settings.data.root)
         wanted = settings.data.scenes.digest()
-        if self._fingerprints.get(f"scenes {key}") not in (None, wanted):
+        if self._scenes.get(key, wanted) != wanted:
             raise InputError(
                 f"{self.planner.path}: arms or cells ask for different data.scenes in {key}; give each its "
                 "own data.root"
             )
-        if f"scenes {key}" not in self._fingerprints:
+        if key not in self._scenes:
             render(settings, self.process, self.console)
-            self._fingerprints[f"scenes {key}"] = wanted
+            self._scenes[key] = wanted
 
     def _scored(self, settings: RunSettings) -> tuple[Source, str]:
         """Returns the pictures that a run's final scores are of; equal for equal settings of theirs."""
@@ -180,46 +179,12 @@ class Preparation:
             self._final[key] = final_source(settings, self.out / "cache")
         return self._final[key], name
 
-    def _fingerprint(self, settings: RunSettings) -> dict[str, Any]:
+    def _fingerprint(self, settings: RunSettings) -> dict[str, str]:
         """Returns hashes of all files that decide a run's result: other files, another run."""
-        data, found = settings.data, {"files": self._files(settings.resolved(), settings)}
-        for name, source in {**data.sources, "val": data.val, "test": data.test}.items():
-            if source is None:
-                continue
-            for maps in (getattr(source, "maps", None), getattr(source, "depth", None)):
-                if maps is not None:
-                    folder = Path(data.root) / maps.folder
-                    found[f"{name}: {maps.folder}"] = stamps(folder, list_pictures(folder))
-            facts = source.model_dump(mode="json", exclude={"subset", "weight"})
-            key = json.dumps([str(data.root), facts])
-            if key not in self._fingerprints:
-                root = Path(data.root).absolute()
-                prints = source.fingerprint(root, self.out / "cache")
-                self._fingerprints[key] = digest(prints)
-            found[name] = self._fingerprints[key]
-        return found
-
-    def _files(self, tree: Any, settings: RunSettings) -> list[list[str]]:
-        """Returns each setting of `tree` that names a file, beside data.root or here, with its hash: a
-        teacher, weights, class names, tags, coverage."""
-        found = []
-        for text in sorted({*_texts(tree)}):
-            for path in (Path(text), Path(settings.data.root) / text):
-                if os.path.isfile(path):
-                    (told,) = content_hashes([str(path.absolute())], self.out / "cache")
-                    found.append([text, told])
-        return found
-
-
-def _texts(tree: Any) -> Iterator[str]:
-    if isinstance(tree, str):
-        yield tree
-    elif isinstance(tree, dict):
-        for value in tree.values():
-            yield from _texts(value)
-    elif isinstance(tree, list):
-        for value in tree:
-            yield from _texts(value)
+        key = json.dumps([settings.data.model_dump(mode="json"), settings.resolved()])
+        if key not in self._hashes:
+            self._hashes[key] = input_hashes(settings, self.out / "cache")
+        return self._hashes[key]
 
 
 def prepare(
