@@ -237,11 +237,11 @@ def _select(args: argparse.Namespace) -> None:
         Console().print(f"labels: {args.out}")
         return
     space = _space(args, None, store.card.classes)
+    policy = _values(SelectionSettings, _assignments(args.set), "--set")
     checked = None
     if args.annotations:
         gold = _coco(args.annotations, args.images, space, _cache(args.store))
-        checked = audit(store, gold, space)
-    policy = _values(SelectionSettings, _assignments(args.set), "--set")
+        checked = audit(store, gold, space, policy.nms)
     chosen = select(store, None, space, policy, checked)
     _write_labels(args.out, args.format, chosen, space)
     counts = json.loads((chosen.parent / "stats.json").read_text())
