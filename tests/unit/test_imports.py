@@ -22,6 +22,7 @@ LAYERS = [
     {"comparing"},
     {"compare"},
     {"transfer"},
+    {"verbs"},
     {"cli"},
     {"__main__"},
 ]
