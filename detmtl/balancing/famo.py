@@ -18,7 +18,6 @@ from torch import Tensor
 from detmtl.balancing.balancer import Balancer, Terms, push
 from detmtl.balancing.losses import SMALLEST, BalancerSettings, Losses
 
-
 BETAS, EPS = (0.9, 0.999), 1e-8
 """Of Adam, as usual."""
 
