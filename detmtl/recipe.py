@@ -5,6 +5,7 @@ the same folder goes on where the last one stopped, wherever that was.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from torch import Tensor
 
 from detmtl.config import GoldTeacher, RunSettings
 from detmtl.data.details import nowhere_known
@@ -206,7 +208,9 @@ def _run(
         write_json(folder.metrics, metrics)
         if settings.export.format and not folder.torchscript.exists():
             with console.status("Exporting and checking that the file agrees"):
-                export_torchscript(folder.best, folder.torchscript, settings.export.dtype)
+                export_torchscript(
+                    folder.best, folder.torchscript, settings.export.dtype, _some_pictures(val)
+                )
     distributed.barrier()
     files = {
         "checkpoint": folder.best,
@@ -499,6 +503,13 @@ def validation_batches(settings: RunSettings, source: Source, process: Process) 
     )
 
 
+def _some_pictures(source: Source, count: int = 8) -> list[Tensor]:
+    """Returns up to `count` pictures (3, H, W) uint8, evenly spread over the source."""
+    step = max(1, len(source) // count)
+    chosen = range(0, len(source), step)[:count]
+    return [torch.from_numpy(source.read(i)).permute(2, 0, 1).contiguous() for i in chosen]
+
+
 def truth_of(source: Source) -> Any:
     """Returns the look-up of a source's labels in pixels of the files."""
     position = {int(id): i for i, id in enumerate(source.ids)}
@@ -507,7 +518,7 @@ def truth_of(source: Source) -> Any:
 
 def write_json(path: Path, values: Mapping[str, float]) -> None:
     """Writes values at once or not at all; numbers that are not finite become null."""
-    finite = {k: (v if v == v else None) for k, v in values.items()}
+    finite = {k: (v if math.isfinite(v) else None) for k, v in values.items()}
     partial = path.with_suffix(".tmp")
     partial.write_text(json.dumps(finite, indent=2) + "\n")
     partial.replace(path)
