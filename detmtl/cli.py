@@ -33,7 +33,8 @@ from detmtl.inference.scoring import evaluate_predictor
 from detmtl.inference.views import ViewSettings
 from detmtl.inference.views_predictor import ViewsPredictor
 from detmtl.metrics.coco import evaluate_files
-from detmtl.recipe import bar, run, truth_of, write_json
+from detmtl.recipe import run, truth_of, write_json
+from detmtl.report.progress import bar
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.transfer import transfer

@@ -30,7 +30,7 @@ from detmtl.data.source import Source
 from detmtl.engine.distributed import Process
 from detmtl.inputs import input_hashes, named_files
 from detmtl.pools import teacher_settings
-from detmtl.recipe import load_sources, render
+from detmtl.run_sources import load_sources, render
 from detmtl.structures.errors import InputError
 
 

@@ -28,13 +28,12 @@ from detmtl.inference.export import ExportError
 from detmtl.pools import label_pools
 from detmtl.recipe import (
     Frozen,
-    load_sources,
     run,
-    to_be_labelled,
     write_json,
 )
 from detmtl.report.provenance import commit
 from detmtl.run_folder import RunFolder
+from detmtl.run_sources import load_sources, to_be_labelled
 from detmtl.structures.errors import InputError
 
 

@@ -12,7 +12,7 @@ from detmtl.data.faults import check_source, class_rows
 from detmtl.data.fit import InputSettings
 from detmtl.data.source import Source
 from detmtl.models.fpn import FPNSettings
-from detmtl.recipe import bar
+from detmtl.report.progress import bar
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.tasks.anchor_coverage import coverage_table

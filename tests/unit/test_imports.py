@@ -18,6 +18,7 @@ LAYERS = [
     {"config"},
     {"run_folder", "inputs"},
     {"pools"},
+    {"run_sources"},
     {"recipe"},
     {"comparing"},
     {"compare"},
