@@ -5,6 +5,7 @@ the same folder goes on where the last one stopped, wherever that was.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from torch import Tensor
 
 from detmtl.config import GoldTeacher, RunSettings
 from detmtl.data.details import nowhere_known
@@ -33,6 +35,7 @@ from detmtl.engine.recorder import Recorder
 from detmtl.engine.state import State, load_weights, read_checkpoint, seed_everything, weights_of
 from detmtl.engine.trainer import train
 from detmtl.inference.export import export_torchscript, exported
+from detmtl.inputs import input_hashes
 from detmtl.pools import (
     audit_source,
     gold_sources,
@@ -164,6 +167,11 @@ def _run(
     render(settings, process, console)
     space = settings.data.label_space()
     sources, val, test = load_sources(settings, space, folder.cache, process)
+    problems: list[str] = []
+    if process.rank == 0:
+        problems = folder.claim_inputs(input_hashes(settings, folder.cache, sources))
+    if problems := distributed.from_first(problems):
+        raise InputError(problems)
     scored_on, final = ("val", val) if test is None else ("test", test)
     metrics: dict[str, float] = {}
     files: dict[str, Path] = {}
@@ -201,8 +209,13 @@ def _run(
         write_json(folder.metrics, metrics)
         if settings.export.format and not folder.torchscript.exists():
             with console.status("Exporting and checking that the file agrees"):
-                dtype = settings.export.dtype
-                export_torchscript(folder.best, folder.torchscript, dtype, trust=True)
+                export_torchscript(
+                    folder.best,
+                    folder.torchscript,
+                    settings.export.dtype,
+                    _some_pictures(val),
+                    trust=True,
+                )
     distributed.barrier()
     files = {
         "checkpoint": folder.best,
@@ -495,6 +508,13 @@ def validation_batches(settings: RunSettings, source: Source, process: Process) 
     )
 
 
+def _some_pictures(source: Source, count: int = 8) -> list[Tensor]:
+    """Returns up to `count` pictures (3, H, W) uint8, evenly spread over the source."""
+    step = max(1, len(source) // count)
+    chosen = range(0, len(source), step)[:count]
+    return [torch.from_numpy(source.read(i)).permute(2, 0, 1).contiguous() for i in chosen]
+
+
 def truth_of(source: Source) -> Any:
     """Returns the look-up of a source's labels in pixels of the files."""
     position = {int(id): i for i, id in enumerate(source.ids)}
@@ -503,7 +523,7 @@ def truth_of(source: Source) -> Any:
 
 def write_json(path: Path, values: Mapping[str, float]) -> None:
     """Writes values at once or not at all; numbers that are not finite become null."""
-    finite = {k: (v if v == v else None) for k, v in values.items()}
+    finite = {k: (v if math.isfinite(v) else None) for k, v in values.items()}
     partial = path.with_suffix(".tmp")
     partial.write_text(json.dumps(finite, indent=2) + "\n")
     partial.replace(path)

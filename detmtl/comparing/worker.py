@@ -80,7 +80,9 @@ def _probe(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     settings: RunSettings = settings_from(job["settings"])
     trunk = None
     if job["teacher"]:
-        _link(folder.parent / job["teacher"], folder / "trunk")
+        _link(folder.parent / job["teacher"], folder / "teacher")
+    if job["trunk"]:
+        _link(folder.parent / job["trunk"], folder / "trunk")
         trunk = folder / "trunk" / "best.pt"
     run(settings, folder, Console(), Frozen(trunk))
     write_matches(settings, folder)

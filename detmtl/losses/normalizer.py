@@ -13,6 +13,9 @@ from detmtl.structures.labels import Grade
 from detmtl.structures.sample import Batch
 
 Normalizer = Literal["source", "batch", "image", "ema"]
+OfBatch = Literal["source", "batch", "image"]
+"""Kinds that need no memory of earlier batches, for tasks that keep none. "ema" steadies the few positive
+anchors of a batch; pixels, tags and labelled boxes are counted as they are."""
 
 SOURCES = 256
 """Most sources of a mix. Sums per source have a fixed number of slots, so that processes whose

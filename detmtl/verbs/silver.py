@@ -166,11 +166,11 @@ def select_verb(args: argparse.Namespace) -> None:
         Console().print(f"labels: {args.out}", markup=False)
         return
     space = label_space(args, None, store.card.classes)
+    policy = checked_values(SelectionSettings, assignments(args.set), "--set")
     checked = None
     if args.annotations:
         gold = coco_source(args, space, cache_of(args.store))
-        checked = audit(store, gold, space)
-    policy = checked_values(SelectionSettings, assignments(args.set), "--set")
+        checked = audit(store, gold, space, policy.nms)
     chosen = select(store, None, space, policy, checked)
     _write_labels(args.out, args.format, chosen, space)
     counts = json.loads((chosen.parent / "stats.json").read_text())

@@ -16,7 +16,7 @@ LAYERS = [
     {"teachers"},
     {"report"},
     {"config"},
-    {"run_folder"},
+    {"run_folder", "inputs"},
     {"pools"},
     {"recipe"},
     {"comparing"},
