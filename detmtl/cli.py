@@ -6,23 +6,18 @@ Exit status: 0 done; 1 the run failed; 2 what the user gave is wrong, told in a 
 import argparse
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from detmtl.compare import Request, compare
 from detmtl.comparing.settings import parse_seeds
 from detmtl.config import find_config, read_settings, settings_schema
-from detmtl.data.coco import CocoSource
-from detmtl.data.folder import FolderSource
 from detmtl.data.loader import evaluation_batches
-from detmtl.data.maps import MapClasses
-from detmtl.data.source import Source
-from detmtl.data.sources import AnySource
-from detmtl.data.tags import TagClasses
 from detmtl.engine import distributed
 from detmtl.engine.evaluator import evaluate
 from detmtl.engine.trainer import TrainingDiverged
@@ -35,7 +30,6 @@ from detmtl.inference.views_predictor import ViewsPredictor
 from detmtl.metrics.coco import evaluate_files
 from detmtl.recipe import run, truth_of, write_json
 from detmtl.report.progress import bar
-from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.transfer import transfer
 from detmtl.verbs.check import check_verb
@@ -43,8 +37,7 @@ from detmtl.verbs.options import (
     assignments,
     cache_of,
     checked_values,
-    gold_maps,
-    gold_tags,
+    gold_source,
     writable,
     write_text,
 )
@@ -119,17 +112,17 @@ def _evaluate(args: argparse.Namespace) -> None:
     else:
         if not (args.checkpoint and args.images):
             raise InputError("evaluate needs --checkpoint and --images, or --detections")
-        if not (args.annotations or args.maps or args.tags):
-            raise InputError("evaluate needs gold: --annotations, --maps or --tags")
+        if not (args.annotations or args.maps or args.tags or args.depth):
+            raise InputError("evaluate needs gold: --annotations, --maps, --tags or --depth")
         process = distributed.start(args.device)
         console = Console(quiet=process.rank > 0)
         scores = _scores(args, process, console)
-    gold = args.annotations or args.maps or args.tags
-    table = Table(title=str(gold), title_justify="left")
+    gold = args.annotations or args.maps or args.tags or args.depth
+    table = Table(title=escape(str(gold)), title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")
     for name, value in scores.items():
-        table.add_row(name, f"{value:.4f}" if value == value else "-")
+        table.add_row(escape(name), f"{value:.4f}" if value == value else "-")
     console.print(table)
     if args.json and distributed.rank() == 0:
         write_json(args.json, scores)
@@ -139,8 +132,8 @@ def _scores(
     args: argparse.Namespace, process: distributed.Process, console: Console
 ) -> dict[str, float]:
     """Returns the numbers of a checkpoint on the gold that the options name."""
-    loaded = load_checkpoint(args.checkpoint)
-    source = _gold(args, loaded.settings["data"], cache_of(args.checkpoint.parent))
+    loaded = load_checkpoint(args.checkpoint, args.trust)
+    source = gold_source(args, loaded.settings["data"], cache_of(args.checkpoint.parent))
     predictor, seen = Predictor(loaded, process.device, args.precision), _views(args)
     change_test(predictor, assignments(args.set), "--set")
     with bar(console) as progress:
@@ -180,7 +173,7 @@ def _views(args: argparse.Namespace) -> ViewSettings:
 def _predict(args: argparse.Namespace) -> None:
     writable(args.out, f"--out {args.out}")
     device = str(distributed.pick_device(args.device))
-    predictor = load_predictor(args.model, device, args.precision, args.compile)
+    predictor = load_predictor(args.model, device, args.precision, args.compile, args.trust)
     seen = _views(args)
     change_test(predictor, assignments(args.set), "--set")
     if not seen.plain:
@@ -193,12 +186,13 @@ def _predict(args: argparse.Namespace) -> None:
             args.out,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
-    Console().print(f"drawings: {args.out / 'drawn'}\nresults: {results}")
+    Console().print(f"drawings: {args.out / 'drawn'}\nresults: {results}", markup=False)
 
 
 def _export(args: argparse.Namespace) -> None:
     writable(args.out.parent, f"--out {args.out}")
-    Console().print(str(export(args.checkpoint, args.out, args.format, args.dtype)))
+    report = export(args.checkpoint, args.out, args.format, args.dtype, trust=args.trust)
+    Console().print(str(report), markup=False)
 
 
 def _schema(args: argparse.Namespace) -> None:
@@ -206,24 +200,6 @@ def _schema(args: argparse.Namespace) -> None:
         write_text(args.out, settings_schema())
     else:
         sys.stdout.write(settings_schema())
-
-
-def _gold(args: argparse.Namespace, data: Mapping[str, Any], cache: Path) -> Source:
-    """Returns the pictures and the gold labels that the options name, in a trained model's classes."""
-    classes, images = data.get("classes"), str(args.images.absolute())
-    space = LabelSpace((), ())
-    if classes:
-        space = LabelSpace.of(classes, drop_unmapped=data["unmapped"] == "drop")
-    kinds: dict[str, Any] = {"images": images, "maps": gold_maps(args), "tags": gold_tags(args)}
-    if args.annotations is None:
-        source: AnySource = FolderSource(**kinds)
-    else:
-        source = CocoSource(annotations=str(args.annotations.absolute()), **kinds)
-    maps, tags = (
-        checked_values(kind, data[key], f"data.{key}") if data.get(key) else None
-        for key, kind in (("maps", MapClasses), ("tags", TagClasses))
-    )
-    return source.load("gold", Path("/"), space, cache, maps, tags)
 
 
 _VERBS: dict[str, Verb] = {

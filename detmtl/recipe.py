@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -82,12 +83,12 @@ class Summary:
                 }
             ):
                 values = [self.metrics.get(f"{prefix}{task}/{n}", float("nan")) for n in names]
-                scores.add_row(who, task, *(f"{v:.3f}" if v == v else "-" for v in values))
+                scores.add_row(who, escape(task), *(f"{v:.3f}" if v == v else "-" for v in values))
         files = Table(title="Files", title_justify="left")
         files.add_column("what")
         files.add_column("where", overflow="fold")
         for what, path in self.files.items():
-            files.add_row(what, str(path))
+            files.add_row(what, escape(str(path)))
         return [scores, files]
 
 
@@ -200,7 +201,11 @@ def _run(
         if settings.export.format and not folder.torchscript.exists():
             with console.status("Exporting and checking that the file agrees"):
                 export_torchscript(
-                    folder.best, folder.torchscript, settings.export.dtype, _some_pictures(val)
+                    folder.best,
+                    folder.torchscript,
+                    settings.export.dtype,
+                    _some_pictures(val),
+                    trust=True,
                 )
     distributed.barrier()
     files = {
@@ -269,7 +274,7 @@ def fit_model(
     )
     if folder.last.exists():
         state.load(folder.last)
-        console.print(f"Continuing from step {state.step} of {folder.last}")
+        console.print(f"Continuing from step {state.step} of {folder.last}", markup=False)
     stream = training_batches(settings, mixture, state, gold, folder, process)
 
     def validate(averaged: torch.nn.Module) -> dict[str, float]:

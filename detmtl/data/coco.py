@@ -82,7 +82,8 @@ class CocoSource(SourceSettings):
         details: DetailClasses | None = None,
     ) -> Parsed:
         """Reads and checks the annotation file; a missing picture is a fault if `pictures_needed`."""
-        where, faults = self.annotations, Faults(self.annotations)
+        where = self.annotations
+        faults = Faults(where, may_drop=pictures_needed or self.faults == "drop")
         data = read_json(root / where, where)
         info = data.get("info") if isinstance(data, dict) else None
         info = info if isinstance(info, dict) else {}

@@ -30,8 +30,10 @@ class Faults:
         problems: a sentence each.
     """
 
-    def __init__(self, where: str):
+    def __init__(self, where: str, may_drop: bool = True):
+        """Takes the place, and whether the user may choose to drop what is faulty."""
         self.where = where
+        self._may_drop = may_drop
         self.problems: list[str] = []
 
     def add(self, *problems: str) -> None:
@@ -46,7 +48,9 @@ class Faults:
         """
         if self.problems and choice == "error":
             count = f"{len(self.problems)} fault" + ("s" if len(self.problems) > 1 else "")
-            hint = f"{self.where}: {count}; correct them, or set `faults: drop` to leave out what is faulty"
+            hint = f"{self.where}: {count}; correct them"
+            if self._may_drop:
+                hint += ", or set `faults: drop` (--faults drop) to leave out what is faulty"
             raise InputError([hint, *self.problems])
         return left_out(self.where, self.problems)
 

@@ -52,6 +52,7 @@ def _decoded(path: str | os.PathLike[str], data: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as picture:
             picture.load()
+            _forget_xmp(picture)
             return _rgb(ImageOps.exif_transpose(picture))
     except _BROKEN as problem:
         raise _broken(path, len(data), problem) from problem
@@ -105,6 +106,12 @@ def _complete(data: bytes) -> bool:
     return data.startswith(b"\x89PNG") and b"IEND" in data[-12:]
 
 
+def _forget_xmp(picture: Image.Image) -> None:
+    """Leaves EXIF alone to say how a picture is turned: Pillow would ask XMP too, OpenCV does not."""
+    for key in ("XML:com.adobe.xmp", "xmp"):
+        picture.info.pop(key, None)
+
+
 def _rgb(picture: Image.Image) -> np.ndarray:
     if picture.mode.startswith("I"):  # 16 bits, which convert() would clip
         grey = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
@@ -126,6 +133,9 @@ def image_size(path: str | os.PathLike[str], data: bytes | None = None) -> tuple
     try:
         with Image.open(path if data is None else io.BytesIO(data)) as picture:
             width, height = picture.size
+            if picture.format == "PNG" and "exif" not in picture.info:
+                picture.load()  # it may stand behind the pixels
+            _forget_xmp(picture)
             turned = picture.getexif().get(_ORIENTATION) in _TURNED
             turned = turned and picture.format != "TIFF"  # whose size Pillow has turned already
     except FileNotFoundError as problem:

@@ -22,6 +22,7 @@ from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Grade, Ignore
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_DIFFICULT = {"": False, "0": False, "false": False, "1": True, "true": True}
 
 
 class VocSource(SourceSettings):
@@ -60,14 +61,16 @@ class VocSource(SourceSettings):
     def parse(self, root: Path, classes: LabelSpace) -> Parsed:
         """Reads and checks the XML files."""
         faults, folder = Faults(self.annotations), root / self.images
-        pictures = {os.path.splitext(name)[0]: name for name in require_pictures(folder)}
+        pictures: dict[str, list[str]] = {}
+        for name in require_pictures(folder):
+            pictures.setdefault(os.path.splitext(name)[0], []).append(name)
         found = _Found()
         names: list[str] = []
         sizes: list[tuple[int, int]] = []
-        for stem in self._stems(root, faults):
-            where = f"{self.annotations}/{stem}.xml"
+        for stem, file in self._files(root, faults).items():
+            where = f"{self.annotations}/{file}"
             try:
-                tree = _tree(root / self.annotations / f"{stem}.xml", where)
+                tree = _tree(root / self.annotations / file, where)
                 picture = _picture(tree, stem, pictures, where)
                 objects = _objects(tree, where, faults)
             except InputError as problem:
@@ -80,8 +83,10 @@ class VocSource(SourceSettings):
             raise InputError([f"{self.annotations}: no picture has annotations", *faults.problems])
         return self._parsed(folder, names, np.array(sizes, np.int64), found, classes, faults)
 
-    def _stems(self, root: Path, faults: Faults) -> Sequence[str]:
-        there = [n.removesuffix(".xml") for n in list_files(root / self.annotations, {".xml"})]
+    def _files(self, root: Path, faults: Faults) -> dict[str, str]:
+        """Returns name without suffix -> name of the XML files to take."""
+        files = list_files(root / self.annotations, {".xml"})
+        there = {os.path.splitext(name)[0]: name for name in files}
         if not there:
             raise InputError(
                 f"{root / self.annotations}: there are no XML files; it needs one a picture"
@@ -95,9 +100,8 @@ class VocSource(SourceSettings):
         stems = [line.split()[0] for line in lines if line.strip()]
         if not stems:
             raise InputError(f"{self.list}: is empty; it needs the name of a picture on each line")
-        known = set(there)
-        faults.add(*(f"{self.list}: '{s}' has no XML file" for s in stems if s not in known))
-        return [s for s in dict.fromkeys(stems) if s in known]
+        faults.add(*(f"{self.list}: '{s}' has no XML file" for s in stems if s not in there))
+        return {s: there[s] for s in stems if s in there}
 
     def _parsed(
         self,
@@ -191,11 +195,19 @@ def _tree(path: Path, where: str) -> ElementTree.Element:
         raise InputError(f"{where}: is not XML ({problem})") from problem
 
 
-def _picture(tree: ElementTree.Element, stem: str, pictures: dict[str, str], where: str) -> str:
-    named = os.path.splitext(os.path.basename(tree.findtext("filename", "").strip()))[0]
-    for candidate in (stem, os.path.basename(stem), named):
-        if candidate in pictures:
-            return pictures[candidate]
+def _picture(
+    tree: ElementTree.Element, stem: str, pictures: dict[str, list[str]], where: str
+) -> str:
+    named = os.path.basename(tree.findtext("filename", "").strip())
+    for candidate in (stem, os.path.basename(stem), os.path.splitext(named)[0]):
+        found = pictures.get(candidate, [])
+        exact = [name for name in found if os.path.basename(name) == named] or found
+        if len(exact) == 1:
+            return exact[0]
+        if found:
+            raise InputError(
+                f"{where}: {' and '.join(found)} may be its picture; say which in <filename>"
+            )
     raise InputError(f"{where}: there is no picture named '{stem}' in the folder of pictures")
 
 
@@ -224,8 +236,10 @@ def _objects(tree: ElementTree.Element, where: str, faults: Faults) -> Sequence[
             faults.add(f"{here} ({name}): has the box {said}; it needs four numbers")
             found.append((name, None, False, here))
             continue
-        difficult = element.findtext("difficult", "0").strip() not in ("", "0")
-        found.append((name, box, difficult, f"{here} ({name})"))
+        said = element.findtext("difficult", "").strip()
+        if said.lower() not in _DIFFICULT:
+            faults.add(f"{here} ({name}): difficult is '{said}'; it needs 0 or 1")
+        found.append((name, box, _DIFFICULT.get(said.lower(), True), f"{here} ({name})"))
     return found
 
 

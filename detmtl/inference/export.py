@@ -100,8 +100,9 @@ def export(
     format: str,
     dtype: ExportDtype = "float32",
     pictures: Sequence[Tensor] = (),
+    trust: bool = False,
 ) -> ExportReport | TorchvisionReport:
-    """Writes a deployable file of one of `FORMATS`.
+    """Writes a deployable file of one of `FORMATS`. `trust`: see `load_checkpoint`.
 
     Raises:
         InputError: the format isn't available or not in this `dtype`, or the checkpoint is wrong.
@@ -114,10 +115,10 @@ def export(
             raise InputError(
                 f"dtype: {dtype} is for torchscript and pt2; torchvision's weights are float32"
             )
-        return export_torchvision(load_checkpoint(checkpoint), path)
+        return export_torchvision(load_checkpoint(checkpoint, trust), path)
     if format == "torchscript":
-        return export_torchscript(checkpoint, path, dtype, pictures)
-    return export_graph(load_checkpoint(checkpoint), path, format, dtype, pictures)
+        return export_torchscript(checkpoint, path, dtype, pictures, trust)
+    return export_graph(load_checkpoint(checkpoint, trust), path, format, dtype, pictures)
 
 
 def export_graph(
@@ -182,6 +183,7 @@ def export_torchscript(
     path: str | Path,
     dtype: ExportDtype = "float32",
     pictures: Sequence[Tensor] = (),
+    trust: bool = False,
 ) -> ExportReport:
     """Writes a TorchScript file that needs torch and torchvision alone, after checking it.
 
@@ -198,12 +200,13 @@ def export_torchscript(
             and boxes stay float32.
         pictures: (3, H, W) uint8 each, some that the model was made for, to compare on beside the
             built-in ones.
+        trust: see `load_checkpoint`.
 
     Raises:
         InputError: the checkpoint is wrong, or its tasks can't be exported.
         ExportError: the file doesn't agree with the model; says at which pictures.
     """
-    return export_model(load_checkpoint(checkpoint), path, dtype, pictures)
+    return export_model(load_checkpoint(checkpoint, trust), path, dtype, pictures)
 
 
 def export_model(

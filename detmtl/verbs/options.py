@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,13 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from detmtl.data.coco import CocoSource, category_names
-from detmtl.data.maps import MapFolder
+from detmtl.data.depth import DepthFolder
+from detmtl.data.details import DetailClasses
+from detmtl.data.folder import FolderSource
+from detmtl.data.maps import MapClasses, MapFolder
 from detmtl.data.source import Source
-from detmtl.data.tags import TagFile
+from detmtl.data.sources import AnySource
+from detmtl.data.tags import TagClasses, TagFile
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 
@@ -44,11 +48,52 @@ def gold_tags(args: argparse.Namespace) -> TagFile | None:
     return TagFile(file=str(args.tags.absolute()), missing="absent") if args.tags else None
 
 
-def coco_source(annotations: Path, images: Path | None, space: LabelSpace, cache: Path) -> Source:
-    if images is None:
+def gold_depth(args: argparse.Namespace) -> DepthFolder | None:
+    if args.depth is None:
+        return None
+    return DepthFolder(folder=str(args.depth.absolute()), unit=args.depth_unit, missing="absent")
+
+
+def gold_source(args: argparse.Namespace, data: Mapping[str, Any], cache: Path) -> Source:
+    """Returns the pictures and the gold labels that the options name, in a trained model's classes.
+
+    Args:
+        args: of the options.
+        data: the model's settings of its data.
+        cache: folder for what was computed.
+    """
+    classes = data.get("classes")
+    space = LabelSpace((), ())
+    if classes:
+        space = LabelSpace.of(classes, drop_unmapped=data["unmapped"] == "drop")
+    kinds: dict[str, Any] = {
+        "images": str(args.images.absolute()),
+        "maps": gold_maps(args),
+        "tags": gold_tags(args),
+        "depth": gold_depth(args),
+        "faults": args.faults,
+    }
+    if args.annotations is None:
+        source: AnySource = FolderSource(**kinds)
+    else:
+        source = CocoSource(annotations=str(args.annotations.absolute()), **kinds)
+    maps, tags, details = (
+        checked_values(kind, data[key], f"data.{key}") if data.get(key) else None
+        for key, kind in (("maps", MapClasses), ("tags", TagClasses), ("details", DetailClasses))
+    )
+    return source.load("gold", Path("/"), space, cache, maps, tags, details)
+
+
+def coco_source(args: argparse.Namespace, space: LabelSpace, cache: Path) -> Source:
+    """Returns the pictures of --images with the boxes of --annotations."""
+    if args.images is None:
         raise InputError("--images is needed beside --annotations")
-    source = CocoSource(annotations=str(annotations.absolute()), images=str(images.absolute()))
-    return source.load(annotations.stem, Path("/"), space, cache)
+    source = CocoSource(
+        annotations=str(args.annotations.absolute()),
+        images=str(args.images.absolute()),
+        faults=args.faults,
+    )
+    return source.load(args.annotations.stem, Path("/"), space, cache)
 
 
 def cache_of(folder: Path) -> Path:

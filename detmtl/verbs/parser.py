@@ -77,7 +77,9 @@ def _silver_verbs(verb: Callable[..., Any]) -> None:
         required=True,
         help="a checkpoint, a TorchScript file, a YAML file of settings, or the settings themselves",
     )
+    _trust_option(p)
     p.add_argument("--images", required=True, type=Path, help="a folder")
+    _faults_option(p)
     p.add_argument("--out", required=True, type=Path, help="the store's folder")
     p.add_argument("--floor", type=_share, default=0.05, help="lowest score to keep")
     p.add_argument("--batch-size", type=_count, default=8)
@@ -99,6 +101,7 @@ def _silver_verbs(verb: Callable[..., Any]) -> None:
         help="pictures that the teacher was trained on; gold must not have any of them",
     )
     _gold_options(p)
+    _faults_option(p)
     _class_options(p)
 
     p = verb("select", "Turns a store into labels, a COCO file.")
@@ -119,6 +122,7 @@ def _silver_verbs(verb: Callable[..., Any]) -> None:
     )
     p.add_argument("--images", type=Path, help="of --annotations; of maps and tags, those wanted")
     _gold_options(p)
+    _faults_option(p)
     _class_options(p)
 
     p = verb(
@@ -143,10 +147,16 @@ def _model_verbs(verb: Callable[..., Any]) -> None:
     """Adds what uses a model, and what looks at data and settings."""
     p = verb("evaluate", "Prints the COCO numbers of a checkpoint or of a results file.")
     p.add_argument("--checkpoint", type=Path)
+    _trust_option(p)
     p.add_argument("--detections", type=Path, help="a COCO results file")
     p.add_argument("--annotations", type=Path, help="gold boxes, a COCO file")
     p.add_argument("--images", type=Path)
     _gold_options(p)
+    p.add_argument("--depth", type=Path, help="gold depths: a folder of PNG files")
+    p.add_argument(
+        "--depth-unit", type=_positive, default=0.001, metavar="METERS", help="of a value of 1"
+    )
+    _faults_option(p)
     p.add_argument("--json", type=Path, help="writes the numbers there too")
     p.add_argument("--device", default="auto")
     p.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
@@ -154,6 +164,7 @@ def _model_verbs(verb: Callable[..., Any]) -> None:
 
     p = verb("predict", "Finds objects in pictures and videos, draws them and writes a file.")
     p.add_argument("--model", required=True, type=Path, help="a checkpoint or a TorchScript file")
+    _trust_option(p)
     p.add_argument("--source", required=True, nargs="+", help="pictures, folders or videos")
     p.add_argument("--out", required=True, type=Path)
     p.add_argument("--device", default="auto")
@@ -167,15 +178,17 @@ def _model_verbs(verb: Callable[..., Any]) -> None:
 
     p = verb("export", "Writes a file to deploy, after checking that it agrees.")
     p.add_argument("--checkpoint", required=True, type=Path)
+    _trust_option(p)
     p.add_argument("--format", default="torchscript", choices=FORMATS)
     p.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     p.add_argument("--out", required=True, type=Path)
 
     p = verb("check", "Tells whether a data set is fit for training.")
-    p.add_argument("--annotations", required=True, type=Path)
-    p.add_argument("--images", required=True, type=Path)
+    p.add_argument("--annotations", type=Path, help="a COCO file; without one, all of --config")
+    p.add_argument("--images", type=Path, help="of --annotations")
     p.add_argument("--cache", type=Path, default=Path("runs"), help="folder for what was computed")
-    p.add_argument("--config", help="of a run, whose anchors and input size are looked at")
+    p.add_argument("--config", help="of a run, whose sources, anchors and input size are looked at")
+    _faults_option(p)
     p.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="of --config")
 
     p = verb("schema", "Writes the JSON schema of the settings, for editors.")
@@ -189,6 +202,13 @@ def _share(text: str) -> float:
     return value
 
 
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"found {text}; it is above 0")
+    return value
+
+
 def _count(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -196,7 +216,9 @@ def _count(text: str) -> int:
     return value
 
 
-_share.__name__, _count.__name__ = "number", "whole number"  # argparse tells them to the user
+# argparse tells them to the user
+_share.__name__ = _positive.__name__ = "number"
+_count.__name__ = "whole number"
 
 
 def _view_options(parser: argparse.ArgumentParser) -> None:
@@ -220,6 +242,23 @@ def _view_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="A=VALUE",
         help="of the task's test settings, such as class_agnostic=true or score_threshold=0.3",
+    )
+
+
+def _faults_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--faults",
+        default="error",
+        choices=["error", "drop"],
+        help="drop: goes on without faulty pictures and labels, and counts them",
+    )
+
+
+def _trust_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="runs code outside of detmtl and timm that the checkpoint names, such as a task of yours",
     )
 
 

@@ -50,9 +50,9 @@ from detmtl.verbs.options import (
 
 def annotate_verb(args: argparse.Namespace) -> None:
     process = distributed.start(args.device)
-    teacher = teacher_settings(args.teacher).load(Path.cwd(), str(process.device))
+    teacher = teacher_settings(args.teacher, args.trust).load(Path.cwd(), str(process.device))
     cache = cache_of(args.out)
-    pool = FolderSource(images=str(args.images.absolute())).load(
+    pool = FolderSource(images=str(args.images.absolute()), faults=args.faults).load(
         "images", Path("/"), LabelSpace.of(["object"]), cache
     )
     store = annotate(
@@ -69,7 +69,8 @@ def annotate_verb(args: argparse.Namespace) -> None:
     distributed.barrier()
     if process.rank == 0:
         Console().print(
-            f"{args.out}: {len(Store.open(store.path, store.card.name))} pictures labelled"
+            f"{args.out}: {len(Store.open(store.path, store.card.name))} pictures labelled",
+            markup=False,
         )
 
 
@@ -87,7 +88,7 @@ def audit_verb(args: argparse.Namespace) -> None:
     if args.annotations is None:
         raise InputError("--annotations is needed: gold, a COCO file")
     space = label_space(args, args.annotations)
-    gold = coco_source(args.annotations, args.images, space, cache_of(args.store))
+    gold = coco_source(args, space, cache_of(args.store))
     _refuse_seen(args, gold, space)
     policy = checked_values(SelectionSettings, assignments(args.set), "--set")
     checked = audit(store, gold, space, policy.nms)
@@ -106,7 +107,7 @@ def audit_verb(args: argparse.Namespace) -> None:
 
 def _refuse_seen(args: argparse.Namespace, gold: Source, space: LabelSpace) -> None:
     for folder in args.learned_from:
-        seen = FolderSource(images=str(folder.absolute()))
+        seen = FolderSource(images=str(folder.absolute()), faults=args.faults)
         refuse_seen([seen.load(str(folder), Path("/"), space, cache_of(args.store))], gold)
 
 
@@ -136,7 +137,9 @@ def _others(args: argparse.Namespace, store: Store, policy: Sequence[str]) -> tu
         )
         unmapped = "drop" if args.drop_unmapped or not args.classes else "error"
         tags = checked_values(TagClasses, {"classes": classes, "unmapped": unmapped}, "--classes")
-    source = FolderSource(images=str(args.images.absolute()), maps=map_gold, tags=tag_gold)
+    source = FolderSource(
+        images=str(args.images.absolute()), maps=map_gold, tags=tag_gold, faults=args.faults
+    )
     loaded = source.load(
         args.images.name, Path("/"), LabelSpace.of(["object"]), cache_of(args.store), maps, tags
     )
@@ -160,19 +163,19 @@ def select_verb(args: argparse.Namespace) -> None:
             shutil.copytree(chosen, args.out)
         except OSError as error:
             raise InputError(f"--out {args.out}: cannot be written ({error})") from None
-        Console().print(f"labels: {args.out}")
+        Console().print(f"labels: {args.out}", markup=False)
         return
     space = label_space(args, None, store.card.classes)
     policy = checked_values(SelectionSettings, assignments(args.set), "--set")
     checked = None
     if args.annotations:
-        gold = coco_source(args.annotations, args.images, space, cache_of(args.store))
+        gold = coco_source(args, space, cache_of(args.store))
         checked = audit(store, gold, space, policy.nms)
     chosen = select(store, None, space, policy, checked)
     _write_labels(args.out, args.format, chosen, space)
     counts = json.loads((chosen.parent / "stats.json").read_text())
     Console().print_json(data=counts)
-    Console().print(f"labels: {args.out}")
+    Console().print(f"labels: {args.out}", markup=False)
 
 
 def _write_labels(out: Path, format: str, chosen: Path, space: LabelSpace) -> None:
@@ -195,13 +198,19 @@ def import_verb(args: argparse.Namespace) -> None:
     write_verified(corrections, args.sent, args.out)
     console = Console()
     console.print(corrections.table())
-    console.print(f"verified: {args.out}")
+    console.print(f"verified: {args.out}", markup=False)
     if args.rest:
-        console.print(f"not finished: {write_rest(corrections, args.sent, args.rest)}: {args.rest}")
+        count = write_rest(corrections, args.sent, args.rest)
+        console.print(f"not finished: {count}: {args.rest}", markup=False)
 
 
-def teacher_settings(spec: str) -> Any:
-    """Returns a teacher's settings from the path of a model, of a YAML file, or from YAML."""
+def teacher_settings(spec: str, trust: bool = False) -> Any:
+    """Returns a teacher's settings from the path of a model, of a YAML file, or from YAML.
+
+    Args:
+        spec: one of these.
+        trust: of a checkpoint, see `load_checkpoint`.
+    """
     path = Path(spec)
     if path.suffix in (".pt", ".pth"):
         scripted = path.is_file() and is_torchscript(path)
@@ -221,4 +230,6 @@ def teacher_settings(spec: str) -> Any:
                 "retinanet_resnet50_fpn_v2, weights: DEFAULT}', results of another system '{kind: "
                 "results, path: F, annotations: COCO_FILE}'"
             )
+    if trust and tree.get("kind") == "checkpoint":
+        tree = tree | {"trust": True}
     return checked_values(AnyTeacher, tree, "--teacher")

@@ -109,6 +109,33 @@ def test_missing_pictures_empty_files_and_unknown_names(tmp_path):
         load(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("said", "ignore"), [("0", 0), ("False", 0), ("true", Ignore.REGION), ("1", Ignore.REGION)]
+)
+def test_what_is_difficult_may_be_said_in_words(tmp_path, said, ignore):
+    save(tmp_path, {"a": SIZE + thing(difficult=said)})
+    assert load(tmp_path).boxes(0).ignore.tolist() == [ignore]
+
+
+def test_what_is_difficult_may_not_be_said_otherwise(tmp_path):
+    save(tmp_path, {"a": SIZE + thing(difficult="maybe")})
+    with pytest.raises(InputError, match=r"\(cat\): difficult is 'maybe'; it needs 0 or 1"):
+        load(tmp_path)
+    with pytest.warns(UserWarning, match="1 fault left out"):
+        assert load(tmp_path, faults="drop").boxes(0).ignore.tolist() == [Ignore.REGION]
+
+
+def test_files_in_capitals_and_two_pictures_of_one_name(tmp_path):
+    save(tmp_path, {"a": SIZE + "<filename>a.jpg</filename>" + thing()})
+    (tmp_path / "xml" / "a.xml").rename(tmp_path / "xml" / "a.XML")
+    save_picture(tmp_path / "images" / "a.png")
+    assert load(tmp_path).files.name(0) == "a.jpg"
+    save(tmp_path, {"b": SIZE + thing()})
+    save_picture(tmp_path / "images" / "b.png")
+    with pytest.raises(InputError, match=r"b\.xml: b\.jpg and b\.png may be its picture"):
+        load(tmp_path)
+
+
 def test_no_annotations_at_all(tmp_path):
     save(tmp_path, {"a": SIZE})
     with pytest.raises(InputError, match="xml: has no annotations at all"):

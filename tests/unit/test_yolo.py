@@ -115,6 +115,38 @@ def test_a_faulty_line_is_named_or_dropped(tmp_path, line, sentence, fate):
     assert labels.ignore[1:].tolist() == ignore and labels.coverage.tolist() == coverage
 
 
+POSE = "0 0.5 0.5 0.25 0.5 0.45 0.45 2 0.55 0.55 1\n"
+
+
+def test_boxes_of_lines_with_keypoints(tmp_path):
+    save(tmp_path, {"a": "0 .5 .5 .25 .5 .45 .45 .55 .55\n"})
+    assert load(tmp_path, kpt_shape=(2, 2)).boxes(0).boxes.tolist() == [[24, 12, 40, 36]]
+    save(tmp_path, {"a": POSE})
+    (tmp_path / "data.yaml").write_text("names: [cat, dog, bird]\nkpt_shape: [2, 3]\n")
+    assert load(tmp_path, names="data.yaml").boxes(0).boxes.tolist() == [[24, 12, 40, 36]]
+    with pytest.raises(InputError, match="needs `class x y width height` and 9 numbers of keypoi"):
+        load(tmp_path, kpt_shape=(3, 3))
+    (tmp_path / "data.yaml").write_text("names: [cat, dog, bird]\nkpt_shape: many\n")
+    with pytest.raises(InputError, match="kpt_shape is 'many'; it needs two numbers"):
+        load(tmp_path, names="data.yaml")
+
+
+def test_label_files_without_a_picture_are_told(tmp_path):
+    save(tmp_path, {"a": "0 0.5 0.5 0.25 0.5\n", "deep/b": "0 0.5 0.5 0.25 0.5\n"})
+    (tmp_path / "labels" / "classes.txt").write_text("cat\ndog\nbird\n")
+    (tmp_path / "labels" / "own.txt").write_text("cat\ndog\nbird\n")
+    assert len(load(tmp_path, names="labels/own.txt").annotations) == 2
+    (tmp_path / "labels" / "own.txt").unlink()
+    (tmp_path / "labels" / "deep" / "b.txt").rename(tmp_path / "labels" / "deep" / "b.TXT")
+    (tmp_path / "labels" / "c.txt").write_text("")
+    with pytest.raises(InputError) as caught:
+        load(tmp_path)
+    assert [p.split(":")[0] for p in caught.value.problems[1:]] == [
+        "labels/c.txt",
+        "labels/deep/b.TXT",
+    ]
+
+
 def test_labels_that_are_not_there(tmp_path):
     save(tmp_path, {"a": ""})
     with pytest.raises(InputError, match="labels: has no annotations at all"):
