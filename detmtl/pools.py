@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ from rich.console import Console
 
 from detmtl.config import GoldTeacher, RunSettings, settings_from
 from detmtl.data.coco import CocoSource
+from detmtl.data.coco_writer import written_details
 from detmtl.data.joined import joined, with_boxes
 from detmtl.data.source import Source
 from detmtl.data.subset import Subset
+from detmtl.data.tags import BoxTags
 from detmtl.engine import distributed
 from detmtl.engine.distributed import Process
 from detmtl.report.audit_boxes import boxes_page
@@ -264,7 +267,8 @@ def _pass_gates(problems: list[str], where: str, gates: str) -> None:
 def read_selection(
     pool: Source, file: Path, settings: RunSettings, space: LabelSpace, cache: Path
 ) -> Source:
-    """Returns `pool` with the silver labels of a selection."""
+    """Returns the pictures of `pool` that a selection has, with its boxes; what else people have said of
+    them (maps, tags, depths, details of their boxes) stays."""
     read = CocoSource(
         kind="coco",
         annotations=str(file.absolute()),
@@ -272,7 +276,19 @@ def read_selection(
         grade="silver",
         weight=settings.data.sources[pool.name].weight,
     )
-    return read.load(pool.name, Path("/"), LabelSpace.of(space.names), cache)
+    names = LabelSpace.of(space.names)
+    chosen = read.load(pool.name, Path("/"), names, cache, details=written_details(pool))
+    place = {path: i for i, path in enumerate(pool.files.paths())}
+    at = np.array([place[path] for path in chosen.files.paths()], dtype=np.int64)
+    tags = None if pool.tags is None else pool.tags.take(at)
+    if tags is None and settings.data.tags is not None and settings.data.tags.from_boxes:
+        tags = BoxTags.of(pool.classes, settings.data.tags)
+    return replace(
+        chosen,
+        maps=None if pool.maps is None else pool.maps.take(at),
+        tags=tags,
+        depth=None if pool.depth is None else pool.depth.take(at),
+    )
 
 
 def load_teachers(settings: RunSettings, folder: RunFolder, process: Process) -> Iterator[Teacher]:

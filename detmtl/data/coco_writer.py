@@ -5,12 +5,17 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from detmtl.data.details import DetailClasses
+from detmtl.data.outlines import encoded
 from detmtl.data.source import Source
+from detmtl.structures.details import Outlines
 from detmtl.structures.labels import BoxLabels, Grade, Ignore
 
 _LEAST = 0.001
@@ -47,6 +52,7 @@ def write_coco(
     images: Iterable[CocoImage],
     class_names: Sequence[str],
     info: Mapping[str, Any] | None = None,
+    details: DetailClasses | None = None,
 ) -> int:
     """Writes a COCO annotation file in bounded memory, all or nothing, and returns the number of
     annotations. Category ids are 1 to C in the order of `class_names`, annotation ids 1 to N.
@@ -54,7 +60,8 @@ def write_coco(
     Labels that are not plain gold have `score` and `attributes` (grade, ignore, class_weight,
     box_weight); what is to be ignored has `iscrowd: 1` for other tools. Coverage that differs from what
     `info` states for the whole file stands with the picture: 0 as in LVIS, other numbers in the
-    image's `coverage`.
+    image's `coverage`. Details of boxes that people gave are written as they are read: attributes among
+    `attributes`, outlines as `segmentation`, keypoints and areas under their own names.
 
     Args:
         path: of the file; its folder is made.
@@ -62,6 +69,7 @@ def write_coco(
         class_names: the C classes.
         info: `info` of the file; its `coverage` {class name: recall in [0, 1]} holds for pictures
             that say nothing else.
+        details: of the boxes, see `written_details`; None: they have none.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,12 +84,15 @@ def write_coco(
             os.fdopen(descriptor, "w", encoding="utf-8") as out,
             tempfile.TemporaryFile("w+", encoding="utf-8", dir=path.parent) as later,
         ):
-            categories = [{"id": i + 1, "name": name} for i, name in enumerate(class_names)]
+            categories = [
+                {"id": i + 1, "name": name} | _keypoints(name, details)
+                for i, name in enumerate(class_names)
+            ]
             out.write(f'{{"info": {_json(info)},\n"categories": {_json(categories)},\n"images": [')
             for image in images:
                 out.write(f"{comma}\n{_json(_image(image, usual))}")
                 comma = ","
-                for row in _annotations(image):
+                for row in _annotations(image, class_names):
                     count += 1
                     start = ",\n" if count > 1 else "\n"
                     later.write(start + _json({"id": count, **row}))
@@ -129,7 +140,12 @@ def _image(image: CocoImage, usual: Mapping[str, float]) -> dict[str, Any]:
     return row
 
 
-def _annotations(image: CocoImage) -> Iterator[dict[str, Any]]:
+def _keypoints(name: str, details: DetailClasses | None) -> dict[str, Any]:
+    points = None if details is None else details.keypoints.get(name)
+    return {} if points is None else {"keypoints": points}
+
+
+def _annotations(image: CocoImage, class_names: Sequence[str]) -> Iterator[dict[str, Any]]:
     labels = image.labels
     if labels is None:
         return
@@ -142,6 +158,7 @@ def _annotations(image: CocoImage) -> Iterator[dict[str, Any]]:
         labels.ignore,
         labels.grade,
     )
+    said, drawn = _said(labels), _drawn(image, labels, class_names)
     for i, (box, c, score, weights, ignore, grade) in enumerate(
         zip(*(column.tolist() for column in columns), strict=True)
     ):
@@ -160,12 +177,92 @@ def _annotations(image: CocoImage) -> Iterator[dict[str, Any]]:
             attributes["grade"] = "silver"
         if ignore != Ignore.NO:
             attributes["ignore"] = Ignore(ignore).name.lower()
+        attributes |= said[i]
+        row |= drawn[i]
         for key, weight in zip(("class_weight", "box_weight"), weights, strict=True):
             if weight != 1:
                 attributes[key] = round(weight, 6)
         if grade == Grade.SILVER or score != 1:
             row["score"] = round(score, 6)
         yield row | {"attributes": attributes} if attributes else row
+
+
+def _said(labels: BoxLabels) -> list[dict[str, str]]:
+    """Returns the attributes of each box that are known."""
+    details = labels.details
+    if details is None or details.attributes is None:
+        return [{} for _ in range(len(labels))]
+    values = _by_owner(details.attribute_names)
+    return [
+        {name: of[k] for (name, of), k in zip(values.items(), own, strict=True) if k >= 0}
+        for own in details.attributes.tolist()
+    ]
+
+
+def _drawn(image: CocoImage, labels: BoxLabels, class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns the shape, the area and the keypoints of each box, of those that somebody looked for."""
+    details = labels.details
+    rows: list[dict[str, Any]] = [{} for _ in range(len(labels))]
+    if details is None:
+        return rows
+    if details.outlines is not None:
+        for row, shape in zip(rows, _segmentations(details.outlines, image), strict=True):
+            row["segmentation"] = shape
+    if details.areas is not None:
+        for row, own in zip(rows, details.areas.tolist(), strict=True):
+            row["area"] = round(own, 3)
+    if details.keypoints is not None:
+        owners = [name.partition("/")[0] for name in details.keypoint_names]
+        points = details.keypoints.tolist()
+        for row, c, of_box in zip(rows, labels.classes.tolist(), points, strict=True):
+            own = [p for p, owner in zip(of_box, owners, strict=True) if owner == class_names[c]]
+            if own:
+                row["keypoints"] = [
+                    v for x, y, s in own for v in (round(x, 3), round(y, 3), int(s))
+                ]
+                row["num_keypoints"] = sum(seen > 0 for *_, seen in own)
+    return rows
+
+
+def _segmentations(outlines: Outlines, image: CocoImage) -> Iterator[Any]:
+    """Yields each shape as polygons or, if it has holes, as a run-length encoding; []: nobody drew it."""
+    points = outlines.points.double().numpy()
+    rings = [points[a:b] for a, b in pairwise(outlines.rings.tolist())]
+    for i, (first, last) in enumerate(pairwise(outlines.boxes.tolist())):
+        own = rings[first:last]
+        if any(_area(ring) < 0 for ring in own):  # a hole, which polygons cannot have
+            (found,) = encoded(outlines[torch.tensor([i])], image.height, image.width)
+            assert found is not None
+            yield {"size": [image.height, image.width], "counts": found["counts"].decode()}
+        else:
+            yield [np.round(ring.ravel(), 3).tolist() for ring in own]
+
+
+def _area(ring: np.ndarray) -> float:
+    """Returns the area of a ring (P, 2), above 0 if it runs clockwise as seen."""
+    x, y = ring.T
+    return float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
+
+
+def _by_owner(names: Sequence[str]) -> dict[str, list[str]]:
+    """Returns owner -> its members, of names `owner/member`."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        owner, _, member = name.partition("/")
+        found.setdefault(owner, []).append(member)
+    return found
+
+
+def written_details(source: Source) -> DetailClasses | None:
+    """Returns which details of a source's boxes a file of them has, by which it is read again."""
+    details = None if source.annotations is None else source.annotations.details
+    if details is None:
+        return None
+    return DetailClasses(
+        attributes=dict(_by_owner(details.attribute_names)),
+        keypoints=_by_owner(details.keypoint_names),
+        masks=details.shapes is not None,
+    )
 
 
 def coco_images(source: Source) -> Iterator[CocoImage]:
@@ -192,4 +289,5 @@ def coco_info(source: Source) -> dict[str, Any]:
 def write_coco_annotations(path: str | os.PathLike[str], source: Source) -> int:
     """Writes a source as a COCO annotation file, and returns the number of annotations; file names
     stay relative to the source's folder of pictures."""
-    return write_coco(path, coco_images(source), source.classes, coco_info(source))
+    images, info, details = coco_images(source), coco_info(source), written_details(source)
+    return write_coco(path, images, source.classes, info, details)

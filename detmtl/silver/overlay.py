@@ -15,9 +15,11 @@ import numpy as np
 from pydantic import Field
 
 from detmtl.data.coco import CocoImage, read_json, read_labels, write_coco
+from detmtl.data.coco_writer import written_details
+from detmtl.data.details import FlatDetails
 from detmtl.data.flat import Annotations, FileNames
 from detmtl.data.source import Source
-from detmtl.structures.labels import BoxLabels, Grade, Ignore
+from detmtl.structures.labels import Grade, Ignore
 from detmtl.structures.settings import Settings
 
 VERSION = 1
@@ -68,14 +70,15 @@ def overlay(upper: Source, lower: Source, settings: OverlaySettings) -> Overlay:
     Where the upper source's coverage of a class is 1 its labels stand alone. Elsewhere the lower's boxes
     are added but for doubles and conflicts, and coverage is the higher of the two: what one
     misses the other is likely to miss as well, so that more would claim too much. Every box keeps its
-    grade, score and weights; the result is of grade SILVER if one of the two sources is.
+    grade, score and weights, and the upper's their details, of which the lower's boxes have none; the
+    result is of grade SILVER if one of the two sources is.
 
     Several lower sources, such as teachers that know different classes, are laid one under the
     other, the most trusted first; coverage is then their union.
 
     Args:
         upper: labelled; its pictures are the result's.
-        lower: labelled; has some or all of the same pictures, by path.
+        lower: labelled, without details; has some or all of the same pictures, by path.
         settings: what is a double, and what happens to conflicts.
     """
     a, b = upper.annotations, lower.annotations
@@ -175,8 +178,26 @@ def _merged(
         for name in ("boxes", "classes", "scores", "weights", "grade")
     }
     columns["ignore"] = np.concatenate([a.ignore, ignore])
+    assert b.details is None, "the lower source's boxes have no details"
+    details = None if a.details is None else _with_unknown(a.details, b.boxes[rows])
     origin = np.concatenate([np.full(len(a), -1), rows])[np.argsort(images, kind="stable")]
-    return Annotations.of(num_images=len(a.offsets) - 1, image=images, **columns), origin
+    num_images = len(a.offsets) - 1
+    return Annotations.of(num_images, images, **columns, details=details), origin
+
+
+def _with_unknown(details: FlatDetails, boxes: np.ndarray) -> FlatDetails:
+    """Returns details with those of further boxes (N, 4), of which nothing is known, at their end."""
+    sides = boxes[:, 2:] - boxes[:, :2]
+    more = {"areas": sides.prod(axis=1)}  # as of a file that does not state it
+    for name, unknown in (("attributes", -1), ("keypoints", 0)):
+        own = getattr(details, name)
+        if own is not None:
+            more[name] = np.full((len(boxes), *own.shape[1:]), unknown, own.dtype)
+    if details.shapes is not None:
+        more["shapes"] = np.full(len(boxes), details.shapes[-1])
+    there = details.arrays()
+    added = {n: np.concatenate([there[n], new]) for n, new in more.items() if n in there}
+    return replace(details, **added)
 
 
 def with_gold(pool: Source, selection: Path, settings: OverlaySettings) -> Path:
@@ -211,7 +232,7 @@ def with_gold(pool: Source, selection: Path, settings: OverlaySettings) -> Path:
     }
     absolute = FileNames.of("/", list(pool.files.paths()))
     result = replace(result, source=replace(result.source, files=absolute))
-    write_coco(path, images_of(result, said), pool.classes, info)
+    write_coco(path, images_of(result, said), pool.classes, info, written_details(pool))
     return path
 
 
@@ -221,6 +242,9 @@ def _key(pool: Source, settings: OverlaySettings) -> str:
     facts = [VERSION, settings.model_dump(mode="json"), list(pool.files.paths())]
     digest = hashlib.sha256(json.dumps(facts).encode())
     arrays = [pool.ids, pool.sizes, pool.coverage, *a.arrays().values()]
+    if a.details is not None:
+        digest.update(json.dumps([a.details.attribute_names, a.details.keypoint_names]).encode())
+        arrays += a.details.arrays().values()
     for array in arrays:
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
@@ -231,8 +255,8 @@ def images_of(result: Overlay, said: Sequence[Mapping[str, Any]]) -> Iterator[Co
     source = result.source
     assert source.annotations is not None
     for i in range(len(source)):
-        info, labels = source.info(i), source.labels(i)["boxes"]
-        assert isinstance(labels, BoxLabels)
+        info, labels = source.info(i), source.boxes(i)
+        assert labels is not None
         rows = result.rows[source.annotations.rows(i)].tolist()
         own = [
             {"grade": Grade(int(g)).name.lower()} if r < 0 else said[r]

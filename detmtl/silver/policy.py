@@ -203,7 +203,7 @@ class Policy:
             limits,
             lower,
             calibration,
-            _coverage(classes, known, settings, audit, lower),
+            coverage_of(classes, known, settings, audit, lower),
             None if audit is None else audit.gold_boxes * known / max(1, audit.pictures),
         )
 
@@ -306,17 +306,24 @@ def _as_probability(value: Any) -> Any:
     return AtProbability(probability=value) if isinstance(value, float) else value
 
 
-def _coverage(
+def coverage_of(
     classes: LabelSpace,
     known: np.ndarray,
     settings: SelectionSettings,
     audit: Audit | None,
     lower: np.ndarray,
 ) -> dict[str, float]:
-    """Returns how far the absence of a box means that nothing is there, per class.
+    """Returns how far the absence of a box means that nothing is there, by class name.
 
     Boxes of the ignore band take their negative loss away, so the recall counts from the band's
     lower end.
+
+    Args:
+        classes: the C classes.
+        known: (C,) bool, which of them somebody looked for.
+        settings: the policy.
+        audit: of the labels.
+        lower: (C,), see `Policy`.
     """
     if settings.coverage is not None:
         recall = dict.fromkeys(classes.names, settings.coverage)

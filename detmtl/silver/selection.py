@@ -26,6 +26,7 @@ from detmtl.silver.pictures import Pictures
 from detmtl.silver.policy import (
     Policy,
     SelectionSettings,
+    coverage_of,
     resolve_band,
     resolve_thresholds,
 )
@@ -44,7 +45,7 @@ __all__ = [
     "select",
 ]
 
-VERSION = 2
+VERSION = 3
 """Part of every policy's hash: raise it when the same policy gives other labels."""
 _BINS = 4096
 """Steps of score in which an ignore budget is kept."""
@@ -87,7 +88,7 @@ def select(
     folder = ensemble.path / "select" / key
     path = folder / "instances.json"
     if not path.is_file():
-        _write(path, ensemble, policy, pictures, facts)
+        _write(path, ensemble, policy, pictures, facts, audit)
     left_out = json.loads((folder / "stats.json").read_bytes())["pictures_not_labelled"]
     if left_out:
         who = "the teacher" if not ensemble.several else "every teacher"
@@ -139,7 +140,12 @@ def _facts(
 
 
 def _write(
-    path: Path, ensemble: Ensemble, policy: Policy, pictures: Pictures, facts: Mapping[str, Any]
+    path: Path,
+    ensemble: Ensemble,
+    policy: Policy,
+    pictures: Pictures,
+    facts: Mapping[str, Any],
+    audit: Audit | None,
 ) -> None:
     folder = path.parent
     folder.mkdir(parents=True, exist_ok=True)
@@ -151,7 +157,7 @@ def _write(
                 f"{ensemble.stores[0].path}: has none of the {len(pictures)} pictures that are asked for; "
                 f"let {each} annotate them first"
             )
-        policy = _within_budget(gathered, policy)
+        policy = _within_budget(gathered, policy, audit)
         spare = _spare(gathered, policy, pictures.hashes)
         counts = _Counts(len(ensemble.classes), too_empty=int(spare.sum()))
         info = {
@@ -164,7 +170,7 @@ def _write(
         write_coco(draft, images, ensemble.classes.names, info)
     finally:
         gathered.spill.close()
-    atomic_write(folder / "policy.yaml", _yaml(facts))
+    atomic_write(folder / "policy.yaml", _yaml({**facts, "coverage": dict(policy.coverage)}))
     stats = counts.stats(gathered.seen, ensemble.classes, policy)
     atomic_write(folder / "stats.json", json.dumps(stats, indent=1).encode())
     os.replace(draft, path)  # last: its presence says that the folder is whole
@@ -215,15 +221,16 @@ def labels_of(rows: np.ndarray, ignored: np.ndarray, policy: Policy) -> BoxLabel
     )
 
 
-def _within_budget(gathered: Gathered, policy: Policy) -> Policy:
-    """Returns the policy with bands that ignore no more boxes of a class than the budget allows.
+def _within_budget(gathered: Gathered, policy: Policy, audit: Audit | None) -> Policy:
+    """Returns the policy with bands that ignore no more boxes of a class than the budget allows, and the
+    coverage of these bands.
 
     A band that silences a class wherever the teacher had the least doubt leaves nothing to learn what
     the class is not.
     """
     if policy.settings.ignore_budget is None:
         return policy
-    assert policy.expected is not None
+    assert audit is not None
     counts = np.zeros((len(policy.limits), _BINS), dtype=np.int64)
     for _, rows in gathered.blocks():
         rows, ignored, _ = choose(rows, policy)
@@ -231,11 +238,15 @@ def _within_budget(gathered: Gathered, policy: Policy) -> Policy:
         at = np.minimum((rows["score"] * _BINS).astype(np.int64), _BINS - 1)
         np.add.at(counts, (rows["class"], at), 1)
     # A class that gold does not have is as good as one object in all of gold's pictures.
-    allowed = policy.settings.ignore_budget * policy.expected * gathered.seen.sum()
+    density = np.maximum(audit.gold_boxes, 1) / max(1, audit.pictures)
+    allowed = policy.settings.ignore_budget * density * gathered.seen.sum()
     above = np.cumsum(counts[:, ::-1], axis=1)[:, ::-1]  # boxes from each bin on
     bins = (above > allowed[:, None]).sum(axis=1)
     raised = np.where(bins > 0, bins / _BINS, policy.lower).astype(np.float32)
-    return replace(policy, lower=np.minimum(np.maximum(policy.lower, raised), policy.limits))
+    lower = np.minimum(np.maximum(policy.lower, raised), policy.limits)
+    ensemble = gathered.ensemble
+    coverage = coverage_of(ensemble.classes, ensemble.looked_for, policy.settings, audit, lower)
+    return replace(policy, lower=lower, coverage=coverage)
 
 
 def _spare(gathered: Gathered, policy: Policy, hashes: np.ndarray) -> np.ndarray:

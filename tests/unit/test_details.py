@@ -9,8 +9,10 @@ import pytest
 import torch
 from detail_files import HEIGHT, WANTED, WIDTH, annotations, drawn_mask, load, write
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
 
 from detmtl.data.augment import Augment
+from detmtl.data.coco import write_coco_annotations
 from detmtl.data.details import DetailClasses, mirror_partners
 from detmtl.data.loader import evaluation_batches
 from detmtl.data.outlines import decoded, encoded, filled, masks_within, packed, traced, with_masks
@@ -38,6 +40,21 @@ def test_the_file_says_everything_and_what_it_does_not_say_is_unknown(source):
     assert not details.keypoints[1:].any()
     assert details.areas.tolist() == [300, float(drawn_mask().sum()), 25]
     assert details.outlines.drawn().tolist() == [True, True, False]
+
+
+def test_details_are_written_as_they_are_read(source, tmp_path):
+    write_coco_annotations(tmp_path / "again.json", source)
+    (tmp_path / "a.json").write_text((tmp_path / "again.json").read_text())
+    again = load(tmp_path).annotations.details
+    assert again.arrays().keys() == source.annotations.details.arrays().keys()
+    for name, array in source.annotations.details.arrays().items():
+        np.testing.assert_array_equal(again.arrays()[name], array, err_msg=name)
+    truth = COCO(tmp_path / "again.json")
+    shapes = encoded(source.boxes(0).details.outlines, HEIGHT, WIDTH)[:2]
+    for row, shape in zip(truth.dataset["annotations"], shapes, strict=False):
+        np.testing.assert_array_equal(decoded(truth.annToRLE(row)), decoded(shape))
+    assert truth.dataset["annotations"][0]["num_keypoints"] == 3
+    assert truth.dataset["annotations"][2]["segmentation"] == []
 
 
 def test_what_is_not_asked_for_is_not_read(tmp_path):

@@ -1,16 +1,30 @@
 """Parts of the recipe: whose folder a run's is, and what a teacher is trained on."""
 
 import os
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 from audit_stand_ins import CLASSES, scenes, stored
+from detail_files import CLASSES as THINGS
+from detail_files import HEIGHT, WANTED, WIDTH, annotations, load, write
+from PIL import Image
 from rich.console import Console
+from silver_stand_ins import card
 
 from detmtl import pools
 from detmtl.config import read_settings
-from detmtl.pools import gold_sources, show_audit
+from detmtl.data.depth import DepthFolder
+from detmtl.data.maps import MapClasses, MapFolder
+from detmtl.data.tags import BoxTags, TagClasses
+from detmtl.pools import gold_sources, read_selection, show_audit
 from detmtl.run_folder import RunFolder
 from detmtl.silver.audit import audit
+from detmtl.silver.overlay import OverlaySettings, with_gold
+from detmtl.silver.record import Record
+from detmtl.silver.selection import SelectionSettings, select
+from detmtl.silver.store import Store
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 
@@ -96,3 +110,82 @@ def test_the_page_of_a_recipe_has_scores_before_and_after_calibration(tmp_path):
     assert enough
     assert "After calibration" in page.read_text()
     assert "No calibrated scores" not in console.export_text()
+
+
+@pytest.fixture
+def pool(tmp_path):
+    """Returns two pictures that people know almost everything of: in the first of them boxes with
+    details, of men everywhere; maps, depths and tags of both."""
+    images = [{"id": 1, "file_name": "a.png", "height": HEIGHT, "width": WIDTH}]
+    write(tmp_path, images=[*images, images[0] | {"id": 2, "file_name": "b.png"}])
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "b.png")
+    for kind in ("maps", "depth"):
+        (tmp_path / kind).mkdir()
+        for i, name in enumerate("ab"):
+            Image.new("L", (WIDTH, HEIGHT), 1 + i).save(tmp_path / kind / f"{name}.png")
+    source = load(tmp_path, covers=["man"])
+    maps = MapFolder(folder="maps", categories={1: "man", 2: "cup"})
+    return replace(
+        source,
+        name="pool",
+        maps=maps.load(source.files, tmp_path, MapClasses(classes=THINGS), "pool"),
+        depth=DepthFolder(folder="depth").load(source.files, tmp_path, "pool", source.grade),
+        tags=BoxTags.of(THINGS, TagClasses(classes=THINGS)),
+    )
+
+
+CUP = [2, 40, 12, 50]
+
+
+def given_silver(pool, settings, tmp_path, seen):
+    """Returns the pool after a teacher has seen a cup in the pictures `seen`, as a run reads it."""
+    store = Store.create(tmp_path / "store", card(*THINGS), 0.05)
+    with store.writer() as writer:
+        for i in seen:
+            one = np.array([CUP], np.float32), np.array([1], np.int32), np.array([0.9], np.float32)
+            writer.add(Record(pool.hashes()[i], HEIGHT, WIDTH, *one, file=f"{i}.png"))
+    space = LabelSpace.of(THINGS)
+    chosen = select(Store.open(tmp_path / "store"), [pool], space, SelectionSettings())
+    file = with_gold(pool, chosen, OverlaySettings())
+    text = "data.tags={classes: [man, cup], from_boxes: true}"
+    resolved = settings("data.classes=[man, cup]", text)
+    return read_selection(pool, file, resolved, space, tmp_path / "cache")
+
+
+def test_silver_boxes_leave_a_pool_all_else_that_people_said(pool, settings, tmp_path):
+    labelled = given_silver(pool, settings, tmp_path, [0, 1])
+    before, after = pool.labels(0), labelled.labels(0)
+    boxes, own = after["boxes"], before["boxes"]
+    assert boxes.grade.tolist() == [0, 0, 0, 1] and boxes.boxes[3].tolist() == CUP
+    assert boxes.details.attributes.tolist() == [*own.details.attributes.tolist(), [-1, -1]]
+    assert torch.equal(boxes.details.keypoints[:3], own.details.keypoints)
+    assert not boxes.details.keypoints[3].any()
+    assert boxes.details.areas.tolist() == [*own.details.areas.tolist(), 100]
+    assert boxes.details.outlines.drawn().tolist() == [True, True, False, False]
+    assert torch.equal(boxes.details.outlines.points, own.details.outlines.points)
+    for kind in ("maps", "depth"):
+        for i in range(2):
+            found, wanted = vars(labelled.labels(i)[kind]), vars(pool.labels(i)[kind])
+            assert all(torch.equal(x, wanted[n]) for n, x in found.items() if torch.is_tensor(x))
+    assert pool.labels(1)["tags"].targets.tolist() == [0, 0]
+    assert labelled.labels(1)["tags"].targets.tolist() == [0, 1], "the teacher's cup"
+
+
+def test_a_pool_without_boxes_keeps_maps_and_gets_the_tags_that_follow(pool, settings, tmp_path):
+    bare = replace(pool, annotations=None, tags=None, coverage=np.zeros((1, 2), np.float32))
+    with pytest.warns(UserWarning, match="1 of 2 pictures have not been labelled"):
+        labelled = given_silver(bare, settings, tmp_path, [1])
+    assert len(labelled) == 1 and labelled.boxes(0).details is None
+    assert (labelled.labels(0)["maps"].classes == 1).all()
+    assert labelled.labels(0)["tags"].targets.tolist() == [0, 1]
+
+
+def test_the_file_of_gold_over_silver_follows_the_details(pool, settings, tmp_path):
+    given_silver(pool, settings, tmp_path, [0, 1])
+    rows = annotations()
+    rows[0]["attributes"]["color"] = "red"
+    image = {"id": 1, "file_name": "a.png", "height": HEIGHT, "width": WIDTH}
+    write(tmp_path, rows, images=[image, image | {"id": 2, "file_name": "b.png"}])
+    changed = replace(pool, annotations=load(tmp_path, WANTED, covers=["man"]).annotations)
+    labelled = given_silver(changed, settings, tmp_path, [])
+    assert labelled.boxes(0).details.attributes[0].tolist() == [0, 0]

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from ruamel.yaml import YAML
 from silver_stand_ins import gold, pictures, store_of
 
 from detmtl.data.coco import CocoSource
@@ -196,20 +197,39 @@ def test_probabilities_make_thresholds_targets_and_weights(tmp_path, audited):
 def test_the_band_keeps_within_its_budget(audited):
     store, source, found = audited
 
-    def ignored(budget):
+    def ignored(budget, path_too=False):
         settings = SelectionSettings(threshold=0.8, ignore_from=0.3, ignore_budget=budget)
         path = select(store, [source], SPACE, settings, found)
-        return json.loads((path.parent / "stats.json").read_text())["per_class"]["person"]
+        row = json.loads((path.parent / "stats.json").read_text())["per_class"]["person"]
+        return (row, path) if path_too else row
 
     free = ignored(None)
     assert free["ignored"] == 17 and free["ignored_from"] == pytest.approx(0.3)
     # Gold lets expect 10 persons in these pictures.
-    bound = ignored(0.5)
+    bound, path = ignored(0.5, path_too=True)
     assert bound["ignored"] == 5 and bound["labels"] == free["labels"]
-    assert bound["ignored_from"] > 0.6 and bound["coverage"] <= free["coverage"]
+    # Objects of which no box is ignored any more are not denied with the weight of those that are found.
+    recall = found.recall_at(dict.fromkeys(SPACE.names, bound["ignored_from"]))["person"]
+    assert bound["ignored_from"] > 0.63 and bound["coverage"] == pytest.approx(recall, abs=1e-6)
+    assert bound["coverage"] < free["coverage"] - 0.1
+    assert json.loads(path.read_text())["info"]["coverage"]["person"] == bound["coverage"]
+    policy = YAML(typ="safe").load(path.with_name("policy.yaml"))
+    assert policy["coverage"]["person"] == bound["coverage"]
     assert ignored(5.0)["ignored"] == 17
     with pytest.raises(InputError, match="need an audit"):
         select(store, [source], SPACE, SelectionSettings(ignore_budget=1.0))
+
+
+def test_a_class_without_gold_has_the_budget_of_one_object(tmp_path):
+    source = pictures(tmp_path / "many", 20)
+    found = [[(A, 0, 0.9), (B, 2, 0.4 + 0.005 * i)] for i in range(20)]
+    store = store_of(tmp_path / "store", TEACHER, source, found)
+    labelled = gold(source, [(i, A, 0, 0) for i in range(20)], ((1, 1, 1),))
+    labelled.__dict__["classes"] = SPACE.names
+    settings = SelectionSettings(threshold=0.8, ignore_from=0.3, ignore_budget=2.0)
+    path = select(store, [source], SPACE, settings, audit(store, labelled, SPACE))
+    car = json.loads((path.parent / "stats.json").read_text())["per_class"]["car"]
+    assert car["ignored"] == 2
 
 
 def test_pictures_with_far_too_many_labels_are_left_out(tmp_path, audited):
