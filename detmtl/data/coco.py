@@ -31,7 +31,7 @@ from detmtl.data.images import content_hashes
 from detmtl.data.source import Annotations, Parsed, Source, SourceSettings, missing_problems
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import Grade
+from detmtl.structures.labels import Grade, Ignore
 
 __all__ = [
     "CocoImage",
@@ -98,7 +98,8 @@ class CocoSource(SourceSettings):
         coverage = coverage * stated_recall(info, categories, len(classes), where)
         covers = None if self.covers is None else [classes.names.index(n) for n in self.covers]
         coverage = picture_coverage(pictures, found, categories, coverage, covers, faults, where)
-        k = np.flatnonzero(found.keep & ~given.bad)
+        k = np.flatnonzero(found.keep)
+        faulty = (found.faulty | given.bad)[k]
         known = None
         if details is not None:
             known = read_details(
@@ -115,15 +116,17 @@ class CocoSource(SourceSettings):
                 image=found.image[k],
                 boxes=found.boxes[k],
                 classes=found.classes[k],
-                scores=given.scores[k],
+                scores=np.where(faulty, 1, given.scores[k]),
                 weights=given.weights[k],
-                ignore=given.ignore[k],
+                ignore=np.where(faulty, Ignore.REGION, given.ignore[k]),
                 grade=given.grade[k],
                 details=known,
             ),
             coverage=coverage.astype(np.float32),
             silver=silver or bool((given.grade[k] == Grade.SILVER).any()),
             dropped=dropped,
+            lost=found.lost,
+            looked_into=pictures.measured,
         )
 
 

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from detmtl.data.faults import Faults, annotation_faults
+from detmtl.data.faults import Faults, annotation_faults, lost_labels
 from detmtl.data.folder import require_labels, require_pictures, stamps
 from detmtl.data.images import image_sizes, list_files, list_pictures
 from detmtl.data.label_files import picture_names, tell_losses, write_coverage
@@ -48,13 +48,13 @@ class VocSource(SourceSettings):
         return True
 
     def fingerprint(self, root: Path, cache: Path) -> Any:
-        """Returns name, size and time of change of the XML files and the list, and names of pictures."""
+        """Returns name, size and time of change of the XML files, of the list and of the pictures."""
         folder = root / self.annotations
         listing = [] if self.list is None else stamps(root, [self.list])
         return [
             stamps(folder, list_files(folder, {".xml"})),
             listing,
-            list_pictures(root / self.images),
+            stamps(root / self.images, list_pictures(root / self.images)),
         ]
 
     def parse(self, root: Path, classes: LabelSpace) -> Parsed:
@@ -109,9 +109,9 @@ class VocSource(SourceSettings):
         faults: Faults,
     ) -> Parsed:
         where = self.annotations
-        listed = sorted(set(found.names))
+        listed = sorted(set(found.names) - {""})
         require_labels(len(listed), self.covers, where)
-        class_of = dict(zip(listed, classes.class_of(listed, where), strict=True))
+        class_of = dict(zip(listed, classes.class_of(listed, where), strict=True)) | {"": -1}
         labels = np.array([class_of[name] for name in found.names], dtype=np.int64)
         unknown = np.flatnonzero(sizes.min(axis=1) <= 0)
         measured, problems = image_sizes([str(folder / names[i]) for i in unknown.tolist()])
@@ -120,11 +120,14 @@ class VocSource(SourceSettings):
         image = np.array(found.image, dtype=np.int64)
         boxes = np.array(found.boxes, dtype=np.float64).reshape(-1, 4)
         boxes[:, :2] -= self.first_pixel
-        used = np.flatnonzero(labels >= 0)
+        told = np.array(found.faulty, dtype=bool)  # of which there is a sentence already
+        nameless = np.array([not name for name in found.names], dtype=bool)
+        used = np.flatnonzero((labels >= 0) & ~told)
         inside, bad, problems = annotation_faults(
             boxes[used], image[used], sizes, lambda i: found.where[used[i]]
         )
         faults.add(*problems)
+        gone = np.concatenate([used[bad], np.flatnonzero(nameless | (told & (labels >= 0)))])
         dropped = faults.settle(self.faults)
         readable = np.flatnonzero(sizes.min(axis=1) > 0)
         place = np.full(len(names), -1)
@@ -147,24 +150,31 @@ class VocSource(SourceSettings):
             coverage=self.covered(classes, classes.known(listed), where)[None],
             silver=grade == Grade.SILVER,
             dropped=dropped,
+            lost=lost_labels(place[image[gone]], labels[gone]),
         )
+
+
+_Object = tuple[str, list[float] | None, bool, str]
+"""Name ("" if it has none), box (None if it has none), difficult, and how sentences call it."""
 
 
 @dataclass
 class _Found:
-    """The objects of all files, a list each."""
+    """The objects of all files, a list each; `faulty` ones lack a name or a box."""
 
     image: list[int] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     boxes: list[list[float]] = field(default_factory=list)
+    faulty: list[bool] = field(default_factory=list)
     difficult: list[bool] = field(default_factory=list)
     where: list[str] = field(default_factory=list)
 
-    def add(self, objects: Sequence[tuple[str, list[float], bool, str]], image: int) -> None:
+    def add(self, objects: Sequence["_Object"], image: int) -> None:
         for name, box, difficult, where in objects:
             self.image.append(image)
             self.names.append(name)
-            self.boxes.append(box)
+            self.boxes.append(box or [0.0] * 4)
+            self.faulty.append(not (name and box))
             self.difficult.append(difficult)
             self.where.append(where)
 
@@ -197,22 +207,22 @@ def _size(tree: ElementTree.Element) -> tuple[int, int]:
         return 0, 0
 
 
-def _objects(
-    tree: ElementTree.Element, where: str, faults: Faults
-) -> Sequence[tuple[str, list[float], bool, str]]:
-    found = []
+def _objects(tree: ElementTree.Element, where: str, faults: Faults) -> Sequence[_Object]:
+    found: list[_Object] = []
     for i, element in enumerate(tree.findall("object"), start=1):
         here = f"{where}: object {i}"
         name = element.findtext("name", "").strip()
         texts = [element.findtext(f"bndbox/{corner}", "").strip() for corner in _CORNERS]
         if not name:
             faults.add(f"{here}: has no name")
+            found.append(("", None, False, here))
             continue
         try:
             box = [float(text) for text in texts]
         except ValueError:
             said = ", ".join(f"{c} '{t}'" for c, t in zip(_CORNERS, texts, strict=True))
             faults.add(f"{here} ({name}): has the box {said}; it needs four numbers")
+            found.append((name, None, False, here))
             continue
         difficult = element.findtext("difficult", "0").strip() not in ("", "0")
         found.append((name, box, difficult, f"{here} ({name})"))

@@ -14,14 +14,14 @@ import numpy as np
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from detmtl.data.faults import Faults, annotation_faults, positions
+from detmtl.data.faults import Faults, annotation_faults, lost_labels, positions
 from detmtl.data.folder import require_labels, require_pictures, stamps
 from detmtl.data.images import image_sizes, list_pictures
 from detmtl.data.label_files import picture_names, tell_losses, write_coverage
 from detmtl.data.source import Annotations, FileNames, Parsed, Source, SourceSettings
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import Grade
+from detmtl.structures.labels import Grade, Ignore
 
 
 class YoloSource(SourceSettings):
@@ -68,7 +68,7 @@ class YoloSource(SourceSettings):
             )
         if self.unlabelled == "skip":
             pictures = [p for p, here in zip(pictures, there, strict=True) if here]
-        rows, image, lines = _read_all(root / self.labels, pictures, self.labels, faults)
+        rows, image, lines, unread = _read_all(root / self.labels, pictures, self.labels, faults)
         require_labels(len(rows) + len(faults.problems), self.covers, self.labels)
         sizes, problems = image_sizes([str(folder / p) for p in pictures])
         faults.add(*(text for _, text in problems))
@@ -100,19 +100,27 @@ class YoloSource(SourceSettings):
         )
         readable = sizes.min(axis=1) > 0
         faults.add(*problems)
-        good = ~bad & ~(strange | far)[used] & readable[image[used]]
+        good = ~bad & ~strange[used] & readable[image[used]]
+        place = np.where(readable, np.cumsum(readable) - 1, -1)
+        gone = np.concatenate([used[bad & ~strange[used]], positions(strange)]).astype(np.int64)
+        pictures_lost = np.concatenate([image[gone], np.asarray(unread, dtype=np.int64)])
+        lost = lost_labels(
+            place[pictures_lost], np.concatenate([labels[gone], np.full(len(unread), -1)])
+        )
         return self._parsed(
             FileNames.of(folder, [p for p, r in zip(pictures, readable, strict=True) if r]),
             sizes,
             Annotations.of(
                 num_images=int(readable.sum()),
-                image=(np.cumsum(readable) - 1)[image[used[good]]],
+                image=place[image[used[good]]],
                 boxes=inside[good],
                 classes=labels[used[good]],
-                scores=rows[used[good], 5],
+                scores=np.where(far, 1, rows[:, 5])[used[good]],
+                ignore=np.where(far, Ignore.REGION, Ignore.NO)[used[good]],
                 grade=int(Grade.SILVER if self.grade == "silver" else Grade.GOLD),
             ),
             self.covered(classes, classes.known(names), self.labels)[None],
+            lost,
             faults,
         )
 
@@ -122,6 +130,7 @@ class YoloSource(SourceSettings):
         sizes: np.ndarray,
         annotations: Annotations,
         coverage: np.ndarray,
+        lost: np.ndarray,
         faults: Faults,
     ) -> Parsed:
         dropped = faults.settle(self.faults)
@@ -135,6 +144,7 @@ class YoloSource(SourceSettings):
             coverage=coverage,
             silver=self.grade == "silver",
             dropped=dropped,
+            lost=lost,
         )
 
     def _class_names(self, root: Path) -> list[str]:
@@ -177,12 +187,13 @@ def _text_name(picture: str) -> str:
 
 def _read_all(
     folder: Path, pictures: Sequence[str], where: str, faults: Faults
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, Sequence[int]]:
     """Returns class, x1, y1, x2, y2 (fractions) and score (N, 6), position of the picture (N,) and
-    number of the line (N,)."""
+    number of the line (N,), and the positions of pictures of which something could not be read."""
     rows: list[list[float]] = []
     image: list[int] = []
     lines: list[int] = []
+    unread: list[int] = []
     for i, picture in enumerate(pictures):
         name = _text_name(picture)
         try:
@@ -191,6 +202,7 @@ def _read_all(
             continue
         except (OSError, UnicodeDecodeError) as problem:
             faults.add(f"{where}/{name}: cannot be read ({problem})")
+            unread.append(i)
             continue
         for number, line in enumerate(text.splitlines(), start=1):
             if not line.strip():
@@ -201,11 +213,13 @@ def _read_all(
                     f"{where}/{name} line {number}: is '{line.strip()[:60]}'; it needs `class x y width "
                     "height [score]` or `class` and a polygon of three points or more, all numbers"
                 )
+                unread.append(i)
                 continue
             rows.append(row)
             image.append(i)
             lines.append(number)
-    return np.array(rows).reshape(-1, 6), np.array(image, np.int64), np.array(lines, np.int64)
+    at = np.array(image, np.int64), np.array(lines, np.int64)
+    return np.array(rows).reshape(-1, 6), *at, unread
 
 
 def _row(texts: Sequence[str]) -> list[float] | None:

@@ -62,11 +62,12 @@ class CheckpointTeacherSettings(TeacherSettings):
                 f"teacher.task: is {self.task!r}, and {file} has the detection tasks "
                 f"{', '.join(tasks) or 'none'}; name one of them"
             )
+        task = self.task or tasks[0]
         card = TeacherCard(
             name=self.named(file.stem),
             weights_sha256=file_sha256(file),
             classes=loaded.class_names,
-            preprocessing=f"short side {loaded.short}, long side {loaded.long}",
+            preprocessing=f"short side {loaded.short}, long side {loaded.long}, task {task}",
             versions={"torch": torch.__version__},
         )
-        return PredictorTeacher(Predictor(loaded, device), self.task or tasks[0], card)
+        return PredictorTeacher(Predictor(loaded, device), task, card)

@@ -235,7 +235,7 @@ class OnnxTeacherSettings(TeacherSettings):
             weights_sha256=file_sha256(file),
             classes=slots.names,
             preprocessing=f"{into.size[0]} x {into.size[1]}, {prepare.values.model_dump()}, "
-            f"{adapter.model_dump(mode='json')}",
+            f"{adapter.model_dump(mode='json')}, {slots}",
             task="maps" if maps else "boxes",
             versions={"onnxruntime": onnxruntime.__version__},
         )

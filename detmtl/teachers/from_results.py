@@ -162,9 +162,10 @@ class ResultsTeacherSettings(LookedUpSettings):
         columns = _columns(file, rows, pictures, numbers, self.score)
         card = TeacherCard(
             name=self.named(file.stem),
-            weights_sha256=file_sha256(file),
-            classes=tuple(names[number] for number in sorted(names)),
-            preprocessing=f"results of {file.name}; a box without a score has {self.score}",
+            weights_sha256=file_sha256(*dict.fromkeys([file, about_file])),
+            classes=tuple(names[number] for number in numbers),
+            preprocessing=f"results of {file.name}; a box without a score has {self.score}; categories "
+            f"{list(numbers)}",
         )
         return ResultsTeacher(card, pictures, *columns)
 

@@ -120,7 +120,8 @@ class TorchScriptTeacherSettings(TeacherSettings):
             name=self.named(file.stem),
             weights_sha256=file_sha256(file),
             classes=slots.names,
-            preprocessing=f"inside the file; rgb {scaling}; labels from {self.first_label}",
+            preprocessing=f"inside the file; rgb {scaling}; labels from {self.first_label}, "
+            f"{slots}",
             versions={"torch": torch.__version__},
         )
         return TorchScriptTeacher(module, card, slots, device, self.scale, self.first_label)

@@ -169,7 +169,8 @@ class TorchvisionTeacherSettings(TeacherSettings):
             name=self.named(self.model),
             weights_sha256=file_sha256(file),
             classes=slots.names,
-            preprocessing=f"{self.model} {self.weights or ''}: rgb, {inside}, {self.options}",
+            preprocessing=f"{self.model} {self.weights or ''}: rgb, {inside}, {self.options}, "
+            f"{slots}",
             task="maps" if segments else "boxes",
             versions={"torch": torch.__version__, "torchvision": torchvision.__version__},
         )

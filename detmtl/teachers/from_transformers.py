@@ -172,7 +172,8 @@ class TransformersTeacherSettings(TeacherSettings):
             name=self.named(Path(self.model).name),
             weights_sha256=file_sha256(*weights),
             classes=slots.names,
-            preprocessing=f"{images.to_dict()}{asked}, nms {self.nms}, most boxes {self.max_boxes}",
+            preprocessing=f"{images.to_dict()}{asked}, nms {self.nms}, most boxes {self.max_boxes}, "
+            f"{slots}",
             versions={"torch": torch.__version__, "transformers": transformers.__version__},
         )
         network = network.eval().requires_grad_(False).to(device)

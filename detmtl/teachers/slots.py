@@ -66,6 +66,10 @@ class ClassSlots:
         """Returns the number of places S."""
         return len(self.classes)
 
+    def __str__(self) -> str:
+        """Returns for a card what each place means: other meanings are another teacher's."""
+        return f"outputs are the classes {self.classes.tolist()}"
+
     def with_rest(self) -> "ClassSlots":
         """Returns the places with one more at the end, that of none of the classes."""
         return ClassSlots(self.names, np.append(self.classes, REST))

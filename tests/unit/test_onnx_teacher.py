@@ -75,6 +75,14 @@ def test_yolox_boxes_come_out_in_pixels_of_each_picture(tmp_path):
     assert teacher.annotate([], []) == []
 
 
+def test_the_card_tells_which_output_is_which_class(tmp_path):
+    cards = []
+    for classes in (["cat", "N/A", "dog"], ["cat", "dog", "N/A"]):
+        constant_network(tmp_path / "n.onnx", yolox_output({}, classes=3))
+        cards.append(load(tmp_path, {"kind": "yolox"}, classes).card)
+    assert cards[0].classes == cards[1].classes and cards[0].identity() != cards[1].identity()
+
+
 def test_yolox_input_is_bgr_at_top_left_on_grey():
     image = np.zeros((10, 40, 3), np.uint8)
     image[:] = (10, 20, 30)

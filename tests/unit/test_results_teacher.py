@@ -83,6 +83,18 @@ def test_every_faulty_result_is_named(tmp_path):
         load(tmp_path, about={"images": []})
 
 
+def test_the_card_tells_which_category_is_which_class_and_whose_pictures_they_are(tmp_path):
+    rows = [{"image_id": 5, "category_id": 2, "bbox": [0, 0, 5, 5], "score": 0.3}]
+    one, other = (
+        load(tmp_path, rows, classes=classes).card
+        for classes in ({1: "a", 2: "b"}, {2: "a", 3: "b"})
+    )
+    assert one.classes == other.classes and one.identity() != other.identity()
+    moved = ABOUT | {"images": [ABOUT["images"][0] | {"file_name": "b.jpg"}, *ABOUT["images"][1:]]}
+    first, again, third = (load(tmp_path, about=a).card for a in (ABOUT, ABOUT, moved))
+    assert first.identity() == again.identity() != third.identity()
+
+
 def test_a_list_alone_needs_class_names_and_says_nothing_of_other_pictures(tmp_path):
     rows = [{"image_id": 9, "category_id": 1, "bbox": [1, 1, 4, 4], "score": 0.6}]
     with pytest.raises(InputError, match="neither class names nor file names"):

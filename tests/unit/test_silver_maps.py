@@ -12,7 +12,9 @@ from map_stand_ins import halves, store_of_maps
 from PIL import Image
 from silver_stand_ins import HEIGHT, WIDTH, pictures
 
-from detmtl.data.maps import MapClasses, MapFolder
+from detmtl.data.flat import FileNames
+from detmtl.data.joined import joined
+from detmtl.data.maps import FilledMaps, MapClasses, MapFolder
 from detmtl.silver.calibration import cross_fitted
 from detmtl.silver.map_audit import MOST, MapAudit, observations
 from detmtl.silver.map_measures import MapMeasures
@@ -201,6 +203,41 @@ def test_an_audit_is_kept_and_renewed(tmp_path):
     assert store.reads == reads and again.digest() == first.digest()
     changed = _gold(tmp_path, source, [halves(3, 3)] * 2)
     assert audit_maps(store, changed, CLASSES, MapSelection()).digest() != first.digest()
+
+
+@pytest.mark.parametrize("how", ["alone", "filled", "joined"])
+def test_an_audit_is_renewed_where_gold_s_files_mean_something_else(tmp_path, how):
+    """A user who corrects a legend, as an audit asks for, gets another audit."""
+    names = ["person", "car", "sky"]
+    truth = [halves(1, 2)] * 2
+    bare = pictures(tmp_path / "p", 2)
+    _gold(tmp_path, bare, truth)
+    store = store_of_maps(tmp_path / "store", bare, truth)
+
+    def audited(ids):
+        categories = dict(zip(ids, names, strict=True))
+        folder = MapFolder(folder="gold", categories=categories)
+        source = replace(bare, maps=folder.load(bare.files, tmp_path, CLASSES, "gold"))
+        if how == "filled":
+            files = replace(source.maps, files=FileNames.of(tmp_path / "gold", ["", ""]))
+            source = replace(source, maps=FilledMaps(files, source.maps))
+        elif how == "joined":
+            source = joined("both", [source])
+        return audit_maps(store, source, CLASSES, MapSelection())
+
+    right, swapped = audited([1, 2, 3]), audited([2, 1, 3])
+    assert right.digest() != swapped.digest()
+    assert audited([1, 2, 3]).digest() == right.digest()
+
+
+def test_an_audit_is_renewed_where_gold_looked_for_fewer_classes(tmp_path):
+    truth = [halves(1, 2)] * 2
+    source = _gold(tmp_path, pictures(tmp_path / "p", 2), truth)
+    store = store_of_maps(tmp_path / "store", source, truth)
+    maps = replace(source.maps, coverage=np.eye(1, len(source.maps.coverage), dtype=np.float32)[0])
+    one = audit_maps(store, source, CLASSES, MapSelection())
+    other = audit_maps(store, replace(source, maps=maps), CLASSES, MapSelection())
+    assert one.gold_hash != other.gold_hash
 
 
 def test_permuted_classes_are_noticed(tmp_path):

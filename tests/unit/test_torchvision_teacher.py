@@ -67,6 +67,15 @@ def test_labels_of_gaps_are_not_kept(tmp_path):
     torch.testing.assert_close(labels.scores, wanted["scores"][kept])
 
 
+def test_the_card_tells_which_output_is_which_class(tmp_path):
+    random_weights(tmp_path / "w.pth", DETECTOR, 4)
+    one, other = (
+        load(tmp_path, model=DETECTOR, path="w.pth", classes=classes).card
+        for classes in (["cat", "N/A", "dog"], ["cat", "dog", "N/A"])
+    )
+    assert one.classes == other.classes and one.identity() != other.identity()
+
+
 def test_a_segmenter_gives_torchvisions_classes_in_the_pictures_size(tmp_path):
     network = random_weights(tmp_path / "w.pth", SEGMENTER, 3)
     classes = ["cat", "dog"]

@@ -19,7 +19,7 @@ from detmtl.engine.diagnosis import FILE, record
 from detmtl.report.transfer_page import html, markdown, sentences, summary
 
 SEEDS = 6
-RESAMPLES = 200
+RESAMPLES = 400
 METRICS = {"boxes": "boxes/AP", "map": "map/mIoU", "depth": "depth/RMSE"}
 LEVELS = {"boxes/AP": 0.3, "map/mIoU": 0.5, "depth/RMSE": 2.0}
 

@@ -166,6 +166,14 @@ def test_a_zero_shot_detector_is_told_its_classes(owl):
         assert torch.equal(labels.classes, torch.tensor([0, 0, 1])[texts[order]])
 
 
+def test_the_card_tells_which_text_means_which_class(owl):
+    one, other = (
+        load(owl, model="m", zero_shot=True, classes=asked).card
+        for asked in ({"cat": ["a", "b"], "dog": ["c"]}, {"cat": ["a"], "dog": ["b", "c"]})
+    )
+    assert one.classes == other.classes and one.identity() != other.identity()
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

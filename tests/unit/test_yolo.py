@@ -11,6 +11,7 @@ from detmtl.data.coco import CocoSource
 from detmtl.data.yolo import YoloSource, read_names, write_yolo
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
+from detmtl.structures.labels import Ignore
 
 CLASSES = LabelSpace.of(NAMES)
 
@@ -72,30 +73,46 @@ def test_names_that_cannot_be_used(tmp_path, text):
         read_names(tmp_path / "data.yaml", "data.yaml")
 
 
+FATES = {
+    "cut": ([[44.8, 21.6, 64, 26.4]], [Ignore.NO], [1, 1, 1]),
+    "region": ([[28.8, 21.6, 35.2, 26.4]], [Ignore.REGION], [1, 1, 1]),
+    "cat": ([], [], [0, 1, 1]),
+    "all": ([], [], [0, 0, 0]),
+}
+"""Further boxes, their `Ignore` and the coverage under `faults: drop`."""
+
+
 @pytest.mark.parametrize(
-    ("line", "sentence"),
+    ("line", "sentence", "fate"),
     [
-        ("3 0.5 0.5 0.1 0.1", "the class is 3; there are 3 names, so it lies between 0 and 2"),
-        ("-1 0.5 0.5 0.1 0.1", "the class is -1; there are 3 names"),
-        ("1.5 0.5 0.5 0.1 0.1", "the class is 1.5; there are 3 names"),
-        ("0 0.5 0.5 -0.1 0.1", r"width is -6.4 \(inverted corners\?\); boxes need"),
-        ("0 0.5 0.5 0.1 0", "height is 0; boxes need width and height > 0"),
-        ("0 nan 0.5 0.1 0.1", "is not finite"),
-        ("0 0.9 0.5 0.4 0.1", "lies outside its picture of 64 x 48 pixels"),
-        ("0 30 20 10 10", "lies outside its picture"),
-        ("0 0.5 0.5 0.1", "is '0 0.5 0.5 0.1'; it needs `class x y width height"),
-        ("cat 0.5 0.5 0.1 0.1", "is 'cat 0.5 0.5 0.1 0.1'; it needs `class"),
-        ("0 0.5 0.5 0.1 0.1 7", r"the score is 7; scores lie in \[0, 1\]"),
+        (
+            "3 0.5 0.5 0.1 0.1",
+            "the class is 3; there are 3 names, so it lies between 0 and 2",
+            "all",
+        ),
+        ("-1 0.5 0.5 0.1 0.1", "the class is -1; there are 3 names", "all"),
+        ("1.5 0.5 0.5 0.1 0.1", "the class is 1.5; there are 3 names", "all"),
+        ("0 0.5 0.5 -0.1 0.1", r"width is -6.4 \(inverted corners\?\); boxes need", "cat"),
+        ("0 0.5 0.5 0.1 0", "height is 0; boxes need width and height > 0", "cat"),
+        ("0 nan 0.5 0.1 0.1", "is not finite", "cat"),
+        ("0 0.9 0.5 0.4 0.1", "lies outside its picture of 64 x 48 pixels", "cut"),
+        ("0 30 20 10 10", "lies outside its picture", "cat"),
+        ("0 0.5 0.5 0.1", "is '0 0.5 0.5 0.1'; it needs `class x y width height", "all"),
+        ("cat 0.5 0.5 0.1 0.1", "is 'cat 0.5 0.5 0.1 0.1'; it needs `class", "all"),
+        ("0 0.5 0.5 0.1 0.1 7", r"the score is 7; scores lie in \[0, 1\]", "region"),
     ],
 )
-def test_a_faulty_line_is_named_or_dropped(tmp_path, line, sentence):
+def test_a_faulty_line_is_named_or_dropped(tmp_path, line, sentence, fate):
     save(tmp_path, {"a": f"0 0.5 0.5 0.1 0.1\n{line}\n"})
     with pytest.raises(InputError) as caught:
         load(tmp_path)
     assert len(caught.value.problems) == 2
     assert re.search(r"^labels/a\.txt line 2: .*" + sentence, caught.value.problems[1])
     with pytest.warns(UserWarning, match="1 fault left out"):
-        assert len(load(tmp_path, faults="drop").annotations) == 1
+        labels = load(tmp_path, faults="drop").boxes(0)
+    boxes, ignore, coverage = FATES[fate]
+    assert labels.boxes[1:].numpy() == pytest.approx(np.array(boxes).reshape(-1, 4))
+    assert labels.ignore[1:].tolist() == ignore and labels.coverage.tolist() == coverage
 
 
 def test_labels_that_are_not_there(tmp_path):

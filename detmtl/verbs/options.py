@@ -1,0 +1,103 @@
+"""What the options of several verbs mean: label spaces, gold, values, folders to write in."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from detmtl.data.coco import CocoSource, category_names
+from detmtl.data.maps import MapFolder
+from detmtl.data.source import Source
+from detmtl.data.tags import TagFile
+from detmtl.structures.classes import LabelSpace
+from detmtl.structures.errors import InputError
+
+
+def label_space(
+    args: argparse.Namespace, annotations: Path | None, names: Sequence[str] | None = None
+) -> LabelSpace:
+    if args.classes:
+        classes = yaml_value(args.classes, "--classes")
+        if not isinstance(classes, list | dict):
+            raise InputError(f"--classes {args.classes}: must be a list or a mapping in YAML")
+        return LabelSpace.of(classes, args.drop_unmapped)
+    if annotations is not None:
+        return LabelSpace.of(category_names(annotations), drop_unmapped=True)
+    return LabelSpace.of(names or [])
+
+
+def gold_maps(args: argparse.Namespace) -> MapFolder | None:
+    if args.maps is None:
+        return None
+    if args.categories is None:
+        raise InputError("--categories is needed beside --maps: a JSON file of ids and names")
+    folder, categories = str(args.maps.absolute()), str(args.categories.absolute())
+    return MapFolder(folder=folder, categories=categories, missing="absent")
+
+
+def gold_tags(args: argparse.Namespace) -> TagFile | None:
+    return TagFile(file=str(args.tags.absolute()), missing="absent") if args.tags else None
+
+
+def coco_source(annotations: Path, images: Path | None, space: LabelSpace, cache: Path) -> Source:
+    if images is None:
+        raise InputError("--images is needed beside --annotations")
+    source = CocoSource(annotations=str(annotations.absolute()), images=str(images.absolute()))
+    return source.load(annotations.stem, Path("/"), space, cache)
+
+
+def cache_of(folder: Path) -> Path:
+    cache = Path(folder) / "cache"
+    writable(cache, str(folder))
+    return cache
+
+
+def writable(folder: Path, where: str) -> None:
+    """Makes a folder for what a verb writes: before its work, not after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{where}: cannot be written ({error.strerror})") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{where}: cannot be written (no permission)")
+
+
+def checked_values(kind: Any, tree: Any, where: str) -> Any:
+    try:
+        return TypeAdapter(kind).validate_python(tree)
+    except ValidationError as error:
+        raise InputError(
+            [f"{where}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        ) from None
+
+
+def assignments(texts: Sequence[str]) -> dict[str, Any]:
+    values = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--set {text}: must be NAME=VALUE, such as threshold=0.4")
+        values[name] = yaml_value(value, f"--set {name}")
+    return values
+
+
+def yaml_value(text: str, where: str) -> Any:
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        raise InputError(f"{where}: is not YAML: {' '.join(str(error).split())}") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(f"--out {path}: cannot be written ({error.strerror})") from None

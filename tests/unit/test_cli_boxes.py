@@ -1,0 +1,21 @@
+"""The verbs, for a store of boxes."""
+
+from silver_stand_ins import gold, pictures, store_of
+
+from detmtl.cli import main
+from detmtl.data.coco_writer import write_coco_annotations
+from detmtl.silver.audit import Audit
+
+A, B = [1, 1, 11, 11], [1, 2, 11, 12]  # IoU .82
+
+
+def test_select_audits_with_the_suppression_that_it_selects_with(tmp_path):
+    source = gold(pictures(tmp_path / "p", 2), [(0, A, 0, 0)])
+    write_coco_annotations(tmp_path / "gold.json", source)
+    found = [[(A, 0, 0.9), (B, 0, 0.8)], []]
+    store_of(tmp_path / "store", ("person", "car"), source, found)
+    words = ["--store", tmp_path / "store", "--set", "nms=0.9"]
+    words += ["--annotations", tmp_path / "gold.json", "--images", tmp_path / "p"]
+    assert main([str(w) for w in ("select", *words, "--out", tmp_path / "out.json")]) == 0
+    (path,) = (tmp_path / "store").rglob("audit.json")
+    assert len(Audit.load(path).boxes) == 2
