@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from detmtl.comparing.jobs import Job, Pool
@@ -248,7 +249,7 @@ def _tell(found: dict[str, Any], out: Path, console: Console) -> None:
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console.print(table)
     tell_rest(found, [v["text"] for v in found["verdict"]], out, console)
 
@@ -270,5 +271,5 @@ def tell_rest(found: Mapping[str, Any], said: Sequence[str], out: Path, console:
         ("all numbers", "report.json"),
         ("runs", "runs"),
     ):
-        files.add_row(what, str(out / name))
+        files.add_row(what, escape(str(out / name)))
     console.print(files)
