@@ -155,6 +155,18 @@ def test_a_narrow_trunk_is_named_and_plain_harm_is_not(make):
     assert effect(transfer_result(*make(stays, **asked)))["name"] == "hurts"
 
 
+def test_a_trunk_that_is_narrow_for_all_is_told_beside_the_word(make):
+    wider = {"boxes alone, wide": {"boxes/AP": 0.05}, "boxes + map, wide": {"boxes/AP": 0.05}}
+    asked = {"target": "boxes", "wide": {"model.fpn.channels": 64}}
+    found = effect(transfer_result(*make(wider, **asked)))
+    assert found["name"] == "cannot tell" and found["widened"]["word"] == "cannot tell"
+    assert found["width"]["seeds"]["mean"] == pytest.approx(0.05, abs=0.01)
+    assert "the trunk is narrow: on the wide one boxes is better" in found["because"]
+    assert found["advice"].startswith("Widen the trunk (model.fpn.channels")
+    same = effect(transfer_result(*make({}, **asked)))
+    assert same["width"]["word"] == "cannot tell" and "narrow" not in same["because"]
+
+
 def test_a_duplicate_is_named(make):
     start = {"tags on a trunk": {}, "map on a trunk that never learned": {"map/mIoU": -0.3}}
     asked = {"target": "boxes", "overlap": True}
