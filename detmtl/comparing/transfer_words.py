@@ -9,8 +9,8 @@ The word follows from these questions in this order:
 3. Is the task better? Then it helps; unless random labels help too, and the true ones not surely more.
 4. Otherwise one cannot tell.
 
-Beside the word: is the task better on the wide trunk, with the same others? Then the trunk is narrow, whatever
-the tasks do to each other.
+Beside the word: is the task better on the wide trunk, with the same others? Then the trunk is narrow,
+whatever the tasks do to each other.
 """
 
 import math
