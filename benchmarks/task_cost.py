@@ -3,12 +3,11 @@
     python benchmarks/task_cost.py --threads 1 --results benchmarks/results/NAME.md
 
 Time: one process, a model for each set, blocks of steps in turn (A B C A B C). Memory: a process for each
-set, whose peak is told less that of a process that only loads data and code (on a GPU the device's peak).
+set, by how much it grows at most from before the model is made (on a GPU the device's peak).
 """
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from abab import peak_memory
 from provenance import provenance
 from task_sets import Trainer, prepared
 
@@ -35,7 +35,7 @@ def only(settings: RunSettings, tasks: tuple[str, ...]) -> RunSettings:
 
 
 def peak(tasks: tuple[str, ...], args: argparse.Namespace) -> float:
-    """Returns the peak memory in bytes of a process that makes some steps; () makes none."""
+    """Returns by how many bytes a process grows at most that makes some steps."""
     command = [sys.executable, __file__, "--peak", json.dumps(tasks), "--config", args.config]
     command += ["--threads", str(args.threads), *(w for s in args.set for w in ("--set", s))]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -43,17 +43,17 @@ def peak(tasks: tuple[str, ...], args: argparse.Namespace) -> float:
 
 
 def measure_peak(tasks: tuple[str, ...], args: argparse.Namespace) -> float:
-    """Returns this process's peak after some steps of these tasks."""
+    """Returns by how much this process grows at most in some steps of these tasks."""
     with tempfile.TemporaryDirectory() as folder:
         settings, batches = prepared(args.config, args.set, Path(folder))
-    if tasks:
+
+    def train() -> None:
         trainer = Trainer.of(only(settings, tasks), batches)
         for _ in range(4):
             trainer.step()
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024
+
+    grown = peak_memory(train)
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else grown
 
 
 def main() -> None:
@@ -82,11 +82,10 @@ def main() -> None:
         for tasks, trainer in trainers.items():
             seconds[tasks] += [trainer.step() for _ in range(args.steps)]
     del trainers
-    nothing = peak((), args)
     first = statistics.median(seconds[sets[0]])
     rows = [
         f"| {' + '.join(tasks)} | {1e3 * statistics.median(v):.0f} | {statistics.median(v) / first:.2f} | "
-        f"{(peak(tasks, args) - nothing) / 2**20:.0f} |"
+        f"{peak(tasks, args) / 2**20:.0f} |"
         for tasks, v in seconds.items()
     ]
     text = "\n".join(
@@ -97,8 +96,8 @@ def main() -> None:
             "",
             f"{args.config}; {len(batches)} batches of {settings.data.batch_size} pictures, again and again, "
             f"without loading them; medians (processor time) of {args.rounds * args.steps} steps in blocks "
-            f"of {args.steps}, the sets in turn. Memory: peak of a process less that of one that makes no "
-            "step.",
+            f"of {args.steps}, the sets in turn. Memory: by how much a process grows at most, model "
+            "included.",
             "",
             f"| tasks | median ms of a step | times {sets[0][0]} alone | memory (MB) |",
             "|---|---|---|---|",

@@ -283,14 +283,19 @@ def _copied(batch: Batch) -> Batch:
 def _mapped(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
     labels = batch.labels["boxes"]
     assert isinstance(labels, PaddedBoxes)
-    changed = {f.name: change(getattr(labels, f.name)) for f in fields(labels)}
+    tensors = {f.name: getattr(labels, f.name) for f in fields(labels)}
+    changed = {name: change(x) for name, x in tensors.items() if isinstance(x, Tensor)}
     return replace(batch, images=change(batch.images), labels={"boxes": replace(labels, **changed)})
 
 
 def _fill(batch: Batch, fresh: Batch) -> None:
     batch.images.copy_(fresh.images)
     for f in fields(batch.labels["boxes"]):
-        getattr(batch.labels["boxes"], f.name).copy_(getattr(fresh.labels["boxes"], f.name))
+        there, new = (getattr(x.labels["boxes"], f.name) for x in (batch, fresh))
+        if isinstance(there, Tensor):
+            there.copy_(new)
+        else:  # what the graph was recorded with
+            assert there == new, f"{f.name}: the graph knows {there}, the batch has {new}"
 
 
 def main() -> None:

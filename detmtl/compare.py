@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from detmtl.comparing.jobs import Job, Pool
@@ -60,7 +61,8 @@ def compare(request: Request, console: Console | None = None) -> int:
     """Runs what is not done yet, writes the reports, and returns 0, or 1 if a run failed.
 
     Raises:
-        InputError: settings or data are wrong, or arms are not comparable; told before any run starts.
+        InputError: settings or data are wrong, or arms are not comparable; told before any run starts. Or a
+            metric that its task does not have; told once a run is done.
     """
     console = console or Console()
     page.require()
@@ -71,6 +73,7 @@ def compare(request: Request, console: Console | None = None) -> int:
     process = distributed.start("cpu")
     make_writable(request.out)
     prepared = prepare(planner, list(settings.arms), seeds, request.out, process, console)
+    _check_tasks(settings, prepared.plan)
     jobs = jobs_of(prepared.plan, request.out, {*arms})
     execute(request, prepared, jobs, planner.digest(), console)
     found = collect(settings, prepared, request.out)
@@ -105,7 +108,7 @@ def jobs_of(plan: Plan, out: Path, arms: set[str]) -> list[Job]:
     sharing: defaultdict[Path, list[str]] = defaultdict(list)
     for key in wanted:
         settings = plan.runs[key].settings
-        if plan.runs[key].kind == "train" and makes_silver(settings):
+        if plan.runs[key].kind != "teacher" and makes_silver(settings):
             assert settings.silver is not None and settings.silver.store is not None
             sharing[settings.silver.store].append(key)
 
@@ -116,8 +119,9 @@ def jobs_of(plan: Plan, out: Path, arms: set[str]) -> list[Job]:
                 "kind": run.kind,
                 "settings": run.settings.resolved(),
                 "teacher": run.teacher,
+                "trunk": run.trunk,
             }
-            before = [job(run.teacher)] if run.teacher else []
+            before = [job(other) for other in run.before]
             jobs[key] = Job(out / "runs" / key, plan.names(key), content, run.steps, before)
         return jobs[key]
 
@@ -128,7 +132,7 @@ def jobs_of(plan: Plan, out: Path, arms: set[str]) -> list[Job]:
         if all(student.done for student in students):
             continue
         content = {"kind": "label", "runs": sorted(keys)}
-        before = list({id(b): b for s in students for b in s.after}.values())
+        before = [jobs[t] for t in dict.fromkeys(plan.runs[k].teacher for k in keys) if t]
         name = f"label-{digest([store.name, *sorted(keys)])}"
         label = Job(out / "runs" / name, f"labels of {students[0].name}", content, 0, before)
         jobs[name] = label
@@ -148,12 +152,23 @@ def collect(settings: CompareSettings, prepared: Prepared, out: Path) -> dict[st
         if key not in kept:
             kept[key] = read_scores(folder, settings.resamples)
         scores[place] = kept[key]
-    known = {name for s in kept.values() for name in s.metrics}
+    trained = [s for key, s in kept.items() if prepared.plan.runs[key].kind == "train"]
+    known = {name for s in trained for name in s.metrics}
     if known and (unknown := [m for m in settings.metrics if m not in known]):
         raise InputError(
             f"metrics: '{unknown[0]}' is no metric of these runs; there are {', '.join(sorted(known))}"
         )
     return result(settings, prepared, scores)
+
+
+def _check_tasks(settings: CompareSettings, plan: Plan) -> None:
+    tasks = dict.fromkeys(t for run in plan.runs.values() for t in run.settings.tasks)
+    for metric in settings.metrics:
+        if metric.split("/")[0] not in tasks:
+            raise InputError(
+                f"metrics: '{metric}' is of no task; a metric is TASK/NAME, and the tasks are "
+                f"{', '.join(tasks)}"
+            )
 
 
 def about(
@@ -234,7 +249,7 @@ def _tell(found: dict[str, Any], out: Path, console: Console) -> None:
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console.print(table)
     tell_rest(found, [v["text"] for v in found["verdict"]], out, console)
 
@@ -256,5 +271,5 @@ def tell_rest(found: Mapping[str, Any], said: Sequence[str], out: Path, console:
         ("all numbers", "report.json"),
         ("runs", "runs"),
     ):
-        files.add_row(what, str(out / name))
+        files.add_row(what, escape(str(out / name)))
     console.print(files)

@@ -208,6 +208,10 @@ class RunSettings(Settings):
         pools = set(self.silver.pools) if self.silver else set()
         trained = self.mix_sources()
         online = set(self.online_pools())
+        problems += [
+            f"data.sources.{name}: is the name of a split; give the source another"
+            for name in sorted(sources & {"val", "test"})
+        ]
         problems += self._online_problems(sources, unlabelled)
         problems += [
             f"mix.{part}: '{name}' is no source; data.sources has {_listed(sources)}"

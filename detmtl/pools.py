@@ -301,7 +301,7 @@ def load_teachers(settings: RunSettings, folder: RunFolder, process: Process) ->
     one = settings.silver.teacher
     if isinstance(one, GoldTeacher):
         path = str(folder.teacher.best.absolute())
-        one = CheckpointTeacherSettings(kind="checkpoint", path=path, name="teacher")
+        one = CheckpointTeacherSettings(kind="checkpoint", path=path, name="teacher", trust=True)
     names: list[str] = []
     for teacher in settings.silver.teachers if one is None else [one]:
         loaded = teacher.load(Path.cwd(), str(process.device))

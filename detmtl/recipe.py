@@ -5,6 +5,7 @@ the same folder goes on where the last one stopped, wherever that was.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,36 +13,30 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.markup import escape
 from rich.table import Table
+from torch import Tensor
 
 from detmtl.config import GoldTeacher, RunSettings
-from detmtl.data.details import nowhere_known
 from detmtl.data.loader import batches, drafts, evaluation_batches
 from detmtl.data.mixture import Mixture
-from detmtl.data.scenes import render_scenes
 from detmtl.data.source import Source
 from detmtl.engine import distributed
 from detmtl.engine.diagnosis import Diagnosis
 from detmtl.engine.distributed import Process
 from detmtl.engine.evaluator import evaluate
 from detmtl.engine.memory import keep_freed_memory
-from detmtl.engine.online import online_batches, unlabelled
+from detmtl.engine.online import online_batches
 from detmtl.engine.online_audit import Audits, Choices
 from detmtl.engine.recorder import Recorder
 from detmtl.engine.state import State, load_weights, read_checkpoint, seed_everything, weights_of
 from detmtl.engine.trainer import train
 from detmtl.inference.export import export_torchscript, exported
-from detmtl.pools import (
-    audit_source,
-    gold_sources,
-    label_pools,
-    learned_sources,
-    teacher_settings,
-)
+from detmtl.inputs import input_hashes
+from detmtl.pools import label_pools, learned_sources, teacher_settings
+from detmtl.report.progress import bar
 from detmtl.run_folder import RunFolder
-from detmtl.silver.audit import refuse_overlap
-from detmtl.silver.held_out import refuse_seen, without_doubles
+from detmtl.run_sources import load_sources, render, to_be_labelled
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
@@ -88,12 +83,12 @@ class Summary:
                 }
             ):
                 values = [self.metrics.get(f"{prefix}{task}/{n}", float("nan")) for n in names]
-                scores.add_row(who, task, *(f"{v:.3f}" if v == v else "-" for v in values))
+                scores.add_row(who, escape(task), *(f"{v:.3f}" if v == v else "-" for v in values))
         files = Table(title="Files", title_justify="left")
         files.add_column("what")
         files.add_column("where", overflow="fold")
         for what, path in self.files.items():
-            files.add_row(what, str(path))
+            files.add_row(what, escape(str(path)))
         return [scores, files]
 
 
@@ -163,6 +158,11 @@ def _run(
     render(settings, process, console)
     space = settings.data.label_space()
     sources, val, test = load_sources(settings, space, folder.cache, process)
+    problems: list[str] = []
+    if process.rank == 0:
+        problems = folder.claim_inputs(input_hashes(settings, folder.cache, sources))
+    if problems := distributed.from_first(problems):
+        raise InputError(problems)
     scored_on, final = ("val", val) if test is None else ("test", test)
     metrics: dict[str, float] = {}
     files: dict[str, Path] = {}
@@ -200,7 +200,13 @@ def _run(
         write_json(folder.metrics, metrics)
         if settings.export.format and not folder.torchscript.exists():
             with console.status("Exporting and checking that the file agrees"):
-                export_torchscript(folder.best, folder.torchscript, settings.export.dtype)
+                export_torchscript(
+                    folder.best,
+                    folder.torchscript,
+                    settings.export.dtype,
+                    _some_pictures(val),
+                    trust=True,
+                )
     distributed.barrier()
     files = {
         "checkpoint": folder.best,
@@ -213,86 +219,6 @@ def _run(
     }
     grades = {grade.name.lower() for n in wanted for grade in sources[n].grades()}
     return Summary(metrics, files, scored_on, grades.pop() if len(grades) == 1 else "electrum")
-
-
-def render(settings: RunSettings, process: Process, console: Console) -> None:
-    """Draws the built-in pictures where the settings ask for them and they are not there yet."""
-    if settings.data.scenes is not None and process.rank == 0:
-        with bar(console) as progress:
-            task = progress.add_task("Rendering scenes", total=None)
-            render_scenes(
-                settings.data.root,
-                settings.data.scenes,
-                lambda done, total: progress.update(task, completed=done, total=total),
-            )
-    distributed.barrier()
-
-
-def load_sources(
-    settings: RunSettings, space: LabelSpace, cache: Path, process: Process
-) -> tuple[dict[str, Source], Source, Source | None]:
-    """Returns the training sources by name, the validation and the test source.
-
-    Raises:
-        InputError: faults in the data, or a picture to measure on is among those to train on.
-    """
-    data = settings.data
-    wanted = set(settings.mix_sources()) | ({settings.online_audit()} & set(data.sources))
-    if settings.silver:
-        wanted |= {n for n in data.sources if n == settings.silver.audit}
-        part = not isinstance(
-            settings.silver.audit, str
-        )  # of the gold sources, whatever the mix is
-        if part or isinstance(settings.silver.teacher, GoldTeacher):
-            wanted |= set(gold_sources(settings))
-    problems: list[str] = []
-    loaded: dict[str, Source] = {}
-    chosen = {n: s for n, s in data.sources.items() if n in wanted}
-    for name, source in [*chosen.items(), ("val", data.val), ("test", data.test)]:
-        if source is None:
-            continue
-        try:
-            loaded[name] = source.load(
-                name, data.root, space, cache, data.maps, data.tags, data.details
-            )
-        except InputError as error:
-            problems += error.problems
-    if problems:
-        raise InputError(problems)
-    if data.details is not None and process.rank == 0:
-        known = [loaded[n].annotations for n in chosen]
-        details = [None if a is None else a.details for a in known]
-        problems += nowhere_known(data.details, details, "none of data.sources")
-    held_out = [loaded[name] for name in ("val", "test") if name in loaded]
-    problems += [
-        f"data.{source.name}: its labels were written by a model; measure on people's"
-        for source in held_out
-        if source.grade != Grade.GOLD
-    ]
-    try:
-        if process.rank == 0:
-            refuse_overlap([loaded[name] for name in chosen], held_out)
-            refuse_overlap(held_out[:1], held_out[1:])
-            if settings.silver and isinstance(settings.silver.teacher, GoldTeacher):
-                refuse_seen(
-                    learned_sources(settings, loaded),
-                    audit_source(settings, loaded, loaded["val"]),
-                )
-    except InputError as error:
-        problems += error.problems
-    if problems := distributed.from_first(problems):
-        raise InputError(problems)
-    return {n: loaded[n] for n in chosen}, loaded["val"], loaded.get("test")
-
-
-def to_be_labelled(settings: RunSettings, sources: Mapping[str, Source]) -> dict[str, Source]:
-    """Returns what a run trains on as it is before a model has labelled its pools: those of mode online
-    without labels, and none with pictures that people have labelled whole."""
-    wanted = settings.mix_sources()
-    online = [n for n in settings.online_pools() if n in wanted]
-    found = {n: unlabelled(sources[n]) if n in online else sources[n] for n in wanted}
-    pools = settings.offline_pools() + online
-    return {s.name: s for s in without_doubles(list(found.values()), pools)}
 
 
 def build(settings: RunSettings, space: LabelSpace) -> MultiTask:
@@ -348,7 +274,7 @@ def fit_model(
     )
     if folder.last.exists():
         state.load(folder.last)
-        console.print(f"Continuing from step {state.step} of {folder.last}")
+        console.print(f"Continuing from step {state.step} of {folder.last}", markup=False)
     stream = training_batches(settings, mixture, state, gold, folder, process)
 
     def validate(averaged: torch.nn.Module) -> dict[str, float]:
@@ -493,6 +419,13 @@ def validation_batches(settings: RunSettings, source: Source, process: Process) 
     )
 
 
+def _some_pictures(source: Source, count: int = 8) -> list[Tensor]:
+    """Returns up to `count` pictures (3, H, W) uint8, evenly spread over the source."""
+    step = max(1, len(source) // count)
+    chosen = range(0, len(source), step)[:count]
+    return [torch.from_numpy(source.read(i)).permute(2, 0, 1).contiguous() for i in chosen]
+
+
 def truth_of(source: Source) -> Any:
     """Returns the look-up of a source's labels in pixels of the files."""
     position = {int(id): i for i, id in enumerate(source.ids)}
@@ -501,19 +434,7 @@ def truth_of(source: Source) -> Any:
 
 def write_json(path: Path, values: Mapping[str, float]) -> None:
     """Writes values at once or not at all; numbers that are not finite become null."""
-    finite = {k: (v if v == v else None) for k, v in values.items()}
+    finite = {k: (v if math.isfinite(v) else None) for k, v in values.items()}
     partial = path.with_suffix(".tmp")
     partial.write_text(json.dumps(finite, indent=2) + "\n")
     partial.replace(path)
-
-
-def bar(console: Console) -> Progress:
-    """Returns a progress bar with the time left."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    )

@@ -1,6 +1,8 @@
 """The folder of a run: where everything is, and whose it is."""
 
+import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,9 @@ from typing import Any
 from detmtl.config import RunSettings, read_settings, write_settings
 from detmtl.engine import distributed
 from detmtl.structures.errors import InputError
+
+WITHOUT_EFFECT = ("device ", "data.workers ")
+"""Settings that may change between a kill and the next start, in the words of `_differences`."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,10 @@ class RunFolder:
     @property
     def settings(self) -> Path:
         return self.path / "settings.yaml"
+
+    @property
+    def inputs(self) -> Path:
+        return self.path / "inputs.json"
 
     @property
     def cache(self) -> Path:
@@ -69,7 +78,8 @@ class RunFolder:
             ) from None
         if self.settings.exists():
             from_before = read_settings(self.settings).resolved()
-            changed = sorted(_differences(from_before, settings.resolved()))
+            differences = _differences(from_before, settings.resolved())
+            changed = sorted(d for d in differences if not d.startswith(WITHOUT_EFFECT))
             if changed and not self._holds_work():
                 self._write(settings)
             elif changed:
@@ -80,9 +90,34 @@ class RunFolder:
         else:
             self._write(settings)
 
+    def claim_inputs(self, hashes: Mapping[str, str]) -> list[str]:
+        """Notes which files the run reads; returns what is wrong if a training on others has begun here.
+
+        Args:
+            hashes: see `detmtl.inputs.input_hashes`.
+        """
+        if self._trained() and self.inputs.exists():
+            before = json.loads(self.inputs.read_text())
+            changed = [
+                name for name in {**before, **hashes} if before.get(name) != hashes.get(name)
+            ]
+            if changed:
+                names = ", ".join(sorted(changed))
+                return [
+                    f"--out {self.path}: holds a run on other files ({names} changed since); choose "
+                    "another folder, or bring the files back to continue it"
+                ]
+        partial = self.inputs.with_suffix(".tmp")
+        partial.write_text(json.dumps(hashes, indent=1))
+        partial.replace(self.inputs)
+        return []
+
     def _holds_work(self) -> bool:
-        kept = (self.last, self.best, self.metrics, self.path / "silver")
-        return any(p.exists() for p in kept) or self.teacher.last.exists()
+        return self._trained() or (self.path / "silver").exists()
+
+    def _trained(self) -> bool:
+        kept = (self.last, self.best, self.metrics, self.teacher.last)
+        return any(p.exists() for p in kept)
 
     def _write(self, settings: RunSettings) -> None:
         if distributed.rank() == 0:

@@ -9,6 +9,7 @@ one stopped, and what is done is not repeated.
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from detmtl.compare import Request, about, execute, jobs_of, make_writable, tell_rest, write_reports
@@ -103,7 +104,7 @@ def _tell(found: dict[str, Any], request: Request, console: Console) -> None:
     for column in columns[:-1]:  # the advice is in the sentences
         table.add_column(column, justify="right" if column in numbers else "left")
     for row in rows:
-        table.add_row(*row[:-1])
+        table.add_row(*map(escape, row[:-1]))
     console.print(table)
     said = [text for _, text in transfer_page.sentences(found)]
     tell_rest(found, said, request.out, console)

@@ -1,9 +1,10 @@
 """Weights by which the logarithms of all losses fall alike, from the losses alone.
 
-Source: Liu et al. 2023 (FAMO), arXiv 2306.03792, algorithm 1. Deviations: progress is measured from one
-batch to the next, where the paper looks at one batch before and after the update, which costs a
-second forward pass; batches differ, so a single measure is noise, and the small rate averages many. Only
-tasks that speak in both batches are compared.
+Source: Liu et al. 2023 (FAMO), arXiv 2306.03792, algorithm 1, with Adam on the logits as in the authors'
+code: a softmax's slope is small, and plain steps of their rate would move nothing. Deviations: progress
+is measured from one batch to the next, where the paper looks at one batch before and after the update,
+which costs a second forward pass; batches differ, so a single measure is noise, and Adam's moments
+average many. Only tasks that speak in both batches are compared.
 Letters: T tasks.
 """
 
@@ -17,13 +18,16 @@ from torch import Tensor
 from detmtl.balancing.balancer import Balancer, Terms, push
 from detmtl.balancing.losses import SMALLEST, BalancerSettings, Losses
 
+BETAS, EPS = (0.9, 0.999), 1e-8
+"""Of Adam, as usual."""
+
 
 class FamoSettings(BalancerSettings):
     """Softmax weights of the losses' logarithms.
 
     Attributes:
-        rate: step of the weights' logits; 0.025 as published.
-        decay: pulls the logits back to 0; 0.001 as published.
+        rate: step of the weights' logits, which Adam takes; 0.025 as published.
+        decay: pulls the logits back to 0, as part of their gradient; 0.001 as published.
     """
 
     kind: Literal["famo"]
@@ -46,6 +50,9 @@ class Famo(Balancer):
     logits: Tensor
     before: Tensor
     spoke: Tensor
+    mean: Tensor
+    square: Tensor
+    steps: Tensor
 
     def __init__(self, losses: Losses, rate: float, decay: float):
         """Takes what turns terms into losses, and what `FamoSettings` explains."""
@@ -55,6 +62,8 @@ class Famo(Balancer):
         num_tasks = len(losses.tasks)
         self.register_buffer("logits", torch.zeros(num_tasks))
         self.register_buffer("before", torch.zeros(num_tasks))  # logarithms of the last losses
+        for name in ("mean", "square", "steps"):  # Adam's moments, and how many made them
+            self.register_buffer(name, torch.zeros(num_tasks))
         self.register_buffer("spoke", torch.zeros(num_tasks, dtype=torch.bool))
 
     def backward(
@@ -76,9 +85,22 @@ class Famo(Balancer):
     @torch.no_grad()
     def _take_in(self, now: Tensor, speaks: Tensor) -> None:
         both = speaks & self.spoke
+        both = both & (both.sum() > 1)  # one alone lags behind nobody
         progress = torch.where(both, self.before - now, 0.0)
         chosen = self._softmax(both)
         slope = chosen * (progress - (chosen * progress).sum())
-        self.logits.sub_(self.rate * torch.where(both, slope + self.decay * self.logits, 0.0))
+        self._step(slope + self.decay * self.logits, both)
         self.before.copy_(torch.where(speaks, now, self.before))
         self.spoke.copy_(speaks)
+
+    def _step(self, gradient: Tensor, moved: Tensor) -> None:
+        """Takes a step of Adam with the logits that are `moved` (T,), each having its own moments."""
+        first, second = BETAS
+        self.steps.add_(moved)
+        self.mean.copy_(torch.where(moved, self.mean.lerp(gradient, 1 - first), self.mean))
+        self.square.copy_(
+            torch.where(moved, self.square.lerp(gradient.square(), 1 - second), self.square)
+        )
+        mean = self.mean / (1 - first**self.steps)
+        size = (self.square / (1 - second**self.steps)).sqrt() + EPS
+        self.logits.sub_(torch.where(moved, self.rate * mean / size, 0.0))

@@ -70,12 +70,6 @@ def gram(rows: Tensor) -> Tensor:
     return rows @ rows.T
 
 
-def cosines(inner: Tensor) -> Tensor:
-    """Returns the cosines (T, T) of gradients with the inner products (T, T); 0 beside a zero one."""
-    norms = inner.diagonal().clamp(min=0).sqrt()
-    return inner / torch.outer(norms, norms).clamp(min=torch.finfo(inner.dtype).tiny)
-
-
 def mean_over_processes(values: Tensor) -> Tensor:
     """Returns the mean of all processes' `values`; every process has to call it."""
     if processes() == 1:

@@ -40,6 +40,7 @@ class Job:
         steps: of training, for the bar.
         after: jobs that come before it.
         failure: why it cannot be done, or None.
+        log_from: where the last attempt begins in its log.txt, in bytes.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class Job:
     steps: int = 0
     after: "list[Job]" = field(default_factory=list)
     failure: str | None = None
+    log_from: int = 0
 
     def write(self) -> None:
         """Writes job.json; equal content leaves the file alone."""
@@ -118,6 +120,7 @@ class Pool:
                 continue
             waiting.remove(job)
             log = (job.folder / "log.txt").open("ab")
+            job.log_from = log.tell()
             process = subprocess.Popen(
                 [sys.executable, "-m", "detmtl.comparing.worker", str(job.folder)],
                 stdin=subprocess.PIPE,  # closed when this process is gone, however it went
@@ -136,7 +139,7 @@ class Pool:
                 process.stdin.close()
             bar.remove_task(line)
             if not job.done:
-                job.failure = _why(job.folder / "log.txt", process.returncode)
+                job.failure = _why(job, process.returncode)
         return ended
 
     def _hopeless(self, job: Job) -> bool:
@@ -198,12 +201,13 @@ def _last_step(path: Path) -> int:
     return 0
 
 
-def _why(log: Path, status: int) -> str:
-    """Returns the last error in a log, or its last line."""
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    told = [line for line in lines[-200:] if line.startswith(("error: ", "failed: "))]
-    if told:
-        return told[-1].split(": ", 1)[1]
+def _why(job: Job, status: int) -> str:
+    """Returns the last error in the log of a job's last attempt, or its last line."""
+    told = (job.folder / "log.txt").read_bytes()[job.log_from :].decode(errors="replace")
+    lines = [line for line in told.splitlines() if line.strip()]
+    errors = [line for line in lines[-200:] if line.startswith(("error: ", "failed: "))]
+    if errors:
+        return errors[-1].split(": ", 1)[1]
     if status < 0:
         return f"killed by signal {-status}"
     return lines[-1] if lines else f"exit status {status}"

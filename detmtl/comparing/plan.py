@@ -14,7 +14,7 @@ from detmtl.config import GoldTeacher, RunSettings, override, read_yaml, setting
 from detmtl.pools import teacher_settings
 from detmtl.structures.errors import InputError
 
-VERSION = 1
+VERSION = 2
 """Part of every run's key: raise it when the same settings give another result."""
 
 
@@ -44,7 +44,8 @@ class Run:
         kind: a training, a teacher that is only scored, or a probe: heads that learn on a frozen trunk.
         settings: of the run.
         steps: of its own training.
-        teacher: key of the run that trains its teacher, or a probe's trunk, or None.
+        teacher: key of the run that trains its teacher, or None.
+        trunk: key of the run whose trunk a probe has; None: the trunk as it starts.
     """
 
     key: str
@@ -52,6 +53,12 @@ class Run:
     settings: RunSettings
     steps: int
     teacher: str | None = None
+    trunk: str | None = None
+
+    @property
+    def before(self) -> list[str]:
+        """Returns the keys of the runs that come before this one."""
+        return [key for key in (self.teacher, self.trunk) if key is not None]
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,7 @@ class Plan:
     def needed(self) -> set[str]:
         """Returns the keys of the runs that an arm or another run needs."""
         wanted = set(self.at.values())
-        return wanted | {t for k in wanted if (t := self.runs[k].teacher) is not None}
+        return wanted | {before for key in wanted for before in self.runs[key].before}
 
 
 def cells_of(settings: CompareSettings) -> list[Cell]:
@@ -218,15 +225,21 @@ def makes_silver(settings: RunSettings) -> bool:
     return bool(settings.offline_pools())
 
 
-def store_name(settings: RunSettings, teacher: str | None) -> str:
+def teachers_of(settings: RunSettings) -> dict[str, Any]:
+    """Returns what decides what a run's teachers write, as plain values."""
+    assert settings.silver is not None
+    return settings.silver.model_dump(mode="json", include={"teacher", "teachers", "floor"})
+
+
+def store_name(settings: RunSettings, teacher: str | None, files: Any = None) -> str:
     """Returns the name of the store that runs of one teacher share.
 
     Args:
         teacher: key of the run that trains the teacher, or None.
+        files: hashes of the files of a teacher that nobody trains here.
     """
-    assert settings.silver is not None
-    what = settings.silver.model_dump(mode="json", include={"teacher", "teachers", "floor"})
-    return digest([teacher, what["floor"]] if teacher else what)
+    what = teachers_of(settings)
+    return digest([teacher, what["floor"]] if teacher else [what, files])
 
 
 def total_steps(settings: RunSettings) -> int:
@@ -270,6 +283,8 @@ def teacher_key(settings: RunSettings, fingerprints: Any) -> str:
     maps = settings.silver.model_dump(mode="json", include={"select_maps", "select_tags"})
     tasks = {name: getattr(task, "subsets", {}) for name, task in settings.tasks.items()}
     facts = [data, final.model_dump(mode="json"), silver, select, maps, tasks, fingerprints]
+    if len(settings.silver.teachers) > 1:  # they are fused as gold says, subsets of it included
+        facts.append(settings.data.model_dump(mode="json", include={"sources", "val"}))
     return digest([VERSION, *facts])
 
 

@@ -4,7 +4,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -22,13 +21,16 @@ from detmtl.comparing.plan import (
     run_key,
     store_name,
     teacher_key,
+    teachers_of,
 )
+from detmtl.comparing.scores import final_source
 from detmtl.comparing.start import start_digest
 from detmtl.config import GoldTeacher, RunSettings
 from detmtl.data.source import Source
 from detmtl.engine.distributed import Process
+from detmtl.inputs import input_hashes, named_files
 from detmtl.pools import teacher_settings
-from detmtl.recipe import load_sources, render
+from detmtl.run_sources import load_sources, render
 from detmtl.structures.errors import InputError
 
 
@@ -54,7 +56,8 @@ class Preparation:
         self.planner, self.settings = planner, planner.settings
         self.out, self.process, self.console = out, process, console
         self.prepared = Prepared(Plan(cells_of(planner.settings)))
-        self._fingerprints: dict[str, Any] = {}
+        self._scenes: dict[str, str] = {}
+        self._hashes: dict[str, dict[str, str]] = {}
         self._final: dict[str, Source] = {}
         self._starts: dict[str, str] = {}
 
@@ -63,8 +66,12 @@ class Preparation:
         plan = self.prepared.plan
         settings = self.planner.of_arm(plan.cells[cell], arm, seed)
         self._render(settings)
-        if cell not in self.prepared.scored:
-            self.prepared.scored[cell] = self._scored(settings)
+        scored = self._scored(settings)
+        if self.prepared.scored.setdefault(cell, scored) != scored:
+            raise InputError(
+                f"{self.planner.path}: arms.{arm}, seed {seed}: it is scored on other pictures or classes "
+                f"than the arms before it; give all arms and seeds one data.{scored[1]} and one data.classes"
+            )
         key = self._teacher(settings, arm) if is_teacher(self.settings, arm) else None
         plan.at[cell, arm, seed] = key or self._train(settings)
         return settings
@@ -78,7 +85,9 @@ class Preparation:
             if isinstance(settings.silver.teacher, GoldTeacher):
                 teacher = self._train(teacher_settings(settings))
             if settings.silver.store is None:
-                store = self.out / "stores" / store_name(settings, teacher)
+                root, cache = Path(settings.data.root), self.out / "cache"
+                files = None if teacher else named_files(teachers_of(settings), root, cache)
+                store = self.out / "stores" / store_name(settings, teacher, files)
                 silver = settings.silver.model_copy(update={"store": store})
                 settings = settings.model_copy(update={"silver": silver})
         key = run_key(settings, self._fingerprint(settings))
@@ -149,39 +158,33 @@ class Preparation:
             return
         key = str(settings.data.root)
         wanted = settings.data.scenes.digest()
-        if self._fingerprints.get(f"scenes {key}") not in (None, wanted):
+        if self._scenes.get(key, wanted) != wanted:
             raise InputError(
                 f"{self.planner.path}: arms or cells ask for different data.scenes in {key}; give each its "
                 "own data.root"
             )
-        if f"scenes {key}" not in self._fingerprints:
+        if key not in self._scenes:
             render(settings, self.process, self.console)
-            self._fingerprints[f"scenes {key}"] = wanted
+            self._scenes[key] = wanted
 
     def _scored(self, settings: RunSettings) -> tuple[Source, str]:
-        """Returns the pictures that a run's final scores are of."""
-        name = "val" if settings.data.test is None else "test"
-        source = settings.data.test or settings.data.val
-        key = digest([source.model_dump(mode="json"), settings.data.label_space().digest()])
+        """Returns the pictures that a run's final scores are of; equal for equal settings of theirs."""
+        data = settings.data
+        name = "val" if data.test is None else "test"
+        facts = data.model_dump(
+            mode="json", include={"root", "classes", "unmapped", "maps", "tags", "details", name}
+        )
+        key = digest(facts)
         if key not in self._final:
-            space = settings.data.label_space()
-            self._final[key] = source.load(name, settings.data.root, space, self.out / "cache")
+            self._final[key] = final_source(settings, self.out / "cache")
         return self._final[key], name
 
-    def _fingerprint(self, settings: RunSettings) -> dict[str, Any]:
-        """Returns hashes of the files behind a run's sources: other files, another run."""
-        data, found = settings.data, {}
-        for name, source in {**data.sources, "val": data.val, "test": data.test}.items():
-            if source is None:
-                continue
-            facts = source.model_dump(mode="json", exclude={"subset", "weight"})
-            key = json.dumps([str(data.root), facts])
-            if key not in self._fingerprints:
-                root = Path(data.root).absolute()
-                prints = source.fingerprint(root, self.out / "cache")
-                self._fingerprints[key] = digest(prints)
-            found[name] = self._fingerprints[key]
-        return found
+    def _fingerprint(self, settings: RunSettings) -> dict[str, str]:
+        """Returns hashes of all files that decide a run's result: other files, another run."""
+        key = json.dumps([settings.data.model_dump(mode="json"), settings.resolved()])
+        if key not in self._hashes:
+            self._hashes[key] = input_hashes(settings, self.out / "cache")
+        return self._hashes[key]
 
 
 def prepare(

@@ -189,7 +189,7 @@ def _gaps(
     """Returns how much of the way from each baseline to the ceiling each arm goes.
 
     Seeds and pictures are resampled together; no share is told where the ceiling itself is not
-    surely above the baseline.
+    surely better than the baseline.
     """
     ceiling, told = settings.ceiling, []
     if ceiling is None or not arms[ceiling]:
@@ -201,7 +201,8 @@ def _gaps(
             way, whole = (difference(arms[a], arms[baseline], metric) for a in (arm, ceiling))
             seeds = [s for s in way.values if s in whole.values]
             share: dict[str, Any] = {"share": None, "low": None, "high": None}
-            if whole.seeds.known and whole.seeds.low > 0 and len(seeds) > 1:
+            better = whole.seeds.high < 0 if lower_is_better(metric) else whole.seeds.low > 0
+            if whole.seeds.known and better and len(seeds) > 1:
                 share = _share(arms, (arm, ceiling, baseline), metric, seeds)
             told.append({"arm": arm, "baseline": baseline, "metric": metric, **share})
     return told

@@ -99,12 +99,18 @@ def write_matches(settings: RunSettings, folder: Path) -> None:
     """Matches a run's detections to the truth that it was scored against, and keeps that."""
     if not (folder / "detections.json").is_file():
         return
-    name = "val" if settings.data.test is None else "test"
-    source = (settings.data.test or settings.data.val).load(
-        name, settings.data.root, settings.data.label_space(), folder / "cache"
-    )
+    source = final_source(settings, folder / "cache")
     if source.annotations is not None:
         match_file(source, folder / "detections.json").save(folder / MATCHES)
+
+
+def final_source(settings: RunSettings, cache: Path) -> Source:
+    """Returns the pictures that a run's final scores are of, as the run itself reads them."""
+    data = settings.data
+    name, source = ("val", data.val) if data.test is None else ("test", data.test)
+    return source.load(
+        name, data.root, data.label_space(), cache, data.maps, data.tags, data.details
+    )
 
 
 def match_file(source: Source, detections: Path) -> Matches:
@@ -132,10 +138,10 @@ def picture_weights(num_images: int, resamples: int) -> np.ndarray:
 
 
 def _resampled(folder: Path, matches: Matches, resamples: int) -> dict[str, np.ndarray]:
-    kept = folder / f"resampled-{resamples}.npz"
+    kept = folder / f"resampled_{resamples}.npz"
     if kept.is_file() and kept.stat().st_mtime_ns >= (folder / MATCHES).stat().st_mtime_ns:
         with np.load(kept) as arrays:
-            return {name.replace("|", "/"): arrays[name] for name in arrays.files}
+            return dict(zip(arrays["names"].tolist(), arrays["values"], strict=True))
     weights = picture_weights(matches.num_images, resamples)
     precision = average_precision(matches, weights)
     values = {
@@ -148,7 +154,7 @@ def _resampled(folder: Path, matches: Matches, resamples: int) -> dict[str, np.n
         values[f"AP/{name}"] = precision[:, :, c].mean(axis=1)
     partial = kept.with_suffix(".part")
     with partial.open("wb") as file:
-        np.savez(file, **{name.replace("/", "|"): v for name, v in values.items()})  # type: ignore[arg-type]
+        np.savez(file, names=np.array(list(values)), values=np.stack(list(values.values())))
     partial.replace(kept)
     return values
 
@@ -165,13 +171,15 @@ def _seconds_per_step(path: Path) -> float:
 
 
 def same_start(scores: Mapping[str, RunScores]) -> bool:
-    """Returns whether the runs of one seed in fact started from the same weights."""
+    """Returns whether the networks of one seed were built with the same weights; a student that goes on from
+    its teacher's (`burn_in`) counts as it was built."""
     return len({s.start for s in scores.values() if s.start}) <= 1
 
 
 __all__ = [
     "MATCHES",
     "RunScores",
+    "final_source",
     "is_done",
     "match_file",
     "picture_weights",

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from detmtl.comparing.statistics import resamples_for
 from detmtl.config import find_config, read_yaml, settings_from
 from detmtl.structures.errors import InputError
 from detmtl.structures.settings import Settings
@@ -102,6 +103,7 @@ class CompareSettings(Settings):
         ]
         if {len(values) for values in self.curve.values()} - {len(self.points)}:
             problems.append("curve: its lists must have equal lengths, since they go in step")
+        problems += too_few(self.resamples, len(self.arms) - 1)
         if self.split and any(name.endswith("subset.seed") for name in self.seeded):
             problems.append(
                 "seeded: names a subset's seed, which split fixes; leave one of them out"
@@ -124,6 +126,15 @@ class CompareSettings(Settings):
     def points(self) -> list[Any]:
         """Returns the values of the curve's horizontal axis; [] without a curve."""
         return next(iter(self.curve.values()), [])
+
+
+def too_few(resamples: int, comparisons: int) -> list[str]:
+    """Returns what is wrong with a number of resamples that K differences are to be judged by."""
+    if resamples >= (wanted := resamples_for(comparisons)):
+        return []
+    return [
+        f"resamples: {resamples} are too few to find any of {comparisons} differences; take at least {wanted}"
+    ]
 
 
 def read_compare(path: Path) -> CompareSettings:

@@ -118,6 +118,12 @@ def holm(p: Sequence[float]) -> list[float]:
     return corrected.tolist()
 
 
+def resamples_for(comparisons: int) -> int:
+    """Returns how many resamples K comparisons need at least: with fewer, no difference however large could
+    be found, since `over_pictures` never gives less than 2 / (B + 1) and `holm` multiplies that by K."""
+    return math.ceil(2 * comparisons / LEVEL)
+
+
 def joint_p(seeds: Estimate, pictures: Estimate) -> float:
     """Returns the probability by which a difference is judged: the larger of the two, so that neither
     source of chance explains it (NaN without several seeds; seeds alone where nothing per picture is
@@ -133,8 +139,9 @@ def joint_p(seeds: Estimate, pictures: Estimate) -> float:
 def verdicts(pairs: Sequence[tuple[Estimate, Estimate]]) -> list[Verdict]:
     """Returns what may be said of each of K differences, (over seeds, over pictures), judged together."""
     raw = [joint_p(seeds, pictures) for seeds, pictures in pairs]
+    known = sum(not math.isnan(p) for p in raw)
     return [
-        _verdict(seeds, pictures, p, corrected, len(pairs))
+        _verdict(seeds, pictures, p, corrected, known)
         for (seeds, pictures), p, corrected in zip(pairs, raw, holm(raw), strict=True)
     ]
 

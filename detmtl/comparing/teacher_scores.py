@@ -30,8 +30,8 @@ from detmtl.pools import (
     others_of,
     write_silver,
 )
-from detmtl.recipe import load_sources
 from detmtl.run_folder import RunFolder
+from detmtl.run_sources import load_sources
 from detmtl.silver.ensemble import Ensemble
 from detmtl.silver.map_policy import MapSelection
 from detmtl.silver.mapping import ClassMap

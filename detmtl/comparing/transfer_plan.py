@@ -208,7 +208,6 @@ def _planner(
             seeded=settings.seeded,
             arms={**made},
             baseline=next(iter(made)),
-            resamples=settings.resamples,
             same_start=False,  # heads differ; the trunks do not
         )
         return Planner(compared, path, overrides)
@@ -242,8 +241,9 @@ def _add_probes(plan: Plan, cell: int, arm: Arm, seeds: Sequence[int]) -> None:
     """Adds the runs of an arm with a frozen trunk, each after the run whose trunk it is."""
     (task,) = arm.tasks
     for seed in seeds:
-        settings = plan.runs[plan.at[cell, alone(task), seed]].settings
+        own = plan.runs[plan.at[cell, alone(task), seed]]
         trunk = None if arm.trunk is None else plan.at[cell, arm.trunk, seed]
-        key = digest(["probe", trunk, plan.at[cell, alone(task), seed]])
-        plan.runs[key] = Run(key, "probe", settings, settings.train.steps, trunk)
+        key = digest(["probe", trunk, own.key])
+        steps = own.settings.train.steps
+        plan.runs[key] = Run(key, "probe", own.settings, steps, own.teacher, trunk)
         plan.at[cell, arm.name, seed] = key

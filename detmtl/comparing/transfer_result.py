@@ -123,6 +123,7 @@ class _Answers:
     beyond_noise: Mapping[Question, Judged]
     wide: Mapping[Question, Judged]
     widened: Mapping[Question, Judged]
+    width: Mapping[Question, Judged]
 
     @classmethod
     def of(cls, settings: TransferSettings, runs: Runs, asked: Sequence[Question]) -> "_Answers":
@@ -142,6 +143,7 @@ class _Answers:
                     for q in asked
                 }
             ),
+            width=each({q: {pair[q] + WIDE: 1, pair[q]: -1} for q in asked}),
         )
 
 
@@ -212,6 +214,7 @@ def _effect(
         beyond_noise=_word(found.beyond_noise, question),
         wide=_word(found.wide, question),
         widened=_word(found.widened, question),
+        width=_word(found.width, question),
         overlap=overlap,
         cosine=_cosine(gradients, name, others),
         loudness=_loudness(gradients, name, others),
@@ -230,6 +233,7 @@ def _effect(
                 ("beyond_noise", found.beyond_noise),
                 ("wide", found.wide),
                 ("widened", found.widened),
+                ("width", found.width),
             )
         },
         "overlap": None if overlap is None else asdict(overlap),

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from detmtl.comparing.results import lower_is_better
-from detmtl.comparing.settings import Changes
+from detmtl.comparing.settings import Changes, too_few
 from detmtl.config import read_yaml, settings_from
 from detmtl.structures.settings import Settings
 
@@ -101,6 +101,7 @@ class TransferSettings(Settings):
             problems.append(
                 f"target: '{self.target}' is no task; tasks has {', '.join(self.tasks)}"
             )
+        problems += too_few(self.resamples, len(self.questions()))
         if problems:
             raise ValueError("\n".join(problems))
         return self

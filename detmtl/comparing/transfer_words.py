@@ -8,6 +8,9 @@ The word follows from these questions in this order:
    tell the trunk nothing new, and a gain is one of weight.
 3. Is the task better? Then it helps; unless random labels help too, and the true ones not surely more.
 4. Otherwise one cannot tell.
+
+Beside the word: is the task better on the wide trunk, with the same others? Then the trunk is narrow,
+whatever the tasks do to each other.
 """
 
 import math
@@ -20,6 +23,7 @@ Name = Literal["helps", "hurts", "trunk too narrow", "duplicate", "cannot tell"]
 
 LOUD = 5.0
 """A gradient so many times another one's drowns it."""
+WIDER = "model.fpn.channels, or a larger backbone"
 AGAINST = -0.05
 """Mean cosine from which on two gradients are said to pull against each other: in a detector they are
 near 0 whatever happens, and chance makes +-.01 of some million weights."""
@@ -38,6 +42,7 @@ class Evidence:
         beyond_noise: the word on the true labels against random ones.
         wide: the word on the wide trunk; None: not asked.
         widened: whether the wide trunk makes the effect better.
+        width: the word on the task with the others on the wide trunk against the same on the trunk as it is.
         overlap: share of what the other task's own training gives that a head on this task's frozen
             trunk has; None: not asked.
         cosine: mean over the run, on all of the trunk that was looked at; NaN: not looked.
@@ -53,6 +58,7 @@ class Evidence:
     beyond_noise: Word | None = None
     wide: Word | None = None
     widened: Word | None = None
+    width: Word | None = None
     overlap: Estimate | None = None
     cosine: float = math.nan
     loudness: float = math.nan
@@ -85,6 +91,15 @@ def named(found: Evidence, duplicate: float = 0.9) -> Named:
         found: what is known.
         duplicate: the share from which on a frozen trunk solves the other task.
     """
+    said = _named(found, duplicate)
+    if found.width != "better" or said.word == "trunk too narrow":
+        return said
+    narrow = f"the trunk is narrow: on the wide one {found.task} is better with the same tasks"
+    because = f"{said.because}; {narrow}" if said.because else narrow
+    return Named(said.word, because, f"Widen the trunk ({WIDER}). {said.advice}")
+
+
+def _named(found: Evidence, duplicate: float) -> Named:
     if found.word == "worse":
         return _harm(found)
     if solved(found.overlap, duplicate):
@@ -105,7 +120,7 @@ def _harm(found: Evidence) -> Named:
         return Named(
             "trunk too narrow",
             "on the wide trunk the harm is surely less, and no harm is left to be seen",
-            f"Widen the trunk (model.fpn.channels, or a larger backbone), or leave {other} out.",
+            f"Widen the trunk ({WIDER}), or leave {other} out.",
         )
     because, todo = [], []
     if found.wide is not None:

@@ -28,13 +28,12 @@ from detmtl.inference.export import ExportError
 from detmtl.pools import label_pools
 from detmtl.recipe import (
     Frozen,
-    load_sources,
     run,
-    to_be_labelled,
     write_json,
 )
 from detmtl.report.provenance import commit
 from detmtl.run_folder import RunFolder
+from detmtl.run_sources import load_sources, to_be_labelled
 from detmtl.structures.errors import InputError
 
 
@@ -80,7 +79,9 @@ def _probe(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     settings: RunSettings = settings_from(job["settings"])
     trunk = None
     if job["teacher"]:
-        _link(folder.parent / job["teacher"], folder / "trunk")
+        _link(folder.parent / job["teacher"], folder / "teacher")
+    if job["trunk"]:
+        _link(folder.parent / job["trunk"], folder / "trunk")
         trunk = folder / "trunk" / "best.pt"
     run(settings, folder, Console(), Frozen(trunk))
     write_matches(settings, folder)

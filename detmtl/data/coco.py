@@ -31,7 +31,7 @@ from detmtl.data.images import content_hashes
 from detmtl.data.source import Annotations, Parsed, Source, SourceSettings, missing_problems
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import Grade
+from detmtl.structures.labels import Grade, Ignore
 
 __all__ = [
     "CocoImage",
@@ -82,7 +82,8 @@ class CocoSource(SourceSettings):
         details: DetailClasses | None = None,
     ) -> Parsed:
         """Reads and checks the annotation file; a missing picture is a fault if `pictures_needed`."""
-        where, faults = self.annotations, Faults(self.annotations)
+        where = self.annotations
+        faults = Faults(where, may_drop=pictures_needed or self.faults == "drop")
         data = read_json(root / where, where)
         info = data.get("info") if isinstance(data, dict) else None
         info = info if isinstance(info, dict) else {}
@@ -98,7 +99,8 @@ class CocoSource(SourceSettings):
         coverage = coverage * stated_recall(info, categories, len(classes), where)
         covers = None if self.covers is None else [classes.names.index(n) for n in self.covers]
         coverage = picture_coverage(pictures, found, categories, coverage, covers, faults, where)
-        k = np.flatnonzero(found.keep & ~given.bad)
+        k = np.flatnonzero(found.keep)
+        faulty = (found.faulty | given.bad)[k]
         known = None
         if details is not None:
             known = read_details(
@@ -115,15 +117,17 @@ class CocoSource(SourceSettings):
                 image=found.image[k],
                 boxes=found.boxes[k],
                 classes=found.classes[k],
-                scores=given.scores[k],
+                scores=np.where(faulty, 1, given.scores[k]),
                 weights=given.weights[k],
-                ignore=given.ignore[k],
+                ignore=np.where(faulty, Ignore.REGION, given.ignore[k]),
                 grade=given.grade[k],
                 details=known,
             ),
             coverage=coverage.astype(np.float32),
             silver=silver or bool((given.grade[k] == Grade.SILVER).any()),
             dropped=dropped,
+            lost=found.lost,
+            looked_into=pictures.measured,
         )
 
 

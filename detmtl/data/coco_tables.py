@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from detmtl.data.faults import Faults, annotation_faults, number_column, positions, repeated
+from detmtl.data.faults import (
+    Faults,
+    annotation_faults,
+    lost_labels,
+    number_column,
+    positions,
+    repeated,
+)
 from detmtl.data.images import image_sizes
 from detmtl.data.source import FileNames
 from detmtl.structures.classes import LabelSpace
@@ -64,13 +71,15 @@ def read_categories(listed: Sequence[Any], classes: LabelSpace, where: str) -> C
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures that are kept, the JSON object of each, and all ids that were listed."""
+    """The pictures that are kept, the JSON object of each, all ids that were listed, and the names of the
+    pictures whose size was read from the picture."""
 
     files: FileNames
     ids: np.ndarray
     sizes: np.ndarray
     rows: list[dict[str, Any]]
     listed: np.ndarray
+    measured: tuple[str, ...]
 
 
 def read_pictures(images: Sequence[Any], folder: Path, where: str, faults: Faults) -> Pictures:
@@ -98,9 +107,8 @@ def read_pictures(images: Sequence[Any], folder: Path, where: str, faults: Fault
     _stated_sizes(images, good[stated], sizes, bad, name, faults)
     unstated = good[~stated]
     paths = FileNames.of(folder, [images[i]["file_name"] for i in unstated.tolist()])
-    measured, unreadable = image_sizes(list(paths.paths()))
-    sizes[unstated] = measured
-    faults.add(*(text for _, text in unreadable if not text.endswith("no such picture")))
+    sizes[unstated], unreadable = image_sizes(list(paths.paths()))
+    faults.add(*(f"{text}; its size is not in {where} either" for _, text in unreadable))
     bad[unstated[[i for i, _ in unreadable]]] = True
     keep = np.flatnonzero(~bad)
     if not len(keep):
@@ -111,6 +119,7 @@ def read_pictures(images: Sequence[Any], folder: Path, where: str, faults: Fault
         sizes=sizes[keep].astype(np.int32),
         rows=[images[i] for i in keep.tolist()],
         listed=ids,
+        measured=tuple(images[i]["file_name"] for i in unstated.tolist()),
     )
 
 
@@ -150,13 +159,16 @@ def positions_of(values: np.ndarray, table: np.ndarray) -> np.ndarray:
 @dataclass(frozen=True)
 class Found:
     """The N annotations: position of the picture (N,), category id (N,), class (N,), boxes (N, 4)
-    xyxy, the sound ones of known classes `keep` (N,), and how sentences call them."""
+    xyxy, those of known class and place `keep` (N,), among them `faulty` (N,) ones, the `lost` ones
+    (see `Parsed`), and how sentences call them."""
 
     image: np.ndarray
     category: np.ndarray
     classes: np.ndarray
     boxes: np.ndarray
     keep: np.ndarray
+    faulty: np.ndarray
+    lost: np.ndarray
     name: Callable[[int], str]
 
     @classmethod
@@ -192,16 +204,20 @@ class Found:
         at = positions_of(kinds, categories.ids)
         strange = (at < 0) & ~no_kind
         faults.add(*_strange_categories(kinds, strange, name, categories.ids))
-        classes = np.where(at < 0, -1, categories.classes[at])
+        unknown = strange | no_kind
+        classes = np.where(unknown, -1, categories.classes[at])
         boxes[:, 2:] += boxes[:, :2]
         checked = np.flatnonzero(~no_box & (image >= 0) & ((classes >= 0) | strange))
         boxes[checked], wrong, problems = annotation_faults(
             boxes[checked], image[checked], pictures.sizes, lambda i: name(checked[i])
         )
         faults.add(*problems)
-        keep = ~(no_id | again | no_box) & (image >= 0) & (classes >= 0)
-        keep[checked[wrong]] = False
-        return cls(image, kinds, classes, boxes, keep, name)
+        placed = ~no_box
+        placed[checked[wrong]] = False
+        keep = placed & (image >= 0) & (classes >= 0)
+        gone = unknown | (~placed & (classes >= 0))
+        lost = lost_labels(image[gone], classes[gone])
+        return cls(image, kinds, classes, boxes, keep, no_id | again, lost, name)
 
 
 def _strange_categories(

@@ -92,6 +92,19 @@ def cover_pictures(parsed: Parsed, path: Path, where: str, classes: LabelSpace) 
     return replace(parsed, coverage=coverage)
 
 
+def without_lost(parsed: Parsed) -> Parsed:
+    """Returns the pictures with coverage 0 of the classes of which labels are `lost` there: what they showed
+    is no background."""
+    if parsed.lost is None or not len(parsed.lost):
+        return replace(parsed, lost=None)
+    shape = (len(parsed.ids), parsed.coverage.shape[1])
+    coverage = np.array(np.broadcast_to(parsed.coverage, shape))
+    picture, of = parsed.lost.T
+    coverage[picture[of < 0]] = 0
+    coverage[picture[of >= 0], of[of >= 0]] = 0
+    return replace(parsed, coverage=coverage, lost=None)
+
+
 def _no_class(name: str, classes: LabelSpace, where: str) -> list[str]:
     if name in classes.names:
         return []

@@ -4,6 +4,8 @@ Letters: N boxes of all pictures, A attributes, T values of all attributes, K ke
 outlines, R rings.
 """
 
+import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -22,8 +24,8 @@ class DetailClasses(Settings):
 
     Attributes:
         attributes: attribute -> its values in order, or value -> names by which sources call it.
-        keypoints: class of boxes -> names of its keypoints in order. `left_` and `right_` at the start
-            of a name tell pairs that a mirrored picture swaps.
+        keypoints: class of boxes -> names of its keypoints in order. Names that differ in `left` and
+            `right` alone are pairs that a mirrored picture swaps.
         masks: whether the shapes of boxes are read.
     """
 
@@ -44,6 +46,14 @@ class DetailClasses(Settings):
                 )
             if len(set(members)) < len(members):
                 raise ValueError(f"{kind}.{name}: lists a name twice; keep one")
+        for name, points in self.keypoints.items():
+            for point, partner in zip(points, map(_mirrored, points), strict=True):
+                if _SIDED.search(point) and partner not in points:
+                    warnings.warn(
+                        f"data.details.keypoints.{name}: lists '{point}' without '{partner}': a mirrored "
+                        "picture keeps its name; list both, or mirror no pictures",
+                        stacklevel=2,
+                    )
         if not (self.attributes or self.keypoints or self.masks):
             raise ValueError("names no attributes, no keypoints and no masks; leave it out")
         return self
@@ -164,17 +174,25 @@ def _array(array: np.ndarray | None) -> np.ndarray:
 
 def mirror_partners(names: Sequence[str]) -> list[int]:
     """Returns for each of K keypoints `class/keypoint` the place of the one that a mirrored picture shows
-    there: `left_x` and `right_x` of a class change places, the others stay."""
+    there: points of a class whose names differ in left and right alone change places, the others stay."""
     place = {name: k for k, name in enumerate(names)}
     partners = []
     for k, name in enumerate(names):
         owner, _, point = name.rpartition("/")
-        other = point
-        for side, opposite in (("left_", "right_"), ("right_", "left_")):
-            if point.startswith(side):
-                other = opposite + point.removeprefix(side)
-        partners.append(place.get(f"{owner}/{other}", k))
+        partners.append(place.get(f"{owner}/{_mirrored(point)}", k))
     return partners
+
+
+_OPPOSITE = {"left": "right", "right": "left", "Left": "Right", "Right": "Left"} | {
+    "LEFT": "RIGHT",
+    "RIGHT": "LEFT",
+}
+_SIDED = re.compile(r"(?<![A-Za-z])(left|right|LEFT|RIGHT)|Left|Right")
+"""Names that surely tell a side: `eye_left`, `leftEye` or `eyeLeft`, but not `bright`."""
+
+
+def _mirrored(point: str) -> str:
+    return re.sub("|".join(_OPPOSITE), lambda side: _OPPOSITE[side[0]], point)
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

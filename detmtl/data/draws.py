@@ -3,6 +3,7 @@
 Letters: S sources of the mix, B pictures of a batch, T turns.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -187,9 +188,10 @@ def apportion(shares: Sequence[float], total: int) -> list[int]:
 
 
 def cycle_of(shares: Sequence[float]) -> list[int]:
-    """Returns how many turns in a row each source has in a cycle of `TakingTurns`."""
+    """Returns how many turns in a row each source has in a cycle of `TakingTurns`, as few as can be."""
     if all(float(x).is_integer() for x in shares):
-        return [int(x) for x in shares]
+        whole = [int(x) for x in shares]
+        return [x // math.gcd(*whole) for x in whole]
     for length in range(len(shares), LONGEST_CYCLE):
         counts = apportion(shares, length)
         off = np.asarray(counts) / length - np.asarray(shares) / sum(shares)

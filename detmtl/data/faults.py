@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from detmtl.data.images import Progress
+from detmtl.data.parsed import left_out
 from detmtl.data.source import Source
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Ignore
@@ -29,12 +30,14 @@ class Faults:
         problems: a sentence each.
     """
 
-    def __init__(self, where: str):
+    def __init__(self, where: str, may_drop: bool = True):
+        """Takes the place, and whether the user may choose to drop what is faulty."""
         self.where = where
+        self._may_drop = may_drop
         self.problems: list[str] = []
 
     def add(self, *problems: str) -> None:
-        """Notes problems that leaving out a box or a picture removes."""
+        """Notes problems that leaving out what is faulty removes."""
         self.problems += problems
 
     def settle(self, choice: Literal["error", "drop"]) -> str:
@@ -43,17 +46,13 @@ class Faults:
         Raises:
             InputError: something is wrong and the choice is "error".
         """
-        if not self.problems:
-            return ""
-        count = f"{len(self.problems)} fault" + ("s" if len(self.problems) > 1 else "")
-        if choice == "error":
-            hint = f"{self.where}: {count}; correct them, or set `faults: drop` to leave out what is faulty"
+        if self.problems and choice == "error":
+            count = f"{len(self.problems)} fault" + ("s" if len(self.problems) > 1 else "")
+            hint = f"{self.where}: {count}; correct them"
+            if self._may_drop:
+                hint += ", or set `faults: drop` (--faults drop) to leave out what is faulty"
             raise InputError([hint, *self.problems])
-        return (
-            f"{self.where}: {count} left out: "
-            + "; ".join(self.problems[:3])
-            + (f"; and {len(self.problems) - 3} more" if len(self.problems) > 3 else "")
-        )
+        return left_out(self.where, self.problems)
 
 
 def positions(mask: np.ndarray) -> list[int]:
@@ -77,8 +76,8 @@ def annotation_faults(
         names: gives the name of a box for a sentence: file, annotation, picture.
 
     Returns:
-        The boxes (N, 4) cut at the edges of their pictures, a mask (N,) of the faulty ones, and a
-        sentence for each of those.
+        The boxes (N, 4) cut at the edges of their pictures, a mask (N,) of those of which nothing usable
+        is left, and a sentence for each of those and for each that reached too far over the edge.
     """
     height, width = np.moveaxis(sizes[image].astype(np.float64), 1, 0)
     known = (height > 0) & (width > 0)
@@ -91,7 +90,7 @@ def annotation_faults(
     beyond = finite & ~empty & (np.abs(inside - safe) > OUTSIDE).any(axis=1)
     # In float32, in which they are kept, a box cut at the edge may have nothing left.
     kept = inside.astype(np.float32)
-    nothing: np.ndarray = (kept[:, 2:] <= kept[:, :2]).any(axis=1) & finite & ~empty & ~beyond
+    nothing: np.ndarray = (kept[:, 2:] <= kept[:, :2]).any(axis=1) & finite & ~empty
     problems = {}
     for i in positions(~finite):
         problems[i] = f"{names(i)}: {_box(boxes[i])} is not finite; boxes need finite numbers"
@@ -104,8 +103,19 @@ def annotation_faults(
             f"{names(i)}: {_box(boxes[i])} lies outside its picture of {width[i]:g} x {height[i]:g} "
             f"pixels (width x height); boxes may reach over the edge by at most {OUTSIDE:g} pixel"
         )
-    bad: np.ndarray = ~finite | empty | beyond | nothing
-    return inside, bad, [problems[i] for i in positions(bad)]
+    useless: np.ndarray = ~finite | empty | nothing
+    return inside, useless, [problems[i] for i in positions(useless | beyond)]
+
+
+def lost_labels(image: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Returns `Parsed.lost` (P, 2) of labels of which nothing usable is left, each once.
+
+    Args:
+        image: (N,) position of the picture; labels of none (-1) are passed over.
+        classes: (N,) class, -1 where it is not known.
+    """
+    pairs = np.stack([image, classes], axis=1).astype(np.int64)[image >= 0]
+    return np.unique(pairs, axis=0)
 
 
 def _box(box: np.ndarray) -> str:

@@ -52,6 +52,7 @@ def _decoded(path: str | os.PathLike[str], data: bytes) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as picture:
             picture.load()
+            _forget_xmp(picture)
             return _rgb(ImageOps.exif_transpose(picture))
     except _BROKEN as problem:
         raise _broken(path, len(data), problem) from problem
@@ -105,6 +106,12 @@ def _complete(data: bytes) -> bool:
     return data.startswith(b"\x89PNG") and b"IEND" in data[-12:]
 
 
+def _forget_xmp(picture: Image.Image) -> None:
+    """Leaves EXIF alone to say how a picture is turned: Pillow would ask XMP too, OpenCV does not."""
+    for key in ("XML:com.adobe.xmp", "xmp"):
+        picture.info.pop(key, None)
+
+
 def _rgb(picture: Image.Image) -> np.ndarray:
     if picture.mode.startswith("I"):  # 16 bits, which convert() would clip
         grey = (np.asarray(picture).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
@@ -126,6 +133,9 @@ def image_size(path: str | os.PathLike[str], data: bytes | None = None) -> tuple
     try:
         with Image.open(path if data is None else io.BytesIO(data)) as picture:
             width, height = picture.size
+            if picture.format == "PNG" and "exif" not in picture.info:
+                picture.load()  # it may stand behind the pixels
+            _forget_xmp(picture)
             turned = picture.getexif().get(_ORIENTATION) in _TURNED
             turned = turned and picture.format != "TIFF"  # whose size Pillow has turned already
     except FileNotFoundError as problem:
@@ -153,6 +163,47 @@ def image_sizes(
     for _ in _in_threads(measure, range(len(paths)), progress):
         pass
     return sizes, sorted(problems)
+
+
+def unusable_pictures(paths: Sequence[str], sizes: np.ndarray, who: str) -> list[tuple[int, str]]:
+    """Returns position of, and a sentence on, each picture that would be refused when it is read: broken,
+    truncated, or of another size than `sizes` (I, 2) say, which stand in `who`.
+
+    Pictures that are not there are passed over. Looks at headers and ends of files, and decodes the few
+    that have no end marker.
+    """
+    problems: list[tuple[int, str]] = []
+
+    def look(i: int) -> None:
+        try:
+            size = image_size(paths[i])
+            with open(paths[i], "rb") as file:
+                ends = file.read(4)
+                file.seek(-min(12, os.path.getsize(paths[i])), os.SEEK_END)
+                ends += file.read()
+            if not _complete(ends):
+                size = read_image(paths[i]).shape[:2]
+        except InputError as problem:
+            problems.extend((i, text) for text in problem.problems)
+            return
+        if size != tuple(sizes[i].tolist()):
+            problems.append((i, wrong_size(paths[i], size, sizes[i], who)))
+
+    there = [i for i, path in enumerate(paths) if os.path.exists(path)]
+    for _ in _in_threads(look, there, None):
+        pass
+    return sorted(problems)
+
+
+def wrong_size(
+    path: str, found: Sequence[int], stated: Sequence[int] | np.ndarray, who: str
+) -> str:
+    """Returns a sentence on a picture whose height and width are not what `who` says."""
+    return (
+        f"{path}: the picture is {found[1]} x {found[0]} pixels (width x height), but {who} says "
+        f"{stated[1]} x {stated[0]}; its boxes would be misplaced: correct the annotations, or bring "
+        "back the picture that was annotated"
+    )
 
 
 def list_files(folder: str | os.PathLike[str], suffixes: Collection[str]) -> list[str]:
@@ -204,7 +255,7 @@ def content_hashes(
     """
     keep = None if cache is None else Path(cache) / "content_hashes.tsv"
     known = _known_hashes(keep)
-    stamps = [_stamp(path) for path in paths]
+    stamps = [file_stamp(path) for path in paths]
     found = [known.get((p, s), "") if s else "" for p, s in zip(paths, stamps, strict=True)]
     unknown = [i for i, h in enumerate(found) if not h]
     problems: list[str] = []
@@ -224,7 +275,8 @@ def content_hashes(
     return found
 
 
-def _stamp(path: str) -> str:
+def file_stamp(path: str) -> str:
+    """Returns size and time of change of a file, by which a change is noticed; "" if it is not there."""
     try:
         status = os.stat(path)
     except OSError:

@@ -101,7 +101,7 @@ class Mixture:
         self.sources = list(sources)
         self.batch_size, self.seed, self.steps = batch_size, seed, steps
         self.mode, self._settings = settings.mode, settings
-        drawn = _drawn(self.sources, settings, batch_size)
+        drawn = self._drawn = _drawn(self.sources, settings, batch_size)
         self.notes = _notes(settings, self.sources)
         gold = [s for s in drawn if self.sources[s].grade == Grade.GOLD]
         self._phases: list[tuple[int, Draws]]
@@ -165,6 +165,7 @@ class Mixture:
                 batch_size=self.batch_size,
                 weights=(float(weights[0][s]), float(weights[1][s])),
                 loss_share=float(loss[s] / steps),
+                wanted=s in self._drawn,
             )
             for s, source in enumerate(self.sources)
         ]

@@ -1,7 +1,9 @@
 """What a reader found in the files of a source, and its copy in the cache."""
 
+import hashlib
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 
 from detmtl.data.details import FlatDetails
 from detmtl.data.flat import Annotations, FileNames, load_arrays, save_arrays
+from detmtl.data.images import file_stamp
 
 _OF_DETAILS = "details_"
 """What the names of the arrays of details begin with."""
@@ -24,6 +27,10 @@ class Parsed:
         files, ids, sizes, annotations, coverage: as in `Source`.
         silver: whether the files say that a model wrote labels in them.
         dropped: sentence on what was left out because of faults; "" if nothing was.
+        lost: (P, 2) int64, picture and class of labels that were left out because of faults and of
+            which not even the place is known; -1: of an unknown class.
+        looked_into: names of the pictures that had to be looked into; if one of them changes, this is
+            out of date.
     """
 
     files: FileNames
@@ -33,6 +40,70 @@ class Parsed:
     coverage: np.ndarray
     silver: bool = False
     dropped: str = ""
+    lost: np.ndarray | None = None
+    looked_into: tuple[str, ...] = ()
+
+    def take(self, indices: np.ndarray) -> "Parsed":
+        """Returns what was found of the pictures at `indices`; nothing may be `lost` any more."""
+        assert self.lost is None
+        return replace(
+            self,
+            files=self.files.take(indices),
+            ids=self.ids[indices],
+            sizes=self.sizes[indices],
+            annotations=None if self.annotations is None else self.annotations.take(indices),
+            coverage=self.coverage if len(self.coverage) == 1 else self.coverage[indices],
+        )
+
+
+def left_out(where: str, problems: Sequence[str]) -> str:
+    """Returns a sentence on faults that were left out, "" if there are none."""
+    if not problems:
+        return ""
+    return (
+        f"{where}: {len(problems)} fault{'s' if len(problems) > 1 else ''} left out: "
+        + "; ".join(problems[:3])
+        + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
+    )
+
+
+def kept_before(folder: Path, key: str) -> tuple[Parsed, str] | None:
+    """Returns what `keep_for_later` kept under a key, its arrays mapped, and their own key; None if nothing
+    is there, or one of the pictures that were looked into has changed."""
+    stored = load_arrays(folder / f"{key}-looked")
+    if stored is None:
+        return None
+    arrays, facts = stored
+    own = _own_key(key, FileNames(facts["folder"], arrays["text"], arrays["starts"]))
+    parsed = load_parsed(folder / own)
+    return None if parsed is None else (parsed, own)
+
+
+def keep_for_later(folder: Path, key: str, parsed: Parsed) -> tuple[Parsed, str]:
+    """Keeps what a reader found, and returns it with its arrays mapped, and their own key.
+
+    Args:
+        folder: of the cache.
+        key: of everything that decides it but the pictures that were looked into.
+        parsed: with these.
+    """
+    looked = FileNames.of(parsed.files.folder, parsed.looked_into)
+    arrays = {"text": looked.text, "starts": looked.offsets}
+    save_arrays(folder / f"{key}-looked", arrays, {"folder": looked.folder})
+    own = _own_key(key, looked)
+    save_parsed(folder / own, parsed)
+    kept = load_parsed(folder / own)
+    assert kept is not None
+    return kept, own
+
+
+def _own_key(key: str, looked: FileNames) -> str:
+    return digest([key, [file_stamp(path) for path in looked.paths()]])
+
+
+def digest(facts: Any) -> str:
+    """Returns a name for JSON-able facts."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def save_parsed(folder: Path, parsed: Parsed) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
 from rich.table import Table
 
 from detmtl.structures.labels import Grade
@@ -54,10 +55,17 @@ class PlanRow:
         batch_size: int,
         weights: tuple[float, float],
         loss_share: float,
+        wanted: bool = True,
     ) -> "PlanRow":
-        """Builds the row of a source of which `drawn` pictures are drawn in `steps` steps."""
+        """Builds the row of a source of which `drawn` pictures are drawn in `steps` steps; `wanted`: whether
+        the mode draws from it at all."""
         passes = drawn / max(len(source), 1)
         warning = ""
+        if wanted and not drawn:
+            warning = (
+                f"source '{source.name}' is never drawn in {steps} steps; take more steps, or change its "
+                "share"
+            )
         if most > MANY_PASSES:
             warning = (
                 f"source '{source.name}' is repeated {passes:.1f} times, one of its pictures {most} times "
@@ -85,14 +93,14 @@ def plan_table(title: str, rows: Sequence[PlanRow], notes: Sequence[str]) -> Tab
     Columns: see `PlanRow`; "share" is that of all pictures drawn, "loss" that of the loss weight.
     """
     # nine columns in the 80 of a terminal
-    table = Table(title=title, title_justify="left", caption_justify="left", pad_edge=False)
+    table = Table(title=escape(title), title_justify="left", caption_justify="left", pad_edge=False)
     table.add_column("source")
     table.add_column("grade")
     for name in ("pictures", "drawn", "passes", "most", "share", "weight", "loss"):
         table.add_column(name, justify="right")
     for r in rows:
         table.add_row(
-            r.source,
+            escape(r.source),
             r.grade.name.lower(),
             str(r.pictures),
             str(r.drawn),
@@ -102,5 +110,6 @@ def plan_table(title: str, rows: Sequence[PlanRow], notes: Sequence[str]) -> Tab
             " to ".join(f"{w:g}" for w in dict.fromkeys(r.weights)),
             f"{r.loss_share:.1%}",
         )
-    table.caption = "\n".join([r.warning for r in rows if r.warning] + list(notes)) or None
+    told = [r.warning for r in rows if r.warning] + list(notes)
+    table.caption = escape("\n".join(told)) or None
     return table

@@ -5,8 +5,6 @@ arrays in the run's cache folder; from then on the arrays are mapped, and no fil
 Letters: I pictures, N boxes of all pictures, C classes.
 """
 
-import hashlib
-import json
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -18,14 +16,26 @@ import numpy as np
 import torch
 from pydantic import PositiveFloat
 
-from detmtl.data.coverage import class_mask, cover_pictures, keep_classes
+from detmtl.data.coverage import class_mask, cover_pictures, keep_classes, without_lost
 from detmtl.data.depth import DepthFolder, Depths
 from detmtl.data.details import DetailClasses
 from detmtl.data.flat import Annotations, FileNames, Flat
-from detmtl.data.images import Progress, content_hashes, read_image, read_reduced, reduction
+from detmtl.data.images import (
+    Progress,
+    content_hashes,
+    read_image,
+    read_reduced,
+    reduction,
+    unusable_pictures,
+    wrong_size,
+)
 from detmtl.data.maps import MapClasses, MapFolder, SomeMaps
 from detmtl.data.parsed import (
     Parsed,
+    digest,
+    keep_for_later,
+    kept_before,
+    left_out,
     load_parsed,
     missing_files,
     missing_problems,
@@ -54,7 +64,7 @@ __all__ = [
 
 _ARRAYS = ("files", "ids", "sizes", "annotations", "coverage")
 
-READER_VERSION = 1
+READER_VERSION = 2
 """Part of every cache key: raise it when a reader gives other arrays for the same files."""
 
 
@@ -131,11 +141,8 @@ class Source(Flat):
     def _check_size(self, i: int, found: tuple[int, int]) -> None:
         height, width = (int(n) for n in self.sizes[i])
         if found != (height, width):
-            raise InputError(
-                f"{self.files[i]}: the picture is {found[1]} x {found[0]} pixels (width x "
-                f"height), but source '{self.name}' says {width} x {height}; its boxes would be "
-                "misplaced: correct the annotations, or bring back the picture that was annotated"
-            )
+            who = f"source '{self.name}'"
+            raise InputError(wrong_size(self.files[i], found, (height, width), who))
 
     def labels(self, i: int) -> dict[str, Labels]:
         """Returns what is known of picture i: "boxes", "maps", "tags" and "depth", without an entry where
@@ -238,8 +245,11 @@ class SourceSettings(Settings):
         keep: takes the labels of these classes alone (names of data.classes), as if nobody had looked
             for the others; None: of all. With `covers`, that decides what was looked for.
         subset: takes a part of the pictures.
-        faults: "error": anything wrong in the files ends the run; "drop": faulty boxes and pictures
-            are left out, with a warning that counts them.
+        faults: "error": anything wrong in the files ends the run; "drop": it goes on without, with a
+            warning that counts the faults. Pictures that cannot be used are left out; boxes over the
+            edge are cut; a box that is faulty otherwise is a region without loss, and where not even
+            its place or its class is known, that class (or every class) counts as not looked for in
+            its picture: nothing faulty becomes background.
         maps: the semantic maps of the pictures.
         tags: the image tags of the pictures.
         depth: the depth of the pictures' pixels.
@@ -305,7 +315,7 @@ class SourceSettings(Settings):
         folder = root / self.images
         if not folder.is_dir():
             raise InputError(f"source '{name}': the folder of pictures {folder} does not exist")
-        key = _digest(
+        key = digest(
             [
                 READER_VERSION,
                 self.model_dump(exclude={"weight", "subset", "maps", "tags", "depth"}),
@@ -316,16 +326,18 @@ class SourceSettings(Settings):
                 *([] if details is None else [details.model_dump()]),
             ]
         )
-        parsed = load_parsed(cache / "sources" / key)
-        if parsed is None:
+        kept = kept_before(cache / "sources", key)
+        if kept is None:
             read = (
                 self.parse(root, classes)
                 if details is None
                 else self.parse_details(root, classes, details)
             )
-            save_parsed(cache / "sources" / key, self._restricted(read, root, classes))
-            parsed = load_parsed(cache / "sources" / key)
-            assert parsed is not None
+            read = without_lost(self._restricted(read, root, classes))
+            if self.faults == "drop":
+                read = self._readable(read)
+            kept = keep_for_later(cache / "sources", key, read)
+        parsed, key = kept
         if parsed.dropped:
             warnings.warn(f"source '{name}': {parsed.dropped}", stacklevel=2)
         source = Source(
@@ -384,14 +396,27 @@ class SourceSettings(Settings):
 
     def _part(self, source: Source, key: str, subset: Subset) -> Source:
         indices = subset.pick(source.hashes(), f"source '{source.name}'")
-        folder = Path(str(source.cache)) / "sources" / _digest([key, indices.tolist()])
+        picked = source.subset(indices)  # by its names: other pictures may be missing next time
+        folder = Path(str(source.cache)) / "sources" / digest([key, [*picked.files.paths()]])
         part = load_parsed(folder)
         if part is None:
-            picked = source.subset(indices)
             save_parsed(folder, Parsed(**{name: getattr(picked, name) for name in _ARRAYS}))
             part = load_parsed(folder)
             assert part is not None
         return replace(source, **{name: getattr(part, name) for name in _ARRAYS})
+
+    def _readable(self, parsed: Parsed) -> Parsed:
+        """Returns what was read without the pictures that would be refused when they are read."""
+        paths = list(parsed.files.paths())
+        unusable = unusable_pictures(paths, parsed.sizes, "the annotation")
+        problems = [text for _, text in unusable]
+        good = np.setdiff1d(np.arange(len(paths)), [i for i, _ in unusable])
+        if not len(good):
+            raise InputError([f"{self.images}: none of its pictures can be used", *problems])
+        told = [text for text in (parsed.dropped, left_out(self.images, problems)) if text]
+        names = [parsed.files.name(i) for i in range(len(paths))]
+        looked = tuple(dict.fromkeys([*parsed.looked_into, *names]))
+        return replace(parsed.take(good), dropped="; ".join(told), looked_into=looked)
 
     def covered(self, classes: LabelSpace, known: Sequence[bool], where: str) -> np.ndarray:
         """Returns the (C,) float32 coverage that holds for every picture: of `covers`, or of the
@@ -412,7 +437,3 @@ class SourceSettings(Settings):
         if self.covers_file is not None:
             parsed = cover_pictures(parsed, root / self.covers_file, self.covers_file, classes)
         return parsed
-
-
-def _digest(facts: Any) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from detmtl.data.faults import Faults, annotation_faults
+from detmtl.data.faults import Faults, annotation_faults, lost_labels
 from detmtl.data.folder import require_labels, require_pictures, stamps
 from detmtl.data.images import image_sizes, list_files, list_pictures
 from detmtl.data.label_files import picture_names, tell_losses, write_coverage
@@ -22,6 +22,7 @@ from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Grade, Ignore
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_DIFFICULT = {"": False, "0": False, "false": False, "1": True, "true": True}
 
 
 class VocSource(SourceSettings):
@@ -48,26 +49,28 @@ class VocSource(SourceSettings):
         return True
 
     def fingerprint(self, root: Path, cache: Path) -> Any:
-        """Returns name, size and time of change of the XML files and the list, and names of pictures."""
+        """Returns name, size and time of change of the XML files, of the list and of the pictures."""
         folder = root / self.annotations
         listing = [] if self.list is None else stamps(root, [self.list])
         return [
             stamps(folder, list_files(folder, {".xml"})),
             listing,
-            list_pictures(root / self.images),
+            stamps(root / self.images, list_pictures(root / self.images)),
         ]
 
     def parse(self, root: Path, classes: LabelSpace) -> Parsed:
         """Reads and checks the XML files."""
         faults, folder = Faults(self.annotations), root / self.images
-        pictures = {os.path.splitext(name)[0]: name for name in require_pictures(folder)}
+        pictures: dict[str, list[str]] = {}
+        for name in require_pictures(folder):
+            pictures.setdefault(os.path.splitext(name)[0], []).append(name)
         found = _Found()
         names: list[str] = []
         sizes: list[tuple[int, int]] = []
-        for stem in self._stems(root, faults):
-            where = f"{self.annotations}/{stem}.xml"
+        for stem, file in self._files(root, faults).items():
+            where = f"{self.annotations}/{file}"
             try:
-                tree = _tree(root / self.annotations / f"{stem}.xml", where)
+                tree = _tree(root / self.annotations / file, where)
                 picture = _picture(tree, stem, pictures, where)
                 objects = _objects(tree, where, faults)
             except InputError as problem:
@@ -80,8 +83,10 @@ class VocSource(SourceSettings):
             raise InputError([f"{self.annotations}: no picture has annotations", *faults.problems])
         return self._parsed(folder, names, np.array(sizes, np.int64), found, classes, faults)
 
-    def _stems(self, root: Path, faults: Faults) -> Sequence[str]:
-        there = [n.removesuffix(".xml") for n in list_files(root / self.annotations, {".xml"})]
+    def _files(self, root: Path, faults: Faults) -> dict[str, str]:
+        """Returns name without suffix -> name of the XML files to take."""
+        files = list_files(root / self.annotations, {".xml"})
+        there = {os.path.splitext(name)[0]: name for name in files}
         if not there:
             raise InputError(
                 f"{root / self.annotations}: there are no XML files; it needs one a picture"
@@ -95,9 +100,8 @@ class VocSource(SourceSettings):
         stems = [line.split()[0] for line in lines if line.strip()]
         if not stems:
             raise InputError(f"{self.list}: is empty; it needs the name of a picture on each line")
-        known = set(there)
-        faults.add(*(f"{self.list}: '{s}' has no XML file" for s in stems if s not in known))
-        return [s for s in dict.fromkeys(stems) if s in known]
+        faults.add(*(f"{self.list}: '{s}' has no XML file" for s in stems if s not in there))
+        return {s: there[s] for s in stems if s in there}
 
     def _parsed(
         self,
@@ -109,9 +113,9 @@ class VocSource(SourceSettings):
         faults: Faults,
     ) -> Parsed:
         where = self.annotations
-        listed = sorted(set(found.names))
+        listed = sorted(set(found.names) - {""})
         require_labels(len(listed), self.covers, where)
-        class_of = dict(zip(listed, classes.class_of(listed, where), strict=True))
+        class_of = dict(zip(listed, classes.class_of(listed, where), strict=True)) | {"": -1}
         labels = np.array([class_of[name] for name in found.names], dtype=np.int64)
         unknown = np.flatnonzero(sizes.min(axis=1) <= 0)
         measured, problems = image_sizes([str(folder / names[i]) for i in unknown.tolist()])
@@ -120,11 +124,14 @@ class VocSource(SourceSettings):
         image = np.array(found.image, dtype=np.int64)
         boxes = np.array(found.boxes, dtype=np.float64).reshape(-1, 4)
         boxes[:, :2] -= self.first_pixel
-        used = np.flatnonzero(labels >= 0)
+        told = np.array(found.faulty, dtype=bool)  # of which there is a sentence already
+        nameless = np.array([not name for name in found.names], dtype=bool)
+        used = np.flatnonzero((labels >= 0) & ~told)
         inside, bad, problems = annotation_faults(
             boxes[used], image[used], sizes, lambda i: found.where[used[i]]
         )
         faults.add(*problems)
+        gone = np.concatenate([used[bad], np.flatnonzero(nameless | (told & (labels >= 0)))])
         dropped = faults.settle(self.faults)
         readable = np.flatnonzero(sizes.min(axis=1) > 0)
         place = np.full(len(names), -1)
@@ -147,24 +154,31 @@ class VocSource(SourceSettings):
             coverage=self.covered(classes, classes.known(listed), where)[None],
             silver=grade == Grade.SILVER,
             dropped=dropped,
+            lost=lost_labels(place[image[gone]], labels[gone]),
         )
+
+
+_Object = tuple[str, list[float] | None, bool, str]
+"""Name ("" if it has none), box (None if it has none), difficult, and how sentences call it."""
 
 
 @dataclass
 class _Found:
-    """The objects of all files, a list each."""
+    """The objects of all files, a list each; `faulty` ones lack a name or a box."""
 
     image: list[int] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     boxes: list[list[float]] = field(default_factory=list)
+    faulty: list[bool] = field(default_factory=list)
     difficult: list[bool] = field(default_factory=list)
     where: list[str] = field(default_factory=list)
 
-    def add(self, objects: Sequence[tuple[str, list[float], bool, str]], image: int) -> None:
+    def add(self, objects: Sequence["_Object"], image: int) -> None:
         for name, box, difficult, where in objects:
             self.image.append(image)
             self.names.append(name)
-            self.boxes.append(box)
+            self.boxes.append(box or [0.0] * 4)
+            self.faulty.append(not (name and box))
             self.difficult.append(difficult)
             self.where.append(where)
 
@@ -181,11 +195,19 @@ def _tree(path: Path, where: str) -> ElementTree.Element:
         raise InputError(f"{where}: is not XML ({problem})") from problem
 
 
-def _picture(tree: ElementTree.Element, stem: str, pictures: dict[str, str], where: str) -> str:
-    named = os.path.splitext(os.path.basename(tree.findtext("filename", "").strip()))[0]
-    for candidate in (stem, os.path.basename(stem), named):
-        if candidate in pictures:
-            return pictures[candidate]
+def _picture(
+    tree: ElementTree.Element, stem: str, pictures: dict[str, list[str]], where: str
+) -> str:
+    named = os.path.basename(tree.findtext("filename", "").strip())
+    for candidate in (stem, os.path.basename(stem), os.path.splitext(named)[0]):
+        found = pictures.get(candidate, [])
+        exact = [name for name in found if os.path.basename(name) == named] or found
+        if len(exact) == 1:
+            return exact[0]
+        if found:
+            raise InputError(
+                f"{where}: {' and '.join(found)} may be its picture; say which in <filename>"
+            )
     raise InputError(f"{where}: there is no picture named '{stem}' in the folder of pictures")
 
 
@@ -197,25 +219,27 @@ def _size(tree: ElementTree.Element) -> tuple[int, int]:
         return 0, 0
 
 
-def _objects(
-    tree: ElementTree.Element, where: str, faults: Faults
-) -> Sequence[tuple[str, list[float], bool, str]]:
-    found = []
+def _objects(tree: ElementTree.Element, where: str, faults: Faults) -> Sequence[_Object]:
+    found: list[_Object] = []
     for i, element in enumerate(tree.findall("object"), start=1):
         here = f"{where}: object {i}"
         name = element.findtext("name", "").strip()
         texts = [element.findtext(f"bndbox/{corner}", "").strip() for corner in _CORNERS]
         if not name:
             faults.add(f"{here}: has no name")
+            found.append(("", None, False, here))
             continue
         try:
             box = [float(text) for text in texts]
         except ValueError:
             said = ", ".join(f"{c} '{t}'" for c, t in zip(_CORNERS, texts, strict=True))
             faults.add(f"{here} ({name}): has the box {said}; it needs four numbers")
+            found.append((name, None, False, here))
             continue
-        difficult = element.findtext("difficult", "0").strip() not in ("", "0")
-        found.append((name, box, difficult, f"{here} ({name})"))
+        said = element.findtext("difficult", "").strip()
+        if said.lower() not in _DIFFICULT:
+            faults.add(f"{here} ({name}): difficult is '{said}'; it needs 0 or 1")
+        found.append((name, box, _DIFFICULT.get(said.lower(), True), f"{here} ({name})"))
     return found
 
 

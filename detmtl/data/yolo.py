@@ -1,7 +1,8 @@
 """YOLO labels: one text file a picture, a line per box. Reading them as a source, and writing them.
 
 A line is `class x y width height [score]`, fractions of the picture with x, y the center, or
-`class x1 y1 x2 y2 x3 y3 ...`, a polygon of which the surrounding box is taken.
+`class x1 y1 x2 y2 x3 y3 ...`, a polygon of which the surrounding box is taken. With keypoints it is
+`class x y width height` and the keypoints, which are not read.
 Letters: I pictures, N boxes of all pictures, C classes.
 """
 
@@ -14,14 +15,14 @@ import numpy as np
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from detmtl.data.faults import Faults, annotation_faults, positions
+from detmtl.data.faults import Faults, annotation_faults, lost_labels, positions
 from detmtl.data.folder import require_labels, require_pictures, stamps
-from detmtl.data.images import image_sizes, list_pictures
+from detmtl.data.images import image_sizes, list_files, list_pictures
 from detmtl.data.label_files import picture_names, tell_losses, write_coverage
 from detmtl.data.source import Annotations, FileNames, Parsed, Source, SourceSettings
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import Grade
+from detmtl.structures.labels import Grade, Ignore
 
 
 class YoloSource(SourceSettings):
@@ -33,12 +34,16 @@ class YoloSource(SourceSettings):
             (list, or number -> name), or text with a name on each line.
         unlabelled: what a picture without a text file is: "empty", as YOLO's tools write no file where
             there is nothing; or "skip": nobody looked, and the picture is left aside.
+        kpt_shape: number of keypoints and of numbers of each that stand behind every box, as in YOLO's
+            data.yaml; where `names` is such a file, it is read from there. Lines with keypoints look like
+            polygons otherwise.
     """
 
     kind: Literal["yolo"] = "yolo"
     labels: str
     names: str | list[str]
     unlabelled: Literal["empty", "skip"] = "empty"
+    kpt_shape: tuple[int, int] | None = None
 
     def has_labels(self) -> bool:
         """Returns True: the boxes."""
@@ -50,6 +55,8 @@ class YoloSource(SourceSettings):
         texts = [_text_name(name) for name in pictures]
         return [
             self._class_names(root),
+            self._numbers_of_keypoints(root),
+            list_files(root / self.labels, {".txt"}),
             stamps(root / self.images, pictures),
             stamps(root / self.labels, texts),
         ]
@@ -66,9 +73,13 @@ class YoloSource(SourceSettings):
                 f"{root / self.labels}: no picture of {folder} has a text file there; {pictures[0]} would "
                 f"have {_text_name(pictures[0])}"
             )
+        known = {_text_name(p) for p in pictures}
         if self.unlabelled == "skip":
             pictures = [p for p, here in zip(pictures, there, strict=True) if here]
-        rows, image, lines = _read_all(root / self.labels, pictures, self.labels, faults)
+        faults.add(*self._without_picture(root, known))
+        rows, image, lines, unread = _read_all(
+            root / self.labels, pictures, self.labels, faults, self._numbers_of_keypoints(root)
+        )
         require_labels(len(rows) + len(faults.problems), self.covers, self.labels)
         sizes, problems = image_sizes([str(folder / p) for p in pictures])
         faults.add(*(text for _, text in problems))
@@ -100,19 +111,27 @@ class YoloSource(SourceSettings):
         )
         readable = sizes.min(axis=1) > 0
         faults.add(*problems)
-        good = ~bad & ~(strange | far)[used] & readable[image[used]]
+        good = ~bad & ~strange[used] & readable[image[used]]
+        place = np.where(readable, np.cumsum(readable) - 1, -1)
+        gone = np.concatenate([used[bad & ~strange[used]], positions(strange)]).astype(np.int64)
+        pictures_lost = np.concatenate([image[gone], np.asarray(unread, dtype=np.int64)])
+        lost = lost_labels(
+            place[pictures_lost], np.concatenate([labels[gone], np.full(len(unread), -1)])
+        )
         return self._parsed(
             FileNames.of(folder, [p for p, r in zip(pictures, readable, strict=True) if r]),
             sizes,
             Annotations.of(
                 num_images=int(readable.sum()),
-                image=(np.cumsum(readable) - 1)[image[used[good]]],
+                image=place[image[used[good]]],
                 boxes=inside[good],
                 classes=labels[used[good]],
-                scores=rows[used[good], 5],
+                scores=np.where(far, 1, rows[:, 5])[used[good]],
+                ignore=np.where(far, Ignore.REGION, Ignore.NO)[used[good]],
                 grade=int(Grade.SILVER if self.grade == "silver" else Grade.GOLD),
             ),
             self.covered(classes, classes.known(names), self.labels)[None],
+            lost,
             faults,
         )
 
@@ -122,6 +141,7 @@ class YoloSource(SourceSettings):
         sizes: np.ndarray,
         annotations: Annotations,
         coverage: np.ndarray,
+        lost: np.ndarray,
         faults: Faults,
     ) -> Parsed:
         dropped = faults.settle(self.faults)
@@ -135,12 +155,50 @@ class YoloSource(SourceSettings):
             coverage=coverage,
             silver=self.grade == "silver",
             dropped=dropped,
+            lost=lost,
         )
+
+    def _without_picture(self, root: Path, known: set[str]) -> list[str]:
+        """Returns a sentence for each text file that belongs to no picture."""
+        names = root / self.names if isinstance(self.names, str) else None
+        return [
+            f"{self.labels}/{name}: no picture has this label file; that of b.jpg is b.txt"
+            for name in list_files(root / self.labels, {".txt"})
+            if name not in known
+            and name != "classes.txt"  # which labelling tools write there
+            and root / self.labels / name != names
+        ]
+
+    def _numbers_of_keypoints(self, root: Path) -> int:
+        """Returns how many numbers stand behind each box."""
+        shape: Any = self.kpt_shape
+        if shape is None and isinstance(self.names, str):
+            shape = _yaml_of(root / self.names, self.names).get("kpt_shape")
+        if shape is None:
+            return 0
+        try:
+            points, numbers = map(int, shape)
+        except (TypeError, ValueError):
+            raise InputError(
+                f"{self.names}: kpt_shape is {shape!r}; it needs two numbers, as [17, 3]"
+            ) from None
+        return points * numbers
 
     def _class_names(self, root: Path) -> list[str]:
         if not isinstance(self.names, str):
             return list(self.names)
         return read_names(root / self.names, self.names)
+
+
+def _yaml_of(path: Path, where: str) -> dict[str, Any]:
+    """Returns what a YAML file says; nothing if it is no YAML file."""
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        return {}
+    try:
+        tree = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, YAMLError) as problem:
+        raise InputError(f"{where}: class names cannot be read from it ({problem})") from problem
+    return tree if isinstance(tree, dict) else {}
 
 
 def read_names(path: Path, where: str) -> list[str]:
@@ -154,7 +212,7 @@ def read_names(path: Path, where: str) -> list[str]:
         if path.suffix.lower() not in (".yaml", ".yml"):
             names = [line.strip() for line in text.splitlines() if line.strip()]
         else:
-            listed = (YAML(typ="safe", pure=True).load(text) or {}).get("names")
+            listed = _yaml_of(path, where).get("names")
             if isinstance(listed, dict):
                 if sorted(listed) != list(range(len(listed))):
                     raise InputError(
@@ -176,13 +234,14 @@ def _text_name(picture: str) -> str:
 
 
 def _read_all(
-    folder: Path, pictures: Sequence[str], where: str, faults: Faults
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    folder: Path, pictures: Sequence[str], where: str, faults: Faults, keypoints: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, Sequence[int]]:
     """Returns class, x1, y1, x2, y2 (fractions) and score (N, 6), position of the picture (N,) and
-    number of the line (N,)."""
+    number of the line (N,), and the positions of pictures of which something could not be read."""
     rows: list[list[float]] = []
     image: list[int] = []
     lines: list[int] = []
+    unread: list[int] = []
     for i, picture in enumerate(pictures):
         name = _text_name(picture)
         try:
@@ -191,30 +250,42 @@ def _read_all(
             continue
         except (OSError, UnicodeDecodeError) as problem:
             faults.add(f"{where}/{name}: cannot be read ({problem})")
+            unread.append(i)
             continue
         for number, line in enumerate(text.splitlines(), start=1):
             if not line.strip():
                 continue
-            row = _row(line.split())
+            row = _row(line.split(), keypoints)
             if row is None:
-                faults.add(
-                    f"{where}/{name} line {number}: is '{line.strip()[:60]}'; it needs `class x y width "
-                    "height [score]` or `class` and a polygon of three points or more, all numbers"
+                needs = (
+                    f"`class x y width height` and {keypoints} numbers of keypoints"
+                    if keypoints
+                    else "`class x y width height [score]` or `class` and a polygon of three points or more"
                 )
+                faults.add(
+                    f"{where}/{name} line {number}: is '{line.strip()[:60]}'; it needs {needs}, all "
+                    "numbers"
+                )
+                unread.append(i)
                 continue
             rows.append(row)
             image.append(i)
             lines.append(number)
-    return np.array(rows).reshape(-1, 6), np.array(image, np.int64), np.array(lines, np.int64)
+    at = np.array(image, np.int64), np.array(lines, np.int64)
+    return np.array(rows).reshape(-1, 6), *at, unread
 
 
-def _row(texts: Sequence[str]) -> list[float] | None:
+def _row(texts: Sequence[str], keypoints: int) -> list[float] | None:
     """Returns class, x1, y1, x2, y2 and score of a line, or None if it makes no sense."""
     try:
         numbers = [float(text) for text in texts]
         int(numbers[0])
     except (ValueError, OverflowError):
         return None
+    if keypoints:
+        if len(numbers) != 5 + keypoints:
+            return None
+        numbers = numbers[:5]
     if len(numbers) in (5, 6):
         kind, x, y, w, h = numbers[:5]
         score = numbers[5] if len(numbers) == 6 else 1.0

@@ -39,10 +39,16 @@ def start(device: str = "auto") -> Process:
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
 
     Raises:
-        InputError: the device is not there, or torchrun started more processes than GPUs.
+        InputError: the device is not there, torchrun started more processes than GPUs, or one GPU is named
+            for several processes.
     """
     world = int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if world > 1 and device.startswith("cuda:"):
+        raise InputError(
+            f"device: '{device}' would put all of {world} processes on one GPU; give device: cuda, with "
+            "which each takes its own"
+        )
     chosen = pick_device(device, local_rank)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)

@@ -179,8 +179,9 @@ def train(
         if drawing:
             found = _decoded(state, outputs, batch)  # pyright: ignore[reportPossiblyUnboundVariable]
             recorder.pictures(step, "train", batch, found)  # pyright: ignore[reportPossiblyUnboundVariable]
+        if evaluating or saving:
+            _average_buffers(state)  # a file holds rank 0's
         if evaluating:
-            _average_buffers(state)
             with random_kept():
                 metrics = evaluate(state.averaged)
             state.model.train()

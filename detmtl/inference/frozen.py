@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from detmtl.models.fold import fold_batch_norms, has_batch_norm
+from detmtl.models.semantic_head import SemanticHead
 from detmtl.tasks.multitask import MultiTask
 
 Network = Callable[[Tensor], dict[str, list[Tensor]]]
@@ -15,7 +16,8 @@ Network = Callable[[Tensor], dict[str, list[Tensor]]]
 def in_dtype(model: MultiTask, dtype: torch.dtype) -> MultiTask:
     """Returns the model with weights and features in `dtype`: a copy, unless it is float32.
 
-    The pictures' normalization and the decoder compute in float32 in either case.
+    The pictures' normalization, the decoder and the last layer of an exact head compute in float32 in either
+    case.
     """
     if dtype == torch.float32:
         return model
@@ -24,7 +26,11 @@ def in_dtype(model: MultiTask, dtype: torch.dtype) -> MultiTask:
     if has_batch_norm(network):  # in bfloat16 its statistics would lose their digits
         device = next(network.parameters()).device
         fold_batch_norms(network, torch.randn(1, 3, 64, 64, device=device))
-    return model.to(dtype)
+    model.to(dtype)
+    for module in model.modules():
+        if isinstance(module, SemanticHead) and module.exact:
+            module.logits.float()
+    return model
 
 
 def compiled(model: MultiTask, dtype: torch.dtype) -> Network:

@@ -157,8 +157,8 @@ def compare_detections(
     for images in batches:
         pairs = zip(images, expected(images), found(images), strict=True)
         for i, (image, a, b) in enumerate(pairs):
-            there, box_gaps, score_gaps = _matches(a, b, tolerance)
-            back, _, _ = _matches(b, a, tolerance)
+            there, _, box_gaps, score_gaps = _matches(a, b, tolerance)
+            back, _, _, _ = _matches(b, a, tolerance)
             detections += len(a)
             total += len(a) + len(b)
             matching += int(there.sum()) + int(back.sum())
@@ -219,10 +219,11 @@ def compare_details(
 ) -> list[str]:
     """Returns a sentence for each task that says other things of the same boxes than it should.
 
-    Compared are the detections that have the same place and class in both, rank by rank; of these as many
-    have to agree as `Tolerance.share` says.
+    Compared are the detections that have a match in both, as `compare_detections` has it, each with its
+    nearest one. As many as `Tolerance.share` says have to have one, and of these as many have to agree.
     """
     gaps: dict[str, list[Tensor]] = {}
+    detections: dict[str, int] = {}
     problems: list[str] = []
     for images in batches:
         for a, b in zip(expected(images), found(images), strict=True):
@@ -233,24 +234,21 @@ def compare_details(
                 if not isinstance(other, BoxLabels) or other.details is None:
                     return [*problems, f"the file says nothing of boxes for {name}"]
                 gaps.setdefault(name, []).append(_gaps(labels, other, tolerance))
+                detections[name] = detections.get(name, 0) + len(labels)
     for name, listed in gaps.items():
-        worst = torch.cat(listed)
-        share = float((worst <= 1).float().mean()) if len(worst) else 1.0
-        if share < tolerance.share:
+        worst, total = torch.cat(listed), detections[name]
+        if len(worst) < tolerance.share * total:
+            problems.append(f"{name}: {len(worst)} of the model's {total} boxes are in the file")
+        elif float((worst <= 1).sum()) < tolerance.share * len(worst):
+            share = float((worst <= 1).float().mean())
             problems.append(f"{name}: says the same of {share:.1%} of the boxes")
     return problems
 
 
 def _gaps(a: BoxLabels, b: BoxLabels, tolerance: Tolerance) -> Tensor:
     """Returns for each box that both have how far apart their details are, in units of the tolerance."""
-    n = min(len(a), len(b))
-    a, b = a[torch.arange(n)], b[torch.arange(n)]
-    pixels = 2.0 if tolerance.pixels is None else tolerance.pixels
-    near = (
-        (a.boxes - b.boxes).abs().amax(dim=1) <= pixels if n else torch.zeros(0, dtype=torch.bool)
-    )
-    same = near & (a.classes == b.classes)
-    x, y = a[same].details, b[same].details
+    same, nearest, _, _ = _matches(a, b, tolerance)
+    x, y = a[same].details, b[nearest[same]].details
     assert x is not None and y is not None
     worst = torch.zeros(int(same.sum()))
     if not len(worst):
@@ -266,11 +264,14 @@ def _gaps(a: BoxLabels, b: BoxLabels, tolerance: Tolerance) -> Tensor:
     return worst
 
 
-def _matches(a: BoxLabels, b: BoxLabels, tolerance: Tolerance) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns for each of N detections whether one of M others is the same, within tolerance, and
-    the gaps to the nearest such one, in pixels and in score: (N,) bool, (N,), (N,)."""
+def _matches(
+    a: BoxLabels, b: BoxLabels, tolerance: Tolerance
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns for each of N detections whether one of M others is the same, within tolerance, which is
+    the nearest such one, and the gaps to it, in pixels and in score: (N,) bool, (N,) int64, (N,), (N,)."""
     if len(a) == 0 or len(b) == 0:
-        return torch.zeros(len(a), dtype=torch.bool), torch.zeros(len(a)), torch.zeros(len(a))
+        zeros = torch.zeros(len(a))
+        return zeros.bool(), zeros.long(), zeros, zeros
     box_gap = (a.boxes[:, None] - b.boxes[None]).abs().amax(-1)
     score_gap = (a.scores[:, None] - b.scores[None]).abs()
     same_place = (
@@ -279,8 +280,9 @@ def _matches(a: BoxLabels, b: BoxLabels, tolerance: Tolerance) -> tuple[Tensor, 
         else box_gap <= tolerance.pixels
     )
     same = (a.classes[:, None] == b.classes[None]) & (score_gap <= tolerance.scores) & same_place
-    nearest = (box_gap + score_gap).masked_fill(~same, torch.inf).argmin(1, keepdim=True)
-    return same.any(1), box_gap.gather(1, nearest)[:, 0], score_gap.gather(1, nearest)[:, 0]
+    nearest = (box_gap + score_gap).masked_fill(~same, torch.inf).argmin(1)
+    at = nearest[:, None]
+    return same.any(1), nearest, box_gap.gather(1, at)[:, 0], score_gap.gather(1, at)[:, 0]
 
 
 def _relative(expected: list[Tensor], found: list[Tensor]) -> list[float]:

@@ -21,6 +21,7 @@ from detmtl.engine.state import load_weights, read_checkpoint, weights_of
 from detmtl.inference.detector import check_images, of_one_size, pad_images, to_original
 from detmtl.inference.frozen import compiled
 from detmtl.inference.torchscript import is_torchscript, load_torchscript
+from detmtl.inference.trust import refuse_foreign
 from detmtl.models.decoding import least_logit
 from detmtl.structures.depth import DepthLabels
 from detmtl.structures.details import KINDS, details_of
@@ -216,10 +217,11 @@ def load_predictor(
     device: torch.device | str = "cpu",
     precision: Precision = "fp32",
     compile: bool = False,
+    trust: bool = False,
 ) -> AnyPredictor:
     """Returns a predictor for a checkpoint or an exported TorchScript file, told by its content.
 
-    An exported file carries its own precision.
+    An exported file carries its own precision. `trust`: see `load_checkpoint`.
 
     Raises:
         InputError: the file is neither, or an exported one shall be compiled.
@@ -232,7 +234,7 @@ def load_predictor(
                 "--compile"
             )
         return ScriptPredictor(path, device)
-    return Predictor(load_checkpoint(path), device, precision, compile)
+    return Predictor(load_checkpoint(path, trust), device, precision, compile)
 
 
 def change_test(predictor: AnyPredictor, values: Mapping[str, Any], where: str) -> None:
@@ -268,11 +270,17 @@ def change_test(predictor: AnyPredictor, values: Mapping[str, Any], where: str) 
             decoder.least_logit = least_logit(checked["score_threshold"])
 
 
-def load_checkpoint(path: str | Path) -> LoadedModel:
+def load_checkpoint(path: str | Path, trust: bool = False) -> LoadedModel:
     """Builds the model of a checkpoint and fills in its weights.
 
+    Args:
+        path: of the file.
+        trust: whether code outside of detmtl and timm may run that its settings name, such as a task of
+            one's own.
+
     Raises:
-        InputError: the file is missing, is no checkpoint, or its weights do not fit its settings.
+        InputError: the file is missing, is no checkpoint, asks for other code, or its weights do not fit
+            its settings.
     """
     path = Path(path)
     checkpoint = read_checkpoint(path)
@@ -282,6 +290,8 @@ def load_checkpoint(path: str | Path) -> LoadedModel:
             [f"{path}: {key} is missing; give best.pt or last.pt of a run" for key in missing]
         )
     settings, class_names = checkpoint["settings"], tuple(checkpoint["classes"])
+    if not trust:
+        refuse_foreign(settings, path)
     model_settings = _validated(ModelSettings, settings, "model", path)
     tasks = _validated(dict[str, TaskConfig], settings, "tasks", path)
     size = _validated(InputSettings, settings, "input", path)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from detmtl.silver.mapping import suppress
 from detmtl.structures.boxes import area, clip
+from detmtl.structures.depth import DepthLabels
 from detmtl.structures.labels import UNKNOWN, BoxLabels, Grade, MapLabels
 from detmtl.structures.settings import Settings
 
@@ -286,3 +287,17 @@ def vote(
     share = (best / shown.clamp(min=1)).clamp(max=1)
     winner = torch.where(share < floor, UNKNOWN, winner)
     return MapLabels(winner, share, maps[0].coverage, int(Grade.SILVER))
+
+
+def mean_depth(
+    depths: Sequence[DepthLabels], seen: Sequence[View], size: tuple[int, int]
+) -> DepthLabels:
+    """Returns the depth (H, W) of V views: of each pixel the geometric mean of those that know it, since
+    depths are off by factors; 0 where none does."""
+    logs, known = torch.zeros(size), torch.zeros(size)
+    for one, view in zip(depths, seen, strict=True):
+        depth = view.in_picture(one.depth, *size, 0.0)
+        logs += torch.where(depth > 0, depth, 1.0).log()
+        known += depth > 0
+    depth = torch.where(known > 0, (logs / known.clamp(min=1)).exp(), 0.0)
+    return DepthLabels(depth, int(Grade.SILVER))

@@ -13,6 +13,9 @@ from detmtl.structures.labels import Grade
 from detmtl.structures.sample import Batch
 
 Normalizer = Literal["source", "batch", "image", "ema"]
+OfBatch = Literal["source", "batch", "image"]
+"""Kinds that need no memory of earlier batches, for tasks that keep none. "ema" steadies the few positive
+anchors of a batch; pixels, tags and labelled boxes are counted as they are."""
 
 SOURCES = 256
 """Most sources of a mix. Sums per source have a fixed number of slots, so that processes whose
@@ -151,7 +154,8 @@ def _of_batch(sums: Tensor) -> Tensor:
     """Returns positives and pictures (S + 2, 2) of each source, of gold and of all."""
     positives, _, _, pictures, gold_pictures, gold_positives = sums.sum(0)
     of_both = torch.stack([gold_positives, gold_pictures, positives, pictures]).view(2, 2)
-    return torch.cat([sums[:, [0, 3]], of_both])
+    of_sources = torch.stack([sums[:, 0], sums[:, 3]], dim=1)  # a list as index would be waited for
+    return torch.cat([of_sources, of_both])
 
 
 def _densities(seen: Tensor) -> tuple[Tensor, Tensor]:

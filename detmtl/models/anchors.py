@@ -110,7 +110,7 @@ class Anchors(nn.Module):
     KEPT = 16
     """Sizes whose anchors are kept: enough for training at many sizes, about 50 MB at 800 px."""
 
-    __jit_ignored_attributes__ = ["_kept"]
+    __jit_ignored_attributes__ = ["_kept", "_kept_cells"]
     _cells: list[list[list[float]]]
     variance: list[float]
 
@@ -140,6 +140,7 @@ class Anchors(nn.Module):
         self.variance = list(variance)
         self._cells = cells.tolist()
         self._kept = dict[object, tuple[Tensor, list[Tensor]]]()
+        self._kept_cells = dict[torch.device, list[Tensor]]()
 
     @torch.jit.export
     def cell(self, level: int) -> Tensor:
@@ -153,14 +154,21 @@ class Anchors(nn.Module):
             return deltas
         if deltas.dtype in (torch.float16, torch.bfloat16):
             deltas = deltas.float()
-        return deltas * torch.tensor(self.variance, dtype=deltas.dtype, device=deltas.device)
+        return deltas * self._scale(deltas)
+
+    @torch.jit.export
+    def _scale(self, like: Tensor) -> Tensor:
+        """Returns the variances (4,), written on the device: copied from here they would be waited for."""
+        return torch.cat(
+            [torch.full([1], v, dtype=like.dtype, device=like.device) for v in self.variance]
+        )
 
     @torch.jit.unused
     def targets(self, deltas: Tensor) -> Tensor:
         """Returns what the network shall give, for deltas (..., 4) as `boxcoder.encode` returns them."""
         if self.variance == [1.0, 1.0, 1.0, 1.0]:
             return deltas
-        return deltas / torch.tensor(self.variance, dtype=deltas.dtype, device=deltas.device)
+        return deltas / self._scale(deltas)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """Returns the anchors of each level.
@@ -186,19 +194,24 @@ class Anchors(nn.Module):
     @torch.jit.export
     def of_shapes(self, shapes: list[tuple[int, int]], device: torch.device) -> list[Tensor]:
         """Returns what `forward` returns for maps with these (H, W); keeps nothing."""
+        return self._placed(shapes, [self.cell(i).to(device) for i in range(len(shapes))])
+
+    @torch.jit.export
+    def _placed(self, shapes: list[tuple[int, int]], cells: list[Tensor]) -> list[Tensor]:
+        """Returns the anchors of `cells`, those of each level (A, 4) around the origin."""
         anchors: list[Tensor] = []
+        device = cells[0].device
         height = shapes[0][0] * self.strides[0]
         width = shapes[0][1] * self.strides[0]
         for level, (rows, columns) in enumerate(shapes):
             stride_y, stride_x = self.strides[level], self.strides[level]
             if self.measured:
                 stride_y, stride_x = height // rows, width // columns
-            cell = torch.tensor(self._cells[level], dtype=torch.float32, device=device)
             y = (torch.arange(rows, device=device).float() + self.offset) * stride_y
             x = (torch.arange(columns, device=device).float() + self.offset) * stride_x
             grid = torch.stack([x.expand(rows, columns), y[:, None].expand(rows, columns)], dim=-1)
             corners = torch.cat([grid, grid], dim=-1)
-            anchors.append((corners[:, :, None] + cell).reshape(-1, 4))
+            anchors.append((corners[:, :, None] + cells[level]).reshape(-1, 4))
         return anchors
 
     @torch.jit.unused
@@ -209,7 +222,10 @@ class Anchors(nn.Module):
         if key not in self._kept:
             # Made under inference mode, kept anchors would break the next training step.
             with torch.inference_mode(False), torch.no_grad():
-                levels = self.of_shapes(shapes, device)
+                if device not in self._kept_cells:  # copied once: each copy is waited for
+                    count = len(self.strides)
+                    self._kept_cells[device] = [self.cell(i).to(device) for i in range(count)]
+                levels = self._placed(shapes, self._kept_cells[device])
                 flat = torch.cat(levels)
                 split = list(flat.split([len(level) for level in levels]))
             while len(self._kept) >= self.KEPT:

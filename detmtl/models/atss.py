@@ -19,13 +19,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from detmtl.models.matching import Matches, Rules, in_regions
+from detmtl.models.matching import Matches, Rules, in_regions, may_have
 from detmtl.models.windows import Grid
 from detmtl.structures.boxes import area
 from detmtl.structures.labels import Ignore, PaddedBoxes
 
 PAIRS = 1 << 19
 """Pairs of a box and a candidate that are looked at together: bounds the memory near 60 MB."""
+
+PAIRS_ON_GPU = 1 << 24
+"""The same where many small steps cost more than memory: near 2 GB for a moment."""
 
 INSIDE = 0.01
 """Pixels by which an anchor's center lies in its box at least, as in the authors' code."""
@@ -56,14 +59,15 @@ def match_atss(
     rows = torch.arange(b * m, device=anchors.device)  # box j of picture i is row i * m + j
     if not anchors.is_cuda:
         rows = rows[ordinary | doubtful]
-    some_doubtful = anchors.is_cuda or bool(doubtful.any())
+    some_doubtful = may_have(labels, Ignore.CLASS)
     keys = torch.zeros(b * a, dtype=torch.long, device=anchors.device)
     ignored = torch.zeros(
         b * a * num_classes if some_doubtful else 0, dtype=torch.uint8, device=anchors.device
     )
     levels = _levels(grids)
     most = sum(rules.candidates * len(level) for level in levels)
-    for block in rows.split(max(1, PAIRS // most)) if len(rows) else ():
+    pairs = PAIRS_ON_GPU if anchors.is_cuda else PAIRS
+    for block in rows.split(max(1, pairs // most)) if len(rows) else ():
         anchor, overlap, taken = _candidates(boxes[block], anchors, levels, rules)
         place = torch.div(block, m, rounding_mode="floor")[:, None] * a + anchor
         # Bits of a positive float grow with it; below them, earlier boxes have the larger number.

@@ -5,6 +5,8 @@ Letters: B pictures, C channels, H and W pixels.
 
 import difflib
 import importlib
+import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -302,6 +304,21 @@ def _create(name: str, args: dict[str, Any], **also: Any) -> nn.Module:
             f"backbone: {name} cannot be made{weights} from the arguments {args}: "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+def is_of_timm(name: str, args: Mapping[str, Any]) -> bool:
+    """Returns whether `BackboneSettings` of these values run timm's own models and nothing else."""
+    if "checkpoint_path" in args:  # which timm unpickles
+        return False
+    if ":" not in name:
+        return True
+    if not name.startswith("timm."):
+        return False
+    function = _factory(name)  # not what timm's modules import, nor what loads and downloads
+    return inspect.isfunction(function) and bool(_OF_MODELS.match(function.__module__))
+
+
+_OF_MODELS = re.compile(r"timm\.models\.[a-z]\w*$")
 
 
 def _factory(name: str) -> Callable[..., Any]:

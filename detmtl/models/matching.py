@@ -25,6 +25,9 @@ Forced = Literal["best", "forcing"]
 PAIRS = 1 << 20
 """Pairs of a box and an anchor that are looked at together: bounds the memory near 60 MB."""
 
+PAIRS_ON_GPU = 1 << 25
+"""The same where many small steps cost more than memory: near 2 GB for a moment."""
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -99,19 +102,15 @@ def dense(anchors: Tensor, labels: PaddedBoxes, rules: Rules) -> Matches:
     """Returns what `match` returns; compares every anchor with every box."""
     b, m, a = *labels.valid.shape, len(anchors)
     device = anchors.device
-    step = max(1, PAIRS // max(1, b * a))
-    blocks = [slice(i, i + step) for i in range(0, m, step)]
     ordinary = labels.valid & (labels.ignore == Ignore.NO)
     best = torch.zeros(b, a, device=device)
     index = torch.zeros(b, a, dtype=torch.long, device=device)
     forced = torch.zeros(b, a, dtype=torch.bool, device=device)
     forcing = torch.zeros_like(index)
-    inside = torch.zeros(b, a, dtype=torch.bool, device=device)
     num_classes = labels.coverage.shape[1]
-    shape = (b, num_classes, a if _has(labels, Ignore.CLASS) else 0)
+    shape = (b, num_classes, a if may_have(labels, Ignore.CLASS) else 0)
     ignored = torch.zeros(shape, dtype=torch.uint8, device=device)
-    areas = area(anchors)
-    for block in blocks:
+    for block in _blocks(m, b * a, device):
         overlap = iou(labels.boxes[:, block], anchors)
         top = overlap.amax(2, keepdim=True)
         reached = (overlap == top) & (top > 0) if rules.force else torch.zeros_like(overlap).bool()
@@ -128,11 +127,9 @@ def dense(anchors: Tensor, labels: PaddedBoxes, rules: Rules) -> Matches:
         value, which = overlap.mul_(ordinary[:, block, None]).max(1)
         index = torch.where(value > best, which + block.start, index)
         best = torch.maximum(best, value)
-        regions = labels.valid[:, block] & (labels.ignore[:, block] == Ignore.REGION)
-        if anchors.is_cuda or bool(regions.any()):
-            inside |= _inside(labels.boxes[:, block], regions, anchors, areas, rules.inside)
     if rules.forced == "forcing":
         index = torch.where(forced, forcing, index)
+    inside = in_regions(anchors, labels, rules.inside)
     return _decide(
         best, index, forced, inside, ignored.mT.bool() if ignored.shape[2] else None, labels, rules
     )
@@ -153,7 +150,9 @@ def windowed(anchors: Tensor, labels: PaddedBoxes, rules: Rules, grids: Sequence
     forced = torch.zeros(b * a, dtype=torch.bool)
     forcing = torch.zeros(b * a, dtype=torch.long)
     ignored = (
-        torch.zeros(b * a, num_classes, dtype=torch.bool) if _has(labels, Ignore.CLASS) else None
+        torch.zeros(b * a, num_classes, dtype=torch.bool)
+        if may_have(labels, Ignore.CLASS)
+        else None
     )
     areas = area(anchors)
     for block in rows.split(1000):
@@ -273,11 +272,10 @@ def in_regions(anchors: Tensor, labels: PaddedBoxes, least: float) -> Tensor:
     picture's regions; a few boxes at a time."""
     b, m, a = *labels.valid.shape, len(anchors)
     inside = torch.zeros(b, a, dtype=torch.bool, device=anchors.device)
-    regions = labels.valid & (labels.ignore == Ignore.REGION)
-    if not (anchors.is_cuda or bool(regions.any())):
+    if not may_have(labels, Ignore.REGION):
         return inside
-    areas, step = area(anchors), max(1, PAIRS // max(1, b * a))
-    for block in [slice(i, i + step) for i in range(0, m, step)]:
+    regions, areas = labels.valid & (labels.ignore == Ignore.REGION), area(anchors)
+    for block in _blocks(m, b * a, anchors.device):
         inside |= _inside(labels.boxes[:, block], regions[:, block], anchors, areas, least)
     return inside
 
@@ -291,6 +289,16 @@ def _inside(boxes: Tensor, regions: Tensor, anchors: Tensor, areas: Tensor, leas
     return (share & regions[..., None]).any(1)
 
 
-def _has(labels: PaddedBoxes, kind: Ignore) -> bool:
-    """Returns whether a box is of this kind; on a GPU, where asking means waiting, always true."""
+def _blocks(boxes: int, pairs: int, device: torch.device) -> list[slice]:
+    """Returns the parts in which boxes are looked at, each of which makes so many pairs."""
+    most = PAIRS_ON_GPU if device.type == "cuda" else PAIRS
+    step = max(1, most // max(1, pairs))
+    return [slice(i, i + step) for i in range(0, boxes, step)]
+
+
+def may_have(labels: PaddedBoxes, kind: Ignore) -> bool:
+    """Returns whether a box is of this kind, `CLASS` or `REGION`; on a GPU, where asking means waiting,
+    whether one may be."""
+    if not (labels.some_class if kind == Ignore.CLASS else labels.some_region):
+        return False
     return labels.boxes.is_cuda or bool((labels.valid & (labels.ignore == kind)).any())

@@ -27,12 +27,16 @@ class SemanticHeadSettings(Settings):
     norm: Norm = "group"
 
     def build(
-        self, channels: Sequence[int], strides: Sequence[int], num_classes: int
+        self,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        num_classes: int,
+        exact: bool = False,
     ) -> "SemanticHead":
-        """Makes the head for levels of these channels and strides, each twice the one before."""
-        return SemanticHead(
-            channels, strides, num_classes, self.width or min(128, channels[0]), self.norm
-        )
+        """Makes the head for levels of these channels and strides, each twice the one before; `exact`: see
+        `SemanticHead`."""
+        width = self.width or min(128, channels[0])
+        return SemanticHead(channels, strides, num_classes, width, self.norm, exact)
 
 
 class SemanticHead(nn.Module):
@@ -46,9 +50,16 @@ class SemanticHead(nn.Module):
         num_classes: int,
         width: int,
         norm: Norm,
+        exact: bool = False,
     ):
-        """Takes channels and strides of the levels, C, and what `SemanticHeadSettings` explains."""
+        """Takes channels and strides of the levels, C, and what `SemanticHeadSettings` explains.
+
+        Args:
+            exact: whether the last convolution is computed in float32 under autocast: where outputs are
+                values rather than classes' logits, bfloat16's 8 bits are too few.
+        """
         super().__init__()
+        self.exact = exact
         self.branches = nn.ModuleList(
             _branch(inside, width, (stride // strides[0]).bit_length() - 1, norm)
             for inside, stride in zip(channels, strides, strict=True)
@@ -72,6 +83,11 @@ class SemanticHead(nn.Module):
         for i, branch in enumerate(self.branches):
             if i > 0:
                 merged = merged + branch(features[i])
+        if self.exact:
+            merged = merged.to(self.logits.weight.dtype)
+            if not torch.jit.is_scripting():  # pyright: ignore[reportPrivateImportUsage]
+                with torch.autocast(merged.device.type, enabled=False):
+                    return self.logits(merged)
         return self.logits(merged)
 
 

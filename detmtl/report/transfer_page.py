@@ -192,6 +192,7 @@ def _tables(found: Found, variant: Found) -> Iterator[tuple[str, list[str], list
         ("True labels against random ones", "beyond_noise", False),
         ("On the wide trunk: together against alone", "wide", True),
         ("How much better the effect is on the wide trunk", "widened", True),
+        ("What the wide trunk gives: together on it against together", "width", True),
     ):
         judged = [
             [e["task"], " + ".join(e["others"]), _short(e["metric"]), *_judged(e[kind])]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
 from rich.table import Table
 
 from detmtl.silver.audit_measures import Measures
@@ -25,7 +26,7 @@ def class_table(audit: "Audit", thresholds: float | Mapping[str, float]) -> Tabl
         row = measures.row(name, c)
         error = measures.reliability(c).error()
         table.add_row(
-            name,
+            escape(name),
             "" if c is None else f"{measures.limits[c]:.2f}",
             str(row.precision),
             str(row.recall),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from detmtl.data.coco import category_names, read_json, read_labels, write_coco
@@ -66,7 +67,7 @@ class Corrections:
             right, sent = row["accepted"] + row["moved"], row["sent"]
             low, high = wilson(right, sent)
             share = f"{right / sent:.2f} ({low:.2f}-{high:.2f})" if sent else "-"
-            table.add_row(name, *(str(row[k]) for k in COUNTS), share)
+            table.add_row(escape(name), *(str(row[k]) for k in COUNTS), share)
         return table
 
 

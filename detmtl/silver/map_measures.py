@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from detmtl.silver.audit_estimates import Reliability
@@ -138,7 +139,7 @@ class MapMeasures:
         for c in sorted(self.classes()):
             row = self.row(audit.classes[c], c)
             table.add_row(
-                row.name,
+                escape(row.name),
                 "yes" if audit.known[c] else "no",
                 f"{self.limits[c]:.2f}",
                 str(row.precision),

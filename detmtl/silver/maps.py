@@ -17,7 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from detmtl.data.maps import FilledMaps, Legend, MapClasses, MapFolder, write_values
+from detmtl.data.joined import JoinedMaps
+from detmtl.data.maps import (
+    FilledMaps,
+    Legend,
+    MapClasses,
+    MapFolder,
+    Maps,
+    SomeMaps,
+    write_values,
+)
 from detmtl.data.source import Source
 from detmtl.silver.audit import audit_folder
 from detmtl.silver.map_audit import SCHEMA, MapAudit, Tally
@@ -54,7 +63,7 @@ def audit_maps(
     meaning, names = meaning_of(store, classes, settings), classes.label_space().names
     hashes = gold.hashes()
     wanted = {hashes[i]: i for i in np.flatnonzero(gold.maps.present()).tolist()}
-    gold_hash = _gold_hash(gold, sorted(wanted), store.card.name, classes, settings)
+    gold_hash = _gold_hash(gold, hashes, store.card.name, classes, settings)
     path = audit_folder(store.path, gold_hash) / "maps.json"
     if path.is_file():
         kept = MapAudit.load(path)
@@ -325,11 +334,11 @@ def _gold_hash(
     classes: MapClasses,
     settings: MapSelection,
 ) -> str:
-    """Returns a hash of the pictures, of what their files of maps hold, and of what decides beside."""
+    """Returns a hash of the pictures, of what their maps hold and mean, and of what decides beside."""
     assert gold.maps is not None
     facts = [
         SCHEMA,
-        list(hashes),
+        [hashes[i] for i in np.flatnonzero(gold.maps.present()).tolist()],
         teacher,
         classes.model_dump(mode="json"),
         settings.model_dump(include={"background", "border"}),
@@ -337,4 +346,21 @@ def _gold_hash(
     digest = hashlib.sha256(json.dumps(facts).encode())
     for path in gold.maps.paths():
         digest.update(Path(path).read_bytes())
+    for array in _meanings(gold.maps):
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
+
+
+def _meanings(maps: SomeMaps) -> Iterator[np.ndarray]:
+    """Yields what decides, beside the files, what maps say: of which picture each file is, what its
+    pixel values mean, and which classes were looked for."""
+    match maps:
+        case Maps():
+            yield from (maps.present(), maps.lookup, maps.coverage)
+        case FilledMaps():
+            yield from (array for part in (maps.first, maps.second) for array in _meanings(part))
+        case JoinedMaps():
+            yield from (maps.part, maps.place)
+            yield from (array for part in maps.parts for array in _meanings(part))
+        case _:
+            raise AssertionError(f"no kind of maps that is known here: {type(maps)}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from detmtl.silver.audit_estimates import Reliability
@@ -135,7 +136,7 @@ class TagMeasures:
         for t in sorted(self.classes()):
             row = self.row(audit.tags[t], t)
             table.add_row(
-                row.name,
+                escape(row.name),
                 f"{self.policy.low[t]:.2f}",
                 f"{self.policy.high[t]:.2f}",
                 str(row.precision),

@@ -251,6 +251,8 @@ class PaddedBoxes(Tensors):
         present: (B,) bool, which pictures have labels for the task at all. Not present means that
             nobody looked: no loss, no part in any normalizer.
         details: of the boxes, where one of the batch has some.
+        some_class, some_region: whether a box may be an `Ignore.CLASS` or an `Ignore.REGION`: found out
+            while the labels are on the CPU, since asking a GPU means waiting for it.
     """
 
     boxes: Tensor
@@ -263,6 +265,8 @@ class PaddedBoxes(Tensors):
     coverage: Tensor
     present: Tensor
     details: PaddedDetails | None = None
+    some_class: bool = True
+    some_region: bool = True
 
     def unpadded(self, sizes: Sequence[Sequence[int]]) -> list[BoxLabels | None]:
         """Returns the labels of each picture; None where nobody looked."""
@@ -325,6 +329,8 @@ def pad_boxes(labels: Sequence[BoxLabels | None]) -> PaddedBoxes:
         coverage=torch.zeros(num_pictures, num_classes),
         present=torch.tensor([x is not None for x in labels]),
         details=pad_details([None if x is None else x.details for x in labels], most),
+        some_class=any(bool((x.ignore == Ignore.CLASS).any()) for x in known),
+        some_region=any(bool((x.ignore == Ignore.REGION).any()) for x in known),
     )
     for i, x in enumerate(labels):
         if x is None:

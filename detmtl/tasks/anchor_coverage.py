@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -223,7 +224,7 @@ def coverage_table(
         table.add_column(column, justify="left" if column == "size in the file" else "right")
     for a, b in zip(now, then, strict=True):
         cells = [c for row in (a, b) for c in (_share(row), _number(row.overlap))]
-        table.add_row(a.name, str(a.boxes), *cells)
+        table.add_row(escape(a.name), str(a.boxes), *cells)
     return table, other
 
 

@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from detmtl.losses.normalizer import Normalizer, normalizer, skip_normalizer
+from detmtl.losses.normalizer import OfBatch, normalizer, skip_normalizer
 from detmtl.losses.terms import LossTerms
 from detmtl.models.box_head import BoxHead
 from detmtl.structures.details import PaddedDetails, details_of
@@ -50,7 +50,7 @@ class BoxTaskSettings(Settings):
     at: str = "fpn"
     sample: int = Field(default=64, ge=1)
     jitter: float = Field(default=0.1, ge=0, le=0.5)
-    normalizer: Normalizer = "source"
+    normalizer: OfBatch = "source"
 
     def place(self, name: str, channels: Sequence[int], strides: Sequence[int]) -> "BoxPlace":
         """Returns where a task of these settings hangs, given all levels that `at` names.
@@ -116,7 +116,7 @@ class BoxTask(Task):
         self.form = form
         self.class_names, self.names = tuple(class_names), tuple(names)
         self._most, self._jitter = settings.sample, settings.jitter
-        self._normalizer: Normalizer = settings.normalizer
+        self._normalizer: OfBatch = settings.normalizer
 
     @abstractmethod
     def known(self, details: PaddedDetails) -> Tensor | None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detmtl.losses.depth import DepthLoss, depth_losses
-from detmtl.losses.normalizer import Normalizer, skip_normalizer
+from detmtl.losses.normalizer import OfBatch, skip_normalizer
 from detmtl.losses.terms import LossTerms
 from detmtl.metrics.depth import DepthMetric
 from detmtl.models.semantic_head import SemanticHeadSettings
@@ -42,7 +42,7 @@ class DepthLossSettings(Settings):
     kind: DepthLoss = "silog"
     invariance: float = Field(default=0.5, ge=0, le=1)
     stride: Literal[1, 2, 4, 8, 16, 32] = 4
-    normalizer: Normalizer = "source"
+    normalizer: OfBatch = "source"
 
 
 class DepthConfig(Settings):
@@ -85,7 +85,8 @@ class DepthConfig(Settings):
         """Makes the task with random weights; see `BuildsTask.build`. It has no classes."""
         coarse = [i for i, stride in enumerate(strides) if stride <= DIVISOR]
         strides = [strides[i] for i in coarse]
-        head = self.head.build([channels[i] for i in coarse], strides, 1)
+        # a bfloat16 logarithm of 10 m is off by up to 1 %
+        head = self.head.build([channels[i] for i in coarse], strides, 1, exact=True)
         assert head.logits.bias is not None
         nn.init.constant_(head.logits.bias, math.log(self.prior))
         levels = level_names(self.at, strides)
@@ -153,7 +154,7 @@ class DepthTask(Task):
         self._kind: DepthLoss = loss.kind
         self._invariance = loss.invariance
         self._stride = loss.stride
-        self._normalizer: Normalizer = loss.normalizer
+        self._normalizer: OfBatch = loss.normalizer
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Returns [logarithms of meters (B, 1, H, W)]."""

@@ -244,11 +244,6 @@ class DetectionTask(Task):
         logits, boxes = self.head(features)
         return logits + boxes
 
-    @property
-    def num_outputs(self) -> int:
-        """How many tensors `forward` returns."""
-        return self.decoder.parts * len(self.levels)
-
     def loss(self, outputs: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """Returns the terms "class" and "box", and more of heads that say more; see `DetectionLoss`.
 

@@ -42,6 +42,7 @@ class Rows:
         target: (K, 4) their labels' boxes. A row that is no positive compares its anchor with itself:
             finite, and weighted 0.
         weights: (K,) of the label's box weight and the picture's scale; 0 of a row that is no positive.
+        every: whether these are all rows of all pictures.
     """
 
     place: Tensor
@@ -49,10 +50,17 @@ class Rows:
     own: Tensor
     target: Tensor
     weights: Tensor
+    every: bool = False
 
     @classmethod
     def of(
-        cls, place: Tensor, anchors: Tensor, labels: PaddedBoxes, matches: Matches, scale: Tensor
+        cls,
+        place: Tensor,
+        anchors: Tensor,
+        labels: PaddedBoxes,
+        matches: Matches,
+        scale: Tensor,
+        every: bool = False,
     ) -> "Rows":
         """Looks up what anchors (A, 4) at `place` learn; scale (B,) is each picture's factor."""
         a = len(anchors)
@@ -61,13 +69,15 @@ class Rows:
         on = matches.positive.view(-1)[place]
         own = anchors[place % a]
         target = torch.where(on[:, None], labels.boxes[picture, box], own)
-        return cls(
-            place, picture, own, target, labels.weights[picture, box, 1] * on * scale[picture]
-        )
+        weights = labels.weights[picture, box, 1] * on * scale[picture]
+        return cls(place, picture, own, target, weights, every)
 
     def sums(self, losses: Tensor, num_pictures: int) -> Tensor:
         """Returns each picture's weighted sum (B,) of losses (K,)."""
-        return losses.new_zeros(num_pictures).index_add(0, self.picture, losses * self.weights)
+        weighted = losses * self.weights
+        if self.every:  # no atomic additions, whose order is a matter of chance
+            return weighted.view(num_pictures, -1).sum(1)
+        return losses.new_zeros(num_pictures).index_add(0, self.picture, weighted)
 
 
 class BoxTerms:

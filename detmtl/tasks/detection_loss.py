@@ -98,17 +98,18 @@ class DetectionLoss:
         positives = matches.positive.sum(1)
         scale = normalizer(self.normalizer, positives, labels.present, batch, density)
         logits = [_rows(x, num_classes) for x in maps]
-        learned = _learned(matches)
-        rows = Rows.of(learned, anchors, labels, matches, scale)
-        of_learned = _gather(of_boxes, 4 * (self.boxes.bins + 1), learned)
-        quality = _gather(of_quality, 1, learned)[:, 0] if of_quality else None
+        learned, every = _learned(matches)
+        rows = Rows.of(learned, anchors, labels, matches, scale, every)
+        place = None if every else learned
+        of_learned = _gather(of_boxes, 4 * (self.boxes.bins + 1), place)
+        quality = _gather(of_quality, 1, place)[:, 0] if of_quality else None
         boxes, fit = None, None
         if self.boxes.needs_boxes() or self.classification != "focal":
             boxes = self.boxes.boxes(of_learned, rows.own)
         if boxes is not None and (self.boxes.quality == "iou" or self.classification != "focal"):
             fit = overlap_of(boxes, rows)
         of_class = fit if self.classification != "focal" else None
-        targets = class_targets(logits, labels, matches, learned, scale, of_class)
+        targets = class_targets(logits, labels, matches, learned, scale, of_class, every)
         terms = {"class": self._class_sums(logits, targets)}
         of_quality_term = fit if self.boxes.quality == "iou" else None
         terms |= self.boxes.terms(of_learned, boxes, quality, rows, of_quality_term, len(positives))
@@ -143,6 +144,7 @@ def class_targets(
     learned: Tensor,
     scale: Tensor,
     fit: Tensor | None = None,
+    every: bool = False,
 ) -> list[FocalTargets]:
     """Returns what the logits (B, R, C) of each level shall become.
 
@@ -158,6 +160,7 @@ def class_targets(
         learned: (K,) int64 positions in the flattened (B, A), all positives among them, rising.
         scale: (B,) factor of each picture's loss.
         fit: (K,) in [0, 1]; None: it does not count.
+        every: whether `learned` are all positions.
     """
     b, a = matches.positive.shape
     kind = torch.promote_types(logits[0].dtype, torch.float32)
@@ -175,7 +178,7 @@ def class_targets(
     for x in logits:
         rows, num_classes = x.shape[1:]
         last = first + rows
-        if off.is_cuda:  # all positions in order: the level's are known without asking the device
+        if every:  # in order: the level's are known without asking the device
             here = torch.arange(first, last, device=off.device)
             here = (torch.arange(b, device=off.device)[:, None] * a + here).view(-1)
         else:
@@ -189,24 +192,30 @@ def class_targets(
                 own_on=on[here],
                 own_targets=targets[here],
                 own_weights=own_weights[here],
+                every=every,
             )
         )
         first = last
     return found
 
 
-def _learned(matches: Matches) -> Tensor:
-    """Returns positions in the flattened (B, A) that hold all positives: on a CPU just these; on a
-    GPU all positions, since counting the positives would mean waiting for it."""
+def _learned(matches: Matches) -> tuple[Tensor, bool]:
+    """Returns positions in the flattened (B, A) that hold all positives, and whether they are all there
+    are: on a CPU just the positives; on a GPU all, since counting them would mean waiting for it."""
     flat = matches.positive.view(-1)
     if flat.is_cuda:
-        return torch.arange(len(flat), device=flat.device)
-    return flat.nonzero()[:, 0]
+        return torch.arange(len(flat), device=flat.device), True
+    return flat.nonzero()[:, 0], False
 
 
-def _gather(maps: Sequence[Tensor], numbers: int, learned: Tensor) -> Tensor:
-    """Returns rows (K, numbers) of maps (B, A * numbers, H, W) of all levels, at least float32."""
-    rows = torch.cat([_rows(x, numbers) for x in maps], dim=1).reshape(-1, numbers)[learned]
+def _gather(maps: Sequence[Tensor], numbers: int, learned: Tensor | None) -> Tensor:
+    """Returns rows (K, numbers) of maps (B, A * numbers, H, W) of all levels, at least float32.
+
+    Args:
+        learned: which; None: all. An index that is backward a sort of them is spared then.
+    """
+    rows = torch.cat([_rows(x, numbers) for x in maps], dim=1).reshape(-1, numbers)
+    rows = rows if learned is None else rows[learned]
     return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detmtl.losses.dense import semantic_losses
-from detmtl.losses.normalizer import Normalizer, skip_normalizer
+from detmtl.losses.normalizer import OfBatch, skip_normalizer
 from detmtl.losses.terms import LossTerms
 from detmtl.metrics.dense import MapMetric
 from detmtl.models.semantic_head import SemanticHeadSettings
@@ -35,7 +35,7 @@ class SemanticLossSettings(Settings):
     """
 
     stride: Literal[1, 2, 4, 8, 16, 32] = 4
-    normalizer: Normalizer = "source"
+    normalizer: OfBatch = "source"
 
 
 class SemanticConfig(Settings):
@@ -122,7 +122,7 @@ class SemanticTask(Task):
         subsets: Mapping[str, Sequence[str]],
         stride: int,
         loss_stride: int,
-        normalizer: Normalizer,
+        normalizer: OfBatch,
     ):
         """Takes the parts that `SemanticConfig.build` makes."""
         super().__init__()
@@ -134,7 +134,7 @@ class SemanticTask(Task):
         self.stride = stride
         self._subsets = subsets
         self._loss_stride = loss_stride
-        self._normalizer: Normalizer = normalizer
+        self._normalizer: OfBatch = normalizer
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Returns [logits (B, C, H, W)]."""

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detmtl.losses.normalizer import Normalizer, normalizer, skip_normalizer
+from detmtl.losses.normalizer import OfBatch, normalizer, skip_normalizer
 from detmtl.losses.terms import LossTerms
 from detmtl.metrics.tags import TagMetric
 from detmtl.structures.errors import InputError
@@ -41,7 +41,7 @@ class TagsConfig(Settings):
     labels: str = "tags"
     at: str = "c5"
     prior: float = Field(default=0.1, gt=0, lt=1)
-    normalizer: Normalizer = "source"
+    normalizer: OfBatch = "source"
 
     def build(
         self,
@@ -85,7 +85,7 @@ class TagsTask(Task):
         head: nn.Module,
         class_names: Sequence[str],
         stride: int,
-        normalizer: Normalizer,
+        normalizer: OfBatch,
     ):
         """Takes the parts that `TagsConfig.build` makes."""
         super().__init__()
@@ -95,7 +95,7 @@ class TagsTask(Task):
         self.head = head
         self.class_names = tuple(class_names)
         self.stride = stride
-        self._normalizer: Normalizer = normalizer
+        self._normalizer: OfBatch = normalizer
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Returns [logits (B, T, H, W)]."""

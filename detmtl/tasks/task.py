@@ -90,6 +90,8 @@ class Task(nn.Module, ABC):
         """Returns unweighted terms by name, float32 scalars; {} when no picture is labelled.
 
         Where they are sums over pictures, as a `LossTerms`, which tells each picture's part.
+        Computed in float32 even where the caller's autocast is on, though `detmtl.engine.trainer` calls it
+        outside of one: a loss in bfloat16 is wrong in a way that nothing tells.
         Never waits for the device. In a run of several processes each must call it in every step,
         with or without labelled pictures, since the normalizers are summed over the processes.
 

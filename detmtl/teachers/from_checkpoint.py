@@ -47,6 +47,8 @@ class CheckpointTeacherSettings(TeacherSettings):
     """The checkpoint."""
     task: str | None = None
     """The name of the detection task; None: the only one."""
+    trust: bool = False
+    """Whether code outside of detmtl and timm may run that the checkpoint names; see `load_checkpoint`."""
 
     def build(self, root: Path, device: str) -> PredictorTeacher:
         """Builds the teacher; `path` is taken relative to `root`.
@@ -55,7 +57,7 @@ class CheckpointTeacherSettings(TeacherSettings):
             InputError: there is no such file, it is no checkpoint, or the task is not clear.
         """
         file = existing(root, self.path, "teacher.path")
-        loaded = load_checkpoint(file)
+        loaded = load_checkpoint(file, self.trust)
         tasks = [n for n, t in loaded.model.tasks.items() if t.labels == "boxes" and t.of is None]
         if self.task not in (tasks if self.task else [None]) or (not self.task and len(tasks) != 1):
             raise InputError(

@@ -130,6 +130,20 @@ def test_another_runs_settings(refused, finished, data):
     assert (finished / "settings.yaml").read_bytes() == before
 
 
+def test_other_files_under_the_same_settings(detmtl, refused, own_data, tmp_path):
+    out = tmp_path / "run"
+    words = ["train", "--config", own_data / "recipe.yaml", *GOLD_ALONE, "--out", out]
+    words += ["--set", "train.steps=1"]
+    for more in ((), ("--set", "data.workers=1")):  # how it is fed changes nothing
+        done = detmtl(*words, *more)
+        assert done.status == 0, done.err
+    before = (out / "metrics.json").read_bytes()
+    edit(own_data / "gold.json", lambda content: content["annotations"].pop())
+    error = one(refused(*words), f"--out {out}: holds a run on other files")
+    assert "(data.gold, gold.json changed since); choose another folder" in error
+    assert (out / "metrics.json").read_bytes() == before
+
+
 def test_an_unknown_metric_for_the_best_checkpoint_names_those_there_are(train):
     error = one(
         train(*GOLD_ALONE, "--set", "train.best=boxes/mAP", "--set", "train.steps=1"), "boxes/mAP"

@@ -23,7 +23,7 @@ arms:
   gold: {{mix.mode: gold}}
   fast: {{mix.mode: gold, optim.lr: 1.0e-2}}
 baseline: gold
-resamples: 100
+resamples: 120
 """
 WITH_TEACHER = """\
 base: {recipe}
@@ -35,7 +35,7 @@ arms:
   broken: {{mix.mode: gold, data.sources.gold.subset: {{count: 8}}, optim.lr: 1.0e+30, train.steps: 40}}
   teacher: teacher
 baseline: gold
-resamples: 100
+resamples: 120
 equal_steps: false
 """
 
@@ -92,7 +92,7 @@ def test_killed_and_again_and_cached(config, detmtl, tmp_path):
     (cell,) = found["cells"]
     assert cell["scored_on"] == "test" and set(cell["arms"]) == {"gold", "fast"}
     ap = cell["comparisons"][0]
-    assert (ap["metric"], ap["seeds"]["count"], ap["pictures"]["count"]) == ("boxes/AP", 2, 100)
+    assert (ap["metric"], ap["seeds"]["count"], ap["pictures"]["count"]) == ("boxes/AP", 2, 120)
     starts = [json.loads(f.read_text())["start"] for f in after]
     assert sorted(starts.count(s) for s in set(starts)) == [2, 2], (
         "a seed is one start for all arms"

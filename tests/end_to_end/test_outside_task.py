@@ -73,7 +73,7 @@ def test_the_page_s_task_trains_is_scored_and_exported(module, tmp_path):
     losses = [json.loads(line).get("train/busy/busy") for line in lines]
     assert any(x is not None and x > 0 for x in losses)
     file, checkpoint = (
-        load_predictor(tmp_path / "run" / n) for n in ("model.torchscript", "best.pt")
+        load_predictor(tmp_path / "run" / n, trust=True) for n in ("model.torchscript", "best.pt")
     )
     image = torch.randint(0, 256, (3, 70, 90), dtype=torch.uint8)
     a, b = file.predict([image])[0]["busy"], checkpoint.predict([image])[0]["busy"]

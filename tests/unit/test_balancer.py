@@ -188,14 +188,30 @@ def test_famo_follows_algorithm_1():
     parts = [0.5 / 4, 0.5 / 0.5]
     assert first == pytest.approx([2 * p / sum(parts) for p in parts])
     logits = torch.zeros(2, requires_grad=True)
-    progress = torch.tensor([4.0, 0.5]).log() - torch.tensor([1.0, 0.4]).log()
-    (torch.softmax(logits, 0) * progress).sum().backward()
-    found = factors(balancer, boxes=1.0, tags=0.4)
-    moved = (logits - 0.1 * (logits.grad + 0.01 * logits)).detach()
-    torch.testing.assert_close(balancer.logits, moved)
-    parts = [float(z) / loss for z, loss in zip(moved.softmax(0), (1.0, 0.4), strict=True)]
-    assert found == pytest.approx([2 * p / sum(parts) for p in parts])
+    adam = torch.optim.Adam([logits], lr=0.1, weight_decay=0.01)
+    before = torch.tensor([4.0, 0.5])
+    for pair in ((1.0, 0.4), (1.5, 0.3), (0.7, 0.31)):
+        adam.zero_grad()
+        now = torch.tensor(pair)
+        (torch.softmax(logits, 0) * (before.log() - now.log())).sum().backward()
+        adam.step()
+        found = factors(balancer, boxes=pair[0], tags=pair[1])
+        moved = logits.detach()
+        torch.testing.assert_close(balancer.logits, moved)
+        parts = [float(z) / loss for z, loss in zip(moved.softmax(0), pair, strict=True)]
+        assert found == pytest.approx([2 * p / sum(parts) for p in parts], rel=1e-5)
+        before = now
     assert balancer.logits[1] > balancer.logits[0]  # what fell less counts more
+
+
+def test_famo_gives_weight_to_a_task_that_lags():
+    balancer = build(kind="famo")
+    g = torch.Generator().manual_seed(0)
+    for step in range(300):
+        noise = (0.1 * torch.randn(2, generator=g)).exp().tolist()
+        factors(balancer, boxes=100 ** (1 - step / 300) * noise[0], tags=noise[1])
+    boxes, tags = balancer.logits.softmax(0).tolist()
+    assert tags > 2 * boxes
 
 
 def test_famo_learns_nothing_of_a_task_that_was_silent():
@@ -205,6 +221,10 @@ def test_famo_learns_nothing_of_a_task_that_was_silent():
     _, given = values(boxes=1.0, tags=1.0)
     balancer.backward({"boxes": given["boxes"], "tags": {}})
     assert not balancer.logits.any()  # one alone cannot be better than the others
+    balancer.logits.copy_(torch.tensor([1.0, -1.0]))
+    _, given = values(boxes=1.0, tags=1.0)
+    balancer.backward({"boxes": given["boxes"], "tags": {}})
+    assert balancer.logits.tolist() == [1, -1] and not balancer.steps.any()
 
 
 def pulls(*rows, losses=None):

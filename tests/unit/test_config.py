@@ -175,6 +175,12 @@ def test_what_no_part_can_see_alone(write, old, new, words):
     assert any(words in p for p in problems(write(text)))
 
 
+@pytest.mark.parametrize("name", ["val", "test"])
+def test_a_source_is_not_named_as_a_split(write, name):
+    (problem,) = problems(write(MINIMAL), f"data.sources.{name}={{kind: folder, images: x}}")
+    assert f"data.sources.{name}: is the name of a split" in problem
+
+
 def test_gold_alone_passes_over_pictures_without_labels(write):
     pool = "    pool: {kind: folder, images: pool}\n    gold:"
     assert read_settings(write(MINIMAL.replace("    gold:", pool))).mix_sources() == ["gold"]

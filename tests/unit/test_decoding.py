@@ -10,7 +10,7 @@ from torchvision.ops import batched_nms
 
 from detmtl.inference.torchscript import deprecation_expected
 from detmtl.models.anchors import AnchorSettings
-from detmtl.models.decoding import Decoder
+from detmtl.models.decoding import Decoder, above
 from detmtl.models.distances import decode_distances, expected
 
 STRIDES = [8, 16, 32]
@@ -195,3 +195,12 @@ def test_quality_ranks_boxes_of_one_probability():
     p, q = torch.tensor(2.0).sigmoid(), torch.tensor([3.0, 0.0]).sigmoid()
     torch.testing.assert_close(scores[0.0], p.expand(2))
     torch.testing.assert_close(scores[0.5], (p * q).sqrt())
+
+
+@pytest.mark.parametrize("count", [0, 1, 255, 256, 257, 5000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_above_finds_what_a_comparison_of_all_finds(count, dtype):
+    g = torch.Generator().manual_seed(count)
+    values = torch.randn(count, generator=g).to(dtype)
+    for limit in (-float("inf"), -0.5, 2.5, 9.0):
+        assert torch.equal(above(values, limit), torch.nonzero(values > limit).squeeze(1))

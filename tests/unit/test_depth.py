@@ -208,3 +208,20 @@ def test_the_decoder_compiles():
         strict=True,
     ):
         assert torch.equal(a, b)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
+def test_the_last_layer_is_float32_under_autocast_and_in_a_file_of_bfloat16():
+    task = DepthConfig(at="p3").build("d", [8], [8], 0, ())
+    features = [torch.rand(1, 8, 6, 7, generator=torch.Generator().manual_seed(0))]
+    plain = task(features)[0]
+    assert torch.equal(plain, task.head.logits(task.head.branches[0](features[0])))
+    with torch.autocast("cpu", torch.bfloat16):
+        (logs,) = task(features)
+    torch.testing.assert_close(logs, plain, atol=2**-8, rtol=0)
+    assert logs.dtype == torch.float32
+    assert logs.bfloat16().unique().numel() < logs.unique().numel() / 2
+    task.head.bfloat16().logits.float()  # as a file of bfloat16 has it
+    halves = [x.bfloat16() for x in features]
+    scripted = torch.jit.script(task.head)(halves)
+    assert scripted.dtype == torch.float32 and torch.equal(scripted, task.head(halves))

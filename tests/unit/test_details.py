@@ -221,6 +221,15 @@ def test_keypoints_outside_of_the_picture_are_unknown(source):
 def test_partners_of_a_mirrored_picture():
     names = ["man/left_eye", "man/nose", "man/right_eye", "dog/left_eye", "cup/lefthand"]
     assert mirror_partners(names) == [2, 1, 0, 3, 4]
+    names = ["man/eye_left", "man/bright", "man/eye_right", "cup/RightEdge", "cup/LeftEdge"]
+    assert mirror_partners(names) == [2, 1, 0, 4, 3]
+
+
+@pytest.mark.parametrize("name", ["eye_left", "right_eye", "eyeLeft", "lefthand", "ear-right"])
+def test_a_keypoint_of_one_side_alone_is_told(name):
+    with pytest.warns(UserWarning, match=f"lists '{name}' without"):
+        DetailClasses(keypoints={"man": ["nose", name]})
+    DetailClasses(keypoints={"man": ["bright", "eyeleft", "left_eye", "right_eye"]})
 
 
 def _labels(count, **details):

@@ -14,6 +14,7 @@ from detmtl.losses.quality import quality_focal, varifocal
 from detmtl.models.distances import centerness, decode_distances, expected
 from detmtl.models.retina_head import HeadSettings
 from detmtl.structures.labels import BoxLabels, Ignore
+from detmtl.tasks import detection_loss
 from detmtl.tasks.detection import DetectionConfig, LossSettings, MatchingSettings
 
 LOSSES = {
@@ -189,7 +190,7 @@ def test_gradcheck(kind, classification, box, box_loss, quality):
     outputs = [
         torch.randn(1, A * n, 2, 3, generator=g, dtype=torch.float64).mul(0.3)
         for n in (C, numbers, 1)
-    ][: task.num_outputs]
+    ][: task.decoder.parts]
     terms_of_boxes = ["box"] + ["distribution"] * (box == "distribution")
     if box_loss != "ciou":  # the weight of its shapes is held too, see test_box_losses.py
         assert torch.autograd.gradcheck(
@@ -253,3 +254,24 @@ def test_learning_a_picture_by_heart_finds_its_boxes():
 def test_settings_that_contradict_each_other_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         DetectionConfig.model_validate(settings)
+
+
+@every_combination
+def test_the_way_of_a_gpu_gives_the_loss_of_the_cpu(
+    kind, classification, box, box_loss, quality, monkeypatch
+):
+    """There all anchors are worked on, the positives among them."""
+    task = _task(kind, classification, box, box_loss, quality)
+    batch, results = _batch(_mixed()), []
+    for every in (False, True):
+        if every:
+            monkeypatch.setattr(
+                detection_loss,
+                "_learned",
+                lambda matches: (torch.arange(matches.positive.numel()), True),
+            )
+        outputs = [x.requires_grad_() for x in _outputs(task, 1)]
+        terms = task.loss(outputs, batch)
+        sum(terms.values()).backward()
+        results.append((dict(terms), [x.grad for x in outputs]))
+    torch.testing.assert_close(results[0], results[1])

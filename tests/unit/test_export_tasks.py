@@ -7,13 +7,15 @@ import torch
 from torch import nn
 
 from detmtl.inference.export import ExportError, export_model
-from detmtl.inference.parity import FLOAT32, compare_maps_and_tags
+from detmtl.inference.parity import BFLOAT16, FLOAT32, compare_details, compare_maps_and_tags
 from detmtl.inference.predictor import LoadedModel, Predictor, ScriptPredictor, load_predictor
 from detmtl.inference.torchscript import load_torchscript
 from detmtl.models.backbone import BackboneSettings
+from detmtl.models.decoding import least_logit
 from detmtl.models.fpn import FPNSettings
+from detmtl.structures.details import Details
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import MapLabels, TagLabels
+from detmtl.structures.labels import BoxLabels, Grade, MapLabels, TagLabels
 from detmtl.tasks.attributes import AttributesConfig
 from detmtl.tasks.detection import DetectionConfig
 from detmtl.tasks.keypoints import KeypointsConfig
@@ -146,6 +148,50 @@ def test_a_file_that_says_other_things_of_boxes_is_not_written(tmp_path, monkeyp
         export_model(
             _loaded(boxes=DetectionConfig(), masks=MasksConfig()), tmp_path / "m.torchscript"
         )
+
+
+def _masks(order, turned=False):
+    """Returns 20 boxes in this order, the mask of each full or, `turned`, empty."""
+    boxes = torch.arange(20.0)[:, None] * 50 + torch.tensor([0.0, 0.0, 30.0, 30.0])
+    boxes = BoxLabels.of(boxes, torch.zeros(20), 1, torch.full((20,), 0.5), grade=Grade.SILVER)
+    masks = torch.zeros(20, 4, 4) if turned else torch.ones(20, 4, 4)
+    return {"m": replace(boxes, details=Details(masks=masks))[torch.tensor([*order])]}
+
+
+@pytest.mark.parametrize("tolerance", [FLOAT32, BFLOAT16])
+def test_what_is_said_of_boxes_is_compared_whatever_their_ranks(tolerance):
+    image = [torch.zeros(3, 8, 8, dtype=torch.uint8)]
+
+    def compare(found):
+        return compare_details(lambda _: [_masks(range(20))], lambda _: [found], [image], tolerance)
+
+    shifted = [*range(1, 20), 0]
+    assert compare(_masks(shifted)) == []
+    (problem,) = compare(_masks(shifted, turned=True))
+    assert "m: says the same of 0.0% of the boxes" in problem
+    (problem,) = compare(_masks(range(15)))
+    assert "m: 15 of the model's 20 boxes are in the file" in problem
+
+
+def test_a_bfloat16_file_is_compared_though_its_model_is_sure_of_nothing(tmp_path, monkeypatch):
+    from detmtl.inference import export as exporting
+
+    loaded = _loaded(boxes=DetectionConfig(), masks=MasksConfig())
+    loaded.model.tasks["boxes"].decoder.score_threshold = 0.999
+    loaded.model.tasks["boxes"].decoder.least_logit = least_logit(0.999)
+    report = export_model(loaded, tmp_path / "m.torchscript", "bfloat16")
+    assert report.difference.detections > 100 and report.difference.matching == 1
+    assert not Predictor(loaded).predict(_images())[0]["boxes"].boxes.numel()
+    original = exporting.ScriptPredictor.predict
+
+    def moved(self, images):
+        return [
+            {n: x.with_boxes(x.boxes + 1) for n, x in one.items()} for one in original(self, images)
+        ]
+
+    monkeypatch.setattr(exporting.ScriptPredictor, "predict", moved)
+    with pytest.raises(ExportError, match="no match for"):
+        export_model(loaded, tmp_path / "other.torchscript", "bfloat16")
 
 
 @pytest.mark.parametrize("task", [AttributesConfig(of="map"), MasksConfig(of="nobody")])

@@ -5,7 +5,7 @@ import torch
 from torchvision.ops import sigmoid_focal_loss
 
 from detmtl.losses import focal
-from detmtl.losses.focal import FocalTargets, focal_sum, sigmoid_focal
+from detmtl.losses.focal import FocalTargets, focal_sums, sigmoid_focal
 
 
 def _random(dtype=torch.float64, sizes=(7, 3), pictures=2, classes=4, holes=True, seed=0):
@@ -72,7 +72,7 @@ def test_one_pass_equals_elementwise_with_weights(gamma, holes, monkeypatch):
     levels, targets, dense = _random(holes=holes)
     ours = [x.clone().requires_grad_() for x in levels]
     theirs = [x.clone().requires_grad_() for x in levels]
-    total = focal_sum(ours, targets, 0.25, gamma)
+    total = focal_sums(ours, targets, 0.25, gamma).sum()
     expected = sum(
         (sigmoid_focal(x, t, 0.25, gamma) * w).sum()
         for x, (t, w) in zip(theirs, dense, strict=True)
@@ -88,14 +88,14 @@ def test_one_pass_equals_elementwise_with_weights(gamma, holes, monkeypatch):
 def test_one_pass_gradcheck():
     levels, targets, _ = _random(sizes=(5, 2))
     levels = [x.requires_grad_() for x in levels]
-    assert torch.autograd.gradcheck(lambda *x: focal_sum(x, targets, 0.25, 2.0), levels)
+    assert torch.autograd.gradcheck(lambda *x: focal_sums(x, targets, 0.25, 2.0).sum(), levels)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.37])
 def test_backward_twice_through_a_kept_graph(scale):
     levels, targets, _ = _random()
     x = levels[0].requires_grad_()
-    total = scale * focal_sum([x], targets[:1], 0.25, 2.0)
+    total = scale * focal_sums([x], targets[:1], 0.25, 2.0).sum()
     total.backward(retain_graph=True)
     once = x.grad.clone()
     total.backward()
@@ -107,8 +107,8 @@ def test_half_precision_logits_are_worked_on_in_float32(dtype):
     levels, targets, _ = _random(torch.float32, sizes=(300,))
     halves = [x.to(dtype).requires_grad_() for x in levels]
     floats = [x.detach().float().requires_grad_() for x in halves]
-    total = focal_sum(halves, targets, 0.25, 2.0)
-    expected = focal_sum(floats, targets, 0.25, 2.0)
+    total = focal_sums(halves, targets, 0.25, 2.0).sum()
+    expected = focal_sums(floats, targets, 0.25, 2.0).sum()
     assert total.dtype == torch.float32
     assert torch.equal(total, expected)
     total.backward()
@@ -129,7 +129,7 @@ def test_loss_scaling_saves_small_gradients_in_float16():
         none,
         none,
     )
-    total = focal_sum([x], [target], 0.25, 2.0)
+    total = focal_sums([x], [target], 0.25, 2.0).sum()
     (total * 65536).backward()
     y = torch.full((1,), -6.0, requires_grad=True)
     (sigmoid_focal(y, torch.zeros(1)).sum() * 65536).backward()
@@ -140,11 +140,11 @@ def test_loss_scaling_saves_small_gradients_in_float16():
 def test_extreme_logits_stay_finite(value):
     levels, targets, _ = _random(torch.float32)
     x = [torch.full_like(level, value).requires_grad_() for level in levels]
-    total = focal_sum(x, targets, 0.25, 2.0)
+    total = focal_sums(x, targets, 0.25, 2.0).sum()
     total.backward()
     assert torch.isfinite(total) and all(torch.isfinite(level.grad).all() for level in x)
 
 
 def test_a_level_without_rows():
     levels, targets, _ = _random(sizes=(0, 3))
-    assert torch.isfinite(focal_sum(levels, targets, 0.25, 2.0))
+    assert torch.isfinite(focal_sums(levels, targets, 0.25, 2.0).sum())

@@ -5,7 +5,7 @@ import torch
 from torch.autograd import gradcheck
 
 from detmtl.losses.boxes import giou, l1, smooth_l1
-from detmtl.losses.focal import FocalTargets, focal_sum, sigmoid_focal
+from detmtl.losses.focal import FocalTargets, focal_sums, sigmoid_focal
 from detmtl.models.boxcoder import decode
 from detmtl.structures.labels import BoxLabels
 from detmtl.structures.sample import Batch, ImageInfo, Sample
@@ -48,7 +48,7 @@ def test_focal_in_one_pass(gamma):
                 torch.tensor([0.5, 2.0], dtype=torch.float64),
             )
         )
-    assert gradcheck(lambda *x: focal_sum(x, targets, 0.25, gamma), logits)
+    assert gradcheck(lambda *x: focal_sums(x, targets, 0.25, gamma).sum(), logits)
 
 
 @pytest.mark.parametrize(

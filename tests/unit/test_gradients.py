@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from detmtl.balancing.gradients import cosines, gram, task_gradients
+from detmtl.balancing.gradients import task_gradients
 
 
 @pytest.fixture
@@ -38,9 +38,3 @@ def test_channels_last_gradients_come_in_logical_order():
     factor = torch.randn(4, 3, 2, 2)
     rows = task_gradients({"x": {"one": (weight * factor).sum()}}, [weight])
     assert torch.equal(rows[0], factor.flatten())
-
-
-def test_cosines():
-    rows = torch.tensor([[3.0, 4.0], [0.0, 2.0], [0.0, 0.0]])
-    found = cosines(gram(rows))
-    torch.testing.assert_close(found, torch.tensor([[1, 0.8, 0], [0.8, 1, 0], [0, 0, 0]]))

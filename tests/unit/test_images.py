@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from detmtl.data.fit import fit
 from detmtl.data.images import (
@@ -52,6 +53,27 @@ def test_applies_exif_rotation(tmp_path, picture, suffix, orientation):
     assert image.shape == expected.shape
     assert image_size(path) == expected.shape[:2]
     assert np.abs(image.astype(int) - expected).mean() < 8
+
+
+XMP = (
+    '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    '<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF>'
+    "</x:xmpmeta>"
+)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_xmp_does_not_turn_a_picture_in_any_decoder(tmp_path, picture, suffix):
+    path = tmp_path / f"a.{suffix}"
+    text = PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", XMP)
+    more = {"pnginfo": text} if suffix == "png" else {"xmp": XMP.encode()}
+    Image.fromarray(picture).save(path, **more)
+    with Image.open(path) as told:
+        assert told.getexif().get(0x0112) == 6  # the file says so, and Pillow heeds it
+    assert image_size(path) == read_image(path).shape[:2] == picture.shape[:2]
+    path.write_bytes(path.read_bytes() + bytes(20))  # to the slower decoder
+    assert image_size(path) == read_image(path).shape[:2] == picture.shape[:2]
 
 
 def test_grey_palette_alpha_and_16_bits_become_rgb(tmp_path, picture):

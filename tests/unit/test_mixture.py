@@ -237,6 +237,17 @@ def test_alternate_takes_turns_by_steps():
     assert [mix.picks(step)[0].source for step in range(6)] == [0, 1, 1, 0, 1, 1]
 
 
+def test_shares_of_turns_are_reduced_and_a_source_never_drawn_is_told():
+    settings = MixSettings(mode="alternate", shares={"silver": 900, "gold": 100})
+    mix = mixture(settings, sources=[SILVER, GOLD], steps=500)
+    assert [row.drawn for row in mix.plan()] == [450 * 8, 50 * 8]
+    settings = MixSettings(mode="alternate", shares={"silver": 901, "gold": 100})
+    silver, gold = mixture(settings, sources=[SILVER, GOLD], steps=500).plan()
+    assert "'gold' is never drawn in 500 steps" in gold.warning and "never" not in silver.warning
+    unwanted = mixture(MixSettings(mode="gold"), sources=[GOLD, SILVER]).plan()[1]
+    assert unwanted.drawn == 0 and unwanted.warning == ""
+
+
 def test_gold_and_silver_draw_from_their_grade_alone():
     assert {p.source for t in range(20) for p in mixture(MIXES["gold"]).picks(t)} == {0}
     assert {p.source for t in range(20) for p in mixture(MIXES["silver"]).picks(t)} == {1, 2}

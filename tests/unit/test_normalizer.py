@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import distributed as dist
 from torch import multiprocessing
 
@@ -17,6 +18,11 @@ from detmtl.losses.normalizer import (
     skip_normalizer,
 )
 from detmtl.structures.sample import Batch
+from detmtl.tasks.box_task import BoxTaskSettings
+from detmtl.tasks.depth import DepthLossSettings
+from detmtl.tasks.detection import LossSettings
+from detmtl.tasks.semantic import SemanticLossSettings
+from detmtl.tasks.tags import TagsConfig
 
 POSITIVES = torch.tensor([10, 30, 0, 5])
 PRESENT = torch.tensor([True, True, True, False])
@@ -218,3 +224,13 @@ def test_one_source_alone_is_divided_by_its_own_positives():
     for positives in (30, 2):
         factor = normalizer("source", *_alike(4, True, positives), density)
         torch.testing.assert_close(factor, torch.full((4,), 1 / (4 * positives)))
+
+
+@pytest.mark.parametrize(
+    "settings", [BoxTaskSettings, DepthLossSettings, SemanticLossSettings, TagsConfig]
+)
+def test_tasks_without_a_memory_refuse_a_moving_average(settings):
+    assert LossSettings(normalizer="ema").normalizer == "ema"
+    assert settings(normalizer="batch").normalizer == "batch"
+    with pytest.raises(ValidationError, match="'source', 'batch' or 'image'"):
+        settings(normalizer="ema")

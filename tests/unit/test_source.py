@@ -163,6 +163,20 @@ def test_a_missing_picture_is_left_out_only_if_asked(tmp_path):
     assert len(load(tmp_path, faults="drop")) == 3
 
 
+def test_a_part_never_has_a_picture_that_is_missing(tmp_path):
+    save_coco(tmp_path, coco_data())
+    there = {}
+    for gone in (0, 1, 2):  # two of three are left each time, at the places 0 and 1
+        path = tmp_path / "images" / f"{gone}.png"
+        content = path.read_bytes()
+        path.unlink()
+        with pytest.warns(UserWarning, match="1 pictures left out"):
+            source = load(tmp_path, faults="drop", subset={"count": 2})
+        there[gone] = sorted(source.ids.tolist())
+        path.write_bytes(content)
+    assert there == {0: [20, 30], 1: [10, 30], 2: [10, 20]}
+
+
 def test_folder_is_unlabelled(tmp_path):
     for i, name in enumerate(("b/2.png", "a.jpg", "c.png")):
         save_picture(tmp_path / "pool" / name, 20 + i, 30)

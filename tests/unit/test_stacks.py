@@ -15,8 +15,8 @@ from detmtl.config import read_settings
 from detmtl.data.maps import MapClasses
 from detmtl.data.tags import TagClasses
 from detmtl.engine import distributed
-from detmtl.recipe import load_sources, to_be_labelled
 from detmtl.run_folder import RunFolder
+from detmtl.run_sources import load_sources, to_be_labelled
 from detmtl.silver.map_policy import MapSelection
 from detmtl.silver.map_stack import stacked
 from detmtl.silver.others import Others, stack

@@ -9,6 +9,7 @@ import torch
 sys.path.insert(0, os.path.dirname(__file__))
 from engine_stand_ins import CPU, NAMES, TinyModel, batch_of, prepared
 
+from detmtl.engine import distributed
 from detmtl.engine import state as state_module
 from detmtl.engine.optim import OptimSettings
 from detmtl.engine.precision import dtype_of, fast_bfloat16
@@ -190,3 +191,9 @@ def test_weights_and_pictures_agree_about_memory_order():
     assert weight.is_contiguous(memory_format=torch.channels_last)
     assert state.ema.module.backbone[0].weight.is_contiguous(memory_format=torch.channels_last)
     state.model(batch_of(0).images)
+
+
+def test_one_gpu_for_several_processes_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="all of 2 processes on one GPU; give device: cuda"):
+        distributed.start("cuda:0")

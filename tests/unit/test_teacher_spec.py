@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from detmtl.cli import _teacher
 from detmtl.inference.torchscript import deprecation_expected, save_torchscript
 from detmtl.structures.errors import InputError
 from detmtl.teachers.tta import TtaSettings
+from detmtl.verbs.silver import teacher_settings
 
 SPECS = {
     "checkpoint": "{kind: checkpoint, path: best.pt, tta: {scales: [1, 1.5]}}",
@@ -26,15 +26,15 @@ def test_settings_are_read_inline_and_from_a_file(tmp_path, kind, as_file):
     if as_file:
         (tmp_path / "t.yaml").write_text(spec)
         spec = str(tmp_path / "t.yaml")
-    assert _teacher(spec).kind == kind
+    assert teacher_settings(spec).kind == kind
 
 
 def test_what_was_given_arrives():
-    assert _teacher(SPECS["checkpoint"]).tta == TtaSettings(scales=(1, 1.5))
-    assert _teacher(SPECS["results"]).classes == {1: "person", 18: "dog"}
-    assert _teacher(SPECS["transformers"]).classes == {"dog": ["dog", "puppy"]}
-    assert _teacher(SPECS["onnx"]).adapter.objectness is True
-    assert _teacher(SPECS["simulated"]).misses.small == 0.5
+    assert teacher_settings(SPECS["checkpoint"]).tta == TtaSettings(scales=(1, 1.5))
+    assert teacher_settings(SPECS["results"]).classes == {1: "person", 18: "dog"}
+    assert teacher_settings(SPECS["transformers"]).classes == {"dog": ["dog", "puppy"]}
+    assert teacher_settings(SPECS["onnx"]).adapter.objectness is True
+    assert teacher_settings(SPECS["simulated"]).misses.small == 0.5
 
 
 def test_a_file_of_weights_is_told_by_its_content(tmp_path):
@@ -45,9 +45,9 @@ def test_a_file_of_weights_is_told_by_its_content(tmp_path):
     with deprecation_expected():
         save_torchscript(torch.jit.script(Same()), tmp_path / "a.pt", {})
     torch.save({"a": torch.zeros(1)}, tmp_path / "b.pt")
-    assert _teacher(str(tmp_path / "a.pt")).kind == "torchscript"
-    assert _teacher(str(tmp_path / "b.pt")).kind == "checkpoint"
-    assert _teacher("not_there.pt").kind == "checkpoint"
+    assert teacher_settings(str(tmp_path / "a.pt")).kind == "torchscript"
+    assert teacher_settings(str(tmp_path / "b.pt")).kind == "checkpoint"
+    assert teacher_settings("not_there.pt").kind == "checkpoint"
 
 
 @pytest.mark.parametrize(
@@ -62,4 +62,4 @@ def test_a_file_of_weights_is_told_by_its_content(tmp_path):
 )
 def test_what_does_not_fit_is_said(spec, message):
     with pytest.raises(InputError, match=message):
-        _teacher(spec)
+        teacher_settings(spec)

@@ -15,11 +15,11 @@ from engine_stand_ins import CPU, batch_of, batches, prepared, recorder
 
 from detmtl.balancing.balancers import AnyBalancer
 from detmtl.balancing.uncertainty import UncertaintySettings
-from detmtl.engine import distributed
+from detmtl.engine import distributed, trainer
 from detmtl.engine.evaluator import evaluate
 from detmtl.engine.optim import OptimSettings
 from detmtl.engine.recorder import read_metrics
-from detmtl.engine.state import read_checkpoint
+from detmtl.engine.state import State, read_checkpoint
 from detmtl.engine.trainer import TrainingDiverged, TrainSettings, train
 from detmtl.structures.errors import InputError
 
@@ -301,6 +301,18 @@ def test_no_device_wait_inside_a_step(tmp_path, monkeypatch):
     run(tmp_path, chosen, source=counted())
 
 
+def test_a_file_holds_the_statistics_of_all_processes(tmp_path, monkeypatch):
+    """Whether or not the model is evaluated at that step."""
+    events = []
+    monkeypatch.setattr(trainer, "_average_buffers", lambda s: events.append(("mean", s.step)))
+    save = State.save
+    monkeypatch.setattr(
+        State, "save", lambda s, path: (events.append(("file", s.step)), save(s, path))
+    )
+    run(tmp_path, settings(steps=3, save_every=2, evaluate_every=None))
+    assert events == [("mean", 2), ("file", 2), ("mean", 3), ("file", 3)]
+
+
 def _rank(rank, folder, port):
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
@@ -315,7 +327,8 @@ def _rank(rank, folder, port):
         for whole in batches(size=4):
             half = slice(2 * rank, 2 * rank + 2)
             labels = whole.labels["boxes"]
-            part = {k: v[half] for k, v in vars(labels).items() if v is not None}
+            tensors = {k: v for k, v in vars(labels).items() if isinstance(v, torch.Tensor)}
+            part = {k: v[half] for k, v in tensors.items()}
             yield replace(
                 whole,
                 images=whole.images[half], sizes=whole.sizes[half], infos=whole.infos[half],

@@ -19,7 +19,7 @@ from detmtl.engine.diagnosis import FILE, record
 from detmtl.report.transfer_page import html, markdown, sentences, summary
 
 SEEDS = 6
-RESAMPLES = 200
+RESAMPLES = 400
 METRICS = {"boxes": "boxes/AP", "map": "map/mIoU", "depth": "depth/RMSE"}
 LEVELS = {"boxes/AP": 0.3, "map/mIoU": 0.5, "depth/RMSE": 2.0}
 
@@ -153,6 +153,18 @@ def test_a_narrow_trunk_is_named_and_plain_harm_is_not(make):
     assert effect(found)["widened"]["seeds"]["mean"] == pytest.approx(0.06, abs=0.01)
     stays = harm | {"boxes + map, wide": {"boxes/AP": -0.06}}
     assert effect(transfer_result(*make(stays, **asked)))["name"] == "hurts"
+
+
+def test_a_trunk_that_is_narrow_for_all_is_told_beside_the_word(make):
+    wider = {"boxes alone, wide": {"boxes/AP": 0.05}, "boxes + map, wide": {"boxes/AP": 0.05}}
+    asked = {"target": "boxes", "wide": {"model.fpn.channels": 64}}
+    found = effect(transfer_result(*make(wider, **asked)))
+    assert found["name"] == "cannot tell" and found["widened"]["word"] == "cannot tell"
+    assert found["width"]["seeds"]["mean"] == pytest.approx(0.05, abs=0.01)
+    assert "the trunk is narrow: on the wide one boxes is better" in found["because"]
+    assert found["advice"].startswith("Widen the trunk (model.fpn.channels")
+    same = effect(transfer_result(*make({}, **asked)))
+    assert same["width"]["word"] == "cannot tell" and "narrow" not in same["because"]
 
 
 def test_a_duplicate_is_named(make):

@@ -1,5 +1,6 @@
 """Prediction from several views: mirrored, at other scales, in tiles whose cut boxes are joined."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import cv2
@@ -14,10 +15,12 @@ from detmtl.inference import views as looking
 from detmtl.inference.predictor import Predictor, change_test, load_checkpoint
 from detmtl.inference.results import predict_to_files
 from detmtl.inference.scoring import evaluate_predictor
-from detmtl.inference.views import View, ViewSettings, joined, merged, views
+from detmtl.inference.views import View, ViewSettings, joined, mean_depth, merged, views
 from detmtl.inference.views_predictor import ViewsPredictor
 from detmtl.structures.boxes import iou
 from detmtl.structures.classes import LabelSpace
+from detmtl.structures.depth import DepthLabels
+from detmtl.structures.details import Details
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, MapLabels, TagLabels
 from detmtl.tasks.detection import DetectionConfig
@@ -175,6 +178,63 @@ def test_maps_vote_and_tags_are_the_mean_of_whole_views():
     found = found_in(image, flip=True, tile=64)
     assert torch.equal(found["map"].classes, (image[0] < 128).to(torch.uint8))
     torch.testing.assert_close(found["tags"].targets, torch.tensor([0.5]))  # 1 and, mirrored, 0
+
+
+def test_depths_are_the_mean_of_the_views_that_know_them():
+    class Far:
+        """Says 2 m of what it sees first, then 8 m, and nothing of the left half."""
+
+        class_names, names = (), {"depth": ()}
+
+        def __init__(self, blind=False):
+            self.blind, self.meters = blind, [2.0, 8.0]
+
+        def decoders(self):
+            return []
+
+        def predict(self, images):
+            found = []
+            for image in images:
+                depth = torch.full(image.shape[1:], self.meters.pop(0))
+                depth[:, : depth.shape[1] // 2] *= not self.blind
+                found.append({"depth": DepthLabels(depth)})
+            return found
+
+    def depth(predictor):
+        return found_in(picture((0, 0, 1, 1)), predictor, flip=True)["depth"].depth
+
+    torch.testing.assert_close(depth(Far()), torch.full((120, 200), 4.0))
+    halves = torch.tensor([8.0, 2.0]).repeat_interleave(100).expand(120, -1)  # one is mirrored
+    torch.testing.assert_close(depth(Far(blind=True)), halves)
+    both_blind = Far(blind=True)
+    both_blind.meters = [3.0]
+    alone = mean_depth(
+        [both_blind.predict([picture((0, 0, 1, 1))])[0]["depth"]],
+        [View(0, 0, 200, 120, False)],
+        (120, 200),
+    )
+    assert alone.depth[0, [0, -1]].tolist() == pytest.approx([0, 3])
+
+
+def test_what_is_said_of_boxes_is_refused_not_dropped():
+    class Keypoints(Bright):
+        def predict(self, images):
+            found = super().predict(images)
+            return [
+                one
+                | {
+                    "pose": replace(
+                        one["boxes"],
+                        details=Details(keypoints=torch.zeros(len(one["boxes"]), 1, 3)),
+                    )
+                }
+                for one in found
+            ]
+
+    with pytest.raises(
+        InputError, match=r"tasks.pose: says something of each box.* leave out mirr"
+    ):
+        found_in(picture((3, 5, 12, 9)), Keypoints(), flip=True)
 
 
 @pytest.mark.parametrize(

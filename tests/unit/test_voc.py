@@ -73,13 +73,27 @@ def test_list_and_size_of_the_picture(tmp_path):
     ],
 )
 def test_a_faulty_file_is_named_or_dropped(tmp_path, inside, sentence):
-    save(tmp_path, {"a": SIZE + thing(), "b": SIZE + inside})
+    save(tmp_path, {"a": SIZE + thing() + thing("dog"), "b": SIZE + inside})
     with pytest.raises(InputError) as caught:
         load(tmp_path)
     assert len(caught.value.problems) == 2
     assert re.search(sentence, caught.value.problems[1]), caught.value.problems
     with pytest.warns(UserWarning, match="1 fault left out"):
-        assert len(load(tmp_path, faults="drop").annotations) == 1
+        source = load(tmp_path, faults="drop")
+    if "90" in inside:  # cut at the edge
+        assert source.boxes(1).boxes.tolist() == [[4, 5, 64, 30]]
+        return
+    assert len(source.annotations) == 2
+    if len(source) > 1:  # not XML: no picture either
+        covered = [0, 0, 0] if "<name></name>" in inside else [0, 1, 0]
+        assert source.coverage.tolist() == [[1, 1, 0], covered]
+
+
+def test_a_changed_picture_whose_size_no_file_says_is_measured_again(tmp_path):
+    save(tmp_path, {"a": thing()})
+    assert load(tmp_path).sizes.tolist() == [[48, 64]]
+    save_picture(tmp_path / "images" / "a.jpg", 96, 128)
+    assert load(tmp_path).sizes.tolist() == [[96, 128]]
 
 
 def test_missing_pictures_empty_files_and_unknown_names(tmp_path):
@@ -92,6 +106,33 @@ def test_missing_pictures_empty_files_and_unknown_names(tmp_path):
     assert "b.xml: there is no picture named 'b'" in told and "c.xml: the file is empty" in told
     save(tmp_path, {"b": SIZE, "c": SIZE + thing("cow")})
     with pytest.raises(InputError, match="'cow' belongs to no class"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("said", "ignore"), [("0", 0), ("False", 0), ("true", Ignore.REGION), ("1", Ignore.REGION)]
+)
+def test_what_is_difficult_may_be_said_in_words(tmp_path, said, ignore):
+    save(tmp_path, {"a": SIZE + thing(difficult=said)})
+    assert load(tmp_path).boxes(0).ignore.tolist() == [ignore]
+
+
+def test_what_is_difficult_may_not_be_said_otherwise(tmp_path):
+    save(tmp_path, {"a": SIZE + thing(difficult="maybe")})
+    with pytest.raises(InputError, match=r"\(cat\): difficult is 'maybe'; it needs 0 or 1"):
+        load(tmp_path)
+    with pytest.warns(UserWarning, match="1 fault left out"):
+        assert load(tmp_path, faults="drop").boxes(0).ignore.tolist() == [Ignore.REGION]
+
+
+def test_files_in_capitals_and_two_pictures_of_one_name(tmp_path):
+    save(tmp_path, {"a": SIZE + "<filename>a.jpg</filename>" + thing()})
+    (tmp_path / "xml" / "a.xml").rename(tmp_path / "xml" / "a.XML")
+    save_picture(tmp_path / "images" / "a.png")
+    assert load(tmp_path).files.name(0) == "a.jpg"
+    save(tmp_path, {"b": SIZE + thing()})
+    save_picture(tmp_path / "images" / "b.png")
+    with pytest.raises(InputError, match=r"b\.xml: b\.jpg and b\.png may be its picture"):
         load(tmp_path)
 
 

@@ -11,6 +11,7 @@ from detmtl.data.coco import CocoSource
 from detmtl.data.yolo import YoloSource, read_names, write_yolo
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
+from detmtl.structures.labels import Ignore
 
 CLASSES = LabelSpace.of(NAMES)
 
@@ -72,30 +73,78 @@ def test_names_that_cannot_be_used(tmp_path, text):
         read_names(tmp_path / "data.yaml", "data.yaml")
 
 
+FATES = {
+    "cut": ([[44.8, 21.6, 64, 26.4]], [Ignore.NO], [1, 1, 1]),
+    "region": ([[28.8, 21.6, 35.2, 26.4]], [Ignore.REGION], [1, 1, 1]),
+    "cat": ([], [], [0, 1, 1]),
+    "all": ([], [], [0, 0, 0]),
+}
+"""Further boxes, their `Ignore` and the coverage under `faults: drop`."""
+
+
 @pytest.mark.parametrize(
-    ("line", "sentence"),
+    ("line", "sentence", "fate"),
     [
-        ("3 0.5 0.5 0.1 0.1", "the class is 3; there are 3 names, so it lies between 0 and 2"),
-        ("-1 0.5 0.5 0.1 0.1", "the class is -1; there are 3 names"),
-        ("1.5 0.5 0.5 0.1 0.1", "the class is 1.5; there are 3 names"),
-        ("0 0.5 0.5 -0.1 0.1", r"width is -6.4 \(inverted corners\?\); boxes need"),
-        ("0 0.5 0.5 0.1 0", "height is 0; boxes need width and height > 0"),
-        ("0 nan 0.5 0.1 0.1", "is not finite"),
-        ("0 0.9 0.5 0.4 0.1", "lies outside its picture of 64 x 48 pixels"),
-        ("0 30 20 10 10", "lies outside its picture"),
-        ("0 0.5 0.5 0.1", "is '0 0.5 0.5 0.1'; it needs `class x y width height"),
-        ("cat 0.5 0.5 0.1 0.1", "is 'cat 0.5 0.5 0.1 0.1'; it needs `class"),
-        ("0 0.5 0.5 0.1 0.1 7", r"the score is 7; scores lie in \[0, 1\]"),
+        (
+            "3 0.5 0.5 0.1 0.1",
+            "the class is 3; there are 3 names, so it lies between 0 and 2",
+            "all",
+        ),
+        ("-1 0.5 0.5 0.1 0.1", "the class is -1; there are 3 names", "all"),
+        ("1.5 0.5 0.5 0.1 0.1", "the class is 1.5; there are 3 names", "all"),
+        ("0 0.5 0.5 -0.1 0.1", r"width is -6.4 \(inverted corners\?\); boxes need", "cat"),
+        ("0 0.5 0.5 0.1 0", "height is 0; boxes need width and height > 0", "cat"),
+        ("0 nan 0.5 0.1 0.1", "is not finite", "cat"),
+        ("0 0.9 0.5 0.4 0.1", "lies outside its picture of 64 x 48 pixels", "cut"),
+        ("0 30 20 10 10", "lies outside its picture", "cat"),
+        ("0 0.5 0.5 0.1", "is '0 0.5 0.5 0.1'; it needs `class x y width height", "all"),
+        ("cat 0.5 0.5 0.1 0.1", "is 'cat 0.5 0.5 0.1 0.1'; it needs `class", "all"),
+        ("0 0.5 0.5 0.1 0.1 7", r"the score is 7; scores lie in \[0, 1\]", "region"),
     ],
 )
-def test_a_faulty_line_is_named_or_dropped(tmp_path, line, sentence):
+def test_a_faulty_line_is_named_or_dropped(tmp_path, line, sentence, fate):
     save(tmp_path, {"a": f"0 0.5 0.5 0.1 0.1\n{line}\n"})
     with pytest.raises(InputError) as caught:
         load(tmp_path)
     assert len(caught.value.problems) == 2
     assert re.search(r"^labels/a\.txt line 2: .*" + sentence, caught.value.problems[1])
     with pytest.warns(UserWarning, match="1 fault left out"):
-        assert len(load(tmp_path, faults="drop").annotations) == 1
+        labels = load(tmp_path, faults="drop").boxes(0)
+    boxes, ignore, coverage = FATES[fate]
+    assert labels.boxes[1:].numpy() == pytest.approx(np.array(boxes).reshape(-1, 4))
+    assert labels.ignore[1:].tolist() == ignore and labels.coverage.tolist() == coverage
+
+
+POSE = "0 0.5 0.5 0.25 0.5 0.45 0.45 2 0.55 0.55 1\n"
+
+
+def test_boxes_of_lines_with_keypoints(tmp_path):
+    save(tmp_path, {"a": "0 .5 .5 .25 .5 .45 .45 .55 .55\n"})
+    assert load(tmp_path, kpt_shape=(2, 2)).boxes(0).boxes.tolist() == [[24, 12, 40, 36]]
+    save(tmp_path, {"a": POSE})
+    (tmp_path / "data.yaml").write_text("names: [cat, dog, bird]\nkpt_shape: [2, 3]\n")
+    assert load(tmp_path, names="data.yaml").boxes(0).boxes.tolist() == [[24, 12, 40, 36]]
+    with pytest.raises(InputError, match="needs `class x y width height` and 9 numbers of keypoi"):
+        load(tmp_path, kpt_shape=(3, 3))
+    (tmp_path / "data.yaml").write_text("names: [cat, dog, bird]\nkpt_shape: many\n")
+    with pytest.raises(InputError, match="kpt_shape is 'many'; it needs two numbers"):
+        load(tmp_path, names="data.yaml")
+
+
+def test_label_files_without_a_picture_are_told(tmp_path):
+    save(tmp_path, {"a": "0 0.5 0.5 0.25 0.5\n", "deep/b": "0 0.5 0.5 0.25 0.5\n"})
+    (tmp_path / "labels" / "classes.txt").write_text("cat\ndog\nbird\n")
+    (tmp_path / "labels" / "own.txt").write_text("cat\ndog\nbird\n")
+    assert len(load(tmp_path, names="labels/own.txt").annotations) == 2
+    (tmp_path / "labels" / "own.txt").unlink()
+    (tmp_path / "labels" / "deep" / "b.txt").rename(tmp_path / "labels" / "deep" / "b.TXT")
+    (tmp_path / "labels" / "c.txt").write_text("")
+    with pytest.raises(InputError) as caught:
+        load(tmp_path)
+    assert [p.split(":")[0] for p in caught.value.problems[1:]] == [
+        "labels/c.txt",
+        "labels/deep/b.TXT",
+    ]
 
 
 def test_labels_that_are_not_there(tmp_path):

@@ -1,0 +1,62 @@
+"""The files behind a run: with others, the same settings are another run."""
+
+import hashlib
+import json
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from detmtl.config import RunSettings
+from detmtl.data.folder import stamps
+from detmtl.data.images import content_hashes, list_pictures
+
+
+def input_hashes(
+    settings: RunSettings, cache: Path, sources: Collection[str] | None = None
+) -> dict[str, str]:
+    """Returns what a run reads -> a hash that changes whenever its files do.
+
+    Args:
+        settings: of the run.
+        cache: folder that keeps the hashes of unchanged files.
+        sources: those of `data.sources` that count, beside val and test; None: all.
+    """
+    data, found = settings.data, named_files(settings.resolved(), Path(settings.data.root), cache)
+    root = Path(data.root).absolute()
+    wanted = {n: s for n, s in data.sources.items() if sources is None or n in sources}
+    for name, source in {**wanted, "val": data.val, "test": data.test}.items():
+        if source is None:
+            continue
+        facts = [source.fingerprint(root, cache)]
+        for more in (getattr(source, "maps", None), getattr(source, "depth", None)):
+            if more is not None:
+                facts.append(stamps(root / more.folder, list_pictures(root / more.folder)))
+        found[f"data.{name}"] = _digest(facts)
+    return found
+
+
+def named_files(tree: Any, root: Path, cache: Path) -> dict[str, str]:
+    """Returns each text in plain settings that names a file, here or below data.root, with its hash: of a
+    teacher, weights, class names, tags, coverage."""
+    found = {}
+    for text in sorted({*_texts(tree)}):
+        for path in (Path(text), root / text):
+            if os.path.isfile(path):
+                (found[text],) = content_hashes([str(path.absolute())], cache)
+    return found
+
+
+def _texts(tree: Any) -> Iterator[str]:
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, dict):
+        for value in tree.values():
+            yield from _texts(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _texts(value)
+
+
+def _digest(facts: Any) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

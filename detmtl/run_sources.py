@@ -1,0 +1,100 @@
+"""The pictures of a run: rendered where they are built in, loaded, and checked against each other."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+
+from detmtl.config import GoldTeacher, RunSettings
+from detmtl.data.details import nowhere_known
+from detmtl.data.scenes import render_scenes
+from detmtl.data.source import Source
+from detmtl.engine import distributed
+from detmtl.engine.distributed import Process
+from detmtl.engine.online import unlabelled
+from detmtl.pools import audit_source, gold_sources, learned_sources
+from detmtl.report.progress import bar
+from detmtl.silver.audit import refuse_overlap
+from detmtl.silver.held_out import refuse_seen, without_doubles
+from detmtl.structures.classes import LabelSpace
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import Grade
+
+
+def render(settings: RunSettings, process: Process, console: Console) -> None:
+    """Draws the built-in pictures where the settings ask for them and they are not there yet."""
+    if settings.data.scenes is not None and process.rank == 0:
+        with bar(console) as progress:
+            task = progress.add_task("Rendering scenes", total=None)
+            render_scenes(
+                settings.data.root,
+                settings.data.scenes,
+                lambda done, total: progress.update(task, completed=done, total=total),
+            )
+    distributed.barrier()
+
+
+def load_sources(
+    settings: RunSettings, space: LabelSpace, cache: Path, process: Process
+) -> tuple[dict[str, Source], Source, Source | None]:
+    """Returns the training sources by name, the validation and the test source.
+
+    Raises:
+        InputError: faults in the data, or a picture to measure on is among those to train on.
+    """
+    data = settings.data
+    wanted = set(settings.mix_sources()) | ({settings.online_audit()} & set(data.sources))
+    if settings.silver:
+        wanted |= {n for n in data.sources if n == settings.silver.audit}
+        # a part is one of all gold sources, whatever the mix is
+        part = not isinstance(settings.silver.audit, str)
+        if part or isinstance(settings.silver.teacher, GoldTeacher):
+            wanted |= set(gold_sources(settings))
+    problems: list[str] = []
+    loaded: dict[str, Source] = {}
+    chosen = {n: s for n, s in data.sources.items() if n in wanted}
+    for name, source in [*chosen.items(), ("val", data.val), ("test", data.test)]:
+        if source is None:
+            continue
+        try:
+            loaded[name] = source.load(
+                name, data.root, space, cache, data.maps, data.tags, data.details
+            )
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+    if data.details is not None and process.rank == 0:
+        known = [loaded[n].annotations for n in chosen]
+        details = [None if a is None else a.details for a in known]
+        problems += nowhere_known(data.details, details, "none of data.sources")
+    held_out = [loaded[name] for name in ("val", "test") if name in loaded]
+    problems += [
+        f"data.{source.name}: its labels were written by a model; measure on people's"
+        for source in held_out
+        if source.grade != Grade.GOLD
+    ]
+    try:
+        if process.rank == 0:
+            refuse_overlap([loaded[name] for name in chosen], held_out)
+            refuse_overlap(held_out[:1], held_out[1:])
+            if settings.silver and isinstance(settings.silver.teacher, GoldTeacher):
+                refuse_seen(
+                    learned_sources(settings, loaded),
+                    audit_source(settings, loaded, loaded["val"]),
+                )
+    except InputError as error:
+        problems += error.problems
+    if problems := distributed.from_first(problems):
+        raise InputError(problems)
+    return {n: loaded[n] for n in chosen}, loaded["val"], loaded.get("test")
+
+
+def to_be_labelled(settings: RunSettings, sources: Mapping[str, Source]) -> dict[str, Source]:
+    """Returns what a run trains on as it is before a model has labelled its pools: those of mode online
+    without labels, and none with pictures that people have labelled whole."""
+    wanted = settings.mix_sources()
+    online = [n for n in settings.online_pools() if n in wanted]
+    found = {n: unlabelled(sources[n]) if n in online else sources[n] for n in wanted}
+    pools = settings.offline_pools() + online
+    return {s.name: s for s in without_doubles(list(found.values()), pools)}

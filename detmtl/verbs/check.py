@@ -1,0 +1,110 @@
+"""The verb `check`: tells whether data are fit for training."""
+
+import argparse
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from detmtl.config import RunSettings, find_config, read_settings
+from detmtl.data.coco import category_names
+from detmtl.data.faults import check_source, class_rows
+from detmtl.data.fit import InputSettings
+from detmtl.data.source import Source
+from detmtl.engine import distributed
+from detmtl.models.fpn import FPNSettings
+from detmtl.report.progress import bar
+from detmtl.run_sources import render
+from detmtl.structures.classes import LabelSpace
+from detmtl.structures.errors import InputError
+from detmtl.tasks.anchor_coverage import coverage_table
+from detmtl.tasks.detection import DetectionConfig
+from detmtl.verbs.options import cache_of, coco_source
+
+
+def check_verb(args: argparse.Namespace) -> None:
+    """Tells of one COCO file, or of every source of a run's settings, and then all that is wrong."""
+    console, cache = Console(), cache_of(args.cache)
+    settings = read_settings(find_config(args.config), args.set) if args.config else None
+    if settings is None and args.set:
+        raise InputError("--set: changes the settings of --config, which is not given")
+    if args.annotations is not None:
+        space = LabelSpace.of(category_names(args.annotations))
+        problems = _told(coco_source(args, space, cache), str(args.annotations), settings, console)
+    elif settings is not None:
+        problems = _all_told(settings, args.faults == "drop", cache, console)
+    else:
+        raise InputError(
+            "check needs --annotations and --images, a COCO file and its pictures, or --config, whose "
+            "sources may be of any kind"
+        )
+    if problems:
+        raise InputError(problems)
+    console.print("no faults")
+
+
+def _all_told(settings: RunSettings, drop: bool, cache: Path, console: Console) -> list[str]:
+    """Tells of every source of a run; returns what is wrong with them."""
+    render(settings, distributed.start("cpu"), console)
+    data, problems = settings.data, []
+    splits = {"val": data.val} | ({} if data.test is None else {"test": data.test})
+    for name, source in [*data.sources.items(), *splits.items()]:
+        if drop:
+            source = source.model_copy(update={"faults": "drop"})
+        try:
+            loaded = source.load(
+                name, data.root, data.label_space(), cache, data.maps, data.tags, data.details
+            )
+        except InputError as error:
+            problems += error.problems
+            continue
+        problems += _told(loaded, name, settings, console)
+    return problems
+
+
+def _told(source: Source, title: str, settings: RunSettings | None, console: Console) -> list[str]:
+    """Tells what a source has, and how anchors reach it; returns what is wrong with its pictures."""
+    table = Table(title=escape(f"{title}: {len(source)} pictures"), title_justify="left")
+    for column in ("class", "boxes", "pictures", "ignored", "median side (px)", "coverage"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for row in class_rows(source):
+        side = f"{row.side:.0f}" if row.side == row.side else "-"
+        table.add_row(
+            escape(row.name),
+            str(row.boxes),
+            str(row.pictures),
+            str(row.ignored),
+            side,
+            f"{row.coverage:.2f}",
+        )
+    if source.annotations is None:
+        console.print(f"{title}: {len(source)} pictures without boxes", markup=False)
+    else:
+        console.print(table)
+        _print_coverage(source, settings, console)
+    with bar(console) as progress:
+        task = progress.add_task("Reading every picture", total=None)
+        return check_source(
+            source,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+
+
+def _print_coverage(source: Source, settings: RunSettings | None, console: Console) -> None:
+    """Prints how well anchors reach the boxes: those of a run's settings, or the usual ones."""
+    size, task, levels = InputSettings(), DetectionConfig(), FPNSettings().levels
+    if settings is not None:
+        detections = [t for t in settings.tasks.values() if isinstance(t, DetectionConfig)]
+        if not detections:
+            return
+        size, task, levels = settings.input, detections[0], settings.model.fpn.levels
+    strides = [8 * 2**i for i in range(levels)]
+    found = coverage_table(source, size, task.anchors, strides, task.matching.foreground)
+    if found is None:
+        return
+    table, proposal = found
+    console.print(table)
+    changes = proposal.model_dump(include={"base_scale", "octaves", "ratios"})
+    console.print(f"proposed: anchors: {json.dumps(changes)}".replace('"', ""), markup=False)

@@ -1,0 +1,148 @@
+"""What the options of several verbs mean: label spaces, gold, values, folders to write in."""
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from detmtl.data.coco import CocoSource, category_names
+from detmtl.data.depth import DepthFolder
+from detmtl.data.details import DetailClasses
+from detmtl.data.folder import FolderSource
+from detmtl.data.maps import MapClasses, MapFolder
+from detmtl.data.source import Source
+from detmtl.data.sources import AnySource
+from detmtl.data.tags import TagClasses, TagFile
+from detmtl.structures.classes import LabelSpace
+from detmtl.structures.errors import InputError
+
+
+def label_space(
+    args: argparse.Namespace, annotations: Path | None, names: Sequence[str] | None = None
+) -> LabelSpace:
+    if args.classes:
+        classes = yaml_value(args.classes, "--classes")
+        if not isinstance(classes, list | dict):
+            raise InputError(f"--classes {args.classes}: must be a list or a mapping in YAML")
+        return LabelSpace.of(classes, args.drop_unmapped)
+    if annotations is not None:
+        return LabelSpace.of(category_names(annotations), drop_unmapped=True)
+    return LabelSpace.of(names or [])
+
+
+def gold_maps(args: argparse.Namespace) -> MapFolder | None:
+    if args.maps is None:
+        return None
+    if args.categories is None:
+        raise InputError("--categories is needed beside --maps: a JSON file of ids and names")
+    folder, categories = str(args.maps.absolute()), str(args.categories.absolute())
+    return MapFolder(folder=folder, categories=categories, missing="absent")
+
+
+def gold_tags(args: argparse.Namespace) -> TagFile | None:
+    return TagFile(file=str(args.tags.absolute()), missing="absent") if args.tags else None
+
+
+def gold_depth(args: argparse.Namespace) -> DepthFolder | None:
+    if args.depth is None:
+        return None
+    return DepthFolder(folder=str(args.depth.absolute()), unit=args.depth_unit, missing="absent")
+
+
+def gold_source(args: argparse.Namespace, data: Mapping[str, Any], cache: Path) -> Source:
+    """Returns the pictures and the gold labels that the options name, in a trained model's classes.
+
+    Args:
+        args: of the options.
+        data: the model's settings of its data.
+        cache: folder for what was computed.
+    """
+    classes = data.get("classes")
+    space = LabelSpace((), ())
+    if classes:
+        space = LabelSpace.of(classes, drop_unmapped=data["unmapped"] == "drop")
+    kinds: dict[str, Any] = {
+        "images": str(args.images.absolute()),
+        "maps": gold_maps(args),
+        "tags": gold_tags(args),
+        "depth": gold_depth(args),
+        "faults": args.faults,
+    }
+    if args.annotations is None:
+        source: AnySource = FolderSource(**kinds)
+    else:
+        source = CocoSource(annotations=str(args.annotations.absolute()), **kinds)
+    maps, tags, details = (
+        checked_values(kind, data[key], f"data.{key}") if data.get(key) else None
+        for key, kind in (("maps", MapClasses), ("tags", TagClasses), ("details", DetailClasses))
+    )
+    return source.load("gold", Path("/"), space, cache, maps, tags, details)
+
+
+def coco_source(args: argparse.Namespace, space: LabelSpace, cache: Path) -> Source:
+    """Returns the pictures of --images with the boxes of --annotations."""
+    if args.images is None:
+        raise InputError("--images is needed beside --annotations")
+    source = CocoSource(
+        annotations=str(args.annotations.absolute()),
+        images=str(args.images.absolute()),
+        faults=args.faults,
+    )
+    return source.load(args.annotations.stem, Path("/"), space, cache)
+
+
+def cache_of(folder: Path) -> Path:
+    cache = Path(folder) / "cache"
+    writable(cache, str(folder))
+    return cache
+
+
+def writable(folder: Path, where: str) -> None:
+    """Makes a folder for what a verb writes: before its work, not after it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{where}: cannot be written ({error.strerror})") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{where}: cannot be written (no permission)")
+
+
+def checked_values(kind: Any, tree: Any, where: str) -> Any:
+    try:
+        return TypeAdapter(kind).validate_python(tree)
+    except ValidationError as error:
+        raise InputError(
+            [f"{where}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        ) from None
+
+
+def assignments(texts: Sequence[str]) -> dict[str, Any]:
+    values = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--set {text}: must be NAME=VALUE, such as threshold=0.4")
+        values[name] = yaml_value(value, f"--set {name}")
+    return values
+
+
+def yaml_value(text: str, where: str) -> Any:
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        raise InputError(f"{where}: is not YAML: {' '.join(str(error).split())}") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        partial.write_text(text)
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(f"--out {path}: cannot be written ({error.strerror})") from None

@@ -1,0 +1,235 @@
+"""The verbs that make, judge and choose silver labels: annotate, audit, select, import."""
+
+import argparse
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from detmtl.data.coco import read_labels
+from detmtl.data.folder import FolderSource
+from detmtl.data.maps import Legend, MapClasses
+from detmtl.data.source import Source
+from detmtl.data.tags import TagClasses
+from detmtl.data.voc import write_voc
+from detmtl.data.yolo import write_yolo
+from detmtl.engine import distributed
+from detmtl.inference.torchscript import is_torchscript
+from detmtl.pools import calibrated, show_others
+from detmtl.report.audit_boxes import boxes_page
+from detmtl.report.audit_page import write_audit_page
+from detmtl.report.page import require
+from detmtl.silver.audit import audit, audit_folder
+from detmtl.silver.corrections import take_back, write_rest, write_verified
+from detmtl.silver.held_out import refuse_seen
+from detmtl.silver.map_policy import MapSelection
+from detmtl.silver.others import Others
+from detmtl.silver.selection import SelectionSettings, resolve_band, resolve_thresholds, select
+from detmtl.silver.store import Store
+from detmtl.silver.tag_policy import TagSelection
+from detmtl.structures.classes import LabelSpace
+from detmtl.structures.errors import InputError
+from detmtl.teachers.annotate import annotate
+from detmtl.teachers.teachers import AnyTeacher
+from detmtl.verbs.options import (
+    assignments,
+    cache_of,
+    checked_values,
+    coco_source,
+    gold_maps,
+    gold_tags,
+    label_space,
+    writable,
+    write_text,
+    yaml_value,
+)
+
+
+def annotate_verb(args: argparse.Namespace) -> None:
+    process = distributed.start(args.device)
+    teacher = teacher_settings(args.teacher, args.trust).load(Path.cwd(), str(process.device))
+    cache = cache_of(args.out)
+    pool = FolderSource(images=str(args.images.absolute()), faults=args.faults).load(
+        "images", Path("/"), LabelSpace.of(["object"]), cache
+    )
+    store = annotate(
+        teacher,
+        [pool],
+        args.out,
+        floor=args.floor,
+        batch_size=args.batch_size,
+        rank=process.rank,
+        world=process.world,
+        progress=process.rank == 0,
+        root=args.images,
+    )
+    distributed.barrier()
+    if process.rank == 0:
+        Console().print(
+            f"{args.out}: {len(Store.open(store.path, store.card.name))} pictures labelled",
+            markup=False,
+        )
+
+
+def audit_verb(args: argparse.Namespace) -> None:
+    if args.html:
+        require()
+    store = Store.open(args.store, args.teacher)
+    if store.card.task != "boxes":
+        others, gold = _others(args, store, args.set)
+        _refuse_seen(args, gold, LabelSpace.of(["object"]))
+        checked = others.audit(gold)
+        problems = show_others(others, checked, gold, Console(), args.html)
+        _stop_at_gates(args.store, problems)
+        return
+    if args.annotations is None:
+        raise InputError("--annotations is needed: gold, a COCO file")
+    space = label_space(args, args.annotations)
+    gold = coco_source(args, space, cache_of(args.store))
+    _refuse_seen(args, gold, space)
+    policy = checked_values(SelectionSettings, assignments(args.set), "--set")
+    checked = audit(store, gold, space, policy.nms)
+    thresholds = resolve_thresholds(store, space, policy, checked)
+    band = resolve_band(store, space, policy, checked)
+    Console().print(checked.table(thresholds))
+    files = [audit_folder(store.path, checked.gold_hash) / "audit.json"]
+    if args.html:
+        calibrate = calibrated(checked, Console())
+        html = boxes_page(checked, gold, store.card.name, thresholds, band, calibrate)
+        files.append(write_audit_page(store.path, checked.gold_hash, html))
+    for path in files:
+        Console(soft_wrap=True).print(str(path), markup=False)
+    _stop_at_gates(args.store, checked.problems(thresholds))
+
+
+def _refuse_seen(args: argparse.Namespace, gold: Source, space: LabelSpace) -> None:
+    for folder in args.learned_from:
+        seen = FolderSource(images=str(folder.absolute()), faults=args.faults)
+        refuse_seen([seen.load(str(folder), Path("/"), space, cache_of(args.store))], gold)
+
+
+def _stop_at_gates(store: Path, problems: Sequence[str]) -> None:
+    if problems:
+        raise InputError([f"{store}: {problem}" for problem in problems])
+
+
+def _others(args: argparse.Namespace, store: Store, policy: Sequence[str]) -> tuple[Others, Source]:
+    """Returns what a store of maps or tags means, and its pictures with the gold that there is."""
+    task, values = store.card.task, assignments(policy)
+    if args.images is None:
+        raise InputError(f"--images is needed: the folder of the pictures whose {task} are wanted")
+    maps, tags, map_gold, tag_gold = None, None, None, None
+    if task == "maps":
+        names = list(store.card.classes)
+        map_gold = gold_maps(args)
+        if map_gold:
+            names = list(Legend.read(args.categories).categories.values())
+        classes = yaml_value(args.classes, "--classes") if args.classes else names
+        unmapped = "unknown" if args.drop_unmapped or not args.classes else "error"
+        maps = checked_values(MapClasses, {"classes": classes, "unmapped": unmapped}, "--classes")
+    else:
+        tag_gold = gold_tags(args)
+        classes = (
+            yaml_value(args.classes, "--classes") if args.classes else list(store.card.classes)
+        )
+        unmapped = "drop" if args.drop_unmapped or not args.classes else "error"
+        tags = checked_values(TagClasses, {"classes": classes, "unmapped": unmapped}, "--classes")
+    source = FolderSource(
+        images=str(args.images.absolute()), maps=map_gold, tags=tag_gold, faults=args.faults
+    )
+    loaded = source.load(
+        args.images.name, Path("/"), LabelSpace.of(["object"]), cache_of(args.store), maps, tags
+    )
+    others = Others.of(
+        store,
+        maps,
+        tags,
+        checked_values(MapSelection, values if task == "maps" else {}, "--set"),
+        checked_values(TagSelection, values if task == "tags" else {}, "--set"),
+    )
+    return others, loaded
+
+
+def select_verb(args: argparse.Namespace) -> None:
+    store = Store.open(args.store, args.teacher)
+    if store.card.task != "boxes":
+        others, pool = _others(args, store, args.set)
+        judged = pool.maps is not None or pool.tags is not None
+        chosen = others.select(pool, others.audit(pool) if judged else None)
+        try:
+            shutil.copytree(chosen, args.out)
+        except OSError as error:
+            raise InputError(f"--out {args.out}: cannot be written ({error})") from None
+        Console().print(f"labels: {args.out}", markup=False)
+        return
+    space = label_space(args, None, store.card.classes)
+    policy = checked_values(SelectionSettings, assignments(args.set), "--set")
+    checked = None
+    if args.annotations:
+        gold = coco_source(args, space, cache_of(args.store))
+        checked = audit(store, gold, space, policy.nms)
+    chosen = select(store, None, space, policy, checked)
+    _write_labels(args.out, args.format, chosen, space)
+    counts = json.loads((chosen.parent / "stats.json").read_text())
+    Console().print_json(data=counts)
+    Console().print(f"labels: {args.out}", markup=False)
+
+
+def _write_labels(out: Path, format: str, chosen: Path, space: LabelSpace) -> None:
+    """Writes a selection as a COCO file, or as a folder of label files."""
+    if format == "coco":
+        write_text(out, chosen.read_text())
+        return
+    writable(out, f"--out {out}")
+    labels = read_labels(chosen, space.names)
+    {"yolo": write_yolo, "voc": write_voc}[format](out, labels)
+
+
+def import_verb(args: argparse.Namespace) -> None:
+    reviewed = None if args.reviewed is None else yaml_value(args.reviewed, "--reviewed")
+    if reviewed is not None and not isinstance(reviewed, list):
+        raise InputError(f"--reviewed {args.reviewed}: must be a list in YAML")
+    for out in filter(None, (args.out, args.rest)):
+        writable(out.parent, str(out))
+    corrections = take_back(args.sent, args.back, reviewed, args.finished)
+    write_verified(corrections, args.sent, args.out)
+    console = Console()
+    console.print(corrections.table())
+    console.print(f"verified: {args.out}", markup=False)
+    if args.rest:
+        count = write_rest(corrections, args.sent, args.rest)
+        console.print(f"not finished: {count}: {args.rest}", markup=False)
+
+
+def teacher_settings(spec: str, trust: bool = False) -> Any:
+    """Returns a teacher's settings from the path of a model, of a YAML file, or from YAML.
+
+    Args:
+        spec: one of these.
+        trust: of a checkpoint, see `load_checkpoint`.
+    """
+    path = Path(spec)
+    if path.suffix in (".pt", ".pth"):
+        scripted = path.is_file() and is_torchscript(path)
+        tree: Any = {"kind": "torchscript" if scripted else "checkpoint", "path": spec}
+    elif path.suffix in (".torchscript", ".ts"):
+        tree = {"kind": "torchscript", "path": spec}
+    else:
+        is_file = path.suffix in (".yaml", ".yml")
+        if is_file and not path.is_file():
+            raise InputError(f"--teacher {spec}: no such file")
+        tree = yaml_value(path.read_text() if is_file else spec, "--teacher")
+        if not isinstance(tree, dict):
+            raise InputError(
+                f"--teacher {spec}: is neither a checkpoint (.pt) nor a TorchScript file nor settings; "
+                "an ONNX file needs settings such as '{kind: onnx, path: F, classes: NAMES.txt, "
+                "adapter: {kind: yolox}}', torchvision's models '{kind: torchvision, model: "
+                "retinanet_resnet50_fpn_v2, weights: DEFAULT}', results of another system '{kind: "
+                "results, path: F, annotations: COCO_FILE}'"
+            )
+    if trust and tree.get("kind") == "checkpoint":
+        tree = tree | {"trust": True}
+    return checked_values(AnyTeacher, tree, "--teacher")

@@ -1,0 +1,149 @@
+"""The verbs that read data: every kind of gold, faults, names with brackets, all sources of a config."""
+
+import json
+import warnings
+from io import StringIO
+
+import numpy as np
+import pytest
+import torch
+from coco_files import coco_data, save_coco, save_picture
+from detail_files import HEIGHT, WIDTH, write
+from PIL import Image
+from rich.console import Console
+from ruamel.yaml import YAML
+
+from detmtl.cli import main
+from detmtl.config import settings_from
+from detmtl.data.plan import PlanRow, plan_table
+from detmtl.recipe import Summary
+from detmtl.structures.labels import Grade
+from detmtl.tasks.multitask import build_model
+
+
+def run(*words):
+    return main([str(word) for word in words])
+
+
+TASKS = {
+    "boxes": {"kind": "detection", "head": {"depth": 1}, "test": {"score_threshold": 0.0}},
+    "color": {"kind": "attributes", "at": "p3"},
+    "depth": {"kind": "depth"},
+}
+
+
+def settings_of(root, **data):
+    source = {"kind": "coco", "images": ".", "annotations": "a.json", "depth": {"folder": "depth"}}
+    tree = {
+        "root": str(root),
+        "classes": ["man", "cup"],
+        "details": {"attributes": {"color": ["red", "blue"]}},
+        "sources": {"gold": source},
+        "val": source,
+        "batch_size": 1,
+    }
+    return {
+        "data": tree | data,
+        "input": {"short": 64, "long": 96},
+        "model": {"backbone": {"name": "test_efficientnet"}, "fpn": {"channels": 8}},
+        "tasks": TASKS,
+        "mix": {"mode": "gold"},
+        "train": {"steps": 1},
+        "export": {"format": None},
+    }
+
+
+def test_evaluate_has_truth_for_attributes_and_depth(tmp_path):
+    write(tmp_path)
+    (tmp_path / "a.json").write_text((next(tmp_path.glob("*.json"))).read_text())
+    (tmp_path / "depth").mkdir()
+    Image.fromarray(np.full((HEIGHT, WIDTH), 1000, np.uint16)).save(tmp_path / "depth" / "a.png")
+    settings = settings_from(settings_of(tmp_path))
+    torch.manual_seed(0)
+    model = build_model(
+        settings.model, settings.tasks, ["man", "cup"], other_names=settings.data.names()
+    )
+    content = {"format": 1, "classes": ["man", "cup"], "step": 1, "model": model.state_dict()}
+    torch.save(content | {"settings": settings.resolved()}, tmp_path / "best.pt")
+    scores = {}
+    for unit in (0.001, 0.01):
+        words = ["--checkpoint", tmp_path / "best.pt", "--images", tmp_path, "--device", "cpu"]
+        words += ["--annotations", tmp_path / "a.json", "--json", tmp_path / "scores.json"]
+        words += ["--depth", tmp_path / "depth", "--depth-unit", unit]
+        assert run("evaluate", *words) == 0
+        scores[unit] = json.loads((tmp_path / "scores.json").read_text())
+    assert 0 <= scores[0.001]["color/on_truth/accuracy"] <= 1
+    depth = [scores[unit]["depth/RMSE"] for unit in scores]
+    assert None not in depth and abs(depth[0] - depth[1]) > 1  # meters
+
+
+def test_one_broken_picture_does_not_stop_a_verb_that_may_drop_it(tmp_path, capsys):
+    save_coco(tmp_path, coco_data())
+    (tmp_path / "images" / "2.png").write_text("no picture")
+    words = ["check", "--annotations", tmp_path / "coco.json", "--images", tmp_path / "images"]
+    words += ["--cache", tmp_path / "runs"]
+    assert run(*words) == 2
+    assert "2.png: is not a picture" in capsys.readouterr().err
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        status = run(*words, "--faults", "drop")
+    told = capsys.readouterr()
+    assert status == 0 and "2 pictures" in told.out
+    assert "1 fault left out" in told.err and "2.png: is not a picture" in told.err
+
+
+@pytest.mark.parametrize("name", ["[/x]", "[unlabeled]"])
+def test_check_prints_names_with_brackets(tmp_path, capsys, name):
+    data = coco_data()
+    data["categories"][0]["name"] = name
+    folder = tmp_path / "[v2]"
+    save_coco(folder, data)
+    words = ["--annotations", folder / "coco.json", "--images", folder / "images"]
+    assert run("check", *words, "--cache", tmp_path / "runs") == 0
+    told = capsys.readouterr().out
+    assert name in told and "[v2]" in told
+
+
+def test_plan_and_summary_print_names_with_brackets(tmp_path):
+    row = PlanRow("[/x]", Grade.GOLD, 1, 1, 1, 1, 1, 1, (1, 1), 1, "source '[/x]' is repeated")
+    summary = Summary({"[t]/AP": 0.5}, {"scores": tmp_path / "[/v2]"}, "val", "gold")
+    console = Console(width=300, record=True, file=StringIO())
+    for table in (plan_table("Mix", [row], ["note [/n]"]), *summary.tables()):
+        console.print(table)
+    told = console.export_text()
+    for name in ("[/x]", "source '[/x]'", "note [/n]", "[t]", "[/v2]"):
+        assert name in told
+
+
+def test_check_reads_every_source_of_a_config(tmp_path, capsys):
+    save_coco(tmp_path, coco_data())
+    for i, name in enumerate("abc"):
+        save_picture(tmp_path / "yolo" / f"{name}.png", seed=10 + i)
+        (tmp_path / "yolo" / f"{name}.txt").write_text("1 0.5 0.5 0.25 0.5\n")
+    yolo = {"kind": "yolo", "images": "yolo", "labels": "yolo", "names": ["cat", "dog", "bird"]}
+    save_picture(tmp_path / "pool" / "p.png", seed=20)
+    settings = settings_of(
+        tmp_path,
+        classes=["cat", "dog", "bird"],
+        details=None,
+        sources={"own": yolo, "pool": {"kind": "folder", "images": "pool"}},
+        val={"kind": "coco", "images": "images", "annotations": "coco.json"},
+    )
+    settings["tasks"] = {"boxes": {"kind": "detection"}}
+    with (tmp_path / "c.yaml").open("w") as file:
+        YAML(typ="safe", pure=True).dump(settings, file)
+    words = ["check", "--config", tmp_path / "c.yaml", "--cache", tmp_path / "runs"]
+    assert run(*words) == 0
+    told = capsys.readouterr().out
+    for words_told in ("own: 3 pictures", "pool: 1 pictures without boxes", "val: 3 pictures"):
+        assert words_told in told
+    (tmp_path / "yolo" / "a.txt").write_text("7 0.5 0.5 0.25 0.5\n")
+    (tmp_path / "images" / "1.png").write_text("no picture")
+    assert run(*words) == 2
+    told = capsys.readouterr().err
+    assert "a.txt line 1: the class is 7" in told and "1.png: is not a picture" in told
+
+
+def test_check_of_nothing_says_what_it_needs(tmp_path, capsys):
+    assert run("check", "--cache", tmp_path) == 2
+    assert "--annotations and --images" in capsys.readouterr().err

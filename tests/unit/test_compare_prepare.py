@@ -1,0 +1,219 @@
+"""What a comparison checks before its runs, and what makes a run another run."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from detmtl import compare
+from detmtl.comparing.jobs import Job, _why
+from detmtl.comparing.plan import Planner
+from detmtl.comparing.prepare import Preparation, prepare
+from detmtl.comparing.scores import _resampled
+from detmtl.comparing.settings import CompareSettings, read_compare
+from detmtl.comparing.transfer_plan import prepare_transfer
+from detmtl.comparing.transfer_settings import TransferSettings, read_transfer
+from detmtl.engine import distributed
+from detmtl.metrics.coco import boxes_of
+from detmtl.metrics.matches import match
+from detmtl.structures.errors import InputError
+
+BASE = """\
+device: cpu
+data:
+  root: {root}
+  classes: [cat, dog]
+  maps: {{classes: {{cat: [cat], dog: [dog]}}}}
+  sources:
+    gold:
+      kind: coco
+      images: images
+      annotations: gold.json
+      covers_file: covers.csv
+      maps: {{folder: maps, categories: categories.json}}
+    pool: {{kind: folder, images: pool}}
+  val: {{kind: coco, images: val, annotations: val.json, covers: [cat, dog]}}
+  batch_size: 2
+input: {{short: 32, long: 32}}
+model: {{backbone: {{name: resnet18, weights: weights.pth}}, fpn: {{channels: 8}}}}
+tasks:
+  boxes: {{kind: detection, head: {{depth: 1}}}}
+silver: {{teacher: {{kind: results, path: {root}/teacher.json}}, pools: [pool]}}
+mix: {{mode: concat}}
+train: {{steps: 2}}
+"""
+COMPARE = "base: base.yaml\narms: {gold: {mix.mode: gold}, electrum: {}}\nbaseline: gold\n"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A data set of two gold pictures with maps, two of a pool and two to validate on, and its config."""
+    rng = np.random.default_rng(0)
+    for name in ("images", "pool", "val", "maps"):
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+            if name == "maps":
+                pixels = np.full((32, 32), 1 + i, np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    for name in ("gold", "val"):
+        content = {
+            "images": [
+                {"id": i, "file_name": f"{i}.png", "height": 32, "width": 32} for i in range(2)
+            ],
+            "annotations": [
+                {"id": 1, "image_id": 0, "category_id": 1, "bbox": [1, 2, 9, 9], "area": 81}
+            ],
+            "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+        }
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    (tmp_path / "covers.csv").write_text("file_name,class\n0.png,cat\n1.png,cat\n1.png,dog\n")
+    (tmp_path / "categories.json").write_text(json.dumps({"categories": content["categories"]}))
+    (tmp_path / "teacher.json").write_text("[]")
+    (tmp_path / "weights.pth").write_bytes(b"first")
+    (tmp_path / "base.yaml").write_text(BASE.format(root=tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def keys(folder, text=COMPARE, overrides=("model.backbone.weights=null",), checked=False):
+    """Returns (arm, seed) -> key of its run and, for those with silver, its store."""
+    path = folder / "compare.yaml"
+    path.write_text(text)
+    settings = read_compare(path)
+    planner, process = Planner(settings, path, overrides), distributed.start("cpu")
+    out, console = folder / "out", Console(quiet=True)
+    if checked:
+        return prepare(planner, list(settings.arms), [0, 1], out, process, console)
+    made = Preparation(planner, out, process, console)
+    for arm in settings.arms:
+        made.add(0, arm, 0)
+    plan = made.prepared.plan
+    return {
+        arm: (key, getattr(plan.runs[key].settings.silver, "store", None))
+        for (_, arm, _), key in plan.at.items()
+    }
+
+
+def change(path):
+    """Gives a file other bytes, and a time of change that is seen."""
+    text = path.read_bytes()
+    path.write_bytes(text + b"\n" if path.suffix != ".png" else text)
+    status = path.stat()
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
+
+
+@pytest.mark.parametrize("name", ["gold.json", "covers.csv", "categories.json", "maps/0.png"])
+def test_another_file_of_gold_is_another_run(folder, name):
+    before = keys(folder)
+    assert keys(folder) == before
+    change(folder / name)
+    after = keys(folder)
+    assert after["gold"] != before["gold"] and after["electrum"][0] != before["electrum"][0]
+    assert after["electrum"][1] == before["electrum"][1], "the teacher writes the same labels"
+
+
+def test_another_file_of_the_teacher_is_another_store(folder):
+    before = keys(folder)
+    change(folder / "teacher.json")
+    after = keys(folder)
+    assert after["gold"] == before["gold"], "gold alone has no teacher"
+    assert after["electrum"][0] != before["electrum"][0]
+    assert after["electrum"][1] != before["electrum"][1]
+
+
+def test_other_weights_of_the_backbone_are_another_run(folder):
+    before = keys(folder, overrides=())
+    change(folder / "weights.pth")
+    after = keys(folder, overrides=())
+    assert after["gold"][0] != before["gold"][0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        COMPARE.replace("electrum: {}", "electrum: {data.val.subset.count: 1}"),
+        COMPARE + "seeded: [data.val.subset.seed]\nset: {data.val.subset.count: 1}\n",
+    ],
+)
+def test_arms_scored_on_different_pictures_are_refused(folder, text):
+    with pytest.raises(InputError, match=r"scored on other pictures or classes.*one data\.val"):
+        keys(folder, text, checked=True)
+
+
+def test_a_metric_of_no_task_is_told_before_the_runs(folder):
+    made = keys(folder, checked=True)
+    settings = read_compare(folder / "compare.yaml").model_copy(
+        update={"metrics": ["boxes/AP", "box/AP"]}
+    )
+    with pytest.raises(InputError, match=r"'box/AP' is of no task.*the tasks are boxes"):
+        compare._check_tasks(settings, made.plan)
+
+
+def test_too_few_resamples_are_refused():
+    arms = {f"arm{i}": {} for i in range(4)}
+    facts = {"base": "base.yaml", "arms": arms, "baseline": "arm0"}
+    assert CompareSettings(**facts, resamples=120).resamples == 120
+    with pytest.raises(ValueError, match=r"119 are too few to find any of 3 differences.*120"):
+        CompareSettings(**facts, resamples=119)
+    tasks = {f"task{i}": f"task{i}/AP" for i in range(3)}
+    with pytest.raises(ValueError, match="take at least 360"):
+        TransferSettings(base="base.yaml", tasks=tasks, resamples=300)
+
+
+def test_a_probe_shares_the_labels_and_not_the_teacher_of_its_task_alone(folder):
+    base = (folder / "base.yaml").read_text()
+    own = "teacher: {kind: gold}, audit: {share: 0.5}"
+    base = base.replace(f"teacher: {{kind: results, path: {folder}/teacher.json}}", own)
+    base = base.replace("tasks:\n", "tasks:\n  map: {kind: semantic}\n")
+    (folder / "base.yaml").write_text(base)
+    path = folder / "transfer.yaml"
+    path.write_text(
+        "base: base.yaml\ntasks: {boxes: boxes/AP, map: map/mIoU}\noverlap: true\nseeds: 1\n"
+        "set: {model.backbone.weights: null}\n"
+    )
+    out, console = folder / "out", Console(quiet=True)
+    process = distributed.start("cpu")
+    made = prepare_transfer(read_transfer(path), path, [], [0], out, process, console)
+    plan = made.prepared.plan
+    jobs = compare.jobs_of(plan, out, {arm.name for arm in made.arms})
+    by_key = {job.folder.name: job for job in jobs}
+    probes = [run for run in plan.runs.values() if run.kind == "probe"]
+    with_silver = [run for run in probes if run.settings.offline_pools()]
+    assert with_silver
+    for run in with_silver:
+        alone = next(r for r in plan.runs.values() if r.settings == run.settings and r is not run)
+        assert run.teacher == alone.teacher is not None
+        assert run.settings.silver.store == alone.settings.silver.store
+        needed = by_key[run.key].after
+        assert by_key[run.teacher] in needed
+        assert [job.content["kind"] for job in needed].count("label") == 1
+    done: set[str] = set()
+    waiting = list(jobs)
+    while waiting:  # every job's turn comes
+        ready = [j for j in waiting if all(b.folder.name in done for b in j.after)]
+        assert ready, "jobs wait for each other"
+        done |= {j.folder.name for j in ready}
+        waiting = [j for j in waiting if j not in ready]
+
+
+def test_a_job_tells_the_error_of_its_last_attempt(tmp_path):
+    job = Job(tmp_path, "run", {})
+    log = tmp_path / "log.txt"
+    log.write_text("error: train.steps: bad\n")
+    assert _why(job, 2) == "train.steps: bad"
+    job.log_from = log.stat().st_size
+    assert _why(job, -9) == "killed by signal 9"
+
+
+def test_resampling_is_kept_under_any_name_of_a_class(tmp_path):
+    rows = [np.array([[0, 1.0, 2, 9, 9, 1, 0], [1, 11, 12, 9, 9, 1, 0]])] * 3
+    matches = match(boxes_of(rows), boxes_of(rows), 3, ("a|b", "c/d"))
+    matches.save(tmp_path / "matches.npz")
+    first = _resampled(tmp_path, matches, 120)
+    again = _resampled(tmp_path, matches, 120)
+    assert {"AP/a|b", "AP/c/d"} <= set(first) == set(again)
+    assert all(np.array_equal(first[name], again[name]) for name in first)

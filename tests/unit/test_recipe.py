@@ -1,0 +1,33 @@
+"""What the recipe writes, and shows to an exported file."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from detmtl.recipe import _some_pictures, write_json
+
+
+def test_numbers_that_json_does_not_know_become_null(tmp_path):
+    values = {"a": 0.5, "b": math.nan, "c": math.inf, "d": -math.inf}
+    write_json(tmp_path / "metrics.json", values)
+    text = (tmp_path / "metrics.json").read_text()
+    strict = json.loads(text, parse_constant=lambda name: pytest.fail(name))
+    assert strict == {"a": 0.5, "b": None, "c": None, "d": None}
+
+
+@pytest.mark.parametrize(
+    ("there", "shown"), [(3, [0, 1, 2]), (100, [0, 12, 24, 36, 48, 60, 72, 84])]
+)
+def test_pictures_to_compare_on_are_spread_over_the_source(there, shown):
+    class Pictures:
+        def __len__(self):
+            return there
+
+        def read(self, i):
+            return np.full((4, 6, 3), i, dtype=np.uint8)
+
+    found = _some_pictures(Pictures())
+    assert [int(x[0, 0, 0]) for x in found] == shown
+    assert all(x.shape == (3, 4, 6) for x in found)
