@@ -226,10 +226,8 @@ def audit(store: Store, gold: Source, classes: LabelSpace, nms: float | None = 0
     pictures = {content_hash: i for i, content_hash in enumerate(hashes)}
     comparison, readings, wrong_size = Comparison(), Readings(), []
     looked_at = set(np.linspace(0, len(gold) - 1, min(len(gold), PICTURES)).astype(int).tolist())
-    for record in store.records():
-        i = pictures.get(record.content_hash)
-        if i is None:
-            continue
+    for record in store.records_of(pictures):
+        i = pictures[record.content_hash]
         labels = gold.boxes(i)
         assert labels is not None
         mapped = mapping(record)

@@ -6,7 +6,7 @@ Letters: N boxes, T teachers, C classes, I pictures.
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from detmtl.silver.audit import Audit, audit
 from detmtl.silver.calibration import Calibration, CalibrationSettings, fit_calibration
 from detmtl.silver.card import TeacherCard
 from detmtl.silver.fusion import FusionSettings, fuse, require_numba
+from detmtl.silver.known import Known
 from detmtl.silver.mapping import ClassMap
 from detmtl.silver.pictures import as_digests
 from detmtl.silver.record import SCORE_DIGITS, Record
@@ -51,7 +52,7 @@ class Ensemble:
     """Stores of T >= 1 teachers, in the label space's classes.
 
     With several, it can be read like a store whose teacher they are together: it has `path`, `card`,
-    `floor`, `records()` and `digest()`.
+    `floor` and `digest()`, and its labels are `fused`.
 
     Attributes:
         stores: one for each teacher.
@@ -196,14 +197,14 @@ class Ensemble:
         Raises:
             InputError: gold has no labels, or none of its pictures was labelled by all teachers.
         """
-        view = _AsStore(self, frozenset(gold.hashes()))
+        view = _AsStore(self)
         # Fused labels are in the label space's classes already, and no two of one object.
         return audit(cast(Store, view), gold, LabelSpace.of(self.classes.names), nms=None)
 
     def fused(self, hashes: Sequence[str]) -> Iterator[Record]:
         """Yields the fused labels of several teachers, of the pictures of those hashes that all of them
         have seen; classes index the card's."""
-        return _AsStore(self, frozenset(hashes)).records()
+        return _AsStore(self).records_of(frozenset(hashes))
 
     def gather(self, hashes: np.ndarray, folder: Path, lowest: np.ndarray) -> "Gathered":
         """Reads the stores and keeps the boxes of the pictures that are asked for.
@@ -215,17 +216,15 @@ class Ensemble:
                 with several, whose scores are of their own kind.
         """
         order = np.argsort(hashes, kind="stable")
-        rising = hashes[order]
+        rising, wanted = hashes[order], Known(hashes.tobytes())
         looked = np.zeros((len(self.stores), len(hashes)), dtype=bool)
         spill = Spill(_BOX, folder)
         for t, (store, mapping) in enumerate(zip(self.stores, self.maps, strict=True)):
-            for record in store.records():
+            for record in store.records_of(wanted):
                 key = as_digests([record.content_hash])
                 first, end = (
                     int(np.searchsorted(rising, key, side)[0]) for side in ("left", "right")
                 )
-                if first == end:
-                    continue
                 looked[t, order[first:end]] = True
                 rows = _boxes(mapping(record), t)
                 if not self.several:
@@ -300,15 +299,9 @@ class Gathered:
 
 @dataclass(frozen=True, eq=False)
 class _AsStore:
-    """Some pictures of an ensemble, to be read like a store.
-
-    Attributes:
-        ensemble: of several teachers.
-        wanted: content hashes.
-    """
+    """An ensemble of several teachers, to be read like a store."""
 
     ensemble: Ensemble
-    wanted: frozenset[str]
 
     @property
     def path(self) -> Path:
@@ -325,14 +318,13 @@ class _AsStore:
     def digest(self) -> str:
         return self.ensemble.digest()
 
-    def records(self) -> Iterator[Record]:
-        """Yields fused records of the wanted pictures that all teachers have seen; classes index the
-        card's."""
+    def records_of(self, hashes: Container[str]) -> Iterator[Record]:
+        """Yields fused records of the pictures of those content hashes that all teachers have seen;
+        classes index the card's."""
         ensemble = self.ensemble
         heads = [
             replace(r, boxes=r.boxes[:0], classes=r.classes[:0], scores=r.scores[:0])
-            for r in ensemble.stores[0].records()
-            if r.content_hash in self.wanted
+            for r in ensemble.stores[0].records_of(hashes)
         ]
         if not heads:
             return
@@ -340,8 +332,8 @@ class _AsStore:
         place = np.cumsum(ensemble.looked_for) - 1
         nothing = np.zeros(len(ensemble.classes), dtype=np.float32)
         with tempfile.TemporaryDirectory() as folder:
-            hashes = as_digests([r.content_hash for r in heads])
-            gathered = ensemble.gather(hashes, Path(folder), nothing)
+            keys = as_digests([r.content_hash for r in heads])
+            gathered = ensemble.gather(keys, Path(folder), nothing)
             seen = gathered.seen
             for block, rows in gathered.blocks():
                 ends = np.searchsorted(rows["picture"], np.arange(block.start, block.stop + 1))

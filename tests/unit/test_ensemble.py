@@ -1,6 +1,7 @@
 """Several stores read as one: fused, audited and selected."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from silver_stand_ins import HEIGHT, WIDTH, card, gold, pictures
 from detmtl.silver.audit import Audit, audit, audit_folder
 from detmtl.silver.ensemble import Ensemble
 from detmtl.silver.record import Record
+from detmtl.silver.records import FORMATS
 from detmtl.silver.selection import AtPrecision, AtProbability, SelectionSettings, select
 from detmtl.silver.spill import Spill
 from detmtl.silver.store import Store
@@ -107,6 +109,27 @@ def test_an_audit_of_fused_labels_is_the_same_when_it_is_read_again(source, labe
     assert sorted(labels) == sorted(fresh.boxes["score"]), (
         "a threshold is one of its labels' scores"
     )
+
+
+def test_labels_of_pictures_that_are_not_asked_for_are_not_parsed(
+    source, labelled, stores, monkeypatch
+):
+    ensemble = joined(stores, labelled)  # audits are kept by what they are of
+    some, parsed = labelled.subset([1, 4]), []
+    of_boxes = FORMATS["boxes"]
+
+    def counted(line):
+        parsed.append(line)
+        return of_boxes.decode(line)
+
+    monkeypatch.setitem(FORMATS, "boxes", replace(of_boxes, decode=counted))
+    assert audit(stores[0], some, SPACE).pictures == len(parsed) == 2
+    parsed.clear()
+    assert ensemble.audit(some).pictures == 2
+    assert len(parsed) == 2 * 3, "the first store for the pictures' sizes, and each for its boxes"
+    parsed.clear()
+    select(stores[0], [source.subset([3])], SPACE, SelectionSettings())
+    assert len(parsed) == 1
 
 
 def test_who_does_not_know_a_class_is_no_vote_against(source, labelled, stores):
