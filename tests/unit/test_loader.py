@@ -76,7 +76,7 @@ def same(a: Batch, b: Batch) -> bool:
         if not torch.equal(getattr(a, name), getattr(b, name)):
             return False
     return a.labels.keys() == b.labels.keys() and all(
-        torch.equal(getattr(a.labels[k], f.name), getattr(b.labels[k], f.name))
+        torch.equal(*(torch.as_tensor(getattr(x.labels[k], f.name)) for x in (a, b)))
         for k in a.labels
         for f in fields(a.labels[k])
         if f.name != "details"

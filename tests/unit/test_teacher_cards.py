@@ -29,7 +29,7 @@ def test_a_checkpoint_with_another_of_its_tasks(tmp_path, monkeypatch):
     task = SimpleNamespace(labels="boxes", of=None)
     model = SimpleNamespace(tasks={"near": task, "far": task})
     loaded = SimpleNamespace(model=model, class_names=("a",), short=64, long=96)
-    monkeypatch.setattr(from_checkpoint, "load_checkpoint", lambda file: loaded)
+    monkeypatch.setattr(from_checkpoint, "load_checkpoint", lambda file, trust: loaded)
     monkeypatch.setattr(from_checkpoint, "Predictor", lambda loaded, device: None)
     (tmp_path / "last.pt").write_bytes(b"weights")
     one, other = (
