@@ -13,7 +13,10 @@ from detmtl.data.images import content_hashes, list_pictures
 
 
 def input_hashes(
-    settings: RunSettings, cache: Path, sources: Collection[str] | None = None
+    settings: RunSettings,
+    cache: Path,
+    sources: Collection[str] | None = None,
+    known: dict[str, str] | None = None,
 ) -> dict[str, str]:
     """Returns what a run reads -> a hash that changes whenever its files do.
 
@@ -21,18 +24,25 @@ def input_hashes(
         settings: of the run.
         cache: folder that keeps the hashes of unchanged files.
         sources: those of `data.sources` that count, beside val and test; None: all.
+        known: of sources that were looked at already, which grows: many runs share a source, whose files
+            may be many.
     """
+    known = {} if known is None else known
     data, found = settings.data, named_files(settings.resolved(), Path(settings.data.root), cache)
     root = Path(data.root).absolute()
     wanted = {n: s for n, s in data.sources.items() if sources is None or n in sources}
     for name, source in {**wanted, "val": data.val, "test": data.test}.items():
         if source is None:
             continue
-        facts = [source.fingerprint(root, cache)]
-        for more in (getattr(source, "maps", None), getattr(source, "depth", None)):
-            if more is not None:
-                facts.append(stamps(root / more.folder, list_pictures(root / more.folder)))
-        found[f"data.{name}"] = _digest(facts)
+        told = source.model_dump(mode="json", exclude={"subset", "weight"})
+        key = json.dumps([str(root), told])
+        if key not in known:
+            facts = [source.fingerprint(root, cache)]
+            for more in (source.maps, source.depth):
+                if more is not None:
+                    facts.append(stamps(root / more.folder, list_pictures(root / more.folder)))
+            known[key] = _digest(facts)
+        found[f"data.{name}"] = known[key]
     return found
 
 
@@ -43,8 +53,8 @@ def named_files(tree: Any, root: Path, cache: Path) -> dict[str, str]:
     for text in sorted({*_texts(tree)}):
         for path in (Path(text), root / text):
             if os.path.isfile(path):
-                (found[text],) = content_hashes([str(path.absolute())], cache)
-    return found
+                found[text] = str(path.absolute())
+    return dict(zip(found, content_hashes(list(found.values()), cache), strict=True))
 
 
 def _texts(tree: Any) -> Iterator[str]:

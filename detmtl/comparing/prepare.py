@@ -57,7 +57,7 @@ class Preparation:
         self.out, self.process, self.console = out, process, console
         self.prepared = Prepared(Plan(cells_of(planner.settings)))
         self._scenes: dict[str, str] = {}
-        self._hashes: dict[str, dict[str, str]] = {}
+        self._hashes: dict[str, str] = {}
         self._final: dict[str, Source] = {}
         self._starts: dict[str, str] = {}
 
@@ -181,10 +181,7 @@ class Preparation:
 
     def _fingerprint(self, settings: RunSettings) -> dict[str, str]:
         """Returns hashes of all files that decide a run's result: other files, another run."""
-        key = json.dumps([settings.data.model_dump(mode="json"), settings.resolved()])
-        if key not in self._hashes:
-            self._hashes[key] = input_hashes(settings, self.out / "cache")
-        return self._hashes[key]
+        return input_hashes(settings, self.out / "cache", known=self._hashes)
 
 
 def prepare(

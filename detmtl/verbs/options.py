@@ -25,6 +25,7 @@ from detmtl.structures.errors import InputError
 def label_space(
     args: argparse.Namespace, annotations: Path | None, names: Sequence[str] | None = None
 ) -> LabelSpace:
+    """Returns the classes of --classes; or those that `annotations` names; or `names`."""
     if args.classes:
         classes = yaml_value(args.classes, "--classes")
         if not isinstance(classes, list | dict):
@@ -36,6 +37,7 @@ def label_space(
 
 
 def gold_maps(args: argparse.Namespace) -> MapFolder | None:
+    """Returns what --maps and --categories name."""
     if args.maps is None:
         return None
     if args.categories is None:
@@ -45,10 +47,12 @@ def gold_maps(args: argparse.Namespace) -> MapFolder | None:
 
 
 def gold_tags(args: argparse.Namespace) -> TagFile | None:
+    """Returns what --tags names."""
     return TagFile(file=str(args.tags.absolute()), missing="absent") if args.tags else None
 
 
 def gold_depth(args: argparse.Namespace) -> DepthFolder | None:
+    """Returns what --depth and --depth-unit name."""
     if args.depth is None:
         return None
     return DepthFolder(folder=str(args.depth.absolute()), unit=args.depth_unit, missing="absent")
@@ -97,6 +101,7 @@ def coco_source(args: argparse.Namespace, space: LabelSpace, cache: Path) -> Sou
 
 
 def cache_of(folder: Path) -> Path:
+    """Returns the cache below a folder, made and writable."""
     cache = Path(folder) / "cache"
     writable(cache, str(folder))
     return cache
@@ -113,6 +118,7 @@ def writable(folder: Path, where: str) -> None:
 
 
 def checked_values(kind: Any, tree: Any, where: str) -> Any:
+    """Returns plain values as settings of a kind; mistakes are InputErrors that begin with `where`."""
     try:
         return TypeAdapter(kind).validate_python(tree)
     except ValidationError as error:
@@ -122,6 +128,7 @@ def checked_values(kind: Any, tree: Any, where: str) -> Any:
 
 
 def assignments(texts: Sequence[str]) -> dict[str, Any]:
+    """Returns name -> value of each NAME=VALUE, the value read as YAML."""
     values = {}
     for text in texts:
         name, equals, value = text.partition("=")
@@ -132,6 +139,7 @@ def assignments(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def yaml_value(text: str, where: str) -> Any:
+    """Returns a text read as YAML."""
     try:
         return YAML(typ="safe", pure=True).load(text)
     except YAMLError as error:
@@ -139,6 +147,7 @@ def yaml_value(text: str, where: str) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Writes a file that --out names, whole or not at all."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")

@@ -49,6 +49,7 @@ from detmtl.verbs.options import (
 
 
 def annotate_verb(args: argparse.Namespace) -> None:
+    """Writes or continues a store of silver labels."""
     process = distributed.start(args.device)
     teacher = teacher_settings(args.teacher, args.trust).load(Path.cwd(), str(process.device))
     cache = cache_of(args.out)
@@ -75,6 +76,7 @@ def annotate_verb(args: argparse.Namespace) -> None:
 
 
 def audit_verb(args: argparse.Namespace) -> None:
+    """Measures a store against gold."""
     if args.html:
         require()
     store = Store.open(args.store, args.teacher)
@@ -154,6 +156,7 @@ def _others(args: argparse.Namespace, store: Store, policy: Sequence[str]) -> tu
 
 
 def select_verb(args: argparse.Namespace) -> None:
+    """Turns a store into labels that other tools read."""
     store = Store.open(args.store, args.teacher)
     if store.card.task != "boxes":
         others, pool = _others(args, store, args.set)
@@ -189,6 +192,7 @@ def _write_labels(out: Path, format: str, chosen: Path, space: LabelSpace) -> No
 
 
 def import_verb(args: argparse.Namespace) -> None:
+    """Takes people's corrections of silver back as gold."""
     reviewed = None if args.reviewed is None else yaml_value(args.reviewed, "--reviewed")
     if reviewed is not None and not isinstance(reviewed, list):
         raise InputError(f"--reviewed {args.reviewed}: must be a list in YAML")
