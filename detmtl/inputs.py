@@ -1,6 +1,5 @@
 """The files behind a run: with others, the same settings are another run."""
 
-import hashlib
 import json
 import os
 from collections.abc import Collection, Iterator
@@ -10,6 +9,7 @@ from typing import Any
 from detmtl.config import RunSettings
 from detmtl.data.folder import stamps
 from detmtl.data.images import content_hashes, list_pictures
+from detmtl.data.parsed import digest
 
 
 def input_hashes(
@@ -41,7 +41,7 @@ def input_hashes(
             for more in (source.maps, source.depth):
                 if more is not None:
                     facts.append(stamps(root / more.folder, list_pictures(root / more.folder)))
-            known[key] = _digest(facts)
+            known[key] = digest(facts)
         found[f"data.{name}"] = known[key]
     return found
 
@@ -66,7 +66,3 @@ def _texts(tree: Any) -> Iterator[str]:
     elif isinstance(tree, list):
         for value in tree:
             yield from _texts(value)
-
-
-def _digest(facts: Any) -> str:
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
