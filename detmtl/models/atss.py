@@ -28,7 +28,7 @@ PAIRS = 1 << 19
 """Pairs of a box and a candidate that are looked at together: bounds the memory near 60 MB."""
 
 PAIRS_ON_GPU = 1 << 24
-"""The same where many small steps cost more than memory: near 2 GB for a moment."""
+"""The same where many small steps cost more than memory: by arithmetic near 2 GB for a moment."""
 
 INSIDE = 0.01
 """Pixels by which an anchor's center lies in its box at least, as in the authors' code."""

@@ -26,7 +26,7 @@ PAIRS = 1 << 20
 """Pairs of a box and an anchor that are looked at together: bounds the memory near 60 MB."""
 
 PAIRS_ON_GPU = 1 << 25
-"""The same where many small steps cost more than memory: near 2 GB for a moment."""
+"""The same where many small steps cost more than memory: by arithmetic near 2 GB for a moment."""
 
 
 @dataclass(frozen=True)
