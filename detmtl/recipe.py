@@ -24,7 +24,7 @@ from detmtl.data.source import Source
 from detmtl.engine import distributed
 from detmtl.engine.diagnosis import Diagnosis
 from detmtl.engine.distributed import Process
-from detmtl.engine.evaluator import evaluate
+from detmtl.engine.evaluator import collect, evaluate
 from detmtl.engine.memory import keep_freed_memory
 from detmtl.engine.online import online_batches
 from detmtl.engine.online_audit import Audits, Choices
@@ -43,6 +43,7 @@ from detmtl.structures.labels import Grade
 from detmtl.structures.sample import Batch
 from detmtl.tasks.detection import DetectionConfig
 from detmtl.tasks.multitask import MultiTask, build_model
+from detmtl.tasks.task import Metric
 
 
 @dataclass(frozen=True)
@@ -277,8 +278,8 @@ def fit_model(
         console.print(f"Continuing from step {state.step} of {folder.last}", markup=False)
     stream = training_batches(settings, mixture, state, gold, folder, process)
 
-    def validate(averaged: torch.nn.Module) -> dict[str, float]:
-        return evaluate(
+    def validate(averaged: torch.nn.Module) -> dict[str, Metric]:
+        return collect(
             averaged,
             validation_batches(settings, val, process),
             process.device,
@@ -291,7 +292,8 @@ def fit_model(
         diagnosis = Diagnosis(settings.diagnosis, model.stages())
     labels = {name: task.labels for name, task in state.tasks.items()}
     names = {task: settings.data.names()[key] for task, key in labels.items()}
-    with Recorder(folder.path, steps, names, state.step, process.rank == 0, labels) as recorder:
+    shown, unscored = process.rank == 0, state.unscored
+    with Recorder(folder.path, steps, names, state.step, shown, labels, unscored) as recorder:
         train(
             state,
             stream,

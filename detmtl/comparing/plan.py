@@ -262,9 +262,10 @@ def digest(facts: Any) -> str:
 
 
 def run_key(settings: RunSettings, fingerprints: Any) -> str:
-    """Returns the key of a training: everything but where its store is and how it is fed."""
+    """Returns the key of a training: everything but where its store is and how it is fed and scored."""
     tree = settings.resolved()
     tree["data"].pop("workers")
+    tree["train"].pop("score_in_background")
     if tree["silver"]:
         tree["silver"].pop("store")
     return digest([VERSION, tree, fingerprints])

@@ -1,7 +1,7 @@
 """Several processes, started by torchrun, that train one model on shares of each batch."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from detmtl.balancing.gradients import in_any_process
+from detmtl.engine.background import portable
 from detmtl.structures.errors import InputError
 
 T = TypeVar("T")
@@ -130,6 +131,25 @@ def from_first(value: T) -> T:
     values = [value]
     dist.broadcast_object_list(values)
     return values[0]
+
+
+def on_first(function: Callable[[], T]) -> T:
+    """Calls `function` on rank 0 and returns on every rank what it returned there.
+
+    What it raises there is raised on every rank: none is left to wait for one that has gone.
+    """
+    if world_size() == 1:
+        return function()
+    outcome: Any = None, None
+    if rank() == 0:
+        try:
+            outcome = function(), None
+        except Exception as error:
+            outcome = None, portable(error)
+    value, error = from_first(outcome)
+    if error is not None:
+        raise error
+    return value
 
 
 @torch.no_grad()

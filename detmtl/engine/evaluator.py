@@ -15,7 +15,7 @@ from detmtl.engine.precision import Precision, autocast, dtype_of
 from detmtl.structures.boxes import xyxy_to_xywh
 from detmtl.structures.labels import BoxLabels, Labels
 from detmtl.structures.sample import Batch, ImageInfo
-from detmtl.tasks.task import decode_all
+from detmtl.tasks.task import Metric, decode_all
 
 Truth = Callable[[ImageInfo], Mapping[str, Labels]]
 """Task name -> labels of a picture in pixels of its file."""
@@ -33,7 +33,26 @@ def evaluate(
 ) -> dict[str, float]:
     """Returns `task/metric` -> value over all pictures of all ranks, the same on every rank.
 
-    Predictions are mapped to pixels of the picture's file before they are scored.
+    Arguments as of `collect`.
+    """
+    return computed(
+        collect(model, batches, device, precision, truth, detections, category_ids, on_batch)
+    )
+
+
+def collect(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    device: torch.device,
+    precision: Precision = "auto",
+    truth: Truth | None = None,
+    detections: Path | None = None,
+    category_ids: Sequence[int] | None = None,
+    on_batch: Callable[[Batch, Mapping[str, list[Labels]]], None] | None = None,
+) -> dict[str, Metric]:
+    """Returns task name -> metric that has seen the predictions of this rank's pictures.
+
+    Predictions are mapped to pixels of the picture's file.
 
     Args:
         model: `model(images) -> {task: outputs}` with `model.tasks`; its training mode is kept.
@@ -48,7 +67,7 @@ def evaluate(
             bars and drawings.
     """
     tasks: dict[str, Any] = dict(model.tasks.items())  # type: ignore[union-attr, operator]
-    metrics = {name: task.metric() for name, task in tasks.items()}
+    metrics: dict[str, Any] = {name: task.metric() for name, task in tasks.items()}
     results: dict[tuple[str, int], list[dict[str, Any]]] = {}
     boxes: str | None = None  # the task whose boxes are written
     with _evaluating(model):
@@ -86,7 +105,7 @@ def evaluate(
                 on_batch(batch, predictions)
     if detections is not None:
         _write_results(detections, results)
-    return computed(metrics)
+    return metrics
 
 
 @torch.no_grad()
@@ -203,12 +222,24 @@ def _write_results(path: Path, mine: dict[tuple[str, int], list[dict[str, Any]]]
     distributed.barrier()
 
 
-def computed(metrics: Mapping[str, Any]) -> dict[str, float]:
+def computed(metrics: Mapping[str, Metric]) -> dict[str, float]:
     """Returns all tasks' numbers, computed on rank 0 and sent to the others."""
-    values: dict[str, float] = {}
-    for name, metric in metrics.items():
+    gathered(metrics)
+    return distributed.on_first(lambda: numbers(metrics))
+
+
+def gathered(metrics: Mapping[str, Metric]) -> None:
+    """Gives rank 0's metrics what those of all ranks have collected."""
+    for metric in metrics.values():
         states = distributed.gather_at_first(metric.state())
         if states is not None:
             metric.merge(states)
-            values |= {f"{name}/{key}": float(v) for key, v in metric.compute().items()}
-    return distributed.from_first(values)
+
+
+def numbers(metrics: Mapping[str, Metric]) -> dict[str, float]:
+    """Returns `task/metric` -> value of what the metrics have collected."""
+    return {
+        f"{name}/{key}": float(value)
+        for name, metric in metrics.items()
+        for key, value in metric.compute().items()
+    }

@@ -43,6 +43,7 @@ class Recorder:
         start_step: int = 0,
         progress: bool = True,
         labels: Mapping[str, str] | None = None,
+        unscored: bool = False,
     ):
         """Opens the files.
 
@@ -53,16 +54,19 @@ class Recorder:
             start_step: steps already made, when the run goes on.
             progress: whether to show the bar.
             labels: task -> its key in `Batch.labels`, where that is not the task's name.
+            unscored: the weights of `start_step` will be scored again.
         """
         self._labels = dict(labels or {})
         self.class_names = dict(class_names)
         self.progress: Progress | None = None
         self._writer: SummaryWriter | None = None
+        self._held: list[str] | None = None
+        self._score = ""
         if distributed.rank() != 0:
             return
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
-        _cut(path, start_step)
+        _cut(path, start_step, unscored)
         self._file = open(path, "a")  # noqa: SIM115 closed by __exit__
         self._gradients = folder / diagnosis.FILE
         _cut(self._gradients, start_step)
@@ -90,6 +94,7 @@ class Recorder:
             self.progress.stop()
             self.progress = None
         if self._writer is not None:
+            self._file.writelines(self._held or ())
             self._writer.close()
             self._file.close()
             self._writer = None
@@ -102,8 +107,33 @@ class Recorder:
         for name, value in finite.items():
             if value is not None:
                 self._writer.add_scalar(name, value, step)
-        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        line = json.dumps({"step": step, **finite}) + "\n"
+        if self._held is not None:
+            self._held.append(line)
+            return
+        self._file.write(line)
         self._file.flush()
+
+    def hold(self) -> None:
+        """Keeps what `metrics.jsonl` gets from now on until `scores` is called, for the order of its
+        lines. A kill loses them, and a run that goes on makes them again: no `last.pt` of a later step
+        is written before."""
+        self._held = []
+
+    def scores(self, step: int, values: Mapping[str, float], best: str | None = None) -> None:
+        """Records the scores of the weights of `step`, which may be past.
+
+        Args:
+            best: the metric that the bar shows from now on; None: none.
+        """
+        if self._writer is None:
+            return
+        held, self._held = self._held or [], None
+        self.scalars(step, {f"val/{name}": value for name, value in values.items()})
+        self._file.writelines(held)
+        self._file.flush()
+        if best is not None and best in values:
+            self._score = f"{best} {values[best]:.4g} at step {step}"
 
     def pictures(
         self, step: int, where: str, batch: Batch, predictions: Mapping[str, Sequence[Labels]]
@@ -150,7 +180,9 @@ class Recorder:
         """Moves the bar to `step`; where there is no terminal, prints a line now and then."""
         if self.progress is None:
             return
-        told = "train" if loss is None else f"train (loss {loss:.4g})"
+        parts = [] if loss is None else [f"loss {loss:.4g}"]
+        parts += [self._score] if self._score else []
+        told = f"train ({', '.join(parts)})" if parts else "train"
         self.progress.update(self._bar, completed=step, description=told)
         if not self.progress.console.is_terminal and time.monotonic() >= self._line_at:
             self._line_at = time.monotonic() + LINE_EVERY
@@ -181,11 +213,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _cut(path: Path, step: int) -> None:
-    """Drops records after `step` (a run from the start keeps none), whole or not at all."""
+def _cut(path: Path, step: int, unscored: bool = False) -> None:
+    """Drops records after `step` (a run from the start keeps none), whole or not at all.
+
+    Args:
+        unscored: drops the scores of `step` too.
+    """
     if not path.exists():
         return
     kept = [r for r in read_metrics(path) if step and r["step"] <= step]
+    if unscored:
+        kept = [r for r in kept if r["step"] < step or not any(k.startswith("val/") for k in r)]
     part = path.with_name(path.name + ".part")
     part.write_text("".join(json.dumps(r) + "\n" for r in kept))
     os.replace(part, path)

@@ -2,8 +2,8 @@
 
 A checkpoint is one file that `torch.load(weights_only=True)` reads: {"format": 1, "settings": the
 run's resolved settings, "classes": names, "step", "model", "ema", "optimizer", "scaler", "balancer",
-"random" of each rank, "best"}. `best.pt` and other files to deploy from have no more than "format",
-"settings", "classes", "step" and "model" (the weights to use).
+"random" of each rank, "best", "unscored"}. `best.pt` and other files to deploy from have no more than
+"format", "settings", "classes", "step" and "model" (the weights to use).
 """
 
 import copy
@@ -64,6 +64,8 @@ class State:
         settings, classes: told in checkpoints, so that a model can be rebuilt from the file alone.
         step: updates made.
         best: highest value of the metric by which the best checkpoint is chosen.
+        unscored: the weights of this very step were evaluated and their score is not in `best` yet: a
+            run that goes on from here has to evaluate them again.
     """
 
     model: nn.Module
@@ -76,6 +78,7 @@ class State:
     classes: list[str] = field(default_factory=list)
     step: int = 0
     best: float | None = None
+    unscored: bool = False
     _random: dict[str, Any] | None = None
 
     @property
@@ -109,12 +112,20 @@ class State:
                     "balancer": self.balancer.state_dict(),
                     "random": everyones_random,
                     "best": self.best,
+                    "unscored": self.unscored,
                 },
             )
         distributed.barrier()
 
-    def save_weights(self, path: Path) -> None:
-        """Writes the weights to deploy, on rank 0."""
+    def save_weights(
+        self, path: Path, step: int | None = None, weights: dict[str, Tensor] | None = None
+    ) -> None:
+        """Writes the weights to deploy, on rank 0.
+
+        Args:
+            step: at which they were as they are; None: now.
+            weights: None: those of `averaged`.
+        """
         if distributed.rank() == 0:
             write_checkpoint(
                 path,
@@ -122,8 +133,8 @@ class State:
                     "format": FORMAT,
                     "settings": self.settings,
                     "classes": list(self.classes),
-                    "step": self.step,
-                    "model": self.averaged.state_dict(),
+                    "step": self.step if step is None else step,
+                    "model": self.averaged.state_dict() if weights is None else weights,
                 },
             )
 
@@ -165,6 +176,7 @@ class State:
         if self.scaler is not None:
             self.scaler.load_state_dict(saved["scaler"])
         self.step, self.best = saved["step"], saved["best"]
+        self.unscored = saved.get("unscored", False)
         rank = distributed.rank()
         self._random = saved["random"][rank] if rank < len(saved["random"]) else None
 

@@ -1,7 +1,6 @@
 """The training loop."""
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,15 +16,15 @@ from detmtl.engine.distributed import Process
 from detmtl.engine.optim import OptimSettings, set_lr
 from detmtl.engine.precision import Precision, autocast, dtype_of
 from detmtl.engine.recorder import Recorder
+from detmtl.engine.scores import Scores, Where
 from detmtl.engine.shares import LossShares
 from detmtl.engine.state import Ema, State, random_kept
 from detmtl.engine.stopwatch import Stopwatch
 from detmtl.engine.watch import LossWatch, TrainingDiverged
-from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Labels
 from detmtl.structures.sample import Batch
 from detmtl.structures.settings import Settings
-from detmtl.tasks.task import decode_all
+from detmtl.tasks.task import Metric, decode_all
 
 __all__ = ["TrainSettings", "TrainingDiverged", "train"]
 
@@ -45,6 +44,9 @@ class TrainSettings(Settings):
         ema: decay of the moving average of the weights that is evaluated and deployed; None: none.
         log_every, evaluate_every, save_every, pictures_every: in steps; None: only after the last one
             (pictures: never).
+        score_in_background: whether training goes on while the predictions of an evaluation are scored,
+            in a process of its own; "auto": if the first score took longer than a second. What comes
+            of it is the same.
         best: metric, as `boxes/AP`, whose highest value keeps best.pt; None: the last weights are the
             best.
     """
@@ -58,6 +60,7 @@ class TrainSettings(Settings):
     evaluate_every: Count | None = None
     save_every: Count | None = 200
     pictures_every: Count | None = 500
+    score_in_background: Where = "auto"
     best: str | None = None
 
     def prepare(
@@ -100,7 +103,7 @@ def train(
     batches: Iterator[Batch],
     settings: TrainSettings,
     optim: OptimSettings,
-    evaluate: Callable[[nn.Module], dict[str, float]],
+    evaluate: Callable[[nn.Module], Mapping[str, Metric]],
     recorder: Recorder,
     folder: Path,
     sources: Sequence[str] = (),
@@ -113,7 +116,8 @@ def train(
         batches: this rank's, from number `state.step * settings.accumulate` on, at least as many as
             are still needed.
         optim: learning rate over time, and the limit of the gradient's norm.
-        evaluate: returns `task/metric` -> value of a model; called on every rank.
+        evaluate: returns task name -> metric that has seen a model's predictions of this rank's part of
+            the pictures; called on every rank.
         recorder: see there.
         folder: gets `last.pt` (everything) and `best.pt` (the weights to deploy).
         sources: names of the mix's sources, whose shares of the loss are recorded.
@@ -130,7 +134,6 @@ def train(
     weights = [p for group in state.optimizer.param_groups for p in group["params"]]
     clock, watch = Stopwatch(device), LossWatch(skips=state.scaler is not None)
     shares = LossShares(sources, device)
-    metrics: dict[str, float] = {}
     pictures = 0
     state.model.train()
     if state.step < steps:
@@ -138,60 +141,71 @@ def train(
         batches = itertools.chain([next(batches)], batches)
     state.restore_random()
 
-    while state.step < steps:
-        set_lr(state.optimizer, optim.factor(state.step, steps))
-        for part in range(settings.accumulate):
-            batch = next(batches).to(device)
-            clock.lap("data")
-            with autocast(device, dtype):
-                outputs = state.model(batch.images)
-            terms = {name: task.loss(outputs[name], batch) for name, task in state.tasks.items()}
-            clock.lap("forward")
-            if diagnosis is not None and part == 0 and diagnosis.due(state.step + 1):
-                diagnosis.look(state.step + 1, state.balancer.weighted(terms), state.scaler)
-                clock.lap("diagnosis")
-            total = state.balancer.backward(terms, state.scaler, 1 / settings.accumulate)
-            watch.add(state.step + 1, terms, total, batch.infos)
-            shares.add(terms, batch.groups)
+    with Scores(state, recorder, folder, settings.best, settings.score_in_background) as scores:
+        if state.unscored:
+            scores.begin(_predictions(state, evaluate), last=state.step >= steps)
+        while state.step < steps:
+            set_lr(state.optimizer, optim.factor(state.step, steps))
+            for part in range(settings.accumulate):
+                batch = next(batches).to(device)
+                clock.lap("data")
+                with autocast(device, dtype):
+                    outputs = state.model(batch.images)
+                terms = {
+                    name: task.loss(outputs[name], batch) for name, task in state.tasks.items()
+                }
+                clock.lap("forward")
+                if diagnosis is not None and part == 0 and diagnosis.due(state.step + 1):
+                    diagnosis.look(state.step + 1, state.balancer.weighted(terms), state.scaler)
+                    clock.lap("diagnosis")
+                total = state.balancer.backward(terms, state.scaler, 1 / settings.accumulate)
+                watch.add(state.step + 1, terms, total, batch.infos)
+                shares.add(terms, batch.groups)
+                clock.lap("backward")
+                pictures += len(batch) * distributed.world_size()
+            distributed.average_gradients(weights)
+            watch.add_gradient_norm(_update(state, optim.clip))
+            state.step += 1
+            if state.ema is not None:
+                state.ema.update(state.model, state.step)
             clock.lap("backward")
-            pictures += len(batch) * distributed.world_size()
-        distributed.average_gradients(weights)
-        watch.add_gradient_norm(_update(state, optim.clip))
-        state.step += 1
-        if state.ema is not None:
-            state.ema.update(state.model, state.step)
-        clock.lap("backward")
 
-        step, last = state.step, state.step == steps
-        evaluating = last or _due(step, settings.evaluate_every)
-        saving = last or _due(step, settings.save_every)
-        drawing = _due(step, settings.pictures_every)
-        if evaluating or saving or _due(step, settings.log_every):
-            values = watch.check()  # the only wait for the device
-            told = _told(values, state, clock.read(), pictures)
-            recorder.scalars(step, told | shares.read())
-            recorder.advance(step, values.get("loss"))
-            if diagnosis is not None:
-                recorder.gradients(diagnosis.read())
-                if last:
-                    recorder.gradients_heat_map(step)
-            pictures = 0
-        if drawing:
-            found = _decoded(state, outputs, batch)  # pyright: ignore[reportPossiblyUnboundVariable]
-            recorder.pictures(step, "train", batch, found)  # pyright: ignore[reportPossiblyUnboundVariable]
-        if evaluating or saving:
-            _average_buffers(state)  # a file holds rank 0's
-        if evaluating:
-            with random_kept():
-                metrics = evaluate(state.averaged)
-            state.model.train()
-            recorder.scalars(step, {f"val/{name}": value for name, value in metrics.items()})
-            if _is_best(state, metrics, settings.best, last):
-                state.save_weights(folder / "best.pt")
-        if saving:
-            state.save(folder / "last.pt")
-        if evaluating or saving or drawing:
-            clock.restart()
+            step, last = state.step, state.step == steps
+            evaluating = last or _due(step, settings.evaluate_every)
+            saving = last or _due(step, settings.save_every)
+            drawing, came = _due(step, settings.pictures_every), False
+            if evaluating or saving or _due(step, settings.log_every):
+                values = watch.check()  # the only wait for the device
+                told = _told(values, state, clock.read(), pictures)
+                recorder.scalars(step, told | shares.read())
+                recorder.advance(step, values.get("loss"))
+                if diagnosis is not None:
+                    recorder.gradients(diagnosis.read())
+                    if last:
+                        recorder.gradients_heat_map(step)
+                pictures = 0
+                came = scores.poll()
+            if drawing:
+                found = _decoded(state, outputs, batch)  # pyright: ignore[reportPossiblyUnboundVariable]
+                recorder.pictures(step, "train", batch, found)  # pyright: ignore[reportPossiblyUnboundVariable]
+            if evaluating or saving:
+                _average_buffers(state)  # a file holds rank 0's
+            if evaluating:
+                scores.begin(_predictions(state, evaluate), last)
+            if saving:
+                scores.before_saving()
+                state.save(folder / "last.pt")
+            if evaluating or saving or drawing or came:
+                clock.restart()
+    return scores.metrics
+
+
+def _predictions(
+    state: State, evaluate: Callable[[nn.Module], Mapping[str, Metric]]
+) -> Mapping[str, Metric]:
+    with random_kept():
+        metrics = evaluate(state.averaged)
+    state.model.train()
     return metrics
 
 
@@ -264,24 +278,3 @@ def _average_buffers(state: State) -> None:
     distributed.average_buffers(state.model)
     if state.ema is not None:
         distributed.average_buffers(state.ema.module)
-
-
-def _is_best(state: State, metrics: Mapping[str, float], name: str | None, last: bool) -> bool:
-    """Returns whether the weights are the best so far, and notes their value.
-
-    Raises:
-        InputError: no metric has that name.
-    """
-    if name is None:
-        return last
-    if name not in metrics:
-        raise InputError(
-            f"train.best: '{name}' is no metric of this run; there are {', '.join(metrics)}"
-        )
-    value = metrics[name]
-    if math.isnan(value):  # no truth to score against: better any best.pt than none
-        return last and state.best is None
-    if state.best is not None and value <= state.best:
-        return False
-    state.best = value
-    return True

@@ -20,7 +20,7 @@ from detmtl.data.fit import InputSettings
 from detmtl.data.loader import drafts
 from detmtl.data.mixture import MixSettings, Mixture
 from detmtl.data.source import Source
-from detmtl.engine.evaluator import evaluate, predict
+from detmtl.engine.evaluator import collect, predict
 from detmtl.engine.online import online_batches, unlabelled
 from detmtl.engine.online_audit import Audits, Choices
 from detmtl.engine.online_choice import Choice
@@ -162,7 +162,7 @@ def run(folder, sources, chosen, state, killed_at=None, audited=True):
             yield batch
 
     def score(model):
-        return evaluate(model, [batch_of(1000)], state.device, "fp32")
+        return collect(model, [batch_of(1000)], state.device, "fp32")
 
     try:
         with recorder(folder, chosen.steps, state.step) as told:

@@ -12,12 +12,12 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 sys.path.insert(0, os.path.dirname(__file__))
-from engine_stand_ins import CPU, batch_of, batches, prepared, recorder
+from engine_stand_ins import CPU, batch_of, batches, prepared, recorder, scored
 
 from detmtl.balancing.balancers import AnyBalancer
 from detmtl.balancing.uncertainty import UncertaintySettings
 from detmtl.engine import distributed, trainer
-from detmtl.engine.evaluator import evaluate
+from detmtl.engine.evaluator import collect
 from detmtl.engine.optim import OptimSettings
 from detmtl.engine.recorder import read_metrics
 from detmtl.engine.state import State, read_checkpoint
@@ -32,9 +32,9 @@ def settings(**changes) -> TrainSettings:
     return TrainSettings(**{**given, **changes})
 
 
-def score(model: nn.Module) -> dict[str, float]:
+def score(model: nn.Module):
     torch.rand(3)  # an evaluation may draw what it likes
-    return evaluate(model, [batch_of(1000), batch_of(1001)], CPU, "fp32")
+    return collect(model, [batch_of(1000), batch_of(1001)], CPU, "fp32")
 
 
 def run(folder, chosen, state=None, source=None, optim=OPTIM):
@@ -231,7 +231,7 @@ def test_best_is_the_best_not_the_last(tmp_path):
     chosen = settings(evaluate_every=4, best="boxes/AP")
     state = prepared(chosen, OPTIM)
     with recorder(tmp_path, 12) as told:
-        train(state, batches(), chosen, OPTIM, lambda m: {"boxes/AP": next(values)}, told, tmp_path)
+        train(state, batches(), chosen, OPTIM, lambda m: scored(next(values)), told, tmp_path)
     assert read_checkpoint(tmp_path / "best.pt")["step"] == 8
     assert state.best == 0.5
 
@@ -245,7 +245,7 @@ def test_no_truth_still_leaves_a_best(tmp_path):
     chosen = settings(best="boxes/AP")
     state = prepared(chosen, OPTIM)
     with recorder(tmp_path, 12) as told:
-        train(state, batches(), chosen, OPTIM, lambda m: {"boxes/AP": math.nan}, told, tmp_path)
+        train(state, batches(), chosen, OPTIM, lambda m: scored(math.nan), told, tmp_path)
     assert read_checkpoint(tmp_path / "best.pt")["step"] == 12
     assert read_metrics(tmp_path / "metrics.jsonl")[-1]["val/boxes/AP"] is None
     assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
@@ -338,7 +338,7 @@ def _rank(rank, folder, port):
             )  # fmt: skip
 
     def uneven(model):
-        return evaluate(model, [batch_of(1000), batch_of(1001)][: 1 + rank], process.device, "fp32")
+        return collect(model, [batch_of(1000), batch_of(1001)][: 1 + rank], process.device, "fp32")
 
     without_norm(state)
     with recorder(folder, 12) as told:

@@ -1,0 +1,189 @@
+"""The scores of a training's evaluations: counted here or in a process of its own, and what follows
+from them, the record and `best.pt`.
+
+Predictions are made by the training itself. Counting them (matching boxes, accumulating precision)
+needs a processor and neither the network nor the device, so training goes on meanwhile. What comes of
+it is the same as with waiting, to the bit and to the order of lines in `metrics.jsonl`, because nothing
+is written that tells of a later step before the score is there:
+
+- `best.pt` holds the weights that were scored: a copy of them waits with the score.
+- `last.pt` of the very step that is being scored says so (`State.unscored`), and a run that goes on from
+  it makes the evaluation again. One of a later step waits for the score.
+- At most one evaluation is out: the next one waits for it, and so does the end of the run.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from detmtl.engine import distributed
+from detmtl.engine.background import Background, ProcessEnded, packed
+from detmtl.engine.evaluator import gathered, numbers
+from detmtl.engine.recorder import Recorder
+from detmtl.engine.state import State
+from detmtl.structures.errors import InputError
+from detmtl.tasks.task import Metric
+
+Where = bool | Literal["auto"]
+WORTH = 1.0
+"""Seconds of counting from which on "auto" uses another process, which takes about as long to start."""
+
+
+class Scores:
+    """Takes the evaluations of one run. Every rank calls the same methods in the same order; rank 0
+    counts. Use as a context manager.
+
+    Attributes:
+        metrics: `task/metric` -> value of the last score that came in.
+    """
+
+    def __init__(
+        self,
+        state: State,
+        recorder: Recorder,
+        folder: Path,
+        best: str | None = None,
+        background: Where = "auto",
+    ):
+        """Begins without a process.
+
+        Args:
+            state: that is trained.
+            recorder: gets the values.
+            folder: gets `best.pt`.
+            best: the metric that decides which weights are the best; None: the last ones are.
+            background: whether scores are counted in another process; "auto": from the second on, if
+                counting took longer than `WORTH`, and if the metrics can be sent there.
+        """
+        self.metrics: dict[str, float] = {}
+        self._state, self._recorder, self._folder = state, recorder, folder
+        self._best, self._where = best, background
+        self._beside = background is True
+        self._process = Background()
+        self._out: tuple[int, dict[str, Tensor] | None] | None = None
+
+    def __enter__(self) -> "Scores":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends the process; a score that is still out is given up."""
+        self._process.__exit__()
+
+    def begin(self, metrics: Mapping[str, Metric], last: bool = False) -> None:
+        """Scores the weights as they are now; waits for the score before.
+
+        Args:
+            metrics: of each task, with this rank's predictions.
+            last: no step follows: waits for this score too.
+
+        Raises:
+            InputError: there is no metric `best`, or the metrics cannot be sent to another process.
+        """
+        self.settle()
+        gathered(metrics)
+        step = self._state.step
+        if last or not self._beside:
+            values, self._beside = distributed.on_first(lambda: self._counted(metrics))
+            self._take(step, values, last)
+            return
+        distributed.on_first(lambda: self._process.start(_job(metrics)))
+        weights = None
+        if self._best is not None and distributed.rank() == 0:
+            there = self._state.averaged.state_dict()
+            weights = {name: value.to("cpu", copy=True) for name, value in there.items()}
+        self._out = step, weights
+        self._recorder.hold()
+
+    def poll(self) -> bool:
+        """Takes the score that is out if it has come in, and returns whether it has."""
+        if self._out is None or not distributed.from_first(self._process.done()):
+            return False
+        self.settle()
+        return True
+
+    def settle(self) -> None:
+        """Waits for the score that is out, if one is.
+
+        Raises:
+            InputError: see `begin`.
+            RuntimeError: the process is gone.
+        """
+        if self._out is None:
+            return
+        (step, weights), self._out = self._out, None
+        self._take(step, distributed.on_first(self._arrived), False, weights)
+
+    def before_saving(self) -> None:
+        """Makes `last.pt` true: all scores of earlier steps are in, and it tells if its own is out."""
+        if self._out is not None and self._out[0] != self._state.step:
+            self.settle()
+        self._state.unscored = self._out is not None
+
+    def _counted(self, metrics: Mapping[str, Metric]) -> tuple[dict[str, float], bool]:
+        """Returns the values, and whether the next ones should be counted in another process."""
+        start = time.perf_counter()
+        values = numbers(metrics)
+        beside = self._beside
+        if self._where == "auto" and not beside and time.perf_counter() - start > WORTH:
+            try:
+                packed(numbers, dict(metrics))
+                beside = True
+            except TypeError:  # a metric from outside need not be made for it
+                beside = False
+        return values, beside
+
+    def _arrived(self) -> dict[str, float]:
+        try:
+            return self._process.result()
+        except ProcessEnded as error:
+            raise RuntimeError(
+                f"the process that scores an evaluation {error}; if the machine was out of memory, set "
+                "train.score_in_background to false"
+            ) from error
+
+    def _take(
+        self,
+        step: int,
+        values: dict[str, float],
+        last: bool,
+        weights: dict[str, Tensor] | None = None,
+    ) -> None:
+        self.metrics = values
+        self._recorder.scores(step, values, self._best)
+        if self._is_best(values, last):
+            self._state.save_weights(self._folder / "best.pt", step, weights)
+
+    def _is_best(self, values: Mapping[str, float], last: bool) -> bool:
+        """Returns whether the weights are the best so far, and notes their value.
+
+        Raises:
+            InputError: no metric has that name.
+        """
+        name, state = self._best, self._state
+        if name is None:
+            return last
+        if name not in values:
+            raise InputError(
+                f"train.best: '{name}' is no metric of this run; there are {', '.join(values)}"
+            )
+        value = values[name]
+        if math.isnan(value):  # no truth to score against: better any best.pt than none
+            return last and state.best is None
+        if state.best is not None and value <= state.best:
+            return False
+        state.best = value
+        return True
+
+
+def _job(metrics: Mapping[str, Metric]) -> bytes:
+    try:
+        return packed(numbers, dict(metrics))
+    except TypeError as error:
+        raise InputError(
+            f"train.score_in_background: true, but the metrics of {', '.join(metrics)} cannot be sent to "
+            f"another process ({error}); define them in a module of their own, or set auto or false"
+        ) from error

@@ -1,0 +1,286 @@
+"""Scores that are counted while the training goes on are those that it would have waited for."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, os.path.dirname(__file__))
+import scores_stand_ins as stand_ins
+from engine_stand_ins import CPU, batch_of, batches, prepared, recorder
+from scores_stand_ins import OPTIM, Bad, gated, run, settings, wait_for
+
+from detmtl.engine import scores
+from detmtl.engine.background import Background, packed
+from detmtl.engine.evaluator import collect
+from detmtl.engine.recorder import read_metrics
+from detmtl.engine.scores import Scores
+from detmtl.engine.state import read_checkpoint
+from detmtl.engine.trainer import train
+from detmtl.structures.errors import InputError
+
+
+def told(folder):
+    records = read_metrics(folder / "metrics.jsonl")
+    measured = ("time/", "pictures_per")
+    return [{k: v for k, v in r.items() if not k.startswith(measured)} for r in records]
+
+
+def same(a, b):
+    """Returns whether two values of a checkpoint are the same to the bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def assert_same_run(folder, other):
+    assert told(folder) == told(other)
+    for name in ("best.pt", "last.pt"):
+        assert same(read_checkpoint(folder / name), read_checkpoint(other / name)), name
+
+
+@pytest.fixture(scope="module")
+def waited(tmp_path_factory):
+    """A run that waited for each score."""
+    folder = tmp_path_factory.mktemp("waited")
+    (folder / "gate").touch()
+    run(folder, settings(score_in_background=False), gated(folder / "gate"))
+    assert read_checkpoint(folder / "best.pt")["step"] < 12  # else best.pt tells little
+    assert (folder / "counted").read_text() == str(os.getpid())
+    return folder
+
+
+def test_the_same_files_though_the_score_comes_late(tmp_path, waited):
+    """The second score is held up until two steps later."""
+    seen, gate = [], tmp_path / "gate"
+    gate.touch()
+
+    def slowed():
+        for i, batch in enumerate(batches()):
+            if i == 6:  # step 6 is made
+                wait_for(tmp_path / "counted")
+                assert (tmp_path / "counted").read_text() != str(os.getpid())
+            if i == 7:
+                gate.unlink()
+            if i == 10:  # that of step 8 is out
+                assert read_checkpoint(tmp_path / "last.pt")["unscored"]
+                seen.append([r["step"] for r in told(tmp_path)])
+                assert read_checkpoint(tmp_path / "best.pt")["step"] == 4
+                gate.touch()
+            yield batch
+
+    run(tmp_path, settings(), gated(gate), source=slowed())
+    assert seen == [[1, 2, 3, 4, 4, 5, 6, 7, 8]]
+    assert_same_run(tmp_path, waited)
+    assert not read_checkpoint(tmp_path / "last.pt")["unscored"]
+
+
+@pytest.mark.parametrize("moment", ["out", "in"])
+def test_killed_between_the_evaluation_and_its_score(tmp_path, waited, moment):
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import scores_stand_ins as s; "
+    code += "from pathlib import Path; s.run_and_be_killed(Path(sys.argv[2]), sys.argv[3])"
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path), moment]
+    with open(tmp_path / "told.txt", "w") as file:  # no pipe: the process behind it would hold it
+        done = subprocess.run(command, stdout=file, stderr=file)
+    assert done.returncode == -9, (tmp_path / "told.txt").read_text()
+    scored = [r for r in told(tmp_path) if "val/boxes/AP" in r]
+    assert len(scored) == (moment == "in")
+    (tmp_path / "gate").touch()  # whoever counts has an end, and goes with the one that asked
+    child = int((tmp_path / "asked").read_text())
+    end = time.monotonic() + stand_ins.PATIENCE
+    while os.path.exists(f"/proc/{child}") and _state_of(child) != "Z":
+        assert time.monotonic() < end, "the process stays behind"
+        time.sleep(0.01)
+
+    state = prepared(settings(), OPTIM, seed=99)
+    state.load(tmp_path / "last.pt")
+    assert state.step == 4 and state.unscored
+    run(tmp_path, settings(), gated(tmp_path / "gate"), state)
+    assert_same_run(tmp_path, waited)
+
+
+def _state_of(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return "Z"
+
+
+def test_one_is_out_at_most_and_a_later_file_waits(tmp_path, waited):
+    """Evaluations come at every step; each waits for the one before."""
+    chosen = settings(steps=6, evaluate_every=1, save_every=2)
+    (tmp_path / "gate").touch()
+    run(tmp_path / "waiting", chosen.model_copy(update={"score_in_background": False}),
+        gated(tmp_path / "gate"))  # fmt: skip
+    out = []
+
+    class Watched(Background):
+        def start(self, job):
+            assert self._answer is None
+            out.append("start")
+            super().start(job)
+
+        def result(self):
+            out.append("result")
+            return super().result()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scores, "Background", Watched)
+        run(tmp_path / "beside", chosen, gated(tmp_path / "gate"))
+    assert out == ["start", "result"] * 5  # the last one is counted here
+    assert_same_run(tmp_path / "beside", tmp_path / "waiting")
+
+
+@pytest.mark.parametrize("kind", list(stand_ins.ERRORS))
+def test_an_error_reaches_the_training_as_what_it_is(tmp_path, kind):
+    error = stand_ins.ERRORS[kind]
+    expected, words = {
+        "input": (InputError, "a package is missing"),
+        "odd": (RuntimeError, "Odd: quite odd"),
+        "gone": (RuntimeError, "ended by itself, exit status 3; .* score_in_background to false"),
+    }[kind]
+    with pytest.raises(expected, match=words) as caught:
+        run(tmp_path, settings(), lambda model: {"boxes": Bad(error)})
+    if kind != "gone":
+        assert "in compute" in "".join(caught.value.__notes__)
+    # the steps until then are told
+    assert [r["step"] for r in told(tmp_path)][:4] == [1, 2, 3, 4]
+
+
+def test_auto_counts_in_another_process_once_it_takes_long(tmp_path, monkeypatch):
+    def processes(worth):
+        monkeypatch.setattr(scores, "WORTH", worth)
+        found = []
+
+        def evaluate(model):
+            if (tmp_path / "counted").exists():
+                found.append((tmp_path / "counted").read_text() == str(os.getpid()))
+            return gated(tmp_path / "gate")(model)
+
+        chosen = settings(steps=4, evaluate_every=1, save_every=1, score_in_background="auto")
+        run(tmp_path, chosen, evaluate)
+        (tmp_path / "counted").unlink()
+        return found
+
+    (tmp_path / "gate").touch()
+    assert processes(1e9) == [True] * 3
+    assert processes(0.0)[0] is True  # the first one is timed here
+    assert "False" in str(processes(0.0))
+
+
+def test_metrics_that_cannot_be_sent(tmp_path, monkeypatch):
+    monkeypatch.setattr(scores, "WORTH", 0.0)
+
+    def evaluate(model):
+        found = collect(model, [batch_of(1000)], CPU, "fp32")
+        found["boxes"].note = lambda: None
+        return found
+
+    run(tmp_path / "auto", settings(score_in_background="auto"), evaluate)
+    assert len([r for r in told(tmp_path / "auto") if "val/boxes/AP" in r]) == 3
+    with pytest.raises(InputError, match="score_in_background: true, but the metrics of boxes"):
+        run(tmp_path / "true", settings(), evaluate)
+
+
+def test_a_run_that_fails_leaves_no_process_and_tells_its_steps(tmp_path):
+    def broken():
+        for i, batch in enumerate(batches()):
+            if i == 6:
+                wait_for(tmp_path / "asked")
+                raise KeyboardInterrupt
+            yield batch
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, settings(), gated(tmp_path / "gate"), source=broken())
+    child = int((tmp_path / "asked").read_text())
+    assert not os.path.exists(f"/proc/{child}")
+    assert [r["step"] for r in told(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_bar_tells_the_best_metric(tmp_path, monkeypatch, capsys):
+    from detmtl.engine.recorder import Recorder
+
+    monkeypatch.setattr("detmtl.engine.recorder.LINE_EVERY", 0.0)
+    with Recorder(tmp_path, 4, {}) as recorded:
+        recorded.scores(1, {"boxes/AP": 0.25}, "boxes/AP")
+        recorded.advance(2, 0.5)
+    assert "train (loss 0.5, boxes/AP 0.25 at step 1): step 2 of 4" in capsys.readouterr().out
+
+
+def test_a_process_makes_one_call_after_the_other():
+    with Background() as process:
+        for n in (3, 5):
+            process.start(packed(pow, n, 2))
+            assert process.result() == n * n
+        process.start(packed(print, "what a call prints is no answer"))
+        assert process.result() is None
+        process.start(packed(int, "x"))
+        with pytest.raises(ValueError, match="invalid literal"):
+            process.result()
+        process.start(packed(len, b"0" * 2**22))  # more than a pipe holds
+        assert process.result() == 2**22
+    assert not process.done()
+
+
+def _rank(rank, folder, port):
+    from detmtl.engine import distributed
+
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    distributed.start("cpu")
+    chosen = settings(ema=None)
+    state = prepared(chosen, OPTIM)
+    ahead = []
+
+    def mine():
+        for i, batch in enumerate(batches()):
+            if i == 6:  # both ranks have come this far while the score of step 4 is held up
+                ahead.append(not (folder / "counted").exists())
+                distributed.barrier()
+                (folder / "gate").touch()
+            yield batch
+
+    with recorder(folder, 12) as recorded:
+        metrics = train(state, mine(), chosen, OPTIM, gated(folder / "gate"), recorded, folder)
+    failed = ""
+    state = prepared(chosen, OPTIM)
+    with recorder(folder / "bad", 12) as recorded:
+        try:
+            bad = lambda model: {"boxes": Bad(InputError("bad on the first"))}  # noqa: E731
+            train(state, batches(), chosen, OPTIM, bad, recorded, folder / "bad")
+        except InputError as error:
+            failed = str(error)
+    (folder / f"rank{rank}.json").write_text(json.dumps([metrics, ahead, failed]))
+    distributed.stop()
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_no_rank_waits_and_all_agree(tmp_path):
+    port = 27500 + os.getpid() % 1000
+    torch.multiprocessing.spawn(_rank, (tmp_path, port), nprocs=2)
+    first, second = (json.loads((tmp_path / f"rank{r}.json").read_text()) for r in (0, 1))
+    assert str(first) == str(second)  # NaN included
+    metrics, ahead, failed = first
+    assert "boxes/AP" in metrics and ahead == [True] and failed == "bad on the first"
+    steps = [r["step"] for r in told(tmp_path)]
+    assert steps == sorted([*range(1, 13), 4, 8, 12])
+
+
+def test_scores_of_nothing_wait_for_nothing(tmp_path):
+    state = prepared(settings(), OPTIM)
+    with recorder(tmp_path, 12) as told_here, Scores(state, told_here, tmp_path) as empty:
+        assert not empty.poll()
+        empty.settle()
+        empty.before_saving()
+        assert empty.metrics == {} and not state.unscored
