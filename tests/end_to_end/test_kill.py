@@ -50,6 +50,7 @@ def test_training(data, detmtl, tmp_path):
     assert done.status == 0, done.err
 
     run = tmp_path / "run"
+    words += settings_words(train__score_in_background="true")  # and comes to the same
     kill_when((run / "last.pt").exists, "train", *words, "--out", run, folder=tmp_path)
     assert torch.load(run / "last.pt", weights_only=True)["step"] < 24
     assert not (run / "metrics.json").exists()
