@@ -37,11 +37,12 @@ def theirs(
     return RetinaNet(backbone, classes, min_size=side, max_size=side).train()
 
 
-def ours(classes: int) -> MultiTask:
-    """Returns detmtl's network of the same size, with torchvision's loss, in channels_last."""
+def ours(classes: int, network: str = "resnet50") -> MultiTask:
+    """Returns detmtl's network of the same size, or of another timm network, with torchvision's loss, in
+    channels_last."""
     torch.manual_seed(0)
     settings = ModelSettings(
-        backbone=BackboneSettings(name="resnet50", frozen_stages=2), fpn=FPNSettings(p6_from="p5")
+        backbone=BackboneSettings(name=network, frozen_stages=2), fpn=FPNSettings(p6_from="p5")
     )
     task = DetectionConfig(
         head=HeadSettings(init="torchvision"),

@@ -54,7 +54,8 @@ class Recorder:
             start_step: steps already made, when the run goes on.
             progress: whether to show the bar.
             labels: task -> its key in `Batch.labels`, where that is not the task's name.
-            unscored: the weights of `start_step` will be scored again.
+            unscored: the weights of `start_step` will be scored again. (TensorBoard, which cannot take back
+                single values, may show the same value of that step twice.)
         """
         self._labels = dict(labels or {})
         self.class_names = dict(class_names)

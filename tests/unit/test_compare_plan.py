@@ -129,6 +129,9 @@ def test_keys(planner):
     silver = settings.silver.model_copy(update={"store": Path("elsewhere")})
     moved = settings.model_copy(update={"silver": silver})
     assert run_key(settings, {}) == run_key(moved, {}), "where a store lies changes nothing"
+    train = settings.train.model_copy(update={"score_in_background": False})
+    scored = settings.model_copy(update={"train": train})
+    assert run_key(settings, {}) == run_key(scored, {}), "nor where scores are counted"
     assert store_name(settings, "a") != store_name(settings, "b")
     assert teacher_key(settings, {}) == teacher_key(of(made, seed=1), {}), "no chance in a teacher"
 
