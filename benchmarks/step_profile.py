@@ -122,7 +122,8 @@ def _stage(event: Any, makers: Mapping[int, Any]) -> str:
     if around is None:
         accumulates = "AccumulateGrad" in node.name
         return "gradients into parameters" if accumulates else "backward, rest"
-    return "backward of " + around.name.removeprefix(RANGE)
+    stage = around.name.removeprefix(RANGE)
+    return stage if stage.startswith("backward") else f"backward of {stage}"
 
 
 def _ancestor(event: Any, prefix: str) -> Any:
