@@ -7,10 +7,10 @@ import inspect
 import os
 import random
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Any, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else its import asks the network for a newer version
 
@@ -29,7 +29,7 @@ from albumentations.core.transforms_interface import (
 from pydantic import Field, ValidationError
 from torch import Tensor
 
-from detmtl.data.fit import InputSettings, fit_size, resize, scale_boxes
+from detmtl.data.fit import InputSettings, fit_size, resize
 from detmtl.data.outlines import with_masks
 from detmtl.data.points import shares_of, with_shares
 from detmtl.structures.depth import DepthLabels
@@ -63,6 +63,18 @@ DEPTH = "depth"
 
 ROUNDING = 1e-3
 """Pixels by which a side may come out too short through arithmetic on shares of the picture."""
+
+
+L = TypeVar("L", bound=Labels)
+
+
+class Picture(NamedTuple):
+    """What `Augment` takes of one picture; see its call."""
+
+    image: np.ndarray
+    labels: Mapping[str, Labels]
+    seed: int
+    size: tuple[int, int]
 
 
 class AugmentSettings(Settings):
@@ -145,6 +157,7 @@ class Augment:
                 bbox_params=params,
                 keypoint_params=KeypointParams("xy", remove_invisible=False),
                 additional_targets={WEIGHTS: "mask", DEPTH: "mask"},
+                is_check_shapes=False,  # maps and depths are brought to the picture's size here
             )
         # in place, because every step and nested composition holds this very object
         processor = cast(BboxProcessor, self._compose.processors["bboxes"])
@@ -170,38 +183,25 @@ class Augment:
         Raises:
             InputError: a step cannot work on this picture (say a crop larger than it).
         """
-        boxes = {n: known for n, known in labels.items() if isinstance(known, BoxLabels)}
-        maps = {n: known for n, known in labels.items() if isinstance(known, MapLabels)}
-        depths = {n: known for n, known in labels.items() if isinstance(known, DepthLabels)}
-        assert len(maps) <= 1 and len(depths) <= 1, "albumentations is told of one map"
-        size = size or _size(image)
-        rows, points = _rows(boxes, size), shares_of(boxes, *size)
-        fitted = self.fitted(image, size)
-        masks = {}
-        for known in maps.values():
-            masks = _masks(known.resized(size, (fitted.shape[1], fitted.shape[2])))
-        for known in depths.values():
-            small = known.resized(size, (fitted.shape[1], fitted.shape[2]))
-            masks = masks | {DEPTH: small.depth.numpy()}
+        return self.several([Picture(image, labels, seed, size or _size(image))])[0]
+
+    def several(self, pictures: Iterable[Picture]) -> list[tuple[Tensor, dict[str, Labels]]]:
+        """Returns what a call returns, of each of some pictures.
+
+        All pictures go through a stage before the next one begins: a decoder throws all other code out
+        of the processor's caches, and what follows it alone takes several times as long.
+
+        Args:
+            pictures: each is at the network's size before the next is asked for.
+
+        Raises:
+            InputError: a step cannot work on one of them.
+        """
+        fitted = [p._replace(image=self._pixels(p.image, p.size)) for p in pictures]
+        views = [_View.of(p) for p in fitted]
         if self._steps:
-            pixels, rows, masks, points = self._change(
-                fitted.permute(1, 2, 0).contiguous().numpy(), rows, masks, points, seed
-            )
-            height, width = pixels.shape[:2]
-            if min(height, width) > self.short or max(height, width) > self.long:
-                fitted = self.fitted(pixels)
-            else:
-                fitted = torch.from_numpy(pixels).permute(2, 0, 1)
-        height, width = fitted.shape[1:]
-        boxes = with_shares(boxes, points, height, width)
-        out = dict(labels) | self._labels(boxes, rows, height, width)
-        for name, known in maps.items():
-            changed = _unmasked(known, masks)
-            out[name] = changed.resized(_size(changed.classes), (height, width))
-        for name, known in depths.items():
-            moved = torch.from_numpy(np.ascontiguousarray(masks[DEPTH], dtype=np.float32))
-            out[name] = replace(known, depth=moved).resized(_size(moved), (height, width))
-        return fitted, out
+            views = [self._changed(v, p.seed) for v, p in zip(views, fitted, strict=True)]
+        return [self._result(v, p.labels) for v, p in zip(views, fitted, strict=True)]
 
     def fitted(self, image: np.ndarray, size: tuple[int, int] | None = None) -> Tensor:
         """Returns the picture (H, W, 3) at the network's size (3, h, w), nothing else changed.
@@ -212,23 +212,27 @@ class Augment:
             image: the picture, or a reduced copy of it.
             size: height and width of the picture; None: those of `image`.
         """
-        height, width = size or _size(image)
-        pixels = torch.from_numpy(image).permute(2, 0, 1)
-        return resize(pixels, *fit_size(height, width, self.short, self.long))
+        pixels = self._pixels(image, size or _size(image))
+        return torch.from_numpy(pixels).permute(2, 0, 1)
 
-    def _change(
-        self,
-        pixels: np.ndarray,
-        rows: np.ndarray,
-        masks: dict[str, np.ndarray],
-        points: np.ndarray | None,
-        seed: int,
-    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], np.ndarray | None]:
+    def _pixels(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        height, width = fit_size(*size, self.short, self.long)
+        if _size(image) == (height, width):
+            return image
+        small = resize(torch.from_numpy(image).permute(2, 0, 1), height, width)
+        return small.permute(1, 2, 0).contiguous().numpy()
+
+    def _changed(self, view: "_View", seed: int) -> "_View":
         # One generator for all steps. Compose.set_random_seed would start each step's own generator
         # from the same seed: on every picture all steps with p: 0.5 would fire together or not at all.
         self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        pixels, rows, masks, points = view.pixels, view.rows, view.masks, view.points
         try:
-            targets: dict[str, Any] = {"image": pixels, "bboxes": rows, **masks}
+            targets: dict[str, Any] = {
+                "image": np.ascontiguousarray(pixels),
+                "bboxes": rows,
+                **masks,
+            }
             if points is not None:  # of albumentations' points whole numbers are pixels' middles
                 targets["keypoints"] = points * (pixels.shape[1], pixels.shape[0]) - 0.5
             out = self._compose(**targets)
@@ -238,7 +242,7 @@ class Augment:
                 f"augment.steps: {self._failed(error)} failed on a picture of {height} x {width} pixels "
                 f"(height x width) with {len(rows)} boxes: {error}"
             ) from error
-        changed, rows = out["image"], out["bboxes"]
+        changed = out["image"]
         if changed.dtype != np.uint8 or changed.ndim != 3 or changed.shape[2] != 3:
             raise InputError(
                 f"augment.steps: they turned the picture into {changed.dtype} of shape {changed.shape}; "
@@ -252,7 +256,27 @@ class Augment:
                     "outlines and keypoints; find the step by leaving out one after the other"
                 )
             points = (moved + 0.5) / (changed.shape[1], changed.shape[0])
-        return np.ascontiguousarray(changed), rows, {name: out[name] for name in masks}, points
+        masks = {name: out[name] for name in masks}
+        return _View(np.ascontiguousarray(changed), out["bboxes"], masks, points)
+
+    def _result(
+        self, view: "_View", labels: Mapping[str, Labels]
+    ) -> tuple[Tensor, dict[str, Labels]]:
+        height, width = _size(view.pixels)
+        if min(height, width) > self.short or max(height, width) > self.long:
+            image = self.fitted(view.pixels)
+        else:
+            image = torch.from_numpy(view.pixels).permute(2, 0, 1)
+        height, width = image.shape[1:]
+        boxes = with_shares(_of(labels, BoxLabels), view.points, height, width)
+        out = dict(labels) | self._labels(boxes, view.rows, height, width)
+        for name, known in _of(labels, MapLabels).items():
+            changed = _unmasked(known, view.masks)
+            out[name] = changed.resized(_size(changed.classes), (height, width))
+        for name, known in _of(labels, DepthLabels).items():
+            moved = torch.from_numpy(np.ascontiguousarray(view.masks[DEPTH], dtype=np.float32))
+            out[name] = replace(known, depth=moved).resized(_size(moved), (height, width))
+        return image, out
 
     def _failed(self, error: Exception) -> str:
         names = {id(step): type(step).__name__ for step in _flat(self._steps)}
@@ -288,6 +312,41 @@ class Augment:
         return out
 
 
+@dataclass(frozen=True)
+class _View:
+    """A picture with its labels as albumentations takes and gives them.
+
+    Attributes:
+        pixels: (h, w, 3) uint8 RGB.
+        rows: (N, 6) of all labels' boxes, see `_rows`.
+        masks: target -> (h, w), the map and the depth.
+        points: (P, 2), see `detmtl.data.points`; None: there are none.
+    """
+
+    pixels: np.ndarray
+    rows: np.ndarray
+    masks: dict[str, np.ndarray]
+    points: np.ndarray | None
+
+    @classmethod
+    def of(cls, picture: Picture) -> "_View":
+        """Takes a picture whose image is at the network's size already."""
+        pixels, labels, _, size = picture
+        boxes = _of(labels, BoxLabels)
+        maps, depths = _of(labels, MapLabels), _of(labels, DepthLabels)
+        assert len(maps) <= 1 and len(depths) <= 1, "albumentations is told of one map"
+        masks: dict[str, np.ndarray] = {}
+        for known in maps.values():
+            masks = _masks(known.resized(size, _size(pixels)))
+        for known in depths.values():
+            masks[DEPTH] = known.resized(size, _size(pixels)).depth.numpy()
+        return cls(pixels, _rows(boxes, size), masks, shares_of(boxes, *size))
+
+
+def _of(labels: Mapping[str, Labels], kind: type[L]) -> dict[str, L]:
+    return {name: known for name, known in labels.items() if isinstance(known, kind)}
+
+
 def _clipped(data: np.ndarray, shape: Any) -> np.ndarray:
     """Returns boxes clipped at the picture's edges, with how much of each is left multiplied up.
 
@@ -311,10 +370,11 @@ def _unchecked(data: np.ndarray, shape: Any) -> None:
 
 def _rows(labels: Mapping[str, BoxLabels], size: Sequence[int]) -> np.ndarray:
     """Returns all labels' boxes (N, 6) float64: corners in [0, 1], row number, visible share 1."""
-    corners = [known.boxes for known in labels.values()]
-    boxes = torch.cat(corners).double() if corners else torch.zeros(0, 4, dtype=torch.float64)
+    corners = [known.boxes.numpy() for known in labels.values()]
+    boxes = np.concatenate([np.zeros((0, 4)), *corners])
     rows = np.ones((len(boxes), VISIBLE + 1))
-    rows[:, :4] = scale_boxes(boxes, (size[0], size[1]), (1, 1)).clamp(0, 1).numpy()
+    y, x = 1 / size[0], 1 / size[1]
+    rows[:, :4] = (boxes * (x, y, x, y)).clip(0, 1)
     rows[:, ROW] = np.arange(len(boxes))
     return rows
 

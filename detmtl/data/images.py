@@ -320,8 +320,8 @@ def _in_threads(
 
 def _bytes(path: str | os.PathLike[str]) -> bytes:
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        with open(path, "rb", buffering=0) as file:  # all at once: a buffer is one more copy
+            return file.readall()
     except FileNotFoundError as problem:
         raise InputError(f"{os.fspath(path)}: no such picture") from problem
     except OSError as problem:

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from detmtl.data.augment import Augment
+from detmtl.data.augment import Augment, Picture
 from detmtl.data.fit import fit, fit_size
-from detmtl.data.mixture import Mixture
+from detmtl.data.mixture import Mixture, Pick
 from detmtl.data.outlines import with_masks
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Labels
-from detmtl.structures.sample import DIVISOR, Batch, Sample
+from detmtl.structures.sample import DIVISOR, Batch, ImageInfo, Sample
 
 if TYPE_CHECKING:
     from detmtl.data.source import Source
@@ -162,26 +162,55 @@ class _TrainingBatches:
 
     def samples(
         self, number: int, waiting: frozenset[str] = frozenset()
-    ) -> Iterator[tuple[Sample, int]]:
-        """Yields this rank's pictures of a batch, each with the seed of its augmentation."""
+    ) -> list[tuple[Sample, int]]:
+        """Returns this rank's pictures of a batch, each with the seed of its augmentation."""
         weights = self.mixture.weights_at(number)
         picks = list(enumerate(self.mixture.picks(number)))
-        for slot, pick in picks[self.rank :: self.world]:
-            source = self.mixture.sources[pick.source]
-            seed, info = sample_seed(self.seed, number, slot), source.info(pick.index)
-            size = (info.height, info.width)
-            if self.augment.reduced:
-                pixels = source.read_reduced(pick.index, self.augment.short, self.augment.long)
+        jobs = [self._job(number, *slot, waiting) for slot in picks[self.rank :: self.world]]
+        ready = iter(
+            self.augment.several(
+                Picture(self._read(job), job.labels, job.seed, job.size)
+                for job in jobs
+                if job.labels is not None
+            )
+        )
+        out: list[tuple[Sample, int]] = []
+        for job in jobs:
+            if job.labels is None:
+                image, labels = self.augment.fitted(self._read(job), job.size), {}
             else:
-                pixels = source.read(pick.index)
-            labels: dict[str, Labels] = {}
-            if source.name in waiting:
-                image = self.augment.fitted(pixels, size)
-            else:
-                image, labels = self.augment(pixels, source.labels(pick.index), seed, size)
-                labels = source.derived(pick.index, labels)
-            weight = weights[pick.source]
-            yield Sample(image, labels, info, pick.source, weight, source.grade), seed
+                image, labels = next(ready)
+                labels = job.source.derived(job.pick.index, labels)
+            group, grade = job.pick.source, job.source.grade
+            out.append((Sample(image, labels, job.info, group, weights[group], grade), job.seed))
+        return out
+
+    def _job(self, number: int, slot: int, pick: Pick, waiting: frozenset[str]) -> "_Job":
+        source = self.mixture.sources[pick.source]
+        labels = None if source.name in waiting else source.labels(pick.index)
+        seed = sample_seed(self.seed, number, slot)
+        return _Job(source, pick, source.info(pick.index), labels, seed)
+
+    def _read(self, job: "_Job") -> np.ndarray:
+        if self.augment.reduced:
+            size = self.augment.short, self.augment.long
+            return job.source.read_reduced(job.pick.index, *size)
+        return job.source.read(job.pick.index)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A picture to be read; `labels` is None where it waits for them."""
+
+    source: "Source"
+    pick: Pick
+    info: ImageInfo
+    labels: dict[str, Labels] | None
+    seed: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.info.height, self.info.width
 
 
 @dataclass(frozen=True)
@@ -190,7 +219,7 @@ class _Drafts:
     waiting: frozenset[str]
 
     def batch(self, number: int) -> Draft:
-        pairs = list(self.pictures.samples(number, self.waiting))
+        pairs = self.pictures.samples(number, self.waiting)
         seeds = {i: seed for i, (s, seed) in enumerate(pairs) if s.info.source in self.waiting}
         return Draft([sample for sample, _ in pairs], seeds)
 

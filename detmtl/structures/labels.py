@@ -109,7 +109,7 @@ class BoxLabels(Tensors):
         )
 
     def __len__(self) -> int:
-        return len(self.boxes)
+        return self.boxes.shape[0]  # len() of a tensor takes several times as long
 
     def __getitem__(self, keep: Tensor) -> "BoxLabels":
         """Returns the boxes at `keep`, a bool mask (N,) or indices; coverage is the picture's and stays."""
@@ -316,30 +316,32 @@ def pad_boxes(labels: Sequence[BoxLabels | None]) -> PaddedBoxes:
     None stands for a picture that has no labels for the task.
     """
     known = [x for x in labels if x is not None]
-    most = max(1, max(len(x) for x in known))
-    num_pictures, num_classes = len(labels), len(known[0].coverage)
-    out = PaddedBoxes(
-        boxes=torch.zeros(num_pictures, most, 4),
-        classes=torch.zeros(num_pictures, most, dtype=torch.long),
-        scores=torch.zeros(num_pictures, most),
-        weights=torch.zeros(num_pictures, most, 2),
-        ignore=torch.zeros(num_pictures, most, dtype=torch.uint8),
-        grade=torch.zeros(num_pictures, most, dtype=torch.uint8),
-        valid=torch.zeros(num_pictures, most, dtype=torch.bool),
-        coverage=torch.zeros(num_pictures, num_classes),
+    counts = torch.tensor([0 if x is None else len(x) for x in labels])
+    most = max(1, int(counts.max()))
+    valid = torch.arange(most) < counts[:, None]
+    places = valid.flatten().nonzero()[:, 0]
+
+    def padded(name: str) -> Tensor:
+        rows = torch.cat([getattr(x, name) for x in known])
+        out = rows.new_zeros(valid.numel(), *rows.shape[1:])
+        return out.index_copy_(0, places, rows).unflatten(0, valid.shape)
+
+    nowhere = torch.zeros_like(known[0].coverage)
+    ignore = padded("ignore")
+    return PaddedBoxes(
+        boxes=padded("boxes"),
+        classes=padded("classes"),
+        scores=padded("scores"),
+        weights=padded("weights"),
+        ignore=ignore,
+        grade=padded("grade"),
+        valid=valid,
+        coverage=torch.stack([nowhere if x is None else x.coverage for x in labels]),
         present=torch.tensor([x is not None for x in labels]),
         details=pad_details([None if x is None else x.details for x in labels], most),
-        some_class=any(bool((x.ignore == Ignore.CLASS).any()) for x in known),
-        some_region=any(bool((x.ignore == Ignore.REGION).any()) for x in known),
+        some_class=bool((ignore == Ignore.CLASS).any()),
+        some_region=bool((ignore == Ignore.REGION).any()),
     )
-    for i, x in enumerate(labels):
-        if x is None:
-            continue
-        for name in ("boxes", "classes", "scores", "weights", "ignore", "grade"):
-            getattr(out, name)[i, : len(x)] = getattr(x, name)
-        out.valid[i, : len(x)] = True
-        out.coverage[i] = x.coverage
-    return out
 
 
 def pad_maps(labels: Sequence[MapLabels | None], height: int, width: int) -> PaddedMaps:

@@ -81,16 +81,18 @@ class Batch:
     @classmethod
     def of(cls, samples: Sequence[Sample], divisor: int = DIVISOR) -> "Batch":
         """Pads and stacks samples (at least one)."""
-        sizes = torch.tensor([s.image.shape[-2:] for s in samples])
-        height, width = ((int(n) + divisor - 1) // divisor * divisor for n in sizes.amax(0))
+        sizes = [(s.image.shape[-2], s.image.shape[-1]) for s in samples]
+        height, width = (-(-max(side) // divisor) * divisor for side in zip(*sizes, strict=True))
         # channels last, as pictures come from the decoder and as the network wants them
-        images = torch.zeros(len(samples), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
-        for i, s in enumerate(samples):
-            images[i, :, : s.image.shape[1], : s.image.shape[2]] = s.image
+        images = torch.empty(len(samples), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+        for image, s, (h, w) in zip(images, samples, sizes, strict=True):
+            image[:, :h, :w] = s.image
+            image[:, :h, w:] = 0
+            image[:, h:] = 0
         tasks = sorted({name for s in samples for name in s.labels})
         return cls(
             images=images,
-            sizes=sizes,
+            sizes=torch.tensor(sizes),
             labels={
                 name: pad([s.labels.get(name) for s in samples], height, width) for name in tasks
             },
