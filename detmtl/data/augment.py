@@ -357,7 +357,10 @@ def _clipped(data: np.ndarray, shape: Any) -> np.ndarray:
         return np.zeros((0, VISIBLE + 1))
     data = data.astype(np.float64)
     whole = (data[:, 2] - data[:, 0]) * (data[:, 3] - data[:, 1])
-    data[:, :4] = data[:, :4].clip(0, 1)
+    corners = data[:, :4]
+    if corners.min() >= 0 and corners.max() <= 1 and whole.min() > 0:
+        return data  # nothing of any box is outside
+    corners[:] = corners.clip(0, 1)
     left = (data[:, 2] - data[:, 0]) * (data[:, 3] - data[:, 1])
     data, whole, left = data[left > 0], whole[left > 0], left[left > 0]
     data[:, VISIBLE] *= left / whole
@@ -370,11 +373,10 @@ def _unchecked(data: np.ndarray, shape: Any) -> None:
 
 def _rows(labels: Mapping[str, BoxLabels], size: Sequence[int]) -> np.ndarray:
     """Returns all labels' boxes (N, 6) float64: corners in [0, 1], row number, visible share 1."""
-    corners = [known.boxes.numpy() for known in labels.values()]
-    boxes = np.concatenate([np.zeros((0, 4)), *corners])
-    rows = np.ones((len(boxes), VISIBLE + 1))
+    boxes = np.concatenate([np.zeros((0, 4)), *(known.boxes.numpy() for known in labels.values())])
     y, x = 1 / size[0], 1 / size[1]
-    rows[:, :4] = (boxes * (x, y, x, y)).clip(0, 1)
+    rows = np.ones((len(boxes), VISIBLE + 1))
+    rows[:, :4] = np.minimum(np.maximum(boxes * (x, y, x, y), 0), 1)
     rows[:, ROW] = np.arange(len(boxes))
     return rows
 

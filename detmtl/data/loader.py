@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from detmtl.data.augment import Augment, Picture
 from detmtl.data.fit import fit, fit_size
+from detmtl.data.images import file_bytes
 from detmtl.data.mixture import Mixture, Pick
 from detmtl.data.outlines import with_masks
 from detmtl.structures.errors import InputError
@@ -188,23 +189,24 @@ class _TrainingBatches:
     def _job(self, number: int, slot: int, pick: Pick, waiting: frozenset[str]) -> "_Job":
         source = self.mixture.sources[pick.source]
         labels = None if source.name in waiting else source.labels(pick.index)
-        seed = sample_seed(self.seed, number, slot)
-        return _Job(source, pick, source.info(pick.index), labels, seed)
+        seed, info = sample_seed(self.seed, number, slot), source.info(pick.index)
+        return _Job(source, pick, info, file_bytes(info.path), labels, seed)
 
     def _read(self, job: "_Job") -> np.ndarray:
         if self.augment.reduced:
             size = self.augment.short, self.augment.long
-            return job.source.read_reduced(job.pick.index, *size)
-        return job.source.read(job.pick.index)
+            return job.source.read_reduced(job.pick.index, *size, job.data)
+        return job.source.read(job.pick.index, job.data)
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A picture to be read; `labels` is None where it waits for them."""
+    """A picture to be decoded from `data`; `labels` is None where it waits for them."""
 
     source: "Source"
     pick: Pick
     info: ImageInfo
+    data: bytes
     labels: dict[str, Labels] | None
     seed: int
 

@@ -6,6 +6,7 @@ Letters: B pictures, H and W pixels.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,25 +82,25 @@ class Batch:
     @classmethod
     def of(cls, samples: Sequence[Sample], divisor: int = DIVISOR) -> "Batch":
         """Pads and stacks samples (at least one)."""
-        sizes = [(s.image.shape[-2], s.image.shape[-1]) for s in samples]
-        height, width = (-(-max(side) // divisor) * divisor for side in zip(*sizes, strict=True))
+        sizes = np.array([s.image.shape[-2:] for s in samples])
+        height, width = (-(-int(side) // divisor) * divisor for side in sizes.max(axis=0))
         # channels last, as pictures come from the decoder and as the network wants them
-        images = torch.empty(len(samples), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+        images = np.empty((len(samples), height, width, 3), np.uint8)
         for image, s, (h, w) in zip(images, samples, sizes, strict=True):
-            image[:, :h, :w] = s.image
-            image[:, :h, w:] = 0
-            image[:, h:] = 0
+            image[:h, :w] = s.image.permute(1, 2, 0).numpy()
+            image[:h, w:] = 0
+            image[h:] = 0
         tasks = sorted({name for s in samples for name in s.labels})
         return cls(
-            images=images,
-            sizes=torch.tensor(sizes),
+            images=torch.from_numpy(images).permute(0, 3, 1, 2),
+            sizes=torch.from_numpy(sizes),
             labels={
                 name: pad([s.labels.get(name) for s in samples], height, width) for name in tasks
             },
             infos=tuple(s.info for s in samples),
-            groups=torch.tensor([s.group for s in samples]),
-            weights=torch.tensor([s.weight for s in samples], dtype=torch.float32),
-            grades=torch.tensor([int(s.grade) for s in samples], dtype=torch.uint8),
+            groups=torch.from_numpy(np.array([s.group for s in samples])),
+            weights=torch.from_numpy(np.array([s.weight for s in samples], np.float32)),
+            grades=torch.from_numpy(np.array([s.grade for s in samples], np.uint8)),
         )
 
     def __len__(self) -> int:

@@ -1,0 +1,36 @@
+"""Faster decoding of JPEGs where the package simplejpeg is installed: the same pixels.
+
+simplejpeg and OpenCV both bundle libjpeg-turbo; the former asks it for many rows at a time.
+"""
+
+import numpy as np
+
+try:
+    import simplejpeg
+except ImportError:  # pip install 'detmtl[jpeg]'
+    simplejpeg = None
+
+_APP1, _SCAN = 0xE1, 0xDA
+
+
+def decoded_jpeg(data: bytes) -> np.ndarray | None:
+    """Returns a JPEG as (H, W, 3) uint8 RGB, None where another decoder has to: simplejpeg is not
+    installed, refuses the file, or would have to read EXIF, which says how a picture is turned."""
+    if simplejpeg is None or _may_be_turned(data):
+        return None
+    try:
+        return simplejpeg.decode_jpeg(data, colorspace="RGB")
+    except ValueError:  # broken, or of a kind that it does not know: the others say what is wrong
+        return None
+
+
+def _may_be_turned(data: bytes) -> bool:
+    """Whether there is EXIF before the pixels, or something that is no segment."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        if data[at + 1] == _SCAN:
+            return False
+        if data[at + 1] == _APP1 and data.startswith(b"Exif", at + 4):
+            return True
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return True
