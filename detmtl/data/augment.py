@@ -29,12 +29,13 @@ from albumentations.core.transforms_interface import (
 from pydantic import Field, ValidationError
 from torch import Tensor
 
+from detmtl.data.box_table import clipped, labels_of, rows_of
 from detmtl.data.fit import InputSettings, fit_size, resize
 from detmtl.data.outlines import with_masks
 from detmtl.data.points import shares_of, with_shares
 from detmtl.structures.depth import DepthLabels
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import BoxLabels, Ignore, Labels, MapLabels
+from detmtl.structures.labels import BoxLabels, Labels, MapLabels
 from detmtl.structures.settings import Settings
 
 Step = dict[str, dict[str, Any] | None]
@@ -50,20 +51,12 @@ REFUSED = {
     "Lambda": "a function cannot be named in a file",
 }
 
-ROW, VISIBLE = 4, 5
-"""Columns behind the four corners: which label the box is, and how much of it is still to be seen."""
-
-
 CODES, WEIGHTS = "mask", "map_weights"
 """Targets of albumentations under which a map travels. Its classes do so plus 1, so that 0, with which
 every transform fills what comes in from outside, is `UNKNOWN`; outside weighs nothing, too."""
 
 DEPTH = "depth"
 """Target of albumentations under which depths travel; outside is 0, which is unknown there, too."""
-
-ROUNDING = 1e-3
-"""Pixels by which a side may come out too short through arithmetic on shares of the picture."""
-
 
 L = TypeVar("L", bound=Labels)
 
@@ -161,7 +154,7 @@ class Augment:
             )
         # in place, because every step and nested composition holds this very object
         processor = cast(BboxProcessor, self._compose.processors["bboxes"])
-        processor.filter, processor.check = _clipped, _unchecked
+        processor.filter, processor.check = clipped, _unchecked
 
     def __call__(
         self,
@@ -198,10 +191,14 @@ class Augment:
             InputError: a step cannot work on one of them.
         """
         fitted = [p._replace(image=self._pixels(p.image, p.size)) for p in pictures]
-        views = [_View.of(p) for p in fitted]
+        if not fitted:
+            return []
+        boxes = [_of(p.labels, BoxLabels) for p in fitted]
+        rows = rows_of(boxes, [p.size for p in fitted])
+        views = [_View.of(p, x, known) for p, x, known in zip(fitted, rows, boxes, strict=True)]
         if self._steps:
             views = [self._changed(v, p.seed) for v, p in zip(views, fitted, strict=True)]
-        return [self._result(v, p.labels) for v, p in zip(views, fitted, strict=True)]
+        return self._results(views, fitted, boxes)
 
     def fitted(self, image: np.ndarray, size: tuple[int, int] | None = None) -> Tensor:
         """Returns the picture (H, W, 3) at the network's size (3, h, w), nothing else changed.
@@ -259,24 +256,29 @@ class Augment:
         masks = {name: out[name] for name in masks}
         return _View(np.ascontiguousarray(changed), out["bboxes"], masks, points)
 
-    def _result(
-        self, view: "_View", labels: Mapping[str, Labels]
-    ) -> tuple[Tensor, dict[str, Labels]]:
-        height, width = _size(view.pixels)
-        if min(height, width) > self.short or max(height, width) > self.long:
-            image = self.fitted(view.pixels)
-        else:
-            image = torch.from_numpy(view.pixels).permute(2, 0, 1)
-        height, width = image.shape[1:]
-        boxes = with_shares(_of(labels, BoxLabels), view.points, height, width)
-        out = dict(labels) | self._labels(boxes, view.rows, height, width)
-        for name, known in _of(labels, MapLabels).items():
-            changed = _unmasked(known, view.masks)
-            out[name] = changed.resized(_size(changed.classes), (height, width))
-        for name, known in _of(labels, DepthLabels).items():
-            moved = torch.from_numpy(np.ascontiguousarray(view.masks[DEPTH], dtype=np.float32))
-            out[name] = replace(known, depth=moved).resized(_size(moved), (height, width))
-        return image, out
+    def _results(
+        self,
+        views: Sequence["_View"],
+        pictures: Sequence[Picture],
+        boxes: Sequence[Mapping[str, BoxLabels]],
+    ) -> list[tuple[Tensor, dict[str, Labels]]]:
+        images = [self._image(v.pixels) for v in views]
+        sizes = [(image.shape[1], image.shape[2]) for image in images]
+        moved = [
+            with_shares(known, v.points, *size)
+            for known, v, size in zip(boxes, views, sizes, strict=True)
+        ]
+        rows = [v.rows for v in views]
+        left = labels_of(rows, moved, sizes, self.min_visibility, self.min_side)
+        return [
+            (image, {**p.labels, **_finished(known), **_unmasked(p.labels, v.masks, size)})
+            for image, p, known, v, size in zip(images, pictures, left, views, sizes, strict=True)
+        ]
+
+    def _image(self, pixels: np.ndarray) -> Tensor:
+        if min(pixels.shape[:2]) > self.short or max(pixels.shape[:2]) > self.long:
+            return self.fitted(pixels)
+        return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def _failed(self, error: Exception) -> str:
         names = {id(step): type(step).__name__ for step in _flat(self._steps)}
@@ -286,31 +288,6 @@ class Augment:
             trace = trace.tb_next
         return found
 
-    def _labels(
-        self, labels: Mapping[str, BoxLabels], rows: np.ndarray, height: int, width: int
-    ) -> dict[str, Labels]:
-        rows = rows[np.argsort(rows[:, ROW], kind="stable")]
-        corners = (rows[:, :4] * (width, height, width, height)).astype(np.float32)
-        side = (corners[:, 2:] - corners[:, :2]).min(axis=1)
-        keep = (side > 0) & (side >= self.min_side - ROUNDING)
-        index = rows[:, ROW].round().astype(np.int64)
-        hidden = rows[:, VISIBLE] < self.min_visibility
-        out: dict[str, Labels] = {}
-        first = 0
-        for name, known in labels.items():
-            mine = np.flatnonzero(keep & (index >= first) & (index < first + len(known)))
-            # mostly all are there, in order: nothing is to be gathered
-            all_there = len(mine) == len(known)
-            kept = known if all_there else known[torch.from_numpy(index[mine] - first)]
-            ignore = kept.ignore
-            if hidden[mine].any():
-                fragment = torch.from_numpy(hidden[mine]) & (ignore == Ignore.NO)
-                ignore = ignore.masked_fill(fragment, int(Ignore.REGION))
-            changed = replace(kept, boxes=torch.from_numpy(corners[mine]), ignore=ignore)
-            out[name] = with_masks(changed)
-            first += len(known)
-        return out
-
 
 @dataclass(frozen=True)
 class _View:
@@ -318,7 +295,7 @@ class _View:
 
     Attributes:
         pixels: (h, w, 3) uint8 RGB.
-        rows: (N, 6) of all labels' boxes, see `_rows`.
+        rows: (N, 6) of all labels' boxes, see `detmtl.data.box_table`.
         masks: target -> (h, w), the map and the depth.
         points: (P, 2), see `detmtl.data.points`; None: there are none.
     """
@@ -329,10 +306,9 @@ class _View:
     points: np.ndarray | None
 
     @classmethod
-    def of(cls, picture: Picture) -> "_View":
+    def of(cls, picture: Picture, rows: np.ndarray, boxes: Mapping[str, BoxLabels]) -> "_View":
         """Takes a picture whose image is at the network's size already."""
         pixels, labels, _, size = picture
-        boxes = _of(labels, BoxLabels)
         maps, depths = _of(labels, MapLabels), _of(labels, DepthLabels)
         assert len(maps) <= 1 and len(depths) <= 1, "albumentations is told of one map"
         masks: dict[str, np.ndarray] = {}
@@ -340,45 +316,15 @@ class _View:
             masks = _masks(known.resized(size, _size(pixels)))
         for known in depths.values():
             masks[DEPTH] = known.resized(size, _size(pixels)).depth.numpy()
-        return cls(pixels, _rows(boxes, size), masks, shares_of(boxes, *size))
+        return cls(pixels, rows, masks, shares_of(boxes, *size))
 
 
 def _of(labels: Mapping[str, Labels], kind: type[L]) -> dict[str, L]:
     return {name: known for name, known in labels.items() if isinstance(known, kind)}
 
 
-def _clipped(data: np.ndarray, shape: Any) -> np.ndarray:
-    """Returns boxes clipped at the picture's edges, with how much of each is left multiplied up.
-
-    Runs after every step, in place of albumentations' own filter, which looks at one step's loss alone
-    and, once no box is left, gives an array without the extra columns.
-    """
-    if not data.size:
-        return np.zeros((0, VISIBLE + 1))
-    data = data.astype(np.float64)
-    whole = (data[:, 2] - data[:, 0]) * (data[:, 3] - data[:, 1])
-    corners = data[:, :4]
-    if corners.min() >= 0 and corners.max() <= 1 and whole.min() > 0:
-        return data  # nothing of any box is outside
-    corners[:] = corners.clip(0, 1)
-    left = (data[:, 2] - data[:, 0]) * (data[:, 3] - data[:, 1])
-    data, whole, left = data[left > 0], whole[left > 0], left[left > 0]
-    data[:, VISIBLE] *= left / whole
-    return data
-
-
 def _unchecked(data: np.ndarray, shape: Any) -> None:
-    """In place of albumentations' check, which raises on a box 1e-6 outside; `_clipped` mends it."""
-
-
-def _rows(labels: Mapping[str, BoxLabels], size: Sequence[int]) -> np.ndarray:
-    """Returns all labels' boxes (N, 6) float64: corners in [0, 1], row number, visible share 1."""
-    boxes = np.concatenate([np.zeros((0, 4)), *(known.boxes.numpy() for known in labels.values())])
-    y, x = 1 / size[0], 1 / size[1]
-    rows = np.ones((len(boxes), VISIBLE + 1))
-    rows[:, :4] = np.minimum(np.maximum(boxes * (x, y, x, y), 0), 1)
-    rows[:, ROW] = np.arange(len(boxes))
-    return rows
+    """In place of albumentations' check, which raises on a box 1e-6 outside; `clipped` mends it."""
 
 
 def _masks(labels: MapLabels) -> dict[str, np.ndarray]:
@@ -386,12 +332,26 @@ def _masks(labels: MapLabels) -> dict[str, np.ndarray]:
     return masks if labels.weights is None else masks | {WEIGHTS: labels.weights.numpy()}
 
 
-def _unmasked(labels: MapLabels, masks: Mapping[str, np.ndarray]) -> MapLabels:
-    classes = torch.from_numpy(np.ascontiguousarray(masks[CODES]) - np.uint8(1))
-    weights = masks.get(WEIGHTS)
-    if weights is not None:
-        weights = torch.from_numpy(np.ascontiguousarray(weights, dtype=np.float32))
-    return replace(labels, classes=classes, weights=weights)
+def _unmasked(
+    labels: Mapping[str, Labels], masks: Mapping[str, np.ndarray], size: tuple[int, int]
+) -> dict[str, Labels]:
+    """Returns the maps and depths among labels as they are in masks, fitted to height and width."""
+    out: dict[str, Labels] = {}
+    for name, known in _of(labels, MapLabels).items():
+        classes = torch.from_numpy(np.ascontiguousarray(masks[CODES]) - np.uint8(1))
+        weights = masks.get(WEIGHTS)
+        if weights is not None:
+            weights = torch.from_numpy(np.ascontiguousarray(weights, dtype=np.float32))
+        moved = replace(known, classes=classes, weights=weights)
+        out[name] = moved.resized(_size(classes), size)
+    for name, known in _of(labels, DepthLabels).items():
+        depth = torch.from_numpy(np.ascontiguousarray(masks[DEPTH], dtype=np.float32))
+        out[name] = replace(known, depth=depth).resized(_size(depth), size)
+    return out
+
+
+def _finished(labels: Mapping[str, BoxLabels]) -> dict[str, BoxLabels]:
+    return {name: with_masks(known) for name, known in labels.items()}
 
 
 def _size(image: np.ndarray | Tensor) -> tuple[int, int]:
