@@ -62,12 +62,19 @@ L = TypeVar("L", bound=Labels)
 
 
 class Picture(NamedTuple):
-    """What `Augment` takes of one picture; see its call."""
+    """What `Augment` takes of one picture; see its call.
+
+    Attributes:
+        image, labels, seed, size: the call's arguments.
+        room: (h, w, 3) uint8 of the network's size, where pixels of that size are put, `image` perhaps
+            among them already; None: somewhere new.
+    """
 
     image: np.ndarray
     labels: Mapping[str, Labels]
     seed: int
     size: tuple[int, int]
+    room: np.ndarray | None = None
 
 
 class AugmentSettings(Settings):
@@ -190,14 +197,14 @@ class Augment:
         Raises:
             InputError: a step cannot work on one of them.
         """
-        fitted = [p._replace(image=self._pixels(p.image, p.size)) for p in pictures]
+        fitted = [p._replace(image=self._pixels(p.image, p.size, p.room)) for p in pictures]
         if not fitted:
             return []
         boxes = [_of(p.labels, BoxLabels) for p in fitted]
         rows = rows_of(boxes, [p.size for p in fitted])
         views = [_View.of(p, x, known) for p, x, known in zip(fitted, rows, boxes, strict=True)]
         if self._steps:
-            views = [self._changed(v, p.seed) for v, p in zip(views, fitted, strict=True)]
+            views = [self._changed(v, p.seed, p.room) for v, p in zip(views, fitted, strict=True)]
         return self._results(views, fitted, boxes)
 
     def fitted(self, image: np.ndarray, size: tuple[int, int] | None = None) -> Tensor:
@@ -212,14 +219,19 @@ class Augment:
         pixels = self._pixels(image, size or _size(image))
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
-    def _pixels(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    def _pixels(
+        self, image: np.ndarray, size: tuple[int, int], room: np.ndarray | None = None
+    ) -> np.ndarray:
         height, width = fit_size(*size, self.short, self.long)
-        if _size(image) == (height, width):
+        if _size(image) != (height, width):
+            small = resize(torch.from_numpy(image).permute(2, 0, 1), height, width)
+            image = small.permute(1, 2, 0).contiguous().numpy()
+        if room is None or np.may_share_memory(image, room):
             return image
-        small = resize(torch.from_numpy(image).permute(2, 0, 1), height, width)
-        return small.permute(1, 2, 0).contiguous().numpy()
+        room[:] = image
+        return room
 
-    def _changed(self, view: "_View", seed: int) -> "_View":
+    def _changed(self, view: "_View", seed: int, room: np.ndarray | None) -> "_View":
         # One generator for all steps. Compose.set_random_seed would start each step's own generator
         # from the same seed: on every picture all steps with p: 0.5 would fire together or not at all.
         self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
@@ -253,8 +265,12 @@ class Augment:
                     "outlines and keypoints; find the step by leaving out one after the other"
                 )
             points = (moved + 0.5) / (changed.shape[1], changed.shape[0])
+        if room is not None and changed.shape == room.shape:
+            if changed is not room:
+                room[:] = changed  # at once, while it is in the processor's caches
+            changed = room
         masks = {name: out[name] for name in masks}
-        return _View(np.ascontiguousarray(changed), out["bboxes"], masks, points)
+        return _View(changed, out["bboxes"], masks, points)
 
     def _results(
         self,
@@ -278,7 +294,7 @@ class Augment:
     def _image(self, pixels: np.ndarray) -> Tensor:
         if min(pixels.shape[:2]) > self.short or max(pixels.shape[:2]) > self.long:
             return self.fitted(pixels)
-        return torch.from_numpy(pixels).permute(2, 0, 1)
+        return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
 
     def _failed(self, error: Exception) -> str:
         names = {id(step): type(step).__name__ for step in _flat(self._steps)}
@@ -308,7 +324,7 @@ class _View:
     @classmethod
     def of(cls, picture: Picture, rows: np.ndarray, boxes: Mapping[str, BoxLabels]) -> "_View":
         """Takes a picture whose image is at the network's size already."""
-        pixels, labels, _, size = picture
+        pixels, labels, size = picture.image, picture.labels, picture.size
         maps, depths = _of(labels, MapLabels), _of(labels, DepthLabels)
         assert len(maps) <= 1 and len(depths) <= 1, "albumentations is told of one map"
         masks: dict[str, np.ndarray] = {}

@@ -61,12 +61,17 @@ def read_image(path: str | os.PathLike[str], data: bytes | None = None) -> np.nd
         raise _broken(path, len(data), problem) from problem
 
 
-def decoded(data: bytes) -> np.ndarray | None:
-    """Returns what `read_image` does of a complete JPEG or PNG; None of anything else."""
+def decoded(data: bytes, room: np.ndarray | None = None) -> np.ndarray | None:
+    """Returns what `read_image` does of a complete JPEG or PNG; None of anything else.
+
+    Args:
+        data: of the file.
+        room: of the picture's size, where the decoder may put it; None: it puts it somewhere new.
+    """
     if not _complete(data):
         return None
     if data.startswith(_JPEG):
-        image = decoded_jpeg(data)
+        image = decoded_jpeg(data, room)
         if image is not None:
             return image
     return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)

@@ -13,12 +13,19 @@ except ImportError:  # pip install 'detmtl[jpeg]'
 _APP1, _SCAN = 0xE1, 0xDA
 
 
-def decoded_jpeg(data: bytes) -> np.ndarray | None:
+def decoded_jpeg(data: bytes, room: np.ndarray | None = None) -> np.ndarray | None:
     """Returns a JPEG as (H, W, 3) uint8 RGB, None where another decoder has to: simplejpeg is not
-    installed, refuses the file, or would have to read EXIF, which says how a picture is turned."""
+    installed, refuses the file, or would have to read EXIF, which says how a picture is turned.
+
+    Args:
+        data: of the file.
+        room: where the pixels are put if it has just their size; None: somewhere new.
+    """
     if simplejpeg is None or _may_be_turned(data):
         return None
     try:
+        if room is not None and room.flags.c_contiguous:
+            return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=room)
         return simplejpeg.decode_jpeg(data, colorspace="RGB")
     except ValueError:  # broken, or of a kind that it does not know: the others say what is wrong
         return None

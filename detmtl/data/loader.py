@@ -8,11 +8,13 @@ import signal
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from detmtl.data.augment import Augment, Picture
@@ -22,7 +24,7 @@ from detmtl.data.mixture import Mixture, Pick
 from detmtl.data.outlines import with_masks
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Labels
-from detmtl.structures.sample import DIVISOR, Batch, ImageInfo, Sample
+from detmtl.structures.sample import DIVISOR, Batch, ImageInfo, Sample, canvas_of
 
 if TYPE_CHECKING:
     from detmtl.data.source import Source
@@ -159,61 +161,85 @@ class _TrainingBatches:
     world: int
 
     def batch(self, number: int) -> Batch:
-        return Batch.of([sample for sample, _ in self.samples(number)])
+        jobs = self._jobs(number)
+        augment = self.augment
+        sizes = [fit_size(*job.size, augment.short, augment.long) for job in jobs]
+        canvas = canvas_of(np.array(sizes))
+        rooms = [place[:h, :w] for place, (h, w) in zip(canvas, sizes, strict=True)]
+        views = augment.several(self._pictures(jobs, rooms))
+        samples = [self._sample(number, *x) for x in zip(jobs, views, strict=True)]
+        return Batch.of(samples, canvas=canvas)
 
-    def samples(
-        self, number: int, waiting: frozenset[str] = frozenset()
-    ) -> list[tuple[Sample, int]]:
-        """Returns this rank's pictures of a batch, each with the seed of its augmentation."""
-        weights = self.mixture.weights_at(number)
+    def draft(self, number: int, waiting: frozenset[str]) -> "Draft":
+        jobs = self._jobs(number, waiting)
+        ready = iter(self.augment.several(self._pictures([j for j in jobs if not j.waits])))
+        views = [
+            (self.augment.fitted(self._read(job), job.size), {}) if job.waits else next(ready)
+            for job in jobs
+        ]
+        samples = [self._sample(number, *x) for x in zip(jobs, views, strict=True)]
+        return Draft(samples, {i: job.seed for i, job in enumerate(jobs) if job.waits})
+
+    def _pictures(
+        self, jobs: Sequence["_Job"], rooms: Sequence[np.ndarray] = ()
+    ) -> Iterator[Picture]:
+        for job, room in zip_longest(jobs, rooms):
+            yield Picture(self._read(job, room), job.labels, job.seed, job.size, room)
+
+    def _sample(self, number: int, job: "_Job", view: tuple[Tensor, dict[str, Labels]]) -> Sample:
+        image, labels = view
+        if not job.waits:
+            labels = job.source.derived(job.pick.index, labels)
+        group = job.pick.source
+        weight = self.mixture.weights_at(number)[group]
+        return Sample(image, labels, job.info, group, weight, job.source.grade)
+
+    def _jobs(self, number: int, waiting: frozenset[str] = frozenset()) -> list["_Job"]:
+        """Returns this rank's part of a batch."""
         picks = list(enumerate(self.mixture.picks(number)))
-        jobs = [self._job(number, *slot, waiting) for slot in picks[self.rank :: self.world]]
-        ready = iter(
-            self.augment.several(
-                Picture(self._read(job), job.labels, job.seed, job.size)
-                for job in jobs
-                if job.labels is not None
-            )
-        )
-        out: list[tuple[Sample, int]] = []
-        for job in jobs:
-            if job.labels is None:
-                image, labels = self.augment.fitted(self._read(job), job.size), {}
-            else:
-                image, labels = next(ready)
-                labels = job.source.derived(job.pick.index, labels)
-            group, grade = job.pick.source, job.source.grade
-            out.append((Sample(image, labels, job.info, group, weights[group], grade), job.seed))
-        return out
+        return [self._job(number, *pick, waiting) for pick in picks[self.rank :: self.world]]
 
     def _job(self, number: int, slot: int, pick: Pick, waiting: frozenset[str]) -> "_Job":
-        source = self.mixture.sources[pick.source]
-        labels = None if source.name in waiting else source.labels(pick.index)
-        seed, info = sample_seed(self.seed, number, slot), source.info(pick.index)
-        augment = self.augment
-        reduced = augment.reduced and 1 < reduction(
-            info.height, info.width, augment.short, augment.long
+        source, augment = self.mixture.sources[pick.source], self.augment
+        info = source.info(pick.index)
+        factor = reduction(info.height, info.width, augment.short, augment.long)
+        waits = source.name in waiting
+        return _Job(
+            source,
+            pick,
+            info,
+            data=file_bytes(info.path),
+            reduced=augment.reduced and factor > 1,
+            labels={} if waits else source.labels(pick.index),
+            waits=waits,
+            seed=sample_seed(self.seed, number, slot),
         )
-        return _Job(source, pick, info, file_bytes(info.path), reduced, labels, seed)
 
-    def _read(self, job: "_Job") -> np.ndarray:
+    def _read(self, job: "_Job", room: np.ndarray | None = None) -> np.ndarray:
+        index, data = job.pick.index, job.data
         if job.reduced:
-            size = self.augment.short, self.augment.long
-            return job.source.read_reduced(job.pick.index, *size, job.data)
-        return job.source.read(job.pick.index, job.data)
+            return job.source.read_reduced(index, self.augment.short, self.augment.long, data)
+        if room is not None and room.shape[:2] != job.size:
+            room = None
+        return job.source.read(index, data, room)
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A picture to be decoded from `data`, at a part of its size if `reduced`; `labels` is None where it
-    waits for them."""
+    """A picture to be decoded from `data`, the bytes of its file.
+
+    Attributes:
+        reduced: whether straight at a part of its size.
+        labels: what is known of it; nothing if it `waits` for its labels.
+    """
 
     source: "Source"
     pick: Pick
     info: ImageInfo
     data: bytes
     reduced: bool
-    labels: dict[str, Labels] | None
+    labels: dict[str, Labels]
+    waits: bool
     seed: int
 
     @property
@@ -227,9 +253,7 @@ class _Drafts:
     waiting: frozenset[str]
 
     def batch(self, number: int) -> Draft:
-        pairs = self.pictures.samples(number, self.waiting)
-        seeds = {i: seed for i, (s, seed) in enumerate(pairs) if s.info.source in self.waiting}
-        return Draft([sample for sample, _ in pairs], seeds)
+        return self.pictures.draft(number, self.waiting)
 
 
 @dataclass(frozen=True)

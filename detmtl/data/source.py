@@ -116,17 +116,18 @@ class Source(Flat):
         height, width = self.sizes[i].tolist()
         return ImageInfo(int(self.ids[i]), self.files[i], height, width, self.name)
 
-    def read(self, i: int, data: bytes | None = None) -> np.ndarray:
+    def read(self, i: int, data: bytes | None = None, room: np.ndarray | None = None) -> np.ndarray:
         """Returns picture i as (H, W, 3) uint8 RGB.
 
         Args:
             i: which.
             data: the file's bytes, where they are known already.
+            room: of the picture's size, where it may be put; None: somewhere new.
 
         Raises:
             InputError: the file is missing or broken, or its size is not what the annotations say.
         """
-        image = None if data is None else decoded(data)
+        image = None if data is None else decoded(data, room)
         if image is None:
             image = read_image(self.files[i], data)
         self._check_size(i, (image.shape[0], image.shape[1]))

@@ -80,14 +80,24 @@ class Batch:
     grades: Tensor
 
     @classmethod
-    def of(cls, samples: Sequence[Sample], divisor: int = DIVISOR) -> "Batch":
-        """Pads and stacks samples (at least one)."""
+    def of(
+        cls, samples: Sequence[Sample], divisor: int = DIVISOR, canvas: np.ndarray | None = None
+    ) -> "Batch":
+        """Pads and stacks samples (at least one).
+
+        Args:
+            samples: the pictures.
+            divisor: see `images`.
+            canvas: what `canvas_of` returned; if it has the right size it becomes the batch, and
+                images that lie in it at their place are not copied.
+        """
         sizes = np.array([s.image.shape[-2:] for s in samples])
-        height, width = (-(-int(side) // divisor) * divisor for side in sizes.max(axis=0))
-        # channels last, as pictures come from the decoder and as the network wants them
-        images = np.empty((len(samples), height, width, 3), np.uint8)
+        images = canvas_of(sizes, divisor, canvas)
+        height, width = images.shape[1:3]
         for image, s, (h, w) in zip(images, samples, sizes, strict=True):
-            image[:h, :w] = s.image.permute(1, 2, 0).numpy()
+            pixels = s.image.permute(1, 2, 0).numpy()
+            if not np.may_share_memory(image, pixels):
+                image[:h, :w] = pixels
             image[:h, w:] = 0
             image[h:] = 0
         tasks = sorted({name for s in samples for name in s.labels})
@@ -129,3 +139,19 @@ class Batch:
             weights=self.weights.pin_memory(),
             grades=self.grades.pin_memory(),
         )
+
+
+def canvas_of(
+    sizes: np.ndarray, divisor: int = DIVISOR, canvas: np.ndarray | None = None
+) -> np.ndarray:
+    """Returns (B, H, W, 3) uint8 of whatever was in memory, with room for pictures of `sizes` (B, 2) at
+    the top left: channels last, as pictures come from the decoder and as the network wants them.
+
+    Args:
+        sizes: height and width of each.
+        divisor: of H and W.
+        canvas: is returned if it is of that size.
+    """
+    height, width = (-(-int(side) // divisor) * divisor for side in sizes.max(axis=0))
+    shape = (len(sizes), height, width, 3)
+    return canvas if canvas is not None and canvas.shape == shape else np.empty(shape, np.uint8)
