@@ -162,6 +162,9 @@ class Augment:
         # in place, because every step and nested composition holds this very object
         processor = cast(BboxProcessor, self._compose.processors["bboxes"])
         processor.filter, processor.check = clipped, _unchecked
+        # Boxes go in and come out as they are: a part of a composition clips them after each step and
+        # leaves out the ways to and from other formats. Only points need those, see `_changed`.
+        self._compose.main_compose = False
 
     def __call__(
         self,
@@ -244,7 +247,10 @@ class Augment:
             }
             if points is not None:  # of albumentations' points whole numbers are pixels' middles
                 targets["keypoints"] = points * (pixels.shape[1], pixels.shape[0]) - 0.5
+                self._compose.processors["keypoints"].preprocess(targets)
             out = self._compose(**targets)
+            if points is not None:
+                self._compose.processors["keypoints"].postprocess(out)
         except Exception as error:
             height, width = pixels.shape[:2]
             raise InputError(

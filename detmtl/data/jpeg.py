@@ -1,13 +1,14 @@
-"""Faster decoding of JPEGs where the package simplejpeg is installed: the same pixels.
+"""Faster decoding of JPEGs where the package simplejpeg is installed, with OpenCV's pixels.
 
-simplejpeg and OpenCV both bundle libjpeg-turbo; the former asks it for many rows at a time.
+Both bundle libjpeg-turbo, and simplejpeg writes into memory that is there already. benchmarks/loader.py
+compares the pixels, and says how much faster it is.
 """
 
 import numpy as np
 
 try:
-    import simplejpeg
-except ImportError:  # pip install 'detmtl[jpeg]'
+    import simplejpeg  # pyright: ignore[reportMissingImports]
+except ImportError:  # pip install 'detmtl[fast]'
     simplejpeg = None
 
 _APP1, _SCAN = 0xE1, 0xDA

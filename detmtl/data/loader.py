@@ -334,7 +334,7 @@ def _keep_memory() -> None:
     The allocator of Linux raises both its thresholds with the largest block, of up to 32 MB, that is
     freed; nothing of this one is ever touched. Other allocators do nothing of the kind.
     """
-    np.empty(31 << 20, np.uint8)
+    torch.empty(31 << 20, dtype=torch.uint8)
 
 
 def _enter_worker(worker: int) -> None:
