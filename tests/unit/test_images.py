@@ -242,8 +242,9 @@ def test_simplejpeg_gives_the_pixels_of_opencv(tmp_path, picture, monkeypatch, m
     data = path.read_bytes()
     room = np.zeros((97, 131, 3), np.uint8)
     fast = decoded(data, room)
-    assert np.shares_memory(fast, room) == (mode != "exif")
-    damaged = data[:300] + data[310:]
+    if mode != "CMYK":  # of which some are refused
+        assert np.shares_memory(fast, room) == (mode != "exif")
+    damaged = data[:-40] + data[-30:]  # of the pixels
     found = read_image(path, damaged)
     monkeypatch.setattr(jpeg, "simplejpeg", None)
     np.testing.assert_array_equal(fast, read_image(path))
