@@ -5,9 +5,9 @@
 
 One core: seconds are those of the process's processor time. The pictures are synthetic JPEGs in the
 page cache, with 7 boxes each. "raw" is OpenCV's decoder on bytes that are in memory already: no file
-is opened, nothing is resized or augmented. The loader gives whole batches of uint8 with boxes,
-flipped half of the time. "albumentations" is the usual pipeline: OpenCV, resize, flip, normalize to
-float32, stack.
+is opened, nothing is resized or augmented, no picture is kept. The loader gives whole batches of uint8
+with boxes, flipped half of the time; it decodes by simplejpeg where that is installed.
+"albumentations" is the usual pipeline: OpenCV, resize, flip, normalize to float32, stack.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import cv2
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from abab import Row, in_turn, ratio, report
 
+from detmtl.data import jpeg
 from detmtl.data.augment import Augment
 from detmtl.data.fit import fit
 from detmtl.data.flat import Annotations, FileNames
@@ -106,16 +108,42 @@ def usual(source: Source, count: int) -> None:
             pictures = []
 
 
+def without_simplejpeg(way: Callable[[], None]) -> Callable[[], None]:
+    """Returns a way that does the same as if simplejpeg were not installed."""
+
+    def alone() -> None:
+        package, jpeg.simplejpeg = jpeg.simplejpeg, None
+        try:
+            way()
+        finally:
+            jpeg.simplejpeg = package
+
+    return alone
+
+
+def each(decode: Callable[..., object], data: list, *arguments: object) -> Callable[[], None]:
+    """Returns a way to decode all of `data`, none of which is kept."""
+
+    def read() -> None:
+        for one in data:
+            decode(one, *arguments)
+
+    return read
+
+
 def measure(source: Source, rounds: int, large: bool) -> list[Row]:
     """Compares the ways to read a source's pictures."""
     count = len(source)
     data = [np.frombuffer(Path(p).read_bytes(), np.uint8) for p in source.files.paths()]
     ways = {
-        "raw": lambda: [cv2.imdecode(d, cv2.IMREAD_COLOR) for d in data],
+        "raw": each(cv2.imdecode, data, cv2.IMREAD_COLOR),
         "albumentations": lambda: usual(source, count),
         "loader": reader(source, reduced=True),
         "loader, full decode": reader(source, reduced=False),
     }
+    if jpeg.simplejpeg is not None and not large:
+        ways["raw simplejpeg"] = each(jpeg.decoded_jpeg, [d.tobytes() for d in data])
+        ways["loader, OpenCV"] = without_simplejpeg(ways["loader"])
     seconds = in_turn(ways, rounds, clock=time.process_time)
 
     def speed(name: str) -> str:
@@ -135,6 +163,10 @@ def measure(source: Source, rounds: int, large: bool) -> list[Row]:
             ratio(seconds, "albumentations", "loader"),
         ),
     ]
+    for peer, ours in (("raw", "loader, OpenCV"), ("raw simplejpeg", "loader")):
+        if {peer, ours} <= ways.keys() and "raw simplejpeg" in ways:
+            both = ratio(seconds, peer, ours)
+            rows.append(Row(what, speed(peer), speed(ours), both, None, f"{ours} / {peer}"))
     if large:
         full = ratio(seconds, "loader, full decode", "loader")
         rows.append(
@@ -173,6 +205,25 @@ def differences(paths: list[str]) -> list[str]:
     return lines
 
 
+def same_pixels(paths: list[str]) -> str:
+    """Returns in how many JPEGs simplejpeg and OpenCV find the same pixels."""
+    if jpeg.simplejpeg is None:
+        return "simplejpeg is not installed: OpenCV decodes everything."
+    same = left = 0
+    for path in paths:
+        data = Path(path).read_bytes()
+        found = jpeg.decoded_jpeg(data)
+        if found is None:
+            left += 1
+            continue
+        by_opencv = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        same += np.array_equal(found, by_opencv)
+    return (
+        f"simplejpeg {version('simplejpeg')} gives OpenCV's pixels, every bit, in {same} of "
+        f"{len(paths) - left} pictures; {left} more have EXIF or are refused, and are left to OpenCV."
+    )
+
+
 def main() -> None:
     """Measures and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -192,6 +243,7 @@ def main() -> None:
         told = differences(list(camera.files.paths()))
     if args.pictures:
         names = [n for n in list_pictures(args.pictures) if n.lower().endswith((".jpg", ".jpeg"))]
+        told.append(same_pixels([str(args.pictures / n) for n in names]))
         told += [
             f"{args.pictures.name}: {line}"
             for line in differences([str(args.pictures / n) for n in names[:300]])

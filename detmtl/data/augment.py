@@ -7,10 +7,10 @@ import inspect
 import os
 import random
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from typing import Any, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else its import asks the network for a newer version
 
@@ -29,12 +29,13 @@ from albumentations.core.transforms_interface import (
 from pydantic import Field, ValidationError
 from torch import Tensor
 
-from detmtl.data.fit import InputSettings, fit_size, resize, scale_boxes
+from detmtl.data.box_table import clipped, labels_of, rows_of
+from detmtl.data.fit import InputSettings, fit_size, resize
 from detmtl.data.outlines import with_masks
 from detmtl.data.points import shares_of, with_shares
 from detmtl.structures.depth import DepthLabels
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import BoxLabels, Ignore, Labels, MapLabels
+from detmtl.structures.labels import BoxLabels, Labels, MapLabels
 from detmtl.structures.settings import Settings
 
 Step = dict[str, dict[str, Any] | None]
@@ -50,10 +51,6 @@ REFUSED = {
     "Lambda": "a function cannot be named in a file",
 }
 
-ROW, VISIBLE = 4, 5
-"""Columns behind the four corners: which label the box is, and how much of it is still to be seen."""
-
-
 CODES, WEIGHTS = "mask", "map_weights"
 """Targets of albumentations under which a map travels. Its classes do so plus 1, so that 0, with which
 every transform fills what comes in from outside, is `UNKNOWN`; outside weighs nothing, too."""
@@ -61,8 +58,23 @@ every transform fills what comes in from outside, is `UNKNOWN`; outside weighs n
 DEPTH = "depth"
 """Target of albumentations under which depths travel; outside is 0, which is unknown there, too."""
 
-ROUNDING = 1e-3
-"""Pixels by which a side may come out too short through arithmetic on shares of the picture."""
+L = TypeVar("L", bound=Labels)
+
+
+class Picture(NamedTuple):
+    """What `Augment` takes of one picture; see its call.
+
+    Attributes:
+        image, labels, seed, size: the call's arguments.
+        room: (h, w, 3) uint8 of the network's size, where pixels of that size are put, `image` perhaps
+            among them already; None: somewhere new.
+    """
+
+    image: np.ndarray
+    labels: Mapping[str, Labels]
+    seed: int
+    size: tuple[int, int]
+    room: np.ndarray | None = None
 
 
 class AugmentSettings(Settings):
@@ -145,10 +157,14 @@ class Augment:
                 bbox_params=params,
                 keypoint_params=KeypointParams("xy", remove_invisible=False),
                 additional_targets={WEIGHTS: "mask", DEPTH: "mask"},
+                is_check_shapes=False,  # maps and depths are brought to the picture's size here
             )
         # in place, because every step and nested composition holds this very object
         processor = cast(BboxProcessor, self._compose.processors["bboxes"])
-        processor.filter, processor.check = _clipped, _unchecked
+        processor.filter, processor.check = clipped, _unchecked
+        # Boxes go in and come out as they are: a part of a composition clips them after each step and
+        # leaves out the ways to and from other formats. Only points need those, see `_changed`.
+        self._compose.main_compose = False
 
     def __call__(
         self,
@@ -170,38 +186,29 @@ class Augment:
         Raises:
             InputError: a step cannot work on this picture (say a crop larger than it).
         """
-        boxes = {n: known for n, known in labels.items() if isinstance(known, BoxLabels)}
-        maps = {n: known for n, known in labels.items() if isinstance(known, MapLabels)}
-        depths = {n: known for n, known in labels.items() if isinstance(known, DepthLabels)}
-        assert len(maps) <= 1 and len(depths) <= 1, "albumentations is told of one map"
-        size = size or _size(image)
-        rows, points = _rows(boxes, size), shares_of(boxes, *size)
-        fitted = self.fitted(image, size)
-        masks = {}
-        for known in maps.values():
-            masks = _masks(known.resized(size, (fitted.shape[1], fitted.shape[2])))
-        for known in depths.values():
-            small = known.resized(size, (fitted.shape[1], fitted.shape[2]))
-            masks = masks | {DEPTH: small.depth.numpy()}
+        return self.several([Picture(image, labels, seed, size or _size(image))])[0]
+
+    def several(self, pictures: Iterable[Picture]) -> list[tuple[Tensor, dict[str, Labels]]]:
+        """Returns what a call returns, of each of some pictures.
+
+        All pictures go through a stage before the next one begins: a decoder throws all other code out
+        of the processor's caches, and what follows it alone takes several times as long.
+
+        Args:
+            pictures: each is at the network's size before the next is asked for.
+
+        Raises:
+            InputError: a step cannot work on one of them.
+        """
+        fitted = [p._replace(image=self._pixels(p.image, p.size, p.room)) for p in pictures]
+        if not fitted:
+            return []
+        boxes = [_of(p.labels, BoxLabels) for p in fitted]
+        rows = rows_of(boxes, [p.size for p in fitted])
+        views = [_View.of(p, x, known) for p, x, known in zip(fitted, rows, boxes, strict=True)]
         if self._steps:
-            pixels, rows, masks, points = self._change(
-                fitted.permute(1, 2, 0).contiguous().numpy(), rows, masks, points, seed
-            )
-            height, width = pixels.shape[:2]
-            if min(height, width) > self.short or max(height, width) > self.long:
-                fitted = self.fitted(pixels)
-            else:
-                fitted = torch.from_numpy(pixels).permute(2, 0, 1)
-        height, width = fitted.shape[1:]
-        boxes = with_shares(boxes, points, height, width)
-        out = dict(labels) | self._labels(boxes, rows, height, width)
-        for name, known in maps.items():
-            changed = _unmasked(known, masks)
-            out[name] = changed.resized(_size(changed.classes), (height, width))
-        for name, known in depths.items():
-            moved = torch.from_numpy(np.ascontiguousarray(masks[DEPTH], dtype=np.float32))
-            out[name] = replace(known, depth=moved).resized(_size(moved), (height, width))
-        return fitted, out
+            views = [self._changed(v, p.seed, p.room) for v, p in zip(views, fitted, strict=True)]
+        return self._results(views, fitted, boxes)
 
     def fitted(self, image: np.ndarray, size: tuple[int, int] | None = None) -> Tensor:
         """Returns the picture (H, W, 3) at the network's size (3, h, w), nothing else changed.
@@ -212,33 +219,45 @@ class Augment:
             image: the picture, or a reduced copy of it.
             size: height and width of the picture; None: those of `image`.
         """
-        height, width = size or _size(image)
-        pixels = torch.from_numpy(image).permute(2, 0, 1)
-        return resize(pixels, *fit_size(height, width, self.short, self.long))
+        pixels = self._pixels(image, size or _size(image))
+        return torch.from_numpy(pixels).permute(2, 0, 1)
 
-    def _change(
-        self,
-        pixels: np.ndarray,
-        rows: np.ndarray,
-        masks: dict[str, np.ndarray],
-        points: np.ndarray | None,
-        seed: int,
-    ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], np.ndarray | None]:
+    def _pixels(
+        self, image: np.ndarray, size: tuple[int, int], room: np.ndarray | None = None
+    ) -> np.ndarray:
+        height, width = fit_size(*size, self.short, self.long)
+        if _size(image) != (height, width):
+            small = resize(torch.from_numpy(image).permute(2, 0, 1), height, width)
+            image = small.permute(1, 2, 0).contiguous().numpy()
+        if room is None or np.may_share_memory(image, room):
+            return image
+        room[:] = image
+        return room
+
+    def _changed(self, view: "_View", seed: int, room: np.ndarray | None) -> "_View":
         # One generator for all steps. Compose.set_random_seed would start each step's own generator
         # from the same seed: on every picture all steps with p: 0.5 would fire together or not at all.
         self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
+        pixels, rows, masks, points = view.pixels, view.rows, view.masks, view.points
         try:
-            targets: dict[str, Any] = {"image": pixels, "bboxes": rows, **masks}
+            targets: dict[str, Any] = {
+                "image": np.ascontiguousarray(pixels),
+                "bboxes": rows,
+                **masks,
+            }
             if points is not None:  # of albumentations' points whole numbers are pixels' middles
                 targets["keypoints"] = points * (pixels.shape[1], pixels.shape[0]) - 0.5
+                self._compose.processors["keypoints"].preprocess(targets)
             out = self._compose(**targets)
+            if points is not None:
+                self._compose.processors["keypoints"].postprocess(out)
         except Exception as error:
             height, width = pixels.shape[:2]
             raise InputError(
                 f"augment.steps: {self._failed(error)} failed on a picture of {height} x {width} pixels "
                 f"(height x width) with {len(rows)} boxes: {error}"
             ) from error
-        changed, rows = out["image"], out["bboxes"]
+        changed = out["image"]
         if changed.dtype != np.uint8 or changed.ndim != 3 or changed.shape[2] != 3:
             raise InputError(
                 f"augment.steps: they turned the picture into {changed.dtype} of shape {changed.shape}; "
@@ -252,7 +271,36 @@ class Augment:
                     "outlines and keypoints; find the step by leaving out one after the other"
                 )
             points = (moved + 0.5) / (changed.shape[1], changed.shape[0])
-        return np.ascontiguousarray(changed), rows, {name: out[name] for name in masks}, points
+        if room is not None and changed.shape == room.shape:
+            if changed is not room:
+                room[:] = changed  # at once, while it is in the processor's caches
+            changed = room
+        masks = {name: out[name] for name in masks}
+        return _View(changed, out["bboxes"], masks, points)
+
+    def _results(
+        self,
+        views: Sequence["_View"],
+        pictures: Sequence[Picture],
+        boxes: Sequence[Mapping[str, BoxLabels]],
+    ) -> list[tuple[Tensor, dict[str, Labels]]]:
+        images = [self._image(v.pixels) for v in views]
+        sizes = [(image.shape[1], image.shape[2]) for image in images]
+        moved = [
+            with_shares(known, v.points, *size)
+            for known, v, size in zip(boxes, views, sizes, strict=True)
+        ]
+        rows = [v.rows for v in views]
+        left = labels_of(rows, moved, sizes, self.min_visibility, self.min_side)
+        return [
+            (image, {**p.labels, **_finished(known), **_unmasked(p.labels, v.masks, size)})
+            for image, p, known, v, size in zip(images, pictures, left, views, sizes, strict=True)
+        ]
+
+    def _image(self, pixels: np.ndarray) -> Tensor:
+        if min(pixels.shape[:2]) > self.short or max(pixels.shape[:2]) > self.long:
+            return self.fitted(pixels)
+        return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
 
     def _failed(self, error: Exception) -> str:
         names = {id(step): type(step).__name__ for step in _flat(self._steps)}
@@ -262,61 +310,43 @@ class Augment:
             trace = trace.tb_next
         return found
 
-    def _labels(
-        self, labels: Mapping[str, BoxLabels], rows: np.ndarray, height: int, width: int
-    ) -> dict[str, Labels]:
-        rows = rows[np.argsort(rows[:, ROW], kind="stable")]
-        corners = (rows[:, :4] * (width, height, width, height)).astype(np.float32)
-        side = (corners[:, 2:] - corners[:, :2]).min(axis=1)
-        keep = (side > 0) & (side >= self.min_side - ROUNDING)
-        index = rows[:, ROW].round().astype(np.int64)
-        hidden = rows[:, VISIBLE] < self.min_visibility
-        out: dict[str, Labels] = {}
-        first = 0
-        for name, known in labels.items():
-            mine = np.flatnonzero(keep & (index >= first) & (index < first + len(known)))
-            # mostly all are there, in order: nothing is to be gathered
-            all_there = len(mine) == len(known)
-            kept = known if all_there else known[torch.from_numpy(index[mine] - first)]
-            ignore = kept.ignore
-            if hidden[mine].any():
-                fragment = torch.from_numpy(hidden[mine]) & (ignore == Ignore.NO)
-                ignore = ignore.masked_fill(fragment, int(Ignore.REGION))
-            changed = replace(kept, boxes=torch.from_numpy(corners[mine]), ignore=ignore)
-            out[name] = with_masks(changed)
-            first += len(known)
-        return out
 
+@dataclass(frozen=True)
+class _View:
+    """A picture with its labels as albumentations takes and gives them.
 
-def _clipped(data: np.ndarray, shape: Any) -> np.ndarray:
-    """Returns boxes clipped at the picture's edges, with how much of each is left multiplied up.
-
-    Runs after every step, in place of albumentations' own filter, which looks at one step's loss alone
-    and, once no box is left, gives an array without the extra columns.
+    Attributes:
+        pixels: (h, w, 3) uint8 RGB.
+        rows: (N, 6) of all labels' boxes, see `detmtl.data.box_table`.
+        masks: target -> (h, w), the map and the depth.
+        points: (P, 2), see `detmtl.data.points`; None: there are none.
     """
-    if not data.size:
-        return np.zeros((0, VISIBLE + 1))
-    data = data.astype(np.float64)
-    whole = (data[:, 2] - data[:, 0]) * (data[:, 3] - data[:, 1])
-    data[:, :4] = data[:, :4].clip(0, 1)
-    left = (data[:, 2] - data[:, 0]) * (data[:, 3] - data[:, 1])
-    data, whole, left = data[left > 0], whole[left > 0], left[left > 0]
-    data[:, VISIBLE] *= left / whole
-    return data
+
+    pixels: np.ndarray
+    rows: np.ndarray
+    masks: dict[str, np.ndarray]
+    points: np.ndarray | None
+
+    @classmethod
+    def of(cls, picture: Picture, rows: np.ndarray, boxes: Mapping[str, BoxLabels]) -> "_View":
+        """Takes a picture whose image is at the network's size already."""
+        pixels, labels, size = picture.image, picture.labels, picture.size
+        maps, depths = _of(labels, MapLabels), _of(labels, DepthLabels)
+        assert len(maps) <= 1 and len(depths) <= 1, "albumentations is told of one map"
+        masks: dict[str, np.ndarray] = {}
+        for known in maps.values():
+            masks = _masks(known.resized(size, _size(pixels)))
+        for known in depths.values():
+            masks[DEPTH] = known.resized(size, _size(pixels)).depth.numpy()
+        return cls(pixels, rows, masks, shares_of(boxes, *size))
+
+
+def _of(labels: Mapping[str, Labels], kind: type[L]) -> dict[str, L]:
+    return {name: known for name, known in labels.items() if isinstance(known, kind)}
 
 
 def _unchecked(data: np.ndarray, shape: Any) -> None:
-    """In place of albumentations' check, which raises on a box 1e-6 outside; `_clipped` mends it."""
-
-
-def _rows(labels: Mapping[str, BoxLabels], size: Sequence[int]) -> np.ndarray:
-    """Returns all labels' boxes (N, 6) float64: corners in [0, 1], row number, visible share 1."""
-    corners = [known.boxes for known in labels.values()]
-    boxes = torch.cat(corners).double() if corners else torch.zeros(0, 4, dtype=torch.float64)
-    rows = np.ones((len(boxes), VISIBLE + 1))
-    rows[:, :4] = scale_boxes(boxes, (size[0], size[1]), (1, 1)).clamp(0, 1).numpy()
-    rows[:, ROW] = np.arange(len(boxes))
-    return rows
+    """In place of albumentations' check, which raises on a box 1e-6 outside; `clipped` mends it."""
 
 
 def _masks(labels: MapLabels) -> dict[str, np.ndarray]:
@@ -324,12 +354,26 @@ def _masks(labels: MapLabels) -> dict[str, np.ndarray]:
     return masks if labels.weights is None else masks | {WEIGHTS: labels.weights.numpy()}
 
 
-def _unmasked(labels: MapLabels, masks: Mapping[str, np.ndarray]) -> MapLabels:
-    classes = torch.from_numpy(np.ascontiguousarray(masks[CODES]) - np.uint8(1))
-    weights = masks.get(WEIGHTS)
-    if weights is not None:
-        weights = torch.from_numpy(np.ascontiguousarray(weights, dtype=np.float32))
-    return replace(labels, classes=classes, weights=weights)
+def _unmasked(
+    labels: Mapping[str, Labels], masks: Mapping[str, np.ndarray], size: tuple[int, int]
+) -> dict[str, Labels]:
+    """Returns the maps and depths among labels as they are in masks, fitted to height and width."""
+    out: dict[str, Labels] = {}
+    for name, known in _of(labels, MapLabels).items():
+        classes = torch.from_numpy(np.ascontiguousarray(masks[CODES]) - np.uint8(1))
+        weights = masks.get(WEIGHTS)
+        if weights is not None:
+            weights = torch.from_numpy(np.ascontiguousarray(weights, dtype=np.float32))
+        moved = replace(known, classes=classes, weights=weights)
+        out[name] = moved.resized(_size(classes), size)
+    for name, known in _of(labels, DepthLabels).items():
+        depth = torch.from_numpy(np.ascontiguousarray(masks[DEPTH], dtype=np.float32))
+        out[name] = replace(known, depth=depth).resized(_size(depth), size)
+    return out
+
+
+def _finished(labels: Mapping[str, BoxLabels]) -> dict[str, BoxLabels]:
+    return {name: with_masks(known) for name, known in labels.items()}
 
 
 def _size(image: np.ndarray | Tensor) -> tuple[int, int]:

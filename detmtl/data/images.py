@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from detmtl.data.fit import fit_size
+from detmtl.data.jpeg import decoded_jpeg
 from detmtl.structures.errors import InputError
 
 Progress = Callable[[int, int], None]
@@ -20,6 +21,7 @@ Progress = Callable[[int, int], None]
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
 
+_JPEG = b"\xff\xd8"
 _ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 swap height and width
 _TURNED = frozenset({5, 6, 7, 8})
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
@@ -32,23 +34,24 @@ _THREADS = 8
 _BATCH = 512  # files between two calls of progress and two writes of the hash cache
 
 
-def read_image(path: str | os.PathLike[str]) -> np.ndarray:
+def read_image(path: str | os.PathLike[str], data: bytes | None = None) -> np.ndarray:
     """Returns the picture in a file as (H, W, 3) uint8 RGB, as a person sees it.
 
     EXIF rotation is applied, grey and palette pictures become RGB, an alpha channel is dropped, of
     16 bits the upper 8 are kept.
 
+    Args:
+        path: the file.
+        data: its bytes, where they are known already.
+
     Raises:
         InputError: the file is missing, is no picture, or ends too early.
     """
-    return _decoded(path, _bytes(path))
-
-
-def _decoded(path: str | os.PathLike[str], data: bytes) -> np.ndarray:
-    if _complete(data):
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-        if image is not None:
-            return image
+    if data is None:
+        data = file_bytes(path)
+    image = decoded(data)
+    if image is not None:
+        return image
     try:
         with Image.open(io.BytesIO(data)) as picture:
             picture.load()
@@ -56,6 +59,22 @@ def _decoded(path: str | os.PathLike[str], data: bytes) -> np.ndarray:
             return _rgb(ImageOps.exif_transpose(picture))
     except _BROKEN as problem:
         raise _broken(path, len(data), problem) from problem
+
+
+def decoded(data: bytes, room: np.ndarray | None = None) -> np.ndarray | None:
+    """Returns what `read_image` does of a complete JPEG or PNG; None of anything else.
+
+    Args:
+        data: of the file.
+        room: of the picture's size, where the decoder may put it; None: it puts it somewhere new.
+    """
+    if not _complete(data):
+        return None
+    if data.startswith(_JPEG):
+        image = decoded_jpeg(data, room)
+        if image is not None:
+            return image
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
 
 
 def reduction(height: int, width: int, short: int, long: int) -> int:
@@ -70,7 +89,7 @@ def reduction(height: int, width: int, short: int, long: int) -> int:
 
 
 def read_reduced(
-    path: str | os.PathLike[str], short: int, long: int
+    path: str | os.PathLike[str], short: int, long: int, data: bytes | None = None
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Returns the picture in a file, perhaps at a half, a quarter or an eighth of its size, and its
     height and width at full size.
@@ -82,26 +101,28 @@ def read_reduced(
     Args:
         path: the file.
         short, long: what the picture will be fitted to.
+        data: the file's bytes, where they are known already.
 
     Raises:
         InputError: as `read_image`.
     """
-    data = _bytes(path)
-    if data.startswith(b"\xff\xd8") and _complete(data):
+    if data is None:
+        data = file_bytes(path)
+    if data.startswith(_JPEG) and _complete(data):
         size = image_size(path, data)
         factor = reduction(*size, short, long)
         if factor > 1:
             image = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[factor])
             if image is not None:
                 return cv2.cvtColor(image, cv2.COLOR_BGR2RGB), size
-    image = _decoded(path, data)
+    image = read_image(path, data)
     return image, (image.shape[0], image.shape[1])
 
 
 def _complete(data: bytes) -> bool:
     """Whether this is a JPEG or PNG with its end marker: OpenCV fills what a truncated file lacks
     with gray and says nothing, so everything else goes to the slower, stricter decoder."""
-    if data.startswith(b"\xff\xd8"):
+    if data.startswith(_JPEG):
         return data.endswith(b"\xff\xd9")
     return data.startswith(b"\x89PNG") and b"IEND" in data[-12:]
 
@@ -318,10 +339,15 @@ def _in_threads(
                 progress(start + len(batch), len(items))
 
 
-def _bytes(path: str | os.PathLike[str]) -> bytes:
+def file_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Returns what is in a file.
+
+    Raises:
+        InputError: it is missing or cannot be read.
+    """
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        with open(path, "rb", buffering=0) as file:  # all at once: a buffer is one more copy
+            return file.readall()
     except FileNotFoundError as problem:
         raise InputError(f"{os.fspath(path)}: no such picture") from problem
     except OSError as problem:

@@ -8,20 +8,23 @@ import signal
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from detmtl.data.augment import Augment
+from detmtl.data.augment import Augment, Picture
 from detmtl.data.fit import fit, fit_size
-from detmtl.data.mixture import Mixture
+from detmtl.data.images import file_bytes, reduction
+from detmtl.data.mixture import Mixture, Pick
 from detmtl.data.outlines import with_masks
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Labels
-from detmtl.structures.sample import DIVISOR, Batch, Sample
+from detmtl.structures.sample import DIVISOR, Batch, ImageInfo, Sample, canvas_of
 
 if TYPE_CHECKING:
     from detmtl.data.source import Source
@@ -158,30 +161,90 @@ class _TrainingBatches:
     world: int
 
     def batch(self, number: int) -> Batch:
-        return Batch.of([sample for sample, _ in self.samples(number)])
+        jobs = self._jobs(number)
+        augment = self.augment
+        sizes = [fit_size(*job.size, augment.short, augment.long) for job in jobs]
+        canvas = canvas_of(np.array(sizes))
+        rooms = [place[:h, :w] for place, (h, w) in zip(canvas, sizes, strict=True)]
+        views = augment.several(self._pictures(jobs, rooms))
+        samples = [self._sample(number, *x) for x in zip(jobs, views, strict=True)]
+        return Batch.of(samples, canvas=canvas)
 
-    def samples(
-        self, number: int, waiting: frozenset[str] = frozenset()
-    ) -> Iterator[tuple[Sample, int]]:
-        """Yields this rank's pictures of a batch, each with the seed of its augmentation."""
-        weights = self.mixture.weights_at(number)
+    def draft(self, number: int, waiting: frozenset[str]) -> "Draft":
+        jobs = self._jobs(number, waiting)
+        ready = iter(self.augment.several(self._pictures([j for j in jobs if not j.waits])))
+        views = [
+            (self.augment.fitted(self._read(job), job.size), {}) if job.waits else next(ready)
+            for job in jobs
+        ]
+        samples = [self._sample(number, *x) for x in zip(jobs, views, strict=True)]
+        return Draft(samples, {i: job.seed for i, job in enumerate(jobs) if job.waits})
+
+    def _pictures(
+        self, jobs: Sequence["_Job"], rooms: Sequence[np.ndarray] = ()
+    ) -> Iterator[Picture]:
+        for job, room in zip_longest(jobs, rooms):
+            yield Picture(self._read(job, room), job.labels, job.seed, job.size, room)
+
+    def _sample(self, number: int, job: "_Job", view: tuple[Tensor, dict[str, Labels]]) -> Sample:
+        image, labels = view
+        if not job.waits:
+            labels = job.source.derived(job.pick.index, labels)
+        group = job.pick.source
+        weight = self.mixture.weights_at(number)[group]
+        return Sample(image, labels, job.info, group, weight, job.source.grade)
+
+    def _jobs(self, number: int, waiting: frozenset[str] = frozenset()) -> list["_Job"]:
+        """Returns this rank's part of a batch."""
         picks = list(enumerate(self.mixture.picks(number)))
-        for slot, pick in picks[self.rank :: self.world]:
-            source = self.mixture.sources[pick.source]
-            seed, info = sample_seed(self.seed, number, slot), source.info(pick.index)
-            size = (info.height, info.width)
-            if self.augment.reduced:
-                pixels = source.read_reduced(pick.index, self.augment.short, self.augment.long)
-            else:
-                pixels = source.read(pick.index)
-            labels: dict[str, Labels] = {}
-            if source.name in waiting:
-                image = self.augment.fitted(pixels, size)
-            else:
-                image, labels = self.augment(pixels, source.labels(pick.index), seed, size)
-                labels = source.derived(pick.index, labels)
-            weight = weights[pick.source]
-            yield Sample(image, labels, info, pick.source, weight, source.grade), seed
+        return [self._job(number, *pick, waiting) for pick in picks[self.rank :: self.world]]
+
+    def _job(self, number: int, slot: int, pick: Pick, waiting: frozenset[str]) -> "_Job":
+        source, augment = self.mixture.sources[pick.source], self.augment
+        info = source.info(pick.index)
+        factor = reduction(info.height, info.width, augment.short, augment.long)
+        waits = source.name in waiting
+        return _Job(
+            source,
+            pick,
+            info,
+            data=file_bytes(info.path),
+            reduced=augment.reduced and factor > 1,
+            labels={} if waits else source.labels(pick.index),
+            waits=waits,
+            seed=sample_seed(self.seed, number, slot),
+        )
+
+    def _read(self, job: "_Job", room: np.ndarray | None = None) -> np.ndarray:
+        index, data = job.pick.index, job.data
+        if job.reduced:
+            return job.source.read_reduced(index, self.augment.short, self.augment.long, data)
+        if room is not None and room.shape[:2] != job.size:
+            room = None
+        return job.source.read(index, data, room)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A picture to be decoded from `data`, the bytes of its file.
+
+    Attributes:
+        reduced: whether straight at a part of its size.
+        labels: what is known of it; nothing if it `waits` for its labels.
+    """
+
+    source: "Source"
+    pick: Pick
+    info: ImageInfo
+    data: bytes
+    reduced: bool
+    labels: dict[str, Labels]
+    waits: bool
+    seed: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.info.height, self.info.width
 
 
 @dataclass(frozen=True)
@@ -190,9 +253,7 @@ class _Drafts:
     waiting: frozenset[str]
 
     def batch(self, number: int) -> Draft:
-        pairs = list(self.pictures.samples(number, self.waiting))
-        seeds = {i: seed for i, (s, seed) in enumerate(pairs) if s.info.source in self.waiting}
-        return Draft([sample for sample, _ in pairs], seeds)
+        return self.pictures.draft(number, self.waiting)
 
 
 @dataclass(frozen=True)
@@ -242,6 +303,7 @@ class _Work(Dataset[T | _Failure]):
 
 def _serve(work: _Batches[T], numbers: range, workers: int, pin: bool) -> Iterator[T]:
     """Yields the batches of `numbers` in order; the workers live as long as the iterator."""
+    _keep_memory()
     loader = DataLoader(
         _Work(work),
         batch_size=None,  # the work makes whole batches
@@ -265,7 +327,18 @@ def _serve(work: _Batches[T], numbers: range, workers: int, pin: bool) -> Iterat
         )  # the last reference: torch ends the workers now and not when it collects garbage
 
 
+def _keep_memory() -> None:
+    """Makes this process keep what it frees, up to 64 MB, for the next batch: the system takes about as
+    long to hand out a batch's pages as copying the batch does.
+
+    The allocator of Linux raises both its thresholds with the largest block, of up to 32 MB, that is
+    freed; nothing of this one is ever touched. Other allocators do nothing of the kind.
+    """
+    torch.empty(31 << 20, dtype=torch.uint8)
+
+
 def _enter_worker(worker: int) -> None:
+    _keep_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the workers
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -23,6 +23,7 @@ from detmtl.data.flat import Annotations, FileNames, Flat
 from detmtl.data.images import (
     Progress,
     content_hashes,
+    decoded,
     read_image,
     read_reduced,
     reduction,
@@ -112,34 +113,42 @@ class Source(Flat):
 
     def info(self, i: int) -> ImageInfo:
         """Returns where picture i comes from (without its content hash: see `hashes`)."""
-        height, width = (int(n) for n in self.sizes[i])
+        height, width = self.sizes[i].tolist()
         return ImageInfo(int(self.ids[i]), self.files[i], height, width, self.name)
 
-    def read(self, i: int) -> np.ndarray:
+    def read(self, i: int, data: bytes | None = None, room: np.ndarray | None = None) -> np.ndarray:
         """Returns picture i as (H, W, 3) uint8 RGB.
+
+        Args:
+            i: which.
+            data: the file's bytes, where they are known already.
+            room: of the picture's size, where it may be put; None: somewhere new.
 
         Raises:
             InputError: the file is missing or broken, or its size is not what the annotations say.
         """
-        image = read_image(self.files[i])
+        image = None if data is None else decoded(data, room)
+        if image is None:
+            image = read_image(self.files[i], data)
         self._check_size(i, (image.shape[0], image.shape[1]))
         return image
 
-    def read_reduced(self, i: int, short: int, long: int) -> np.ndarray:
+    def read_reduced(self, i: int, short: int, long: int, data: bytes | None = None) -> np.ndarray:
         """Returns picture i as (h, w, 3) uint8 RGB, perhaps already smaller than its file's; see
         `detmtl.data.images.read_reduced`.
 
         Raises:
             InputError: as `read`.
         """
-        if reduction(int(self.sizes[i, 0]), int(self.sizes[i, 1]), short, long) == 1:
-            return self.read(i)
-        image, size = read_reduced(self.files[i], short, long)
+        height, width = self.sizes[i].tolist()
+        if reduction(height, width, short, long) == 1:
+            return self.read(i, data)
+        image, size = read_reduced(self.files[i], short, long, data)
         self._check_size(i, size)
         return image
 
     def _check_size(self, i: int, found: tuple[int, int]) -> None:
-        height, width = (int(n) for n in self.sizes[i])
+        height, width = self.sizes[i].tolist()
         if found != (height, width):
             who = f"source '{self.name}'"
             raise InputError(wrong_size(self.files[i], found, (height, width), who))
@@ -177,7 +186,7 @@ class Source(Flat):
         coverage = self.coverage[i if len(self.coverage) > 1 else 0]
         return BoxLabels(
             boxes=_tensor(a.boxes[rows]),
-            classes=_tensor(a.classes[rows]).long(),
+            classes=torch.from_numpy(a.classes[rows].astype(np.int64)),
             scores=_tensor(a.scores[rows]),
             weights=_tensor(a.weights[rows]),
             ignore=_tensor(a.ignore[rows]),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -109,7 +110,7 @@ class BoxLabels(Tensors):
         )
 
     def __len__(self) -> int:
-        return len(self.boxes)
+        return self.boxes.shape[0]  # len() of a tensor takes several times as long
 
     def __getitem__(self, keep: Tensor) -> "BoxLabels":
         """Returns the boxes at `keep`, a bool mask (N,) or indices; coverage is the picture's and stays."""
@@ -239,6 +240,9 @@ class PaddedTags(Tensors):
         ]
 
 
+_PER_BOX = ("boxes", "classes", "scores", "weights", "ignore", "grade")
+
+
 @dataclass(frozen=True, eq=False)
 class PaddedBoxes(Tensors):
     """`BoxLabels` of B pictures in tensors of one shape.
@@ -273,10 +277,7 @@ class PaddedBoxes(Tensors):
         pictures: list[BoxLabels | None] = []
         for i, present in enumerate(self.present.tolist()):
             rows = self.valid[i]
-            per_box = {
-                name: getattr(self, name)[i][rows]
-                for name in ("boxes", "classes", "scores", "weights", "ignore", "grade")
-            }
+            per_box = {name: getattr(self, name)[i][rows] for name in _PER_BOX}
             details = None if self.details is None else self.details.unpadded(i, rows)
             known = BoxLabels(**per_box, coverage=self.coverage[i], details=details)
             pictures.append(known if present else None)
@@ -316,30 +317,32 @@ def pad_boxes(labels: Sequence[BoxLabels | None]) -> PaddedBoxes:
     None stands for a picture that has no labels for the task.
     """
     known = [x for x in labels if x is not None]
-    most = max(1, max(len(x) for x in known))
-    num_pictures, num_classes = len(labels), len(known[0].coverage)
-    out = PaddedBoxes(
-        boxes=torch.zeros(num_pictures, most, 4),
-        classes=torch.zeros(num_pictures, most, dtype=torch.long),
-        scores=torch.zeros(num_pictures, most),
-        weights=torch.zeros(num_pictures, most, 2),
-        ignore=torch.zeros(num_pictures, most, dtype=torch.uint8),
-        grade=torch.zeros(num_pictures, most, dtype=torch.uint8),
-        valid=torch.zeros(num_pictures, most, dtype=torch.bool),
-        coverage=torch.zeros(num_pictures, num_classes),
-        present=torch.tensor([x is not None for x in labels]),
+    counts = np.array([0 if x is None else len(x) for x in labels])
+    most = max(1, int(counts.max()))
+
+    # numpy: torch takes several times as long for many small copies
+    def padded(name: str) -> np.ndarray:
+        first = getattr(known[0], name).numpy()
+        out = np.zeros((len(labels), most, *first.shape[1:]), first.dtype)
+        for row, x in zip(out, labels, strict=True):
+            if x is not None:
+                row[: len(x)] = getattr(x, name).numpy()
+        return out
+
+    per_box = {name: padded(name) for name in _PER_BOX}
+    coverage = np.zeros((len(labels), len(known[0].coverage)), np.float32)
+    for row, x in zip(coverage, labels, strict=True):
+        if x is not None:
+            row[:] = x.coverage.numpy()
+    return PaddedBoxes(
+        **{name: torch.from_numpy(x) for name, x in per_box.items()},
+        valid=torch.from_numpy(np.arange(most) < counts[:, None]),
+        coverage=torch.from_numpy(coverage),
+        present=torch.from_numpy(np.array([x is not None for x in labels])),
         details=pad_details([None if x is None else x.details for x in labels], most),
-        some_class=any(bool((x.ignore == Ignore.CLASS).any()) for x in known),
-        some_region=any(bool((x.ignore == Ignore.REGION).any()) for x in known),
+        some_class=bool((per_box["ignore"] == Ignore.CLASS).any()),
+        some_region=bool((per_box["ignore"] == Ignore.REGION).any()),
     )
-    for i, x in enumerate(labels):
-        if x is None:
-            continue
-        for name in ("boxes", "classes", "scores", "weights", "ignore", "grade"):
-            getattr(out, name)[i, : len(x)] = getattr(x, name)
-        out.valid[i, : len(x)] = True
-        out.coverage[i] = x.coverage
-    return out
 
 
 def pad_maps(labels: Sequence[MapLabels | None], height: int, width: int) -> PaddedMaps:

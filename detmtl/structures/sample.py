@@ -6,6 +6,7 @@ Letters: B pictures, H and W pixels.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,25 +80,37 @@ class Batch:
     grades: Tensor
 
     @classmethod
-    def of(cls, samples: Sequence[Sample], divisor: int = DIVISOR) -> "Batch":
-        """Pads and stacks samples (at least one)."""
-        sizes = torch.tensor([s.image.shape[-2:] for s in samples])
-        height, width = ((int(n) + divisor - 1) // divisor * divisor for n in sizes.amax(0))
-        # channels last, as pictures come from the decoder and as the network wants them
-        images = torch.zeros(len(samples), height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
-        for i, s in enumerate(samples):
-            images[i, :, : s.image.shape[1], : s.image.shape[2]] = s.image
+    def of(
+        cls, samples: Sequence[Sample], divisor: int = DIVISOR, canvas: np.ndarray | None = None
+    ) -> "Batch":
+        """Pads and stacks samples (at least one).
+
+        Args:
+            samples: the pictures.
+            divisor: see `images`.
+            canvas: what `canvas_of` returned; if it has the right size it becomes the batch, and
+                images that lie in it at their place are not copied.
+        """
+        sizes = np.array([s.image.shape[-2:] for s in samples])
+        images = canvas_of(sizes, divisor, canvas)
+        height, width = images.shape[1:3]
+        for image, s, (h, w) in zip(images, samples, sizes, strict=True):
+            pixels = s.image.permute(1, 2, 0).numpy()
+            if not np.may_share_memory(image, pixels):
+                image[:h, :w] = pixels
+            image[:h, w:] = 0
+            image[h:] = 0
         tasks = sorted({name for s in samples for name in s.labels})
         return cls(
-            images=images,
-            sizes=sizes,
+            images=torch.from_numpy(images).permute(0, 3, 1, 2),
+            sizes=torch.from_numpy(sizes),
             labels={
                 name: pad([s.labels.get(name) for s in samples], height, width) for name in tasks
             },
             infos=tuple(s.info for s in samples),
-            groups=torch.tensor([s.group for s in samples]),
-            weights=torch.tensor([s.weight for s in samples], dtype=torch.float32),
-            grades=torch.tensor([int(s.grade) for s in samples], dtype=torch.uint8),
+            groups=torch.from_numpy(np.array([s.group for s in samples])),
+            weights=torch.from_numpy(np.array([s.weight for s in samples], np.float32)),
+            grades=torch.from_numpy(np.array([s.grade for s in samples], np.uint8)),
         )
 
     def __len__(self) -> int:
@@ -126,3 +139,19 @@ class Batch:
             weights=self.weights.pin_memory(),
             grades=self.grades.pin_memory(),
         )
+
+
+def canvas_of(
+    sizes: np.ndarray, divisor: int = DIVISOR, canvas: np.ndarray | None = None
+) -> np.ndarray:
+    """Returns (B, H, W, 3) uint8 of whatever was in memory, with room for pictures of `sizes` (B, 2) at
+    the top left: channels last, as pictures come from the decoder and as the network wants them.
+
+    Args:
+        sizes: height and width of each.
+        divisor: of H and W.
+        canvas: is returned if it is of that size.
+    """
+    height, width = (-(-int(side) // divisor) * divisor for side in sizes.max(axis=0))
+    shape = (len(sizes), height, width, 3)
+    return canvas if canvas is not None and canvas.shape == shape else np.empty(shape, np.uint8)

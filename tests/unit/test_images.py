@@ -9,10 +9,12 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from detmtl.data import jpeg
 from detmtl.data.fit import fit
 from detmtl.data.images import (
     content_hash,
     content_hashes,
+    decoded,
     image_size,
     image_sizes,
     list_pictures,
@@ -221,3 +223,30 @@ def test_what_is_no_large_jpeg_is_read_in_full(tmp_path, picture):
     (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
     with pytest.raises(InputError, match=r"truncated|broken"):
         read_reduced(tmp_path / "cut.jpg", 8, 8)
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "progressive", "exif"])
+def test_simplejpeg_gives_the_pixels_of_opencv(tmp_path, picture, monkeypatch, mode, subsampling):
+    pytest.importorskip("simplejpeg")
+    pixels = np.array(Image.fromarray(picture).resize((131, 97)))
+    path, exif = tmp_path / "a.jpg", Image.Exif()
+    exif[0x0112] = 6
+    kind = mode if mode in ("L", "CMYK") else "RGB"
+    Image.fromarray(pixels).convert(kind).save(
+        path,
+        subsampling=subsampling,
+        progressive=mode == "progressive",
+        exif=exif if mode == "exif" else b"",
+    )
+    data = path.read_bytes()
+    room = np.zeros((97, 131, 3), np.uint8)
+    fast = decoded(data, room)
+    if mode != "CMYK":  # of which some are refused
+        assert np.shares_memory(fast, room) == (mode != "exif")
+    damaged = data[:-40] + data[-30:]  # of the pixels
+    found = read_image(path, damaged)
+    monkeypatch.setattr(jpeg, "simplejpeg", None)
+    np.testing.assert_array_equal(fast, read_image(path))
+    np.testing.assert_array_equal(found, read_image(path, damaged))
+    assert fast.shape == ((131, 97, 3) if mode == "exif" else (97, 131, 3))

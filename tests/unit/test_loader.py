@@ -235,7 +235,7 @@ def test_a_broken_picture_is_an_input_error_that_names_the_file(sources, tmp_pat
 
 
 class Wrong(Augment):
-    def __call__(self, image, labels, seed, size=None):
+    def several(self, pictures):
         raise KeyError("our own mistake")
 
 
@@ -305,9 +305,10 @@ def alive(pid: int) -> bool:
 class Threads(Augment):
     """Tells in each picture how many threads its process uses."""
 
-    def __call__(self, image, labels, seed, size=None):
+    def several(self, pictures):
         found = [cv2.getNumThreads(), torch.get_num_threads(), os.getpid() % 200]
-        return torch.tensor(found, dtype=torch.uint8).reshape(3, 1, 1).expand(3, 2, 2), labels
+        image = torch.tensor(found, dtype=torch.uint8).reshape(3, 1, 1).expand(3, 2, 2)
+        return [(image, p.labels) for p in pictures]
 
 
 def test_workers_use_one_thread_each(mixture):
