@@ -1,34 +1,20 @@
-"""Random changes of pictures and labels, named in YAML: the only file that knows albumentations.
+"""Random changes of pictures and labels: what albumentations is told of them, and what it gives back.
 
 Letters: H, W pixels of the file, h, w pixels of the network's picture, N boxes.
 """
 
-import inspect
-import os
 import random
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Any, NamedTuple, TypeVar, cast
 
-os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else its import asks the network for a newer version
-
-import albumentations
 import numpy as np
 import torch
-from albumentations.core.bbox_utils import BboxParams, BboxProcessor
-from albumentations.core.composition import BaseCompose, TransformType
-from albumentations.core.keypoints_utils import KeypointParams
-from albumentations.core.transforms_interface import (
-    BasicTransform,
-    DualTransform,
-    ImageOnlyTransform,
-    Transform3D,
-)
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import Tensor
 
+from detmtl.data.augment_steps import Step, albumentations, flat, transforms
 from detmtl.data.box_table import clipped, labels_of, rows_of
 from detmtl.data.fit import InputSettings, fit_size, resize
 from detmtl.data.outlines import with_masks
@@ -37,19 +23,6 @@ from detmtl.structures.depth import DepthLabels
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Labels, MapLabels
 from detmtl.structures.settings import Settings
-
-Step = dict[str, dict[str, Any] | None]
-"""One entry of YAML: the name of a transform and its arguments."""
-
-COMPOSITIONS = ("OneOf", "SomeOf", "RandomOrder", "Sequential")
-
-REFUSED = {
-    "Normalize": "the network normalizes by itself",
-    "ToFloat": "the network takes uint8",
-    "FromFloat": "the picture is uint8 already",
-    "ToTensorV2": "the loader makes the tensor",
-    "Lambda": "a function cannot be named in a file",
-}
 
 CODES, WEIGHTS = "mask", "map_weights"
 """Targets of albumentations under which a map travels. Its classes do so plus 1, so that 0, with which
@@ -142,12 +115,12 @@ class Augment:
         self.short, self.long, self.reduced = short, long, reduced
         self.min_visibility, self.min_side = min_visibility, min_side
         problems: list[str] = []
-        self._steps = _transforms(steps, "augment.steps", problems)
+        self._steps = transforms(steps, "augment.steps", problems)
         if problems:
             raise InputError(problems)
         # No label_fields: the label encoder behind them remembers the first picture it saw. The rows'
         # numbers travel as a column of the boxes instead.
-        params = BboxParams("albumentations", min_visibility=min_visibility)
+        params = albumentations.BboxParams("albumentations", min_visibility=min_visibility)
         with warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", "Got processor for (bboxes|keypoints)"
@@ -155,12 +128,12 @@ class Augment:
             self._compose = albumentations.Compose(
                 list(self._steps),
                 bbox_params=params,
-                keypoint_params=KeypointParams("xy", remove_invisible=False),
+                keypoint_params=albumentations.KeypointParams("xy", remove_invisible=False),
                 additional_targets={WEIGHTS: "mask", DEPTH: "mask"},
                 is_check_shapes=False,  # maps and depths are brought to the picture's size here
             )
         # in place, because every step and nested composition holds this very object
-        processor = cast(BboxProcessor, self._compose.processors["bboxes"])
+        processor = cast(Any, self._compose.processors["bboxes"])
         processor.filter, processor.check = clipped, _unchecked
         # Boxes go in and come out as they are: a part of a composition clips them after each step and
         # leaves out the ways to and from other formats. Only points need those, see `_changed`.
@@ -303,7 +276,7 @@ class Augment:
         return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
 
     def _failed(self, error: Exception) -> str:
-        names = {id(step): type(step).__name__ for step in _flat(self._steps)}
+        names = {id(step): type(step).__name__ for step in flat(self._steps)}
         trace, found = error.__traceback__, "a step"
         while trace is not None:
             found = names.get(id(trace.tb_frame.f_locals.get("self")), found)
@@ -378,114 +351,3 @@ def _finished(labels: Mapping[str, BoxLabels]) -> dict[str, BoxLabels]:
 
 def _size(image: np.ndarray | Tensor) -> tuple[int, int]:
     return image.shape[0], image.shape[1]
-
-
-def _flat(steps: Sequence[TransformType]) -> list[TransformType]:
-    return [
-        x
-        for step in steps
-        for x in (step, *(_flat(step.transforms) if isinstance(step, BaseCompose) else ()))
-    ]
-
-
-def _transforms(steps: Any, where: str, problems: list[str]) -> list[TransformType]:
-    """Returns the transforms that `steps` name; what is wrong with them is added to `problems`."""
-    if not isinstance(steps, Sequence) or isinstance(steps, str):
-        problems.append(f"{where}: found {steps!r}; a list of steps is needed")
-        return []
-    made = []
-    for i, step in enumerate(steps):
-        at = f"{where}[{i}]"
-        if isinstance(step, Mapping) and len(step) == 1:
-            ((name, arguments),) = step.items()
-            made.append(_transform(str(name), arguments, at, problems))
-        else:
-            problems.append(
-                f"{at}: found {step!r}; a step is one name and its arguments, as HorizontalFlip: {{p: 0.5}}"
-            )
-    return [x for x in made if x is not None]
-
-
-def _transform(name: str, arguments: Any, where: str, problems: list[str]) -> TransformType | None:
-    kind = _kind(name, where, problems)
-    if arguments is not None and not isinstance(arguments, Mapping):
-        problems.append(f"{where}: {name}: found {arguments!r}; arguments are names with values")
-    if kind is None or not isinstance(arguments, Mapping | None):
-        return None
-    values = {str(k): v for k, v in (arguments or {}).items()}
-    allowed = [p for p in inspect.signature(kind.__init__).parameters if p != "self"]
-    for wrong in [k for k in values if k not in allowed]:
-        close = get_close_matches(wrong, allowed, n=1)
-        hint = f" (nearest: '{close[0]}')" if close else ""
-        problems.append(
-            f"{where}: {name} has no argument '{wrong}'{hint}; it has {', '.join(allowed)}"
-        )
-        del values[wrong]
-    if name in COMPOSITIONS:
-        inner = len(problems)
-        values["transforms"] = _transforms(
-            values.get("transforms"), f"{where}.{name}.transforms", problems
-        )
-        if len(problems) > inner:
-            return None
-        if not values["transforms"]:
-            problems.append(f"{where}: {name} has no transforms; list at least one")
-            return None
-    return _construct(kind, values, f"{where}: {name}", problems)
-
-
-def _construct(
-    kind: type, values: dict[str, Any], where: str, problems: list[str]
-) -> TransformType | None:
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            made = kind(**values)
-    except Exception as error:
-        cause = error.__cause__
-        if isinstance(cause, ValidationError):
-            for wrong in cause.errors():
-                argument = ".".join(str(x) for x in wrong["loc"][:1]) or "arguments"
-                found = "" if wrong["type"] == "missing" else f" (found {wrong['input']!r})"
-                problems.append(f"{where}: {argument}: {wrong['msg']}{found}")
-        else:
-            problems.append(f"{where}: {error}")
-        return None
-    problems.extend(
-        f"{where}: {w.message}" for w in caught if not issubclass(w.category, DeprecationWarning)
-    )
-    needs = set(getattr(made, "targets_as_params", ())) - {"image", "bboxes"}
-    if needs:
-        problems.append(
-            f"{where}: it needs {', '.join(sorted(needs))}, which a picture does not have"
-        )
-        return None
-    return made
-
-
-def _kind(name: str, where: str, problems: list[str]) -> type | None:
-    """Returns the class of albumentations called `name`, if it can be a step."""
-    if name in REFUSED:
-        problems.append(f"{where}: {name} cannot be a step: {REFUSED[name]}; remove it")
-        return None
-    kind = getattr(albumentations, name, None)
-    if inspect.isclass(kind) and _usable(kind):
-        return kind
-    names = [n for n, k in vars(albumentations).items() if inspect.isclass(k) and _usable(k)]
-    close = get_close_matches(name, [n for n in names if n not in REFUSED], n=1, cutoff=0.4)
-    hint = f" (nearest: '{close[0]}')" if close else ""
-    why = "does not exist" if kind is None else "does not work on a picture and its boxes"
-    problems.append(f"{where}: {name} {why} in albumentations{hint}")
-    return None
-
-
-def _usable(kind: type) -> bool:
-    if kind.__name__ in COMPOSITIONS:
-        return True
-    if not issubclass(kind, BasicTransform) or issubclass(kind, Transform3D):
-        return False
-    if kind in (BasicTransform, DualTransform, ImageOnlyTransform):
-        return False
-    targets = getattr(kind, "_targets", ())
-    targets = targets if isinstance(targets, tuple) else (targets,)
-    return issubclass(kind, ImageOnlyTransform) or any(t.value == "BBoxes" for t in targets)
