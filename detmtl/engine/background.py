@@ -16,6 +16,8 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from queue import SimpleQueue
+from threading import Thread
 from typing import IO, Any
 
 _LENGTH = struct.Struct("<Q")
@@ -45,7 +47,7 @@ class Background:
         self._thread.shutdown()
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
-            with suppress(BrokenPipeError):  # something was still to be written
+            with suppress(OSError):  # something was still to be written
                 pipe.close()
         self._process = self._thread = self._answer = None
 
@@ -56,6 +58,8 @@ class Background:
             job: of `packed`.
         """
         assert self._answer is None, "one call at a time"
+        if self._process is not None and self._process.poll() is not None:
+            self.__exit__()  # it was ended while it had nothing to do
         if self._process is None or self._thread is None:
             self._process, self._thread = _started(), ThreadPoolExecutor(1)
         self._answer = self._thread.submit(_exchange, self._process, job)
@@ -113,11 +117,19 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started this one decides
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    jobs: SimpleQueue[bytes] = SimpleQueue()
+    Thread(target=_listen, args=(jobs,), daemon=True).start()
+    while True:
+        answer = _made(jobs.get())
+        with suppress(BrokenPipeError):  # then `_listen` ends this
+            _write(answers, answer)
+
+
+def _listen(jobs: "SimpleQueue[bytes]") -> None:
+    """Takes in calls; ends this process at once, in the middle of a call too, when nobody is left to call."""
     while (job := _read(sys.stdin.buffer)) is not None:
-        try:
-            _write(answers, _made(job))
-        except BrokenPipeError:
-            os._exit(1)
+        jobs.put(job)
+    os._exit(1)
 
 
 def _started() -> subprocess.Popen[bytes]:
@@ -131,7 +143,7 @@ def _exchange(process: subprocess.Popen[bytes], job: bytes) -> tuple[Any, BaseEx
     try:
         _write(process.stdin, job)
         answer = _read(process.stdout)
-    except BrokenPipeError:
+    except OSError:  # a broken pipe; Windows has another word for it
         answer = None
     if answer is None:
         raise ProcessEnded(f"ended by itself, exit status {process.wait()}")

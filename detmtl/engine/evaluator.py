@@ -224,16 +224,24 @@ def _write_results(path: Path, mine: dict[tuple[str, int], list[dict[str, Any]]]
 
 def computed(metrics: Mapping[str, Metric]) -> dict[str, float]:
     """Returns all tasks' numbers, computed on rank 0 and sent to the others."""
-    gathered(metrics)
-    return distributed.on_first(lambda: numbers(metrics))
+    states = gathered(metrics)
+    return distributed.on_first(lambda: numbers(merged(metrics, states)))
 
 
-def gathered(metrics: Mapping[str, Metric]) -> None:
-    """Gives rank 0's metrics what those of all ranks have collected."""
-    for metric in metrics.values():
-        states = distributed.gather_at_first(metric.state())
-        if states is not None:
-            metric.merge(states)
+def gathered(metrics: Mapping[str, Metric]) -> dict[str, list[Any] | None]:
+    """Returns on rank 0 what each metric has collected on each rank; elsewhere None."""
+    return {name: distributed.gather_at_first(m.state()) for name, m in metrics.items()}
+
+
+def merged(
+    metrics: Mapping[str, Metric], states: Mapping[str, list[Any] | None]
+) -> Mapping[str, Metric]:
+    """Returns rank 0's metrics with what those of all ranks have collected."""
+    for name, metric in metrics.items():
+        of_all = states[name]
+        assert of_all is not None, "rank 0 alone"
+        metric.merge(of_all)
+    return metrics
 
 
 def numbers(metrics: Mapping[str, Metric]) -> dict[str, float]:

@@ -15,6 +15,7 @@ is written that tells of a later step before the score is there:
 import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from detmtl.engine import distributed
 from detmtl.engine.background import Background, ProcessEnded, packed
-from detmtl.engine.evaluator import gathered, numbers
+from detmtl.engine.evaluator import gathered, merged, numbers
 from detmtl.engine.recorder import Recorder
 from detmtl.engine.state import State
 from detmtl.structures.errors import InputError
@@ -69,9 +70,17 @@ class Scores:
     def __enter__(self) -> "Scores":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Ends the process; a score that is still out is given up."""
-        self._process.__exit__()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Ends the process. A run that failed still gets the score that is out, as one that waits for its
+        scores would have; one that was interrupted does not."""
+        try:
+            if self._out is not None and kind is not None and issubclass(kind, Exception):
+                (step, weights), self._out = self._out, None
+                if distributed.rank() == 0:  # the other ranks may be gone
+                    with suppress(Exception):  # the first error is the one to tell
+                        self._take(step, self._arrived(), False, weights)
+        finally:
+            self._process.__exit__()
 
     def begin(self, metrics: Mapping[str, Metric], last: bool = False) -> None:
         """Scores the weights as they are now; waits for the score before.
@@ -84,13 +93,15 @@ class Scores:
             InputError: there is no metric `best`, or the metrics cannot be sent to another process.
         """
         self.settle()
-        gathered(metrics)
+        states = gathered(metrics)
         step = self._state.step
         if last or not self._beside:
-            values, self._beside = distributed.on_first(lambda: self._counted(metrics))
+            values, self._beside = distributed.on_first(
+                lambda: self._counted(merged(metrics, states))
+            )
             self._take(step, values, last)
             return
-        distributed.on_first(lambda: self._process.start(_job(metrics)))
+        distributed.on_first(lambda: self._process.start(_job(merged(metrics, states))))
         weights = None
         if self._best is not None and distributed.rank() == 0:
             there = self._state.averaged.state_dict()
@@ -184,6 +195,6 @@ def _job(metrics: Mapping[str, Metric]) -> bytes:
         return packed(numbers, dict(metrics))
     except TypeError as error:
         raise InputError(
-            f"train.score_in_background: true, but the metrics of {', '.join(metrics)} cannot be sent to "
-            f"another process ({error}); define them in a module of their own, or set auto or false"
+            f"train.score_in_background: the metrics of {', '.join(metrics)} cannot be sent to another "
+            f"process ({error}); define them in a module of their own, or set false"
         ) from error

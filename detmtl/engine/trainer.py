@@ -144,6 +144,7 @@ def train(
     with Scores(state, recorder, folder, settings.best, settings.score_in_background) as scores:
         if state.unscored:
             scores.begin(_predictions(state, evaluate), last=state.step >= steps)
+            clock.restart()
         while state.step < steps:
             set_lr(state.optimizer, optim.factor(state.step, steps))
             for part in range(settings.accumulate):

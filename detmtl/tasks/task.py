@@ -17,7 +17,9 @@ from detmtl.structures.sample import Batch, ImageInfo
 class Metric(Protocol):
     """Collects predictions beside the truth and scores them.
 
-    In a run of several processes each updates its own, then merges the states of all.
+    In a run of several processes each updates its own, then merges the states of all. `compute` may be
+    called in another process, to which the metric is sent by pickle, unless a run's
+    `train.score_in_background` is false: of its class there must be a module to import.
     """
 
     def update(

@@ -97,6 +97,42 @@ def children() -> set[int]:
     return found
 
 
+BORDERS = {"crop_left": 0, "crop_right": 0, "crop_top": 0.3, "crop_bottom": 0.3, "p": 1.0}
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [{"RandomCropFromBorders": {**BORDERS, "p": 0.5}}],
+        [{"HorizontalFlip": {}}, {"RandomCropFromBorders": BORDERS}],
+        [{"Transpose": {"p": 0.3}}, {"CenterCrop": {"height": 40, "width": 44, "p": 0.5}}],
+        [{"VerticalFlip": {}}, {"Resize": {"height": 48, "width": 60, "p": 0.5}}],
+    ],
+)
+def test_pictures_of_a_batch_are_those_made_one_by_one(sources, steps):
+    """A crop is a view of the picture, which lies in the batch's own memory."""
+    augment, source = Augment(steps, 48, 64), sources[1]
+    alone = Mixture([source], MixSettings(mode="silver"), batch_size=5, seed=1)
+    cropped = 0
+    for step, batch in enumerate(batches(alone, augment, 0, 8)):
+        for slot, (pick, info) in enumerate(zip(alone.picks(step), batch.infos, strict=True)):
+            image, _ = augment(
+                source.read(pick.index),
+                source.labels(pick.index),
+                sample_seed(0, step, slot),
+                (info.height, info.width),
+            )
+            height, width = batch.sizes[slot].tolist()
+            assert (height, width) == tuple(image.shape[1:])
+            assert torch.equal(batch.images[slot, :, :height, :width], image)
+            assert not batch.images[slot, :, height:].any()
+            assert not batch.images[slot, :, :, width:].any()
+            cropped += (height, width) != fit(
+                torch.zeros(3, info.height, info.width), 48, 64
+            ).shape[1:]
+    assert cropped > 5
+
+
 def test_a_batch_holds_what_the_mixture_drew(mixture):
     (batch,) = batches(mixture, AUGMENT, 3, 4)
     picks = mixture.picks(3)

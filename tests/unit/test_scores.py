@@ -203,7 +203,7 @@ def test_metrics_that_cannot_be_sent(tmp_path, monkeypatch):
 
     run(tmp_path / "auto", settings(score_in_background="auto"), evaluate)
     assert len([r for r in told(tmp_path / "auto") if "val/boxes/AP" in r]) == 3
-    with pytest.raises(InputError, match="score_in_background: true, but the metrics of boxes"):
+    with pytest.raises(InputError, match="score_in_background: the metrics of boxes"):
         run(tmp_path / "true", settings(), evaluate)
 
 
@@ -220,6 +220,23 @@ def test_a_run_that_fails_leaves_no_process_and_tells_its_steps(tmp_path):
     child = int((tmp_path / "asked").read_text())
     assert not os.path.exists(f"/proc/{child}")
     assert [r["step"] for r in told(tmp_path)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_that_fails_has_the_score_that_was_out(tmp_path, waited, kept):
+    """As if it had waited: what it was before it failed may be all that is left of it."""
+
+    def broken():
+        for i, batch in enumerate(batches()):
+            if i == 6:
+                wait_for(tmp_path / "asked")
+                (tmp_path / "gate").touch()
+                raise InputError("a picture cannot be read")
+            yield batch
+
+    with pytest.raises(InputError, match="a picture cannot be read"):
+        run(tmp_path, settings(), gated(tmp_path / "gate"), source=broken())
+    assert told(tmp_path) == told(waited)[:7]  # six steps, and the score of the fourth
+    assert read_checkpoint(tmp_path / "best.pt")["step"] == 4
 
 
 def test_the_bar_tells_the_best_metric(tmp_path, monkeypatch, capsys):
@@ -247,6 +264,37 @@ def test_a_process_makes_one_call_after_the_other():
         process.start(packed(time.sleep, 60))
         assert not process.done()
     assert not process.done()
+
+
+def test_a_process_that_was_ended_while_idle_is_replaced():
+    with Background() as process:
+        process.start(packed(os.getpid))
+        first = process.result()
+        os.kill(first, 9)
+        end = time.monotonic() + stand_ins.PATIENCE
+        while _state_of(first) != "Z":
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        process.start(packed(os.getpid))
+        assert process.result() != first
+
+
+def test_a_process_ends_with_its_parent_in_the_middle_of_a_call(tmp_path):
+    code = (
+        "import os, sys, time; from detmtl.engine.background import Background, packed\n"
+        "process = Background(); process.start(packed(os.getpid)); child = process.result()\n"
+        "process.start(packed(time.sleep, 600)); time.sleep(0.3)\n"
+        "open(sys.argv[1], 'w').write(str(child)); os.kill(os.getpid(), 9)"
+    )
+    with open(tmp_path / "told.txt", "w") as file:
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "child")], stdout=file, stderr=file
+        )
+    child = int((tmp_path / "child").read_text())
+    end = time.monotonic() + 20
+    while os.path.exists(f"/proc/{child}") and _state_of(child) != "Z":
+        assert time.monotonic() < end, "the process stays behind"
+        time.sleep(0.01)
 
 
 def _rank(rank, folder, port):
