@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.markup import escape
@@ -28,6 +29,9 @@ IOU = 0.5
 
 UNMOVED = 1.0
 """Pixels: tools round, so a box whose corners are this close is the one that was sent."""
+
+_RECTANGLE = 8
+"""Numbers of a polygon of four corners, which tools write for a plain box."""
 
 COUNTS = ("sent", "accepted", "moved", "renamed", "deleted", "added", "doubted", "rescued")
 
@@ -105,6 +109,19 @@ def take_back(
             raise InputError(f"{finished}: names no picture that is in {back}")
     mask = _reviewed(was.classes, reviewed)
     return _compare(was, now.subset(np.flatnonzero(done)), at[done], mask)
+
+
+def left_behind(back: Path) -> int:
+    """Returns how many annotations of what came back say more than a box: a shape that is not its
+    box's rectangle, or keypoints. Boxes alone were sent, and boxes alone are taken."""
+
+    def drawn(shape: Any) -> bool:
+        if isinstance(shape, list):
+            return any(isinstance(part, list) and len(part) > _RECTANGLE for part in shape)
+        return bool(shape)
+
+    rows = read_json(back, str(back))["annotations"]
+    return sum(drawn(row.get("segmentation")) or any(row.get("keypoints") or ()) for row in rows)
 
 
 def write_verified(corrections: Corrections, sent: Path, out: Path) -> None:

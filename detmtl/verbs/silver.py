@@ -23,7 +23,7 @@ from detmtl.report.audit_boxes import boxes_page
 from detmtl.report.audit_page import write_audit_page
 from detmtl.report.page import require
 from detmtl.silver.audit import audit, audit_folder
-from detmtl.silver.corrections import take_back, write_rest, write_verified
+from detmtl.silver.corrections import left_behind, take_back, write_rest, write_verified
 from detmtl.silver.held_out import refuse_seen
 from detmtl.silver.map_policy import MapSelection
 from detmtl.silver.others import Others
@@ -203,6 +203,12 @@ def import_verb(args: argparse.Namespace) -> None:
     console = Console()
     console.print(corrections.table())
     console.print(f"verified: {args.out}", markup=False)
+    if more := left_behind(args.back):
+        console.print(
+            f"{more} annotations of {args.back} have a shape or keypoints: only their boxes, classes and "
+            "crowds were taken",
+            markup=False,
+        )
     if args.rest:
         count = write_rest(corrections, args.sent, args.rest)
         console.print(f"not finished: {count}: {args.rest}", markup=False)

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from detmtl.data.coco import read_labels
-from detmtl.silver.corrections import take_back, write_rest, write_verified
+from detmtl.silver.corrections import left_behind, take_back, write_rest, write_verified
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade, Ignore
 
@@ -101,6 +101,23 @@ def test_finished_pictures_become_gold(sent, back, tmp_path):
     assert second.ignore.tolist() == [Ignore.NO, Ignore.CLASS, Ignore.REGION]
     info = json.loads((tmp_path / "gold.json").read_text())["info"]
     assert info["grade"] == "gold" and info["corrections"]["cat"]["deleted"] == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "count"),
+    [
+        ({}, 0),
+        ({"segmentation": []}, 0),
+        ({"segmentation": [[10, 10, 30, 10, 30, 30, 10, 30]]}, 0),
+        ({"segmentation": [[10, 10, 30, 10, 30, 30, 20, 40, 10, 30]]}, 1),
+        ({"segmentation": {"counts": "0123", "size": [100, 100]}}, 1),
+        ({"keypoints": [0, 0, 0, 0, 0, 0]}, 0),
+        ({"keypoints": [12, 14, 2, 0, 0, 0]}, 1),
+    ],
+)
+def test_shapes_and_keypoints_that_are_not_taken_are_counted(tmp_path, more, count):
+    rows = [box(1, 1, CAT, (10, 10, 30, 30), **more), box(2, 2, DOG, (10, 10, 30, 30))]
+    assert left_behind(write(tmp_path / "back.json", rows)) == count
 
 
 def test_pictures_that_are_not_finished_stay_as_they_were_sent(sent, back, tmp_path):
