@@ -133,8 +133,13 @@ def peak_bytes() -> int:
 
 
 def _end_with_parent() -> None:
-    """Ends this process when the one that started it is gone: its end of the pipe closes then."""
-    sys.stdin.buffer.read()
+    """Ends this process when the one that started it is gone: its end of the pipe closes then.
+
+    It reads past `sys.stdin`, whose lock a thread that waits there would hold when Python wants it at
+    the end, which Python takes for fatal.
+    """
+    while os.read(0, 1024):
+        pass
     os._exit(143)
 
 

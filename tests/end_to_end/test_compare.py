@@ -86,6 +86,8 @@ def test_killed_and_again_and_cached(config, detmtl, tmp_path):
     assert process.returncode == 0, told
     after = done_files(out)
     assert len(after) == 4 and before.items() <= after.items(), "a finished run was run again"
+    logs = [f.with_name("log.txt").read_text() for f in after]
+    assert all(logs) and not any("Fatal" in log or "Traceback" in log for log in logs)
     assert "fast - gold" not in told and "report.html" in told
     found = json.loads((out / "report.json").read_text())
     assert found["finished"] == found["planned"] == 4 and not found["failures"]
