@@ -212,7 +212,7 @@ def same_pixels(paths: list[str]) -> str:
     same = left = 0
     for path in paths:
         data = Path(path).read_bytes()
-        found = jpeg.decoded_jpeg(data)
+        found = None if jpeg.jpeg_head(data)[0] else jpeg.decoded_jpeg(data)
         if found is None:
             left += 1
             continue

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from detmtl.data.fit import fit_size
-from detmtl.data.jpeg import decoded_jpeg
+from detmtl.data.jpeg import decoded_jpeg, jpeg_head
 from detmtl.structures.errors import InputError
 
 Progress = Callable[[int, int], None]
@@ -25,6 +25,9 @@ _JPEG = b"\xff\xd8"
 _ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 swap height and width
 _TURNED = frozenset({5, 6, 7, 8})
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+_MOST_PIXELS = 178_956_970
+"""Larger pictures are Pillow's business, which by default refuses them."""
+
 _REDUCED = {
     8: cv2.IMREAD_REDUCED_COLOR_8,
     4: cv2.IMREAD_REDUCED_COLOR_4,
@@ -70,7 +73,11 @@ def decoded(data: bytes, room: np.ndarray | None = None) -> np.ndarray | None:
     """
     if not _complete(data):
         return None
-    if data.startswith(_JPEG):
+    jpeg = data.startswith(_JPEG)
+    turned, pixels = jpeg_head(data) if jpeg else (False, _png_pixels(data))
+    if pixels > _MOST_PIXELS:  # it would have its memory before anybody sees whether it is whole
+        return None
+    if jpeg and not turned:
         image = decoded_jpeg(data, room)
         if image is not None:
             return image
@@ -125,6 +132,11 @@ def _complete(data: bytes) -> bool:
     if data.startswith(_JPEG):
         return data.endswith(b"\xff\xd9")
     return data.startswith(b"\x89PNG") and b"IEND" in data[-12:]
+
+
+def _png_pixels(data: bytes) -> int:
+    """Returns the number of pixels that a PNG's first chunk tells."""
+    return int.from_bytes(data[16:20], "big") * int.from_bytes(data[20:24], "big")
 
 
 def _forget_xmp(picture: Image.Image) -> None:
@@ -357,6 +369,8 @@ def file_bytes(path: str | os.PathLike[str]) -> bytes:
 def _broken(path: str | os.PathLike[str], size: int, problem: BaseException) -> InputError:
     if size == 0:
         what = "the file is empty"
+    elif isinstance(problem, Image.DecompressionBombError):
+        what = f"the picture is too large ({problem}); scale it down"
     elif isinstance(problem, Image.UnidentifiedImageError):
         what = "is not a picture in a format that can be read (JPEG, PNG, WebP, BMP, TIFF, GIF)"
     elif "truncated" in str(problem).lower():

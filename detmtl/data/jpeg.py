@@ -12,17 +12,22 @@ except ImportError:  # pip install 'detmtl[fast]'
     simplejpeg = None
 
 _APP1, _SCAN = 0xE1, 0xDA
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {
+    0xC4,
+    0xC8,
+    0xCC,
+}  # markers with a picture's height and width
 
 
 def decoded_jpeg(data: bytes, room: np.ndarray | None = None) -> np.ndarray | None:
-    """Returns a JPEG as (H, W, 3) uint8 RGB, None where another decoder has to: simplejpeg is not
-    installed, refuses the file, or would have to read EXIF, which says how a picture is turned.
+    """Returns a JPEG that is not turned as (H, W, 3) uint8 RGB, None where another decoder has to:
+    simplejpeg is not installed, or refuses the file.
 
     Args:
         data: of the file.
         room: where the pixels are put if it has just their size; None: somewhere new.
     """
-    if simplejpeg is None or _may_be_turned(data):
+    if simplejpeg is None:
         return None
     try:
         if room is not None and room.flags.c_contiguous:
@@ -32,13 +37,18 @@ def decoded_jpeg(data: bytes, room: np.ndarray | None = None) -> np.ndarray | No
         return None
 
 
-def _may_be_turned(data: bytes) -> bool:
-    """Whether there is EXIF before the pixels, or something that is no segment."""
-    at = 2
+def jpeg_head(data: bytes) -> tuple[bool, int]:
+    """Returns what stands before the pixels: whether the picture may be turned (there is EXIF, or
+    something that is no segment), and how many pixels it has (0: it does not say)."""
+    at, turned, pixels = 2, False, 0
     while at + 4 <= len(data) and data[at] == 0xFF:
-        if data[at + 1] == _SCAN:
-            return False
-        if data[at + 1] == _APP1 and data.startswith(b"Exif", at + 4):
-            return True
+        marker = data[at + 1]
+        if marker == _SCAN:
+            return turned, pixels
+        if marker == _APP1 and data.startswith(b"Exif", at + 4):
+            turned = True
+        elif marker in _FRAMES:
+            height, width = data[at + 5 : at + 7], data[at + 7 : at + 9]
+            pixels = int.from_bytes(height, "big") * int.from_bytes(width, "big")
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return True
+    return True, pixels

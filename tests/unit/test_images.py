@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import zlib
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from detmtl.data import jpeg
+from detmtl.data import images, jpeg
 from detmtl.data.fit import fit
 from detmtl.data.images import (
     content_hash,
@@ -102,6 +103,28 @@ def test_a_truncated_picture_is_refused(tmp_path, suffix, share):
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(InputError, match=rf"cut\.{suffix}: the picture is (truncated|broken)"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_picture_that_says_it_is_huge_is_refused_before_it_gets_memory(
+    tmp_path, suffix, monkeypatch
+):
+    path, side = tmp_path / f"huge.{suffix}", 60_000
+    Image.new("RGB", (64, 64)).save(path)
+    data = bytearray(path.read_bytes())
+    if suffix == "jpg":
+        at = data.find(b"\xff\xc0") + 5
+        data[at : at + 4] = side.to_bytes(2, "big") * 2
+    else:
+        data[16:24] = side.to_bytes(4, "big") * 2
+        data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    path.write_bytes(data)
+    monkeypatch.setattr(images, "decoded_jpeg", None)  # neither is called
+    monkeypatch.setattr(images.cv2, "imdecode", None)
+    with pytest.raises(
+        InputError, match=rf"huge\.{suffix}: the picture is too large \(.*3600000000"
+    ):
         read_image(path)
 
 
