@@ -38,8 +38,9 @@ class DiagnosisSettings(Settings):
 
     Attributes:
         every: in steps; None: never. 50 costs less than 2 % of the time, see benchmarks/diagnosis.py.
-        layers: so many weight tensors of each stage are looked at, the largest ones; None: all
-            parameters. Either way a gradient passes through the whole trunk.
+        layers: so many weight tensors of each stage are looked at, the largest ones, of equals in the
+            pyramid the outputs of the finest levels, where tasks mostly meet; None: all parameters.
+            Either way a gradient passes through the whole trunk.
     """
 
     every: Count | None = None

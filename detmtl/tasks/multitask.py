@@ -183,8 +183,9 @@ class MultiTask(nn.Module):
 
     def stages(self) -> dict[str, list[nn.Parameter]]:
         """Returns the shared parameters that train by where they are: the backbone's stages, c1 (stride
-        2) and so on, and `fpn`."""
-        fpn = [p for p in self.fpn.parameters() if p.requires_grad]
+        2) and so on, and `fpn`, whose finest output, where tasks mostly meet, comes last."""
+        parts = [self.fpn.extras, self.fpn.laterals, *reversed(self.fpn.outputs)]
+        fpn = [p for part in parts for p in part.parameters() if p.requires_grad]
         return {**self.backbone.stages(), **({"fpn": fpn} if fpn else {})}
 
     def own_parameters(self) -> list[nn.Parameter]:

@@ -29,6 +29,7 @@ from detmtl.engine.heat_map import heat_map, shade
 from detmtl.engine.optim import OptimSettings
 from detmtl.engine.recorder import Recorder
 from detmtl.engine.trainer import TrainSettings, train
+from detmtl.models.fpn import FPN
 
 NAMES = ["a", "b"]
 
@@ -107,6 +108,14 @@ def test_the_largest_weights_are_looked_at():
     assert largest(parameters, None) == parameters
     chosen = largest(parameters, 2)
     assert [id(p) for p in chosen] == [id(parameters[3]), id(parameters[4])], "of equals the last"
+
+
+def test_of_the_pyramid_the_finest_outputs_are_looked_at():
+    """P6 and P7 have as many weights, and tasks on p3 do not reach them."""
+    model = model_of()
+    model.fpn = FPN([8, 8, 8], 16, num_levels=5)
+    chosen = largest(model.stages()["fpn"], 2)
+    assert {id(p) for p in chosen} == {id(model.fpn.outputs[i].weight) for i in (0, 1)}
 
 
 def run(folder, diagnosis, steps=4, stop=None, resume=False, weights=None, silent=()):
