@@ -115,7 +115,7 @@ def test_of_the_pyramid_the_finest_outputs_are_looked_at():
     model = model_of()
     model.fpn = FPN([8, 8, 8], 16, num_levels=5)
     chosen = largest(model.stages()["fpn"], 2)
-    assert {id(p) for p in chosen} == {id(model.fpn.outputs[i].weight) for i in (0, 1)}
+    assert {id(p) for p in chosen} == {id(next(model.fpn.outputs[i].parameters())) for i in (0, 1)}
 
 
 def run(folder, diagnosis, steps=4, stop=None, resume=False, weights=None, silent=()):
