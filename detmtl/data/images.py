@@ -65,7 +65,7 @@ def read_image(path: str | os.PathLike[str], data: bytes | None = None) -> np.nd
 
 
 def decoded(data: bytes, room: np.ndarray | None = None) -> np.ndarray | None:
-    """Returns what `read_image` does of a complete JPEG or PNG; None of anything else.
+    """Returns what `read_image` does of a complete JPEG or PNG; None of anything else, and of a huge one.
 
     Args:
         data: of the file.

@@ -12,11 +12,8 @@ except ImportError:  # pip install 'detmtl[fast]'
     simplejpeg = None
 
 _APP1, _SCAN = 0xE1, 0xDA
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {
-    0xC4,
-    0xC8,
-    0xCC,
-}  # markers with a picture's height and width
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+"""Markers of the segments that tell a picture's height and width."""
 
 
 def decoded_jpeg(data: bytes, room: np.ndarray | None = None) -> np.ndarray | None:

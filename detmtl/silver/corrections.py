@@ -112,8 +112,8 @@ def take_back(
 
 
 def left_behind(back: Path) -> int:
-    """Returns how many annotations of what came back say more than a box: a shape that is not its
-    box's rectangle, or keypoints. Boxes alone were sent, and boxes alone are taken."""
+    """Returns how many annotations of what came back say more than a box: a polygon of more than four
+    corners, a mask or keypoints. Boxes alone were sent, and boxes alone are taken."""
 
     def drawn(shape: Any) -> bool:
         if isinstance(shape, list):
