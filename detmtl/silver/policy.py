@@ -184,8 +184,6 @@ class Policy:
                 the floor, too little gold to calibrate, or no gold box to tell recall or density.
         """
         limits, lower, calibration = _resolved(labels, classes, settings, audit, several)
-        if audit is not None:
-            _check_gold(known & np.isfinite(lower), settings, audit)
         return cls(
             settings,
             limits,
@@ -361,15 +359,20 @@ def coverage_of(
         settings: the policy.
         audit: of the labels.
         lower: (C,), see `Policy`.
+
+    Raises:
+        InputError: gold has no box that could tell recall or density.
     """
+    # Where no score is enough, every object would become background.
+    says = known & np.isfinite(lower)
+    if audit is not None:
+        _check_gold(says, settings, audit)
     if settings.coverage is not None:
         recall = dict.fromkeys(classes.names, settings.coverage)
     elif audit is not None:
         recall = audit.recall_at(dict(zip(classes.names, lower.tolist(), strict=True)))
     else:
         recall = dict.fromkeys(classes.names, 1.0)
-    # Where no score is enough, every object would become background.
-    says = known & np.isfinite(lower)
     return {
         name: round(recall[name], 6) if on else 0.0
         for name, on in zip(classes.names, says, strict=True)

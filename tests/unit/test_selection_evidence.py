@@ -70,7 +70,8 @@ def test_the_absence_of_what_is_never_labelled_says_nothing(tmp_path, wrong_cars
     }
     read = CocoSource(kind="coco", images="/", annotations=str(path))
     silver = read.load("silver", tmp_path, SPACE, tmp_path / "cache")
-    assert silver.labels(0)["boxes"].coverage.tolist() == pytest.approx([person, 0, 0])
+    labels = silver.boxes(0)
+    assert labels is not None and labels.coverage.tolist() == pytest.approx([person, 0, 0])
 
 
 def test_with_an_ignore_band_its_absence_has_the_recall_of_the_band(wrong_cars):
