@@ -48,7 +48,7 @@ def a_depth(rng) -> DepthLabels:
 
 
 def described(rng) -> BoxLabels:
-    boxes = torch.tensor([[0.0, 0, 3, 3], [3, 3, 6, 6]]) + torch.tensor(rng.normal(0, 0.6, (2, 4)))
+    boxes = torch.tensor([[0.0, 0, 3, 3], [3, 3, 6, 6]]) + torch.tensor(rng.normal(0, 0.4, (2, 4)))
     labels = BoxLabels.of(boxes.float(), torch.zeros(2, dtype=torch.long), 1)
     return replace(labels, details=Details(attributes=torch.tensor(rng.integers(-1, 2, (2, 2)))))
 
@@ -157,7 +157,7 @@ def test_a_calibration_error_counts_pictures_as_often_as_they_weigh():
 
     def repeated(of):
         rows = np.repeat(np.arange(60), times[of.images])
-        copy = np.concatenate([np.arange(times[i]) for i in of.images])
+        copy = np.concatenate([np.arange(int(times[i])) for i in of.images])
         fields = (of.categories, of.boxes_xywh, of.areas, of.scores, of.crowd)
         return Boxes(10 * copy + of.images[rows], *(f[rows] for f in fields))
 
