@@ -45,14 +45,17 @@ def read_given(
     faults.add(*(f"{name(i)}: score is {scores[i]:g}; scores lie in [0, 1]" for i in far))
     out.bad[far] = True
     for i in positions(keep):
-        row = rows[i]
-        if row.get("iscrowd") or row.get("ignore"):
+        row, crowd = rows[i], rows[i].get("iscrowd")
+        if crowd or row.get("ignore"):
             out.ignore[i] = Ignore.REGION
         attributes = row.get("attributes")
         if isinstance(attributes, dict) and attributes:
             problems = list(_attributes(attributes, i, out))
             faults.add(*(f"{name(i)}: {problem}" for problem in problems))
             out.bad[i] |= bool(problems)
+        if crowd is not None and not (crowd or row.get("ignore")):
+            # Cleared in a tool that knows `iscrowd` and keeps `attributes` as they were.
+            out.ignore[i] = Ignore.NO
     return out
 
 

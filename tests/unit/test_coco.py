@@ -75,6 +75,16 @@ def test_extension_fields_are_read(tmp_path):
     assert source.grade is Grade.SILVER
 
 
+def test_iscrowd_says_whether_and_attributes_how_an_annotation_is_ignored(tmp_path):
+    data, said = coco_data(), {"ignore": "class"}
+    rows = [{"iscrowd": 0}, {"iscrowd": None}, {"iscrowd": 1}, {"iscrowd": 0, "ignore": 1}]
+    data["annotations"] = [
+        annotation(i, 10, 1, [1, 1, 5, 5]) | row | {"attributes": said}
+        for i, row in enumerate(rows)
+    ]
+    assert load(tmp_path, data).boxes(0).ignore.tolist() == [Ignore.NO] + [Ignore.CLASS] * 3
+
+
 def test_lvis_fields_say_what_was_searched(tmp_path):
     data = coco_data()
     data["images"][0]["neg_category_ids"] = [9]  # a cat is annotated, birds are not there
