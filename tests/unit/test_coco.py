@@ -225,6 +225,34 @@ def test_a_faulty_picture_is_named_or_dropped(tmp_path, change, sentence):
     assert source.ids.tolist() == [10, 20] and len(source.annotations) == 3
 
 
+@pytest.mark.parametrize("stated", [True, False], ids=["sizes", "no sizes"])
+@pytest.mark.parametrize("folder", ["", "train2017/"], ids=["flat", "split"])
+def test_pictures_of_lvis_are_found_by_their_addresses(tmp_path, folder, stated):
+    data = coco_data()
+    for i, row in enumerate(data["images"]):
+        split = "val2017" if folder and i == 2 else "train2017"
+        row["coco_url"] = f"http://images.cocodataset.org/{split}/{row.pop('file_name')}"
+        save_picture(tmp_path / "images" / (f"{split}/" if folder else "") / f"{i}.png", seed=i)
+        if not stated:
+            del row["height"], row["width"]
+    source = load(tmp_path, data, num_images=0)
+    last = "val2017/2.png" if folder else "2.png"
+    assert [source.files.name(i) for i in range(3)] == [f"{folder}0.png", f"{folder}1.png", last]
+    assert source.sizes.tolist() == [[48, 64]] * 3 and source.read(2).shape == (48, 64, 3)
+    (tmp_path / "images" / last).unlink()
+    with pytest.raises(InputError, match=rf"images/{last}: no such picture"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{}, {"coco_url": "http://x/"}, {"file_name": 5}])
+def test_a_picture_without_a_name(tmp_path, change):
+    data = coco_data()
+    del data["images"][2]["file_name"]
+    data["images"][2] |= change
+    (_, problem) = problems_of(tmp_path, data)
+    assert "image 30: has no 'file_name', nor the 'coco_url' of LVIS" in problem
+
+
 ALL, NO_CAT, NOTHING = [1, 1, 1], [0, 1, 1], [0, 0, 0]
 
 
