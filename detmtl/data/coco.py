@@ -128,6 +128,7 @@ class CocoSource(SourceSettings):
             silver=silver or bool((given.grade[k] == Grade.SILVER).any()),
             dropped=dropped,
             lost=found.lost,
+            notes=self.doubts(classes, categories.names),
             looked_into=pictures.measured,
         )
 
