@@ -172,8 +172,8 @@ def _negatives(work: Tensor, weights: Tensor, gamma: float) -> Tensor:
     """Returns each picture's sum of p ** gamma * softplus(x) * weights (B,), and puts its gradient in
     place of x.
 
-    On a CPU in blocks that stay in its cache. softplus(x) is written as log(1 + exp(x)), which torch
-    computes four times faster than `softplus`; for that, logits above 80 count as 80.
+    On a CPU in blocks that stay in its cache. softplus(x) is written as log(1 + exp(x)); for that,
+    logits above 80 count as 80.
 
     Args:
         work: (B, R, C) logits x, contiguous; p is their sigmoid.
@@ -187,7 +187,7 @@ def _negatives(work: Tensor, weights: Tensor, gamma: float) -> Tensor:
     for start in range(0, rows, step):
         x = work[:, start : start + step]
         p = x.clamp(max=80.0).exp_()
-        entropy = torch.log1p(p)
+        entropy = log1p(p)
         p /= p + 1
         factor = p * p if gamma == 2 else p**gamma
         factor *= spread[:, : x.shape[1]]
@@ -196,6 +196,19 @@ def _negatives(work: Tensor, weights: Tensor, gamma: float) -> Tensor:
         entropy.addcmul_(entropy, p, value=-1)  # softplus(x) * (1 - p)
         torch.mul(p.add_(entropy, alpha=gamma), factor, out=x)
     return torch.stack(sums).sum(0) if sums else work.new_zeros(pictures)
+
+
+def log1p(x: Tensor) -> Tensor:
+    """Returns log(1 + x) of each element >= 0 to the precision of `torch.log1p`, whose loop on a CPU takes
+    eight times as long as that of `torch.log`.
+
+    What rounding takes from 1 + x is given back to first order: of log(u + c) that is c / u, and the next
+    term is below the precision of the type.
+    """
+    if x.is_cuda:
+        return torch.log1p(x)
+    u = x + 1
+    return u.log().addcdiv_((u - 1).sub_(x), u, value=-1)
 
 
 def focal_elements(x: Tensor, targets: Tensor, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,12 @@
 """Focal loss against torchvision's, against autograd, and at the ends of number ranges."""
 
+import numpy as np
 import pytest
 import torch
 from torchvision.ops import sigmoid_focal_loss
 
 from detmtl.losses import focal
-from detmtl.losses.focal import FocalTargets, focal_sums, sigmoid_focal
+from detmtl.losses.focal import FocalTargets, focal_sums, log1p, sigmoid_focal
 
 
 def _random(dtype=torch.float64, sizes=(7, 3), pictures=2, classes=4, holes=True, seed=0):
@@ -148,3 +149,13 @@ def test_extreme_logits_stay_finite(value):
 def test_a_level_without_rows():
     levels, targets, _ = _random(sizes=(0, 3))
     assert torch.isfinite(focal_sums(levels, targets, 0.25, 2.0).sum())
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-7), (torch.float64, 4e-16)])
+def test_log1p_is_exact_from_tiny_to_huge(dtype, tolerance):
+    x = torch.cat(
+        [torch.zeros(1), torch.linspace(-80, 80, 20_001).exp(), torch.rand(20_000), torch.ones(1)]
+    ).to(dtype)
+    true = np.log1p(x.numpy().astype(np.longdouble))
+    error = np.abs(log1p(x).numpy().astype(np.longdouble) - true)
+    assert (error <= tolerance * true).all()
