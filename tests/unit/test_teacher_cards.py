@@ -133,9 +133,9 @@ def test_mistakes_about_a_file_s_tasks(exported, tmp_path):
         exported()
     with pytest.raises(InputError, match=r"gave 3 tags, but teacher.classes names 2"):
         _shown(exported(task="weather", classes=["night", "rain"]))
-    with pytest.raises(InputError, match="gave the class 1, but teacher.classes names 1"):
+    with pytest.raises(InputError, match=r"gave the class 1, but teacher.classes names 1"):
         _shown(exported(task="map", classes=["sky"]))
-    with pytest.raises(InputError, match="task map of .* writes maps; leave them out"):
+    with pytest.raises(InputError, match=r"task map of .* writes maps; leave them out"):
         exported(task="map", scale=1 / 255)
     with deprecation_expected():
         torch.jit.save(torch.jit.script(Nothing()), tmp_path / "t.pt")
