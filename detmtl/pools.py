@@ -316,7 +316,8 @@ def load_teachers(settings: RunSettings, folder: RunFolder, process: Process) ->
     one = settings.silver.teacher
     if isinstance(one, GoldTeacher):
         path = str(folder.teacher.best.absolute())
-        one = CheckpointTeacherSettings(kind="checkpoint", path=path, name="teacher", trust=True)
+        task = one.task or settings.silver_tasks()[0]
+        one = CheckpointTeacherSettings(path=path, name="teacher", task=task, trust=True)
     names: list[str] = []
     for teacher in settings.silver.teachers if one is None else [one]:
         loaded = teacher.load(Path.cwd(), str(process.device))

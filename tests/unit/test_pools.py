@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -56,6 +57,30 @@ train: {steps: 3}
 def settings(tmp_path):
     (tmp_path / "run.yaml").write_text(TEXT)
     return lambda *overrides: read_settings(tmp_path / "run.yaml", overrides)
+
+
+def test_a_teacher_that_the_run_trains_writes_the_task_that_is_named(
+    settings, tmp_path, monkeypatch
+):
+    tags = "tasks.night={kind: tags}", "data.tags={classes: [night]}"
+    about = "tasks.colors={kind: attributes}", "data.details={attributes: {color: [red]}}"
+    told = r"silver\.teacher\.task: is None, .*: boxes, night; name one"
+    with pytest.raises(InputError, match=told):
+        settings(*tags, *about)
+    assert settings(*tags, "mix={mode: gold}").silver.teacher.task is None, (
+        "nobody asks the teacher"
+    )
+    with pytest.raises(InputError, match=r"is 'colors', .*: boxes; name one"):
+        settings(*about, "silver.teacher.task=colors")
+    asked = []
+    monkeypatch.setattr(
+        pools.CheckpointTeacherSettings, "load", lambda self, *_: asked.append(self.task) or self
+    )
+    monkeypatch.setattr(pools.CheckpointTeacherSettings, "card", card("a"), raising=False)
+    process = SimpleNamespace(device="cpu")
+    for more in ((*tags, "silver.teacher.task=night"), about):
+        list(pools.load_teachers(settings(*more), RunFolder(tmp_path), process))
+    assert asked == ["night", "boxes"]
 
 
 def test_a_teacher_learns_from_gold_alone_and_not_from_its_audit(settings):
