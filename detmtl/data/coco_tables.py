@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from detmtl.data.coco_rows import Columns
 from detmtl.data.faults import (
     Faults,
     annotation_faults,
@@ -174,33 +175,27 @@ class Found:
     @classmethod
     def of(
         cls,
-        rows: Sequence[Any],
+        columns: Columns,
         pictures: Pictures,
         categories: Categories,
         where: str,
         faults: Faults,
     ) -> "Found":
-        """Reads ids and boxes of all annotations and notes what is wrong with them."""
-        ids, no_id, p1 = number_column(
-            rows, "id", lambda i: f"{where}: annotation at position {i}", whole=True
-        )
-        image_ids, no_image, p2 = number_column(
-            rows, "image_id", lambda i: f"{where}: annotation {ids[i]}", whole=True
-        )
+        """Finds picture, class and place of all annotations and notes what is wrong with them."""
 
         def name(i: int) -> str:
-            return f"{where}: annotation {ids[i]} of image {image_ids[i]}"
+            return columns.name(i, where)
 
-        kinds, no_kind, p3 = number_column(rows, "category_id", name, whole=True)
-        boxes, no_box, p4 = number_column(rows, "bbox", name, width=4)
-        faults.add(*p1, *p2, *p3, *p4)
-        sound = np.flatnonzero(~no_id)
-        again = np.zeros(len(rows), dtype=bool)
-        again[sound] = repeated(ids[sound])
+        kinds, no_image, no_kind = columns.kinds, columns.no_image, columns.no_kind
+        boxes, no_box = columns.boxes.copy(), columns.no_box
+        faults.add(*columns.faults)
+        sound = np.flatnonzero(~columns.no_id)
+        again = np.zeros(len(columns), dtype=bool)
+        again[sound] = repeated(columns.ids[sound])
         faults.add(*(f"{name(i)}: the annotation id is used twice" for i in positions(again)))
-        unlisted = ~no_image & ~np.isin(image_ids, pictures.listed)
+        unlisted = ~no_image & ~np.isin(columns.images, pictures.listed)
         faults.add(*(f"{name(i)}: there is no such image in 'images'" for i in positions(unlisted)))
-        image = np.where(no_image, -1, positions_of(image_ids, pictures.ids))
+        image = np.where(no_image, -1, positions_of(columns.images, pictures.ids))
         at = positions_of(kinds, categories.ids)
         strange = (at < 0) & ~no_kind
         faults.add(*_strange_categories(kinds, strange, name, categories.ids))
@@ -217,7 +212,7 @@ class Found:
         keep = placed & (image >= 0) & (classes >= 0)
         gone = unknown | (~placed & (classes >= 0))
         lost = lost_labels(image[gone], classes[gone])
-        return cls(image, kinds, classes, boxes, keep, no_id | again, lost, name)
+        return cls(image, kinds, classes, boxes, keep, columns.no_id | again, lost, name)
 
 
 def _strange_categories(

@@ -16,8 +16,10 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from detmtl.data.coco import category_names, read_json, read_labels, write_coco
+from detmtl.data.coco import category_names, read_labels, write_coco
+from detmtl.data.coco_rows import read_said
 from detmtl.data.flat import Annotations
+from detmtl.data.json_file import read_in_blocks
 from detmtl.data.source import Source
 from detmtl.silver.audit import wilson
 from detmtl.silver.overlay import Overlay, OverlaySettings, images_of, overlay, pairs_of
@@ -120,13 +122,19 @@ def left_behind(back: Path) -> int:
             return any(isinstance(part, list) and len(part) > _RECTANGLE for part in shape)
         return bool(shape)
 
-    rows = read_json(back, str(back))["annotations"]
-    return sum(drawn(row.get("segmentation")) or any(row.get("keypoints") or ()) for row in rows)
+    count = 0
+
+    def take(rows: list[Any]) -> None:
+        nonlocal count
+        count += sum(drawn(r.get("segmentation")) or any(r.get("keypoints") or ()) for r in rows)
+
+    read_in_blocks(back, str(back), "annotations", take)
+    return count
 
 
 def write_verified(corrections: Corrections, sent: Path, out: Path) -> None:
     """Writes the verified pictures as a COCO file, with the counts in its `info`."""
-    said = [row.get("attributes", {}) for row in read_json(sent, str(sent))["annotations"]]
+    _, said = read_said(sent)
     counts = {
         name: {k: int(v[c]) for k, v in corrections.counts.items()}
         for c, name in enumerate(corrections.classes)
@@ -145,10 +153,9 @@ def write_rest(corrections: Corrections, sent: Path, out: Path) -> int:
     verified = set(corrections.verified.source.ids.tolist())
     rest = was.subset([i for i, k in enumerate(was.ids.tolist()) if k not in verified])
     assert rest.annotations is not None and was.annotations is not None
-    data = read_json(sent, str(sent))
-    said = [row.get("attributes", {}) for row in data["annotations"]]
+    info, said = read_said(sent)
     rows = np.flatnonzero(~np.isin(was.ids, list(verified))[was.annotations.image_index()])
-    write_coco(out, images_of(Overlay(rest, rows, {}), said), was.classes, data.get("info"))
+    write_coco(out, images_of(Overlay(rest, rows, {}), said), was.classes, info)
     return len(rest)
 
 

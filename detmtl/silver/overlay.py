@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from detmtl.data.coco import CocoImage, read_json, read_labels, write_coco
+from detmtl.data.coco import CocoImage, read_labels, write_coco
+from detmtl.data.coco_rows import read_said
 from detmtl.data.coco_writer import written_details
 from detmtl.data.details import FlatDetails
 from detmtl.data.flat import Annotations, FileNames
@@ -257,13 +258,12 @@ def with_gold(pool: Source, selection: Path, settings: OverlaySettings) -> Path:
         return path
     silver = read_labels(selection, list(pool.classes))
     result = overlay(pool, silver, settings)
-    data = read_json(selection, str(selection))
-    said = [row.get("attributes", {}) for row in data["annotations"]]
+    own, said = read_said(selection)
     assert silver.annotations is not None and len(said) == len(silver.annotations)
     info = {
-        **data.get("info", {}),
+        **own,
         "description": f"gold of source '{pool.name}', and for the rest "
-        f"{data.get('info', {}).get('description', 'silver')}",
+        f"{own.get('description', 'silver')}",
         "grade": "silver",
         "overlay": {"settings": settings.model_dump(mode="json"), "silver": result.counts},
     }

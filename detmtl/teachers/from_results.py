@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from detmtl.data.coco import read_json
+from detmtl.data.json_file import read_json
 from detmtl.silver.card import TeacherCard
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Grade

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -474,3 +475,63 @@ def test_real_files_go_round(tmp_path, real_data, name):
     again = copy.load("copy", tmp_path, classes, tmp_path)
     np.testing.assert_array_equal(again.annotations.boxes, source.annotations.boxes)
     np.testing.assert_array_equal(again.annotations.classes, source.annotations.classes)
+
+
+def many_faults():
+    """Returns a file in which every kind of thing is wrong with some annotation."""
+    data = coco_data()
+    data["annotations"] += [
+        annotation(1, 10, 1, [1, 1, 5, 5]),  # the first one's id
+        annotation(50, 99, 1, [1, 1, 5, 5]),
+        annotation(51, 10, 77, [1, 1, 5, 5]),
+        annotation(52, 20, 77, [1, 1, 5, 5]),
+        annotation(53, 10, 1, [1, 1, 0, 5]),
+        annotation(54, 10, 1, [1, 1, "5", 5]),
+        annotation(55, 10, 1, [1, 1, 5, 5], score=2),
+        annotation(56, 10, 1, [1, 1, 5, 5], score="high"),
+        annotation(57, 10, 1, [1, 1, 5, 5], attributes={"grade": "bronze", "box_weight": -1}),
+        "an annotation",
+        annotation(59, 20, 5, [1, 1, 5, 5], score=0.5, attributes={"grade": "silver"}),
+        annotation(50, 20, 5, [2, 1, 5, 5], iscrowd=1),
+    ]
+    return data
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_blocks_of_annotations_change_nothing(tmp_path, size, monkeypatch):
+    told = problems_of(tmp_path, many_faults())
+    with pytest.warns(UserWarning, match="left out"):
+        whole = load(tmp_path, faults="drop")
+    monkeypatch.setattr("detmtl.data.json_file.BLOCK", size)
+    assert sorted(problems_of(tmp_path, many_faults())) == sorted(told)
+    (tmp_path / "cache").rename(tmp_path / "earlier")
+    with pytest.warns(UserWarning, match="left out"):
+        blocks = load(tmp_path, faults="drop")
+    for name, array in whole.annotations.arrays().items():
+        np.testing.assert_array_equal(blocks.annotations.arrays()[name], array, err_msg=name)
+    assert blocks.coverage.tolist() == whole.coverage.tolist()
+    assert blocks.grade is whole.grade is Grade.SILVER
+
+
+def test_memory_of_a_large_file_is_that_of_its_text_and_arrays(tmp_path):
+    rows = [
+        annotation(
+            k, 10, 1, [k % 40, 1.5, 5, 5.25], score=0.5, attributes={"grade": "silver", "note": k}
+        )
+        for k in range(1, 60_001)
+    ]
+    save_coco(tmp_path, coco_data() | {"annotations": rows}, 3)
+    size = (tmp_path / "coco.json").stat().st_size
+    del rows
+    settings = CocoSource(images="images", annotations="coco.json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("detmtl.data.json_file.BLOCK", 4096)
+        tracemalloc.start()
+        try:
+            parsed = settings.parse(tmp_path, CLASSES)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert len(parsed.annotations) == 60_000
+    # Objects of all rows at once are more than 1,000 bytes each, arrays and their copies 300.
+    assert peak < size + 400 * 60_000
