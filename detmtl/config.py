@@ -29,8 +29,10 @@ from detmtl.data.subset import Subset
 from detmtl.data.tags import TagClasses
 from detmtl.engine.diagnosis import DiagnosisSettings
 from detmtl.engine.online import OnlineSettings
+from detmtl.engine.online_choice import unusable
 from detmtl.engine.optim import OptimSettings
 from detmtl.engine.trainer import TrainSettings
+from detmtl.silver.fusion import FusionSettings
 from detmtl.silver.map_policy import MapSelection
 from detmtl.silver.overlay import OverlaySettings
 from detmtl.silver.selection import SelectionSettings
@@ -288,7 +290,11 @@ class RunSettings(Settings):
         if self.train.ema is None:
             problems.append("train.ema: mode online needs it: the averaged model is the teacher")
         if not any(isinstance(task, DetectionConfig) for task in self.tasks.values()):
-            problems.append("mix.mode: online labels boxes, and no task is of kind detection")
+            problems.append(
+                "mix.mode: online labels boxes alone, and no task is of kind detection; maps and tags are "
+                "labelled beforehand, by silver.teacher in another mode"
+            )
+        problems += self._online_select_problems()
         if audit is not None and audit != "val":
             if audit not in sources - unlabelled:
                 problems.append(
@@ -300,6 +306,27 @@ class RunSettings(Settings):
                     f"online.audit: '{audit}' is trained on, and a model is not measured on that; give val "
                     "or a source outside of mix.shares, or set online.audit_every: null"
                 )
+        return problems
+
+    def _online_select_problems(self) -> list[str]:
+        own = self.online.select
+        where = "silver.select" if own is None and self.silver else "online.select"
+        problems = unusable(
+            self.online_select(),
+            list(self.data.classes),
+            self.online_floor(),
+            self.online_audit() is not None,
+            where,
+        )
+        if problems and where == "silver.select":
+            problems.append(
+                "online.select: is not given, and mode online chooses by silver.select; give it where they "
+                "are to differ"
+            )
+        if own is not None and own.fusion != FusionSettings():
+            problems.append(
+                "online.select.fusion: mode online has one teacher and nothing to fuse; leave it out"
+            )
         return problems
 
     def online_pools(self) -> list[str]:
@@ -351,6 +378,15 @@ class RunSettings(Settings):
             f"silver.teacher.task: is {teacher.task!r}, and the tasks whose labels a teacher can write are: "
             f"{_listed(tasks)}; name one"
         ]
+
+    def online_overlay(self) -> OverlaySettings:
+        """Returns what becomes of the online teacher's boxes beside gold labels."""
+        return self.online.overlay or (self.silver.overlay if self.silver else OverlaySettings())
+
+    def online_floor(self) -> float:
+        """Returns the lowest score of the online teacher's boxes."""
+        tests = [t.test for t in self.tasks.values() if isinstance(t, DetectionConfig)]
+        return max((test.score_threshold for test in tests), default=0.0)
 
     def _unread(self) -> list[str]:
         """Returns what is wrong between the kinds of labels that tasks, sources and data.* name."""

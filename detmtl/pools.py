@@ -14,7 +14,7 @@ from detmtl.data.coco_writer import written_details
 from detmtl.data.joined import joined, with_boxes
 from detmtl.data.source import Source
 from detmtl.data.subset import Subset
-from detmtl.data.tags import BoxTags
+from detmtl.data.tags import BoxTags, TagClasses, Tags
 from detmtl.engine import distributed
 from detmtl.engine.distributed import Process
 from detmtl.report.audit_boxes import boxes_page
@@ -295,15 +295,20 @@ def read_selection(
     chosen = read.load(pool.name, Path("/"), names, cache, details=written_details(pool))
     place = {path: i for i, path in enumerate(pool.files.paths())}
     at = np.array([place[path] for path in chosen.files.paths()], dtype=np.int64)
-    tags = None if pool.tags is None else pool.tags.take(at)
-    if tags is None and settings.data.tags is not None and settings.data.tags.from_boxes:
-        tags = BoxTags.of(pool.classes, settings.data.tags)
+    tags = tags_of(pool, settings.data.tags)
     return replace(
         chosen,
         maps=None if pool.maps is None else pool.maps.take(at),
-        tags=tags,
+        tags=None if tags is None else tags.take(at),
         depth=None if pool.depth is None else pool.depth.take(at),
     )
+
+
+def tags_of(pool: Source, classes: TagClasses | None) -> Tags | BoxTags | None:
+    """Returns the tags of a pool that gets boxes of a model: its own, or those that follow from boxes."""
+    if pool.tags is None and classes is not None and classes.from_boxes:
+        return BoxTags.of(pool.classes, classes)
+    return pool.tags
 
 
 def load_teachers(settings: RunSettings, folder: RunFolder, process: Process) -> Iterator[Teacher]:

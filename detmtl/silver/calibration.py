@@ -32,6 +32,10 @@ _EDGE = 1e-6
 """Scores this near to 0 and 1 have no finite logit."""
 
 
+class TooLittleEvidence(InputError):
+    """Gold judges too few labels, or confirms none, to say what scores are worth."""
+
+
 class CalibrationSettings(Settings):
     """How scores become probabilities."""
 
@@ -97,7 +101,8 @@ def fit_calibration(
         where: the teacher, for errors.
 
     Raises:
-        InputError: scikit-learn is missing, or gold judges too few labels.
+        InputError: scikit-learn is missing.
+        TooLittleEvidence: gold judges too few labels, or confirms none.
     """
     settings, evidence = settings or CalibrationSettings(), Evidence.of(audit)
     method = settings.method
@@ -155,18 +160,27 @@ def log_loss(
     return float(np.average(-np.where(hits, np.log(p), np.log1p(-p)), weights=weights))
 
 
-def _require(method: str, evidence: Evidence, where: str) -> None:
+def require_package(method: str) -> None:
+    """Refuses a method whose package is missing.
+
+    Raises:
+        InputError: scikit-learn is missing.
+    """
     if method in ("auto", "isotonic") and importlib.util.find_spec("sklearn") is None:
         raise missing_package("scikit-learn", "calibration", f"calibration by method {method}")
+
+
+def _require(method: str, evidence: Evidence, where: str) -> None:
+    require_package(method)
     _, hits, weights = evidence.pooled()
     count = weights.sum()
     if count < LEAST:
-        raise InputError(
+        raise TooLittleEvidence(
             f"{where}: gold judges {count:.0f} of the teacher's labels, and {LEAST} are needed to calibrate "
             "its scores; give more gold, or set calibration: none"
         )
     if not hits.any():
-        raise InputError(
+        raise TooLittleEvidence(
             f"{where}: gold confirms none of {count:.0f} labels of the teacher; compare classes, places and "
             "pictures before its scores are calibrated"
         )

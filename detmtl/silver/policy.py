@@ -3,7 +3,7 @@
 Letters: N boxes, C classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -12,7 +12,12 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from detmtl.silver.audit import Audit
-from detmtl.silver.calibration import Calibration, CalibrationSettings, fit_calibration
+from detmtl.silver.calibration import (
+    Calibration,
+    CalibrationSettings,
+    TooLittleEvidence,
+    fit_calibration,
+)
 from detmtl.silver.evidence import Evidence
 from detmtl.silver.fusion import FusionSettings
 from detmtl.silver.thresholds import (
@@ -72,7 +77,7 @@ class SelectionSettings(Settings):
     max_empty: float | None = Field(default=None, ge=0)
     """The most pictures without a label, per picture with one; which of them stay is decided by their
     content hashes. A pool that was not collected for these classes is mostly empty, and what a batch
-    spends on such pictures it cannot spend on objects. None: no bound; mode online has none."""
+    spends on such pictures it cannot spend on objects. None: no bound; mode online takes none."""
     coverage: float | None = Field(default=None, ge=0, le=1)
     """Of the classes that the teacher knows; None: their audited recall, 1 without an audit. A class of
     which no score is enough to be labelled or ignored has 0: its absence says nothing."""
@@ -256,7 +261,8 @@ def _resolved(
     several: bool,
 ) -> tuple[np.ndarray, np.ndarray, Calibration | None]:
     """Returns `limits`, `lower` and `calibration` of a `Policy`."""
-    _check(labels, classes, settings, audit, several)
+    if problems := unresolvable(labels, classes.names, settings, audit is not None, several):
+        raise InputError(problems)
     wanted = {n: settings.per_class.get(n, settings.threshold) for n in classes.names}
     band = settings.ignore_from
     calibration = None
@@ -279,37 +285,47 @@ def _resolved(
     return limits, lower, calibration
 
 
-def _check(
+def unresolvable(
     labels: Labelled,
-    classes: LabelSpace,
+    classes: Sequence[str],
     settings: SelectionSettings,
-    audit: Audit | None,
-    several: bool,
-) -> None:
-    problems = unknown_names("selection.per_class", settings.per_class, classes.names)
-    if audit is None and wants_precision(settings.thresholds()):
+    audited: bool,
+    several: bool = False,
+    where: str = "selection",
+) -> list[str]:
+    """Returns why settings can come to no policy, a sentence each; all that can be told beforehand.
+
+    Args:
+        labels: what is chosen from.
+        classes: names of the C classes.
+        settings: the policy.
+        audited: whether there is an audit of these labels.
+        several: whether they are fused labels of several teachers.
+        where: what the sentences call the settings.
+    """
+    problems = unknown_names(f"{where}.per_class", settings.per_class, classes)
+    if not audited and wants_precision(settings.thresholds()):
         problems.append(
-            "selection: a threshold is given as a precision, which only an audit against gold can "
+            f"{where}: a threshold is given as a precision, which only an audit against gold can "
             "turn into a score; give gold to audit with, or a score"
         )
-    elif audit is None and (settings.needs_audit() or _on_probabilities(settings, several)):
+    elif not audited and (settings.needs_audit() or _on_probabilities(settings, several)):
         problems.append(
-            "selection: probabilities, ignore_budget and max_density need an audit against gold; give "
+            f"{where}: probabilities, ignore_budget and max_density need an audit against gold; give "
             "gold to audit with, or leave them out (calibration: none takes scores for probabilities)"
         )
     if not several:
         scores = {
-            "selection.threshold": settings.threshold,
-            "selection.ignore_from": settings.ignore_from,
-            **{f"selection.per_class.{n}": t for n, t in settings.per_class.items()},
+            f"{where}.threshold": settings.threshold,
+            f"{where}.ignore_from": settings.ignore_from,
+            **{f"{where}.per_class.{n}": t for n, t in settings.per_class.items()},
         }
         problems += [
             f"{name}: {value} is below {labels.floor}, the lowest score that {labels.path} keeps"
             for name, value in scores.items()
             if isinstance(value, float) and value < labels.floor
         ]
-    if problems:
-        raise InputError(problems)
+    return problems
 
 
 def _check_gold(gives: np.ndarray, settings: SelectionSettings, audit: Audit) -> None:
@@ -329,7 +345,7 @@ def _check_gold(gives: np.ndarray, settings: SelectionSettings, audit: Audit) ->
             "some, or leave max_density out"
         )
     if problems:
-        raise InputError(problems)
+        raise TooLittleEvidence(problems)
 
 
 def _on_probabilities(settings: SelectionSettings, several: bool) -> bool:
