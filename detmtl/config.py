@@ -44,6 +44,7 @@ from detmtl.tasks.detection import DetectionConfig
 from detmtl.tasks.multitask import ModelSettings
 from detmtl.tasks.presets import PresetName, filled_in
 from detmtl.tasks.tasks import TaskConfig
+from detmtl.teachers.teacher import WRITTEN
 from detmtl.teachers.teachers import AnyTeacher
 
 CONFIG_FOLDERS = (Path("configs"), Path(__file__).resolve().parents[1] / "configs")
@@ -103,12 +104,14 @@ class GoldTeacher(Settings):
     It has the student's settings.
 
     Attributes:
+        task: the name of the task whose labels it writes; None: the only one of boxes, maps or tags.
         train: overrides some of the run's `train` (more steps, say).
         mix: of its gold sources, in place of the run's `mix`.
         burn_in: whether the student starts from the teacher's weights rather than from the backbone's.
     """
 
     kind: Literal["gold"]
+    task: str | None = None
     train: dict[str, Any] = {}
     mix: dict[str, Any] = {"mode": "gold"}
     burn_in: bool = False
@@ -261,7 +264,7 @@ class RunSettings(Settings):
                 f"describes its boxes, semantic tasks, tags and depth; tasks has {', '.join(kinds)}; set "
                 "export.format: null"
             )
-        problems += self._unread()
+        problems += self._untold() + self._unread()
         if self.train.best and self.train.best.split("/")[0] not in self.tasks:
             problems.append(
                 f"train.best: '{self.train.best}' names no task; a metric is task/metric, such as "
@@ -355,6 +358,26 @@ class RunSettings(Settings):
         """Returns which of the online teacher's boxes become labels."""
         offline = self.silver.select if self.silver else SelectionSettings()
         return self.online.select or offline
+
+    def silver_tasks(self) -> list[str]:
+        """Returns the names of the tasks whose labels a teacher that the run trains itself may write."""
+        return [
+            name
+            for name, task in self.tasks.items()
+            if getattr(task, "of", None) is None and getattr(task, "labels", "boxes") in WRITTEN
+        ]
+
+    def _untold(self) -> list[str]:
+        """Returns what is wrong with the task of a teacher that the run trains itself."""
+        teacher, tasks = self.silver and self.silver.teacher, self.silver_tasks()
+        if not isinstance(teacher, GoldTeacher) or not self.offline_pools():
+            return []
+        if teacher.task in tasks or (teacher.task is None and len(tasks) == 1):
+            return []
+        return [
+            f"silver.teacher.task: is {teacher.task!r}, and the tasks whose labels a teacher can write are: "
+            f"{_listed(tasks)}; name one"
+        ]
 
     def online_overlay(self) -> OverlaySettings:
         """Returns what becomes of the online teacher's boxes beside gold labels."""

@@ -390,6 +390,7 @@ def score(
             settings.train.precision,
             truth=truth_of(source),
             detections=folder.detections,
+            pictures=folder.pictures,
             on_batch=lambda batch, _: progress.advance(task, len(batch) * process.world),
         )
 

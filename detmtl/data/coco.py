@@ -4,6 +4,7 @@ Beyond COCO, all optional: an annotation's `score` (a probability) and `attribut
 "silver", "ignore": "class" or "region", "class_weight": number, "box_weight": number}; an image's
 `neg_category_ids` and `not_exhaustive_category_ids` as LVIS has them; `info.coverage` {category name:
 recall in [0, 1]} and `info.grade`; an image's own `coverage`, written alike, in place of all of these.
+`attributes.ignore` says how an annotation is ignored; where `iscrowd: 0` stands beside it, it is not.
 Letters: I pictures, N annotations, C classes.
 """
 
@@ -128,6 +129,7 @@ class CocoSource(SourceSettings):
             silver=silver or bool((columns.grade[k] == Grade.SILVER).any()),
             dropped=dropped,
             lost=found.lost,
+            notes=self.doubts(classes, categories.names),
             looked_into=pictures.measured,
         )
 

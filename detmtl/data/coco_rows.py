@@ -92,13 +92,17 @@ class Columns:
             given_faults=given,
         )
         for i, row in enumerate(objects):
-            if row.get("iscrowd") or row.get("ignore"):
+            crowd = row.get("iscrowd")
+            if crowd or row.get("ignore"):
                 out.ignore[i] = Ignore.REGION
             attributes = row.get("attributes")
             if isinstance(attributes, dict) and attributes:
                 sentences = [f"{name(i)}: {problem}" for problem in _attributes(attributes, i, out)]
                 if sentences:
                     given.setdefault(i, []).extend(sentences)
+            if crowd is not None and not (crowd or row.get("ignore")):
+                # Cleared in a tool that knows `iscrowd` and keeps `attributes` as they were.
+                out.ignore[i] = Ignore.NO
         out.bad[list(given)] = True
         return out
 

@@ -83,7 +83,8 @@ class Mixture:
 
     Attributes:
         sources, batch_size: as given.
-        notes: settings that change nothing in this mode, one sentence each.
+        notes: settings that change nothing in this mode, and what the sources' files leave open, one
+            sentence each.
 
     Raises:
         InputError: no source for the mode, a source without pictures, a name that is no source, a
@@ -234,7 +235,7 @@ def loss_shares(counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _notes(settings: MixSettings, sources: "Sequence[Source]") -> list[str]:
-    notes, mode = [], settings.mode
+    notes, mode = [note for s in sources for note in s.notes], settings.mode
     if settings.shares and mode not in SHARED:
         notes.append(f"mix.shares change nothing in mode {mode}")
     if settings.balance.sources is not None and mode in SHARED:

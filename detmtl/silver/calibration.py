@@ -267,7 +267,7 @@ def _logistic(
     if found[0] < 0:
         found = np.array([0.0, float(_logit(np.average(target, weights=weights)))])[: len(found)]
     knots = np.stack([_logit(_KNOTS), np.ones_like(_KNOTS)], axis=1)[:, : len(found)]
-    return 1 / (1 + np.exp(-(knots @ found)))
+    return _sigmoid(knots @ found)
 
 
 def _newton(columns: np.ndarray, target: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -284,7 +284,7 @@ def _newton(columns: np.ndarray, target: np.ndarray, weights: np.ndarray) -> np.
     found = np.eye(1, columns.shape[1])[0]  # the score as it is
     least = loss(found)
     for _ in range(50):
-        p = 1 / (1 + np.exp(-(columns @ found)))
+        p = _sigmoid(columns @ found)
         curvature = (columns * (weights * p * (1 - p))[:, None]).T @ columns
         step = np.linalg.solve(
             curvature + 1e-6 * np.eye(len(found)), columns.T @ (weights * (target - p))
@@ -300,6 +300,11 @@ def _newton(columns: np.ndarray, target: np.ndarray, weights: np.ndarray) -> np.
 def _logit(p: np.ndarray | float) -> np.ndarray:
     p = np.clip(p, _EDGE, 1 - _EDGE)
     return np.log(p) - np.log1p(-p)
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # of a very low logit: the probability is 0
+        return 1 / (1 + np.exp(-x))
 
 
 def _crossing(curve: np.ndarray, probability: float) -> float:

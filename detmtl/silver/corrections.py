@@ -35,7 +35,17 @@ UNMOVED = 1.0
 _RECTANGLE = 8
 """Numbers of a polygon of four corners, which tools write for a plain box."""
 
-COUNTS = ("sent", "accepted", "moved", "renamed", "deleted", "added", "doubted", "rescued")
+COUNTS = (
+    "sent",
+    "accepted",
+    "moved",
+    "renamed",
+    "deleted",
+    "ignored",
+    "added",
+    "doubted",
+    "rescued",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +59,10 @@ class Corrections:
         pictures: number of finished ones.
         counts: name (see `COUNTS`) -> (C,) int64. Of the boxes that were `sent` as labels some were
             accepted, moved (same class, the box changed), renamed (counted for the class that was
-            sent) or deleted; others were added (counted for the new class). Of those that were sent as
-            doubtful (`doubted`: the ignore band), some were rescued: made ordinary boxes of their class.
+            sent), deleted, or ignored: made a crowd, which says neither that they were right nor that
+            they were wrong. Of those that were sent as doubtful (`doubted`: the ignore band), some were
+            rescued: made ordinary boxes of their class. All other ordinary boxes were added (counted for
+            the new class).
     """
 
     verified: Overlay
@@ -70,9 +82,9 @@ class Corrections:
         ]
         rows.append(("all", {k: int(v.sum()) for k, v in self.counts.items()}))
         for name, row in rows:
-            right, sent = row["accepted"] + row["moved"], row["sent"]
-            low, high = wilson(right, sent)
-            share = f"{right / sent:.2f} ({low:.2f}-{high:.2f})" if sent else "-"
+            right, judged = row["accepted"] + row["moved"], row["sent"] - row["ignored"]
+            low, high = wilson(right, judged)
+            share = f"{right / judged:.2f} ({low:.2f}-{high:.2f})" if judged else "-"
             table.add_row(escape(name), *(str(row[k]) for k in COUNTS), share)
         return table
 
@@ -185,15 +197,17 @@ def _compare(was: Source, now: Source, at: np.ndarray, reviewed: np.ndarray) -> 
     usual = np.isin(sent, np.flatnonzero(plain))
     cases = {
         "sent": usual,
-        "accepted": usual & same & (shift <= UNMOVED),
-        "moved": usual & same & (shift > UNMOVED),
+        "accepted": usual & same & ordinary & (shift <= UNMOVED),
+        "moved": usual & same & ordinary & (shift > UNMOVED),
         "renamed": usual & there & ~same,
         "deleted": usual & ~there,
+        "ignored": usual & same & ~ordinary,
         "doubted": doubted[sent],
         "rescued": doubted[sent] & same & ordinary,
     }
     counts = {name: count(a.classes[sent[mask]]) for name, mask in cases.items()}
-    new = np.setdiff1d(kept[b.ignore[kept] == Ignore.NO], partner)
+    told = partner[usual | cases["rescued"]]
+    new = np.setdiff1d(kept[b.ignore[kept] == Ignore.NO], told)
     counts["added"] = count(b.classes[new])
     # A doubtful box that a person left as it was, in a tool that knows crowds alone, is no crowd.
     ignore = b.ignore.copy()

@@ -76,6 +76,16 @@ def test_extension_fields_are_read(tmp_path):
     assert source.grade is Grade.SILVER
 
 
+def test_iscrowd_says_whether_and_attributes_how_an_annotation_is_ignored(tmp_path):
+    data, said = coco_data(), {"ignore": "class"}
+    rows = [{"iscrowd": 0}, {"iscrowd": None}, {"iscrowd": 1}, {"iscrowd": 0, "ignore": 1}]
+    data["annotations"] = [
+        annotation(i, 10, 1, [1, 1, 5, 5]) | row | {"attributes": said}
+        for i, row in enumerate(rows)
+    ]
+    assert load(tmp_path, data).boxes(0).ignore.tolist() == [Ignore.NO] + [Ignore.CLASS] * 3
+
+
 def test_lvis_fields_say_what_was_searched(tmp_path):
     data = coco_data()
     data["images"][0]["neg_category_ids"] = [9]  # a cat is annotated, birds are not there
@@ -214,6 +224,34 @@ def test_a_faulty_picture_is_named_or_dropped(tmp_path, change, sentence):
     with pytest.warns(UserWarning, match="left out"):
         source = load(tmp_path, faults="drop")
     assert source.ids.tolist() == [10, 20] and len(source.annotations) == 3
+
+
+@pytest.mark.parametrize("stated", [True, False], ids=["sizes", "no sizes"])
+@pytest.mark.parametrize("folder", ["", "train2017/"], ids=["flat", "split"])
+def test_pictures_of_lvis_are_found_by_their_addresses(tmp_path, folder, stated):
+    data = coco_data()
+    for i, row in enumerate(data["images"]):
+        split = "val2017" if folder and i == 2 else "train2017"
+        row["coco_url"] = f"http://images.cocodataset.org/{split}/{row.pop('file_name')}"
+        save_picture(tmp_path / "images" / (f"{split}/" if folder else "") / f"{i}.png", seed=i)
+        if not stated:
+            del row["height"], row["width"]
+    source = load(tmp_path, data, num_images=0)
+    last = "val2017/2.png" if folder else "2.png"
+    assert [source.files.name(i) for i in range(3)] == [f"{folder}0.png", f"{folder}1.png", last]
+    assert source.sizes.tolist() == [[48, 64]] * 3 and source.read(2).shape == (48, 64, 3)
+    (tmp_path / "images" / last).unlink()
+    with pytest.raises(InputError, match=rf"images/{last}: no such picture"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{}, {"coco_url": "http://x/"}, {"file_name": 5}])
+def test_a_picture_without_a_name(tmp_path, change):
+    data = coco_data()
+    del data["images"][2]["file_name"]
+    data["images"][2] |= change
+    (_, problem) = problems_of(tmp_path, data)
+    assert "image 30: has no 'file_name', nor the 'coco_url' of LVIS" in problem
 
 
 ALL, NO_CAT, NOTHING = [1, 1, 1], [0, 1, 1], [0, 0, 0]
