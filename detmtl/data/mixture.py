@@ -306,8 +306,10 @@ def _drawn(sources: "Sequence[Source]", settings: MixSettings, batch_size: int) 
 def _labelled_by_people(source: "Source") -> bool:
     """Returns whether people have looked for something in each picture of a source, and no model has yet:
     pools of mode online are of grade SILVER from the start."""
-    if source.annotations is None or source.grade == Grade.GOLD:
-        return source.grade == Grade.GOLD
+    if source.grade == Grade.GOLD:
+        return True
+    if source.annotations is None:
+        return False
     searched = source.coverage.any(axis=1).all()
     return bool(searched and (source.annotations.grade == Grade.GOLD).all())
 

@@ -28,6 +28,7 @@ class Pictures:
     length: int
     grade: Grade = Grade.GOLD
     weight: float = 1.0
+    annotations: None = None
 
     def __len__(self) -> int:
         return self.length
