@@ -30,10 +30,12 @@ from detmtl.report.audit_boxes import boxes_page
 from detmtl.report.audit_page import write_audit_page
 from detmtl.report.page import require
 from detmtl.silver.audit import audit_folder
+from detmtl.silver.audit_summary import box_summary, write_summary
 from detmtl.silver.corrections import left_behind, take_back, write_rest, write_verified
 from detmtl.silver.held_out import refuse_seen
 from detmtl.silver.map_policy import MapSelection
 from detmtl.silver.others import Others
+from detmtl.silver.policy import Policy
 from detmtl.silver.selection import SelectionSettings, resolve_band, resolve_thresholds, select
 from detmtl.silver.store import Store
 from detmtl.silver.tag_policy import TagSelection
@@ -107,10 +109,15 @@ def audit_verb(args: argparse.Namespace) -> None:
     thresholds = resolve_thresholds(labels, space, policy, checked, several)
     band = resolve_band(labels, space, policy, checked, several)
     Console().print(checked.table(thresholds))
-    files = [audit_folder(labels.path, checked.gold_hash) / "audit.json"]
+    chosen = Policy.of(labels, space, checked.known, policy, checked, several)
+    calibrate = calibrated(checked, Console())
+    summary = box_summary(checked, chosen, calibrate)
+    files = [
+        audit_folder(labels.path, checked.gold_hash) / "audit.json",
+        write_summary(labels.path, checked.gold_hash, summary),
+    ]
     if args.html:
-        calibrate = calibrated(checked, Console())
-        html = boxes_page(checked, gold, labels.card.name, thresholds, band, calibrate)
+        html = boxes_page(checked, gold, labels.card.name, thresholds, band, calibrate, chosen)
         files.append(write_audit_page(labels.path, checked.gold_hash, html))
     for path in files:
         Console(soft_wrap=True).print(str(path), markup=False)

@@ -100,3 +100,13 @@ def test_a_run_lays_silver_under_what_people_said_of_a_picture_elsewhere(label):
     with pytest.warns(UserWarning, match="too few boxes"):
         fewer = label("silver.select.threshold=0.905", *words)["pool"]
     assert [path[-7:] for path in fewer.files.paths()] == ["001.png", "002.png", "003.png"]
+
+
+def test_mode_online_fills_in_beside_what_people_said_elsewhere(label, tmp_path):
+    words = ["data.sources.gold.keep=[car]", "mix={mode: online, shares: {gold: 1, pool: 1}}"]
+    settings = read_settings(tmp_path / "run.yaml", [*words, "tasks={boxes: {kind: detection}}"])
+    space, process = settings.data.label_space(), distributed.start("cpu")
+    sources, _, _ = load_sources(settings, space, tmp_path / "cache", process)
+    pool = to_be_labelled(settings, sources)["pool"]
+    assert pool.grade == Grade.SILVER and pool.coverage.tolist() == [[0, 0]] * 2 + [[0, 1]] * 2
+    assert [pool.boxes(i).classes.tolist() for i in range(4)] == [[], [], [], [1]]
