@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from detmtl.config import GoldTeacher, RunSettings, settings_from
-from detmtl.data.coco import CocoSource
+from detmtl.data.coco import CocoSource, read_labels
 from detmtl.data.coco_writer import written_details
 from detmtl.data.joined import joined, with_boxes
 from detmtl.data.source import Source
@@ -23,15 +23,17 @@ from detmtl.report.audit_page import write_audit_page
 from detmtl.report.page import available
 from detmtl.run_folder import RunFolder
 from detmtl.silver.audit import Audit, audit
+from detmtl.silver.audit_gates import problems_alone
 from detmtl.silver.audit_measures import Calibrate
 from detmtl.silver.audit_summary import box_summary, map_summary, tag_summary, write_summary
 from detmtl.silver.calibration import CalibrationSettings, cross_fitted
 from detmtl.silver.ensemble import Ensemble
 from detmtl.silver.evidence import Judged
+from detmtl.silver.held_out import given_gold
 from detmtl.silver.map_audit import MapAudit
 from detmtl.silver.map_measures import MapMeasures
 from detmtl.silver.others import Others, stack
-from detmtl.silver.overlay import with_gold
+from detmtl.silver.overlay import OverlaySettings, with_gold
 from detmtl.silver.policy import Policy
 from detmtl.silver.selection import SelectionSettings, resolve_band, resolve_thresholds, select
 from detmtl.silver.store import Store
@@ -64,33 +66,47 @@ def label_pools(
         return _label_others(settings, process, console, pools, gold, stores), store_path
     if gold.annotations is not None:
         gold = with_boxes(gold)
+    trained = [sources[name] for name in settings.mix_sources()]
+    by_people: dict[str, Source] = {}
+    for pool in pools:
+        others = [source for source in trained if source.name != pool.name]
+        by_people[pool.name], told = given_gold(pool, others)
+        for sentence in told:
+            console.print(sentence, markup=False)
     labelled: dict[str, Source] = {}
     if process.rank == 0:
         stores = [Store.open(store_path, name) for name in names]
-        several = len(stores) > 1
-        for one in stores if several else []:
-            alone = audit(one, gold, space, silver.select.nms)
-            console.print(alone.table())
-            where = f"{store_path} ({one.card.name}) on '{gold.name}'"
-            _pass_gates(alone.problems(), where, silver.gates)
+        problems = judge_each(stores, gold, space, silver.select, console)
+        _pass_gates(problems, f"{store_path} on '{gold.name}'", silver.gates)
         labels, checked = fused_labels(stores, gold, space, silver.select)
+        several = len(stores) > 1
         thresholds = resolve_thresholds(labels, space, silver.select, checked, several)
         band = resolve_band(labels, space, silver.select, checked, several)
         policy = Policy.of(labels, space, checked.known, silver.select, checked, several)
         show_audit(labels, checked, gold, thresholds, band, console, policy)
-        if not several:
-            problems = checked.problems(thresholds)
-            _pass_gates(problems, f"{store_path} on '{gold.name}'", silver.gates)
+        problems = checked.problems(thresholds)
+        _pass_gates(problems, f"{store_path} on '{gold.name}'", silver.gates)
         for pool in pools:
-            with_gold(pool, select(labels, [pool], space, silver.select, checked), silver.overlay)
+            chosen = select(labels, [pool], space, silver.select, checked)
+            _with_people(pool, by_people[pool.name], chosen, silver.overlay)
     distributed.barrier()
     stores = [Store.open(store_path, name) for name in names]
     labels, checked = fused_labels(stores, gold, space, silver.select)
     for pool in pools:
         chosen = select(labels, [pool], space, silver.select, checked)
-        file = with_gold(pool, chosen, silver.overlay)
+        file = _with_people(pool, by_people[pool.name], chosen, silver.overlay)
         labelled[pool.name] = read_selection(pool, file, settings, space, folder.cache)
     return labelled, store_path
+
+
+def _with_people(pool: Source, by_people: Source, chosen: Path, settings: OverlaySettings) -> Path:
+    """Returns the COCO file of a selection under all that people said of a pool's pictures."""
+    if pool.annotations is None and by_people.annotations is not None:
+        # As without people's labels: what the selection leaves out is left out.
+        there = set(read_labels(chosen, pool.classes).files.paths())
+        paths = enumerate(by_people.files.paths())
+        by_people = by_people.subset([i for i, path in paths if path in there])
+    return with_gold(by_people, chosen, settings)
 
 
 def show_audit(
@@ -173,11 +189,10 @@ def _label_others(
     assert silver is not None
     alone = [others_of(settings, store) for store in stores]
     if process.rank == 0:
-        several = len(stores) > 1
-        for others in alone if several else []:
+        for others in alone if len(stores) > 1 else []:
             _judge_others(others, gold, console, silver.gates)
         others = fused_others(stores, alone, gold)
-        checked = _judge_others(others, gold, console, "warn" if several else silver.gates)
+        checked = _judge_others(others, gold, console, silver.gates)
         for pool in pools:
             others.select(pool, checked)
     distributed.barrier()
@@ -269,6 +284,24 @@ def fused_labels(
         return stores[0], audits[0]
     fused = Ensemble.of(stores, space, select.nms, select.fusion, select.calibration, audits)
     return fused, fused.audit(gold)
+
+
+def judge_each(
+    stores: Sequence[Store],
+    gold: Source,
+    space: LabelSpace,
+    select: SelectionSettings,
+    console: Console,
+) -> list[str]:
+    """Prints the audit of each of several teachers, and returns the reasons not to trust one; of a
+    single teacher nothing: its labels are those that are chosen from."""
+    problems = []
+    for store in stores if len(stores) > 1 else []:
+        alone, name = audit(store, gold, space, select.nms), store.card.name
+        console.print(f"Teacher {name}, by its own scores:", markup=False)
+        console.print(alone.table())
+        problems += [f"teacher '{name}': {problem}" for problem in problems_alone(alone)]
+    return problems
 
 
 def _pass_gates(problems: list[str], where: str, gates: str) -> None:

@@ -15,7 +15,7 @@ from detmtl.engine.distributed import Process
 from detmtl.pools import audit_source, gold_sources, learned_sources, tags_of
 from detmtl.report.progress import bar
 from detmtl.silver.audit import refuse_overlap
-from detmtl.silver.held_out import refuse_seen, without_doubles
+from detmtl.silver.held_out import given_gold, refuse_seen, without_doubles
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
@@ -92,7 +92,8 @@ def load_sources(
 
 def to_be_labelled(settings: RunSettings, sources: Mapping[str, Source]) -> dict[str, Source]:
     """Returns what a run trains on as it is before a model has labelled its pools: those of mode online
-    with what people said of them, and none with pictures that people have labelled whole.
+    with what people said of them, in other sources too, and none with pictures that people have labelled
+    whole.
 
     Raises:
         InputError: people have left nothing for mode online to label.
@@ -111,7 +112,11 @@ def to_be_labelled(settings: RunSettings, sources: Mapping[str, Source]) -> dict
         raise InputError(problems)
     found = {n: _pool(settings, sources[n]) if n in online else sources[n] for n in wanted}
     pools = settings.offline_pools() + online
-    return {s.name: s for s in without_doubles(list(found.values()), pools)}
+    kept = {s.name: s for s in without_doubles(list(found.values()), pools)}
+    return {
+        n: given_gold(s, [o for o in kept.values() if o.name != n])[0] if n in online else s
+        for n, s in kept.items()
+    }
 
 
 def _pool(settings: RunSettings, source: Source) -> Source:

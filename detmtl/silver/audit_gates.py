@@ -27,22 +27,50 @@ LEAST_PICTURES = 3
 def problems(audit: "Audit", thresholds: float | Mapping[str, float]) -> list[str]:
     """Returns a sentence for each gate that does not let these labels pass; [] where all do."""
     # What a gate finds explains what the later ones would say.
-    first = [*_sizes(audit), *_little_gold(audit)]
-    found = (
-        first or list(_format(audit)) or list(_classes(audit)) or list(_density(audit, thresholds))
-    )
+    first = [*_sizes(audit), *(_little_gold(audit) or _few_boxes(audit))]
+    found = first or _places_and_classes(audit) or list(_density(audit, thresholds))
     return [f"audit: {problem}" for problem in found]
 
 
-def _little_gold(audit: "Audit") -> Iterator[str]:
+def problems_alone(audit: "Audit") -> list[str]:
+    """Returns a sentence for each gate that does not let one of several teachers pass; [] where all do.
+
+    Only what its boxes are is judged here. How many become labels is decided for the fused boxes of all
+    teachers, and gates of those judge it. A teacher whose classes gold hardly has passes: gold says
+    nothing against it.
+    """
+    found = list(_sizes(audit))
+    if not found and not _little_gold(audit):
+        found = list(_few_boxes(audit)) or _places_and_classes(audit)
+    return [f"audit: {problem}" for problem in found]
+
+
+def tells_nothing(audit: "Audit") -> bool:
+    """Returns whether gold cannot tell what a teacher's scores are worth, though nothing speaks against
+    the teacher: it has hardly any box where gold looked, or none that is right where gold has hardly
+    any object of its classes."""
+    hits = np.concatenate(audit.hits)
+    return len(hits) < LEAST or bool(not hits.any() and _little_gold(audit))
+
+
+def _places_and_classes(audit: "Audit") -> list[str]:
+    return list(_format(audit)) or list(_classes(audit))
+
+
+def _little_gold(audit: "Audit") -> list[str]:
     gold, pictures = int(audit.gold_boxes[audit.known].sum()), audit.pictures
-    if gold < LEAST or pictures < LEAST_PICTURES:
-        yield (
-            f"too little gold: {gold} boxes of the teacher's classes in {pictures} pictures; at least "
-            f"{LEAST} boxes in {LEAST_PICTURES} pictures are needed to judge, and some hundred boxes to "
-            "calibrate well"
-        )
-    elif len(audit.boxes) < LEAST:
+    if gold >= LEAST and pictures >= LEAST_PICTURES:
+        return []
+    return [
+        f"too little gold: {gold} boxes of the teacher's classes in {pictures} pictures; at least "
+        f"{LEAST} boxes in {LEAST_PICTURES} pictures are needed to judge, and some hundred boxes to "
+        "calibrate well"
+    ]
+
+
+def _few_boxes(audit: "Audit") -> Iterator[str]:
+    if len(audit.boxes) < LEAST:
+        gold = int(audit.gold_boxes[audit.known].sum())
         yield (
             f"too few boxes: the teacher has {len(audit.boxes)} boxes of any score where gold has {gold}; "
             "are these its pictures, and does it work on them?"

@@ -25,6 +25,7 @@ from detmtl.silver.pictures import as_digests
 from detmtl.silver.record import SCORE_DIGITS, Record
 from detmtl.silver.spill import Spill
 from detmtl.silver.store import Store
+from detmtl.silver.voices import judged_by, weights_of, with_a_say
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 
@@ -56,7 +57,7 @@ class Ensemble:
 
     Attributes:
         stores: one for each teacher.
-        maps: what the teachers' classes mean.
+        maps: what the teachers' classes mean; one that abstains knows none.
         calibrations: of each teacher's scores; empty for one teacher, whose scores stay as they are.
         weights: (T,) of the teachers' scores where they are averaged.
         classes: the label space.
@@ -78,9 +79,12 @@ class Ensemble:
         nms: float | None = 0.6,
         fusion: FusionSettings | None = None,
         calibration: CalibrationSettings | None = None,
-        audits: Sequence[Audit] | None = None,
+        audits: Sequence[Audit | None] | None = None,
     ) -> "Ensemble":
         """Joins stores.
+
+        A teacher of which gold tells nothing, such as one for a class that gold lacks, abstains, and a
+        warning says so: what its scores are worth beside the others' nobody knows.
 
         Args:
             stores: of one teacher each.
@@ -91,8 +95,8 @@ class Ensemble:
             audits: of each store; not needed for one, nor for calibration `none`.
 
         Raises:
-            InputError: classes of a teacher are unmapped, two teachers have one name, an audit is missing
-                or has too little gold, or an optional package is missing.
+            InputError: classes of a teacher are unmapped, two teachers have one name, an audit is missing,
+                gold tells nothing of any teacher, or an optional package is missing.
         """
         fusion, calibration = fusion or FusionSettings(), calibration or CalibrationSettings()
         problems, maps = [], []
@@ -114,21 +118,19 @@ class Ensemble:
         curves: list[Calibration] = []
         if len(stores) > 1 and not problems:
             require_numba()
-            if audits is None and calibration.method != "none":
-                raise InputError(
-                    "teachers: the scores of several teachers are compared only after calibration, which "
-                    "needs an audit of each against gold; give gold, or set calibration: none"
-                )
+            judged = judged_by(names, audits, calibration)
+            maps = with_a_say(names, maps, judged, classes)
             curves = [
-                fit_calibration(a, calibration, f"teacher '{n}'")
-                if a is not None
-                else Calibration.none(len(classes))
-                for n, a in zip(names, audits or [None] * len(names), strict=True)
+                Calibration.none(len(classes))
+                if a is None or not m.known.any()
+                else fit_calibration(a, calibration, f"teacher '{n}'")
+                for n, m, a in zip(names, maps, judged, strict=True)
             ]
+        else:
+            judged = [None] * len(names)
         if problems:
             raise InputError(problems)
-        weighed = audits if calibration.method != "none" and curves else None
-        weights = _weights(names, fusion, curves, weighed)
+        weights = weights_of(names, fusion, curves, judged)
         return cls(tuple(stores), tuple(maps), tuple(curves), weights, classes, fusion)
 
     @property
@@ -181,7 +183,7 @@ class Ensemble:
             [store.digest() for store in self.stores],
             [c.digest() for c in self.calibrations],
             np.round(self.weights, 9).tolist(),
-            [m.overlap for m in self.maps],
+            [[m.overlap, m.known.tolist()] for m in self.maps],
             self.classes.digest(),
             self.fusion.model_dump(mode="json"),
         ]
@@ -347,24 +349,6 @@ class _AsStore:
                             scores=own["score"].copy(),
                         )
             gathered.spill.close()
-
-
-def _weights(
-    names: Sequence[str],
-    fusion: FusionSettings,
-    calibrations: Sequence[Calibration],
-    audits: Sequence[Audit] | None,
-) -> np.ndarray:
-    """Returns the teachers' weights (T,), the highest of which is 1."""
-    weights = np.ones(len(names))
-    if fusion.weights is not None:
-        weights = np.array([fusion.weights.get(name, 1.0) for name in names])
-    elif audits is not None:
-        for t, (calibration, judged) in enumerate(zip(calibrations, audits, strict=True)):
-            scores, hits = np.concatenate(judged.scores), np.concatenate(judged.hits)
-            classes = np.repeat(np.arange(len(judged.scores)), [len(s) for s in judged.scores])
-            weights[t] = calibration(scores[hits], classes[hits]).mean()
-    return weights / weights.max()
 
 
 def _boxes(record: Record, teacher: int) -> np.ndarray:

@@ -3,10 +3,14 @@ that people labelled gets labels of a model beside theirs."""
 
 import warnings
 from collections.abc import Collection, Sequence
+from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 
+from detmtl.data.flat import Annotations
 from detmtl.data.source import Source
+from detmtl.silver.overlay import OverlaySettings, overlay
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
 
@@ -63,8 +67,8 @@ def without_doubles(sources: Sequence[Source], pools: Collection[str]) -> list[S
     looked for every class.
 
     Such a picture would come with people's labels at one time and with a model's at another. Where
-    people looked for some classes alone, a model's labels may tell of the others, and it stays. Tells
-    what is left out.
+    people looked for some classes alone, a model's labels may tell of the others, and it stays: see
+    `given_gold`. Warns of what is left out, and of pictures that two of the pools have.
 
     Args:
         sources: all that a run trains on.
@@ -81,7 +85,57 @@ def without_doubles(sources: Sequence[Source], pools: Collection[str]) -> list[S
                     by_people.setdefault(
                         content_hash, f"{source.path(i)} of source '{source.name}'"
                     )
-    return [_without(s, by_people) if s.name in pools else s for s in sources]
+    kept = [_without(s, by_people) if s.name in pools else s for s in sources]
+    for a, b in combinations([s for s in kept if s.name in pools], 2):
+        if pairs := overlap([a], [b]):
+            warnings.warn(
+                f"sources '{a.name}' and '{b.name}': {len(pairs)} pictures are in both and are trained on "
+                f"in both, such as {pairs[0][0]}, which is {pairs[0][1]}; take them out of one of the two",
+                stacklevel=2,
+            )
+    return kept
+
+
+def given_gold(pool: Source, others: Sequence[Source]) -> tuple[Source, list[str]]:
+    """Returns a pool whose pictures have the boxes that people drew in them as pictures of other sources,
+    so that silver will be laid under these as under the pool's own; and a sentence for each source that
+    had some. Details of these boxes stay behind.
+
+    Args:
+        pool: pictures that a teacher labels, whatever people know of them.
+        others: in the same classes; those that people did not label are passed over.
+    """
+    told, hashes = [], pool.hashes()
+    for other in others:
+        if other.annotations is None or other.grade != Grade.GOLD:
+            continue
+        place = {content_hash: i for i, content_hash in enumerate(other.hashes())}
+        twice = np.array([i for i, h in enumerate(hashes) if h in place], dtype=np.int64)
+        if not len(twice):
+            continue
+        theirs = other.subset([place[hashes[i]] for i in twice])
+        assert theirs.annotations is not None
+        plain = replace(theirs.annotations, details=None)
+        same = replace(theirs, files=pool.files.take(twice), annotations=plain)
+        # Of two people neither is wrong because the other calls the place otherwise.
+        pool = overlay(_by_people(pool), same, OverlaySettings(conflict=None)).source
+        told.append(
+            f"source '{pool.name}': people labelled {len(twice)} of its {len(pool)} pictures in source "
+            f"'{other.name}'; there silver fills in what they did not look for"
+        )
+    return pool, told
+
+
+def _by_people(pool: Source) -> Source:
+    """Returns a pool in which people looked for nothing, if nobody looked."""
+    if pool.annotations is not None:
+        return pool
+    nothing = (np.zeros(0, np.int64), np.zeros((0, 4), np.float32), np.zeros(0, np.int32))
+    return replace(
+        pool,
+        annotations=Annotations.of(len(pool), *nothing),
+        coverage=np.zeros((1, len(pool.classes)), np.float32),
+    )
 
 
 def _without(source: Source, by_people: dict[str, str]) -> Source:

@@ -43,6 +43,10 @@ class ClassMap:
             overlap,
         )
 
+    def abstaining(self) -> "ClassMap":
+        """Returns the map of a teacher that has no say: it looks for no class, and its boxes are dropped."""
+        return replace(self, target=np.full_like(self.target, -1), known=np.zeros_like(self.known))
+
     def __call__(self, record: Record) -> Record:
         """Returns the record in the label space's classes, by falling score.
 

@@ -90,7 +90,10 @@ class Store:
         if not names:
             raise InputError(f"{path}: holds no teacher's labels yet; annotate writes them")
         if teacher is None and len(names) > 1:
-            raise InputError(f"{path}: holds labels of {', '.join(names)}; say whose are meant")
+            raise InputError(
+                f"{path}: holds labels of {', '.join(names)}; say whose are meant (--teacher NAME, or "
+                "several names for their fused labels)"
+            )
         name = names[0] if teacher is None else teacher
         if name not in names:
             raise InputError(

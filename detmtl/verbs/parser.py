@@ -89,7 +89,7 @@ def _silver_verbs(verb: Callable[..., Any]) -> None:
     p.add_argument("--store", required=True, type=Path)
     p.add_argument("--annotations", type=Path, help="gold, a COCO file (of boxes)")
     p.add_argument("--images", required=True, type=Path)
-    p.add_argument("--teacher", help="whose labels, where the store holds several teachers'")
+    _teachers_option(p)
     p.add_argument("--html", action="store_true", help="writes a page with plots and pictures too")
     p.add_argument("--set", action="append", default=[], metavar="A=VALUE", help="of the policy")
     p.add_argument(
@@ -106,13 +106,15 @@ def _silver_verbs(verb: Callable[..., Any]) -> None:
 
     p = verb("select", "Turns a store into labels, a COCO file.")
     p.add_argument("--store", required=True, type=Path)
-    p.add_argument("--teacher", help="whose labels, where the store holds several teachers'")
+    _teachers_option(p)
     p.add_argument(
         "--out", required=True, type=Path, help="a COCO file; of maps and tags, a new folder"
     )
     p.add_argument("--set", action="append", default=[], metavar="A=VALUE", help="of the policy")
     p.add_argument(
-        "--annotations", type=Path, help="gold for the audit that a wanted precision needs"
+        "--annotations",
+        type=Path,
+        help="gold for the audit that a wanted precision and several teachers need",
     )
     p.add_argument(
         "--format",
@@ -259,6 +261,16 @@ def _trust_option(parser: argparse.ArgumentParser) -> None:
         "--trust",
         action="store_true",
         help="runs code outside of detmtl and timm that the checkpoint names, such as a task of yours",
+    )
+
+
+def _teachers_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--teacher",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="whose labels, where the store holds several teachers'; of several names their fused labels",
     )
 
 

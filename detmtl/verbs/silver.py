@@ -18,11 +18,18 @@ from detmtl.data.voc import write_voc
 from detmtl.data.yolo import write_yolo
 from detmtl.engine import distributed
 from detmtl.inference.torchscript import is_torchscript
-from detmtl.pools import calibrated, show_others
+from detmtl.pools import (
+    calibrated,
+    fused_labels,
+    fused_others,
+    judge_each,
+    of_one_task,
+    show_others,
+)
 from detmtl.report.audit_boxes import boxes_page
 from detmtl.report.audit_page import write_audit_page
 from detmtl.report.page import require
-from detmtl.silver.audit import audit, audit_folder
+from detmtl.silver.audit import audit_folder
 from detmtl.silver.audit_summary import box_summary, write_summary
 from detmtl.silver.corrections import left_behind, take_back, write_rest, write_verified
 from detmtl.silver.held_out import refuse_seen
@@ -81,10 +88,11 @@ def audit_verb(args: argparse.Namespace) -> None:
     """Measures a store against gold."""
     if args.html:
         require()
-    store = Store.open(args.store, args.teacher)
-    if store.card.task != "boxes":
-        others, gold = _others(args, store, args.set)
+    stores = _stores(args)
+    if of_one_task(stores) != "boxes":
+        alone, gold = _others(args, stores, args.set)
         _refuse_seen(args, gold, LabelSpace.of(["object"]))
+        others = fused_others(stores, alone, gold)
         checked = others.audit(gold)
         problems = show_others(others, checked, gold, Console(), args.html)
         _stop_at_gates(args.store, problems)
@@ -95,23 +103,30 @@ def audit_verb(args: argparse.Namespace) -> None:
     gold = coco_source(args, space, cache_of(args.store))
     _refuse_seen(args, gold, space)
     policy = checked_values(SelectionSettings, assignments(args.set), "--set")
-    checked = audit(store, gold, space, policy.nms)
-    thresholds = resolve_thresholds(store, space, policy, checked)
-    band = resolve_band(store, space, policy, checked)
+    _stop_at_gates(args.store, judge_each(stores, gold, space, policy, Console()))
+    labels, checked = fused_labels(stores, gold, space, policy)
+    several = len(stores) > 1
+    thresholds = resolve_thresholds(labels, space, policy, checked, several)
+    band = resolve_band(labels, space, policy, checked, several)
     Console().print(checked.table(thresholds))
-    chosen = Policy.of(store, space, checked.known, policy, checked)
+    chosen = Policy.of(labels, space, checked.known, policy, checked, several)
     calibrate = calibrated(checked, Console())
     summary = box_summary(checked, chosen, calibrate)
     files = [
-        audit_folder(store.path, checked.gold_hash) / "audit.json",
-        write_summary(store.path, checked.gold_hash, summary),
+        audit_folder(labels.path, checked.gold_hash) / "audit.json",
+        write_summary(labels.path, checked.gold_hash, summary),
     ]
     if args.html:
-        html = boxes_page(checked, gold, store.card.name, thresholds, band, calibrate, chosen)
-        files.append(write_audit_page(store.path, checked.gold_hash, html))
+        html = boxes_page(checked, gold, labels.card.name, thresholds, band, calibrate, chosen)
+        files.append(write_audit_page(labels.path, checked.gold_hash, html))
     for path in files:
         Console(soft_wrap=True).print(str(path), markup=False)
     _stop_at_gates(args.store, checked.problems(thresholds))
+
+
+def _stores(args: argparse.Namespace) -> list[Store]:
+    """Returns the labels of the teachers that --teacher names, or of the only one that there is."""
+    return [Store.open(args.store, name) for name in args.teacher or [None]]
 
 
 def _refuse_seen(args: argparse.Namespace, gold: Source, space: LabelSpace) -> None:
@@ -125,14 +140,16 @@ def _stop_at_gates(store: Path, problems: Sequence[str]) -> None:
         raise InputError([f"{store}: {problem}" for problem in problems])
 
 
-def _others(args: argparse.Namespace, store: Store, policy: Sequence[str]) -> tuple[Others, Source]:
-    """Returns what a store of maps or tags means, and its pictures with the gold that there is."""
-    task, values = store.card.task, assignments(policy)
+def _others(
+    args: argparse.Namespace, stores: Sequence[Store], policy: Sequence[str]
+) -> tuple[list[Others], Source]:
+    """Returns what stores of maps or tags mean, and their pictures with the gold that there is."""
+    task, values = stores[0].card.task, assignments(policy)
     if args.images is None:
         raise InputError(f"--images is needed: the folder of the pictures whose {task} are wanted")
     maps, tags, map_gold, tag_gold = None, None, None, None
     if task == "maps":
-        names = list(store.card.classes)
+        names = _names(stores)
         map_gold = gold_maps(args)
         if map_gold:
             names = list(Legend.read(args.categories).categories.values())
@@ -141,9 +158,7 @@ def _others(args: argparse.Namespace, store: Store, policy: Sequence[str]) -> tu
         maps = checked_values(MapClasses, {"classes": classes, "unmapped": unmapped}, "--classes")
     else:
         tag_gold = gold_tags(args)
-        classes = (
-            yaml_value(args.classes, "--classes") if args.classes else list(store.card.classes)
-        )
+        classes = yaml_value(args.classes, "--classes") if args.classes else _names(stores)
         unmapped = "drop" if args.drop_unmapped or not args.classes else "error"
         tags = checked_values(TagClasses, {"classes": classes, "unmapped": unmapped}, "--classes")
     source = FolderSource(
@@ -152,22 +167,28 @@ def _others(args: argparse.Namespace, store: Store, policy: Sequence[str]) -> tu
     loaded = source.load(
         args.images.name, Path("/"), LabelSpace.of(["object"]), cache_of(args.store), maps, tags
     )
-    others = Others.of(
-        store,
-        maps,
-        tags,
-        checked_values(MapSelection, values if task == "maps" else {}, "--set"),
-        checked_values(TagSelection, values if task == "tags" else {}, "--set"),
-    )
-    return others, loaded
+    map_policy = checked_values(MapSelection, values if task == "maps" else {}, "--set")
+    tag_policy = checked_values(TagSelection, values if task == "tags" else {}, "--set")
+    return [Others.of(store, maps, tags, map_policy, tag_policy) for store in stores], loaded
+
+
+def _names(stores: Sequence[Store]) -> list[str]:
+    """Returns the classes that any of the teachers has."""
+    return list(dict.fromkeys(name for store in stores for name in store.card.classes))
 
 
 def select_verb(args: argparse.Namespace) -> None:
     """Turns a store into labels that other tools read."""
-    store = Store.open(args.store, args.teacher)
-    if store.card.task != "boxes":
-        others, pool = _others(args, store, args.set)
+    stores = _stores(args)
+    task = of_one_task(stores)
+    if task != "boxes":
+        alone, pool = _others(args, stores, args.set)
         judged = pool.maps is not None or pool.tags is not None
+        if len(stores) > 1 and not judged:
+            raise InputError(
+                f"--{task} is needed: {task} of several teachers are fused by what gold says of each"
+            )
+        others = fused_others(stores, alone, pool)
         chosen = others.select(pool, others.audit(pool) if judged else None)
         try:
             shutil.copytree(chosen, args.out)
@@ -175,13 +196,13 @@ def select_verb(args: argparse.Namespace) -> None:
             raise InputError(f"--out {args.out}: cannot be written ({error})") from None
         Console().print(f"labels: {args.out}", markup=False)
         return
-    space = label_space(args, None, store.card.classes)
+    space = label_space(args, None, _names(stores))
     policy = checked_values(SelectionSettings, assignments(args.set), "--set")
-    checked = None
+    labels, checked = stores, None
     if args.annotations:
         gold = coco_source(args, space, cache_of(args.store))
-        checked = audit(store, gold, space, policy.nms)
-    chosen = select(store, None, space, policy, checked)
+        labels, checked = fused_labels(stores, gold, space, policy)
+    chosen = select(labels, None, space, policy, checked)
     _write_labels(args.out, args.format, chosen, space)
     counts = json.loads((chosen.parent / "stats.json").read_text())
     Console().print_json(data=counts)

@@ -28,9 +28,10 @@ def store_of(path, name, classes, source, found, backwards=False):
     """Makes the store of a teacher of this name; found: (box, class, score) rows of each picture."""
     made = card(*classes).model_copy(update={"name": name, "weights_sha256": name * 8})
     store = Store.create(path / name, made, 0.05)
-    rows = list(zip(source.hashes(), found, strict=True))
+    files = [source.files.name(i) for i in range(len(source))]
+    rows = list(zip(source.hashes(), found, files, strict=True))
     with store.writer() as writer:
-        for content_hash, boxes in rows[::-1] if backwards else rows:
+        for content_hash, boxes, file in rows[::-1] if backwards else rows:
             boxes = sorted(boxes, key=lambda r: -r[2])
             writer.add(
                 Record(
@@ -40,6 +41,7 @@ def store_of(path, name, classes, source, found, backwards=False):
                     np.array([r[0] for r in boxes], dtype=np.float32).reshape(-1, 4),
                     np.array([r[1] for r in boxes], dtype=np.int32),
                     np.array([r[2] for r in boxes], dtype=np.float32),
+                    file=file,
                 )
             )
     return Store.open(path / name)

@@ -1,5 +1,7 @@
 """Maps and tags of several teachers as those of one."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,9 @@ from test_silver_tags import _gold as gold_tags
 from test_teacher_arm import ONE, OtherTeacher, run  # noqa: F401
 
 from detmtl import pools
+from detmtl.cli import main
 from detmtl.config import read_settings
-from detmtl.data.maps import MapClasses
+from detmtl.data.maps import MapClasses, read_values
 from detmtl.data.tags import TagClasses
 from detmtl.engine import distributed
 from detmtl.run_folder import RunFolder
@@ -195,3 +198,31 @@ TEST = (
 def replace_name(teacher, name):
     teacher.card = teacher.card.model_copy(update={"name": name})
     return teacher
+
+
+def test_verbs_stack_the_maps_of_the_teachers_that_are_named(tmp_path, capsys):
+    source = pictures(tmp_path / "p", 6)
+    gold_maps(tmp_path, source, [halves(1, 3)] * 6)
+    _store(tmp_path / "s", Says("a", ("person",), [halves(0, OTHER)] * 6), source)
+    _store(tmp_path / "s", Says("b", ("car", "sky"), [halves(0, 1)] * 6), source)
+    legend = [{"id": i + 1, "name": name} for i, name in enumerate(("person", "car", "sky"))]
+    (tmp_path / "legend.json").write_text(json.dumps(legend))
+    store = ["--store", tmp_path / "s", "--images", tmp_path / "p", "--teacher", "a", "b"]
+    gold = ["--maps", tmp_path / "gold", "--categories", tmp_path / "legend.json"]
+
+    def verb(*words):
+        return main([str(word) for word in words])
+
+    assert verb("audit", *store, *gold) == 0
+    told = [line.split() for line in capsys.readouterr().out.splitlines() if "person" in line]
+    assert told and any("1.00" in word for word in told[0])
+    assert verb("select", *store, *gold, "--out", tmp_path / "out") == 0
+    values = read_values(tmp_path / "out" / "maps" / "000.png")
+    names = {
+        row["id"]: row["name"]
+        for row in json.loads((tmp_path / "out" / "legend.json").read_text())["categories"]
+    }
+    assert {names[v] for v in np.unique(values[:, :16])} == {"person"}
+    assert {names[v] for v in np.unique(values[:, 16:])} == {"sky"}
+    assert verb("select", *store, "--out", tmp_path / "none") == 2
+    assert "--maps is needed" in capsys.readouterr().err

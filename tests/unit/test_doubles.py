@@ -1,0 +1,112 @@
+"""Pictures that people labelled in part, and that are in a pool too: gold where people looked, silver for
+the rest, in every copy."""
+
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from rich.console import Console
+from silver_stand_ins import ColorTeacher, gold, pictures
+from test_teacher_arm import ONE, _coco, run  # noqa: F401
+
+from detmtl import pools
+from detmtl.config import read_settings
+from detmtl.engine import distributed
+from detmtl.run_folder import RunFolder
+from detmtl.run_sources import load_sources, to_be_labelled
+from detmtl.silver.held_out import given_gold, without_doubles
+from detmtl.structures.labels import Grade
+
+A, B = [1, 1, 11, 11], [12, 2, 22, 20]
+PERSONS, CARS = [[1.0, 0.0]], [[0.0, 1.0]]
+
+
+def test_a_pool_is_given_what_people_know_of_its_pictures(tmp_path):
+    pool = pictures(tmp_path / "pool", 4, name="pool")
+    persons = gold(pictures(tmp_path / "a", 2, name="a", first=2), [(0, A, 0, 0)], PERSONS)
+    cars = gold(pictures(tmp_path / "b", 2, name="b", first=3), [(0, A, 1, 0), (0, B, 1, 0)], CARS)
+    given, told = given_gold(pool, [persons, cars])
+    assert [sentence.split(";")[0] for sentence in told] == [
+        "source 'pool': people labelled 2 of its 4 pictures in source 'a'",
+        "source 'pool': people labelled 1 of its 4 pictures in source 'b'",
+    ]
+    assert list(given.files.paths()) == list(pool.files.paths())
+    assert given.coverage.tolist() == [[0, 0], [0, 0], [1, 0], [1, 1]]
+    assert [given.boxes(i).classes.tolist() for i in range(4)] == [[], [], [0], [1, 1]]
+    assert (given.annotations.ignore == 0).all(), "people do not contradict each other"
+    assert given.boxes(3).boxes.tolist() == [A, B] and given.grades() == {Grade.GOLD}
+    silver = replace(persons, grade=Grade.SILVER)
+    assert given_gold(pool, [silver, pictures(tmp_path / "c", 4, name="c")]) == (pool, [])
+
+
+def test_a_pool_keeps_its_own_gold(tmp_path):
+    pool = gold(pictures(tmp_path / "pool", 2, name="pool"), [(0, A, 0, 0), (1, A, 0, 0)], PERSONS)
+    twin = gold(pictures(tmp_path / "twin", 2, name="twin"), [(0, A, 0, 0), (0, B, 1, 0)], CARS)
+    given, _ = given_gold(pool, [twin])
+    assert given.coverage.tolist() == [[1, 1], [1, 1]]
+    assert given.boxes(0).classes.tolist() == [0, 1] and given.boxes(1).classes.tolist() == [0]
+
+
+def test_pictures_of_two_pools_are_told(tmp_path):
+    some = pictures(tmp_path / "some", 3, name="some")
+    more = pictures(tmp_path / "more", 5, name="more", first=2)
+    with pytest.warns(
+        UserWarning, match=r"'some' and 'more': 1 pictures are in both .*002.png, wh"
+    ):
+        kept = without_doubles([some, more], ["some", "more"])
+    assert kept == [some, more]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        without_doubles([some, more.subset([1, 2])], ["some", "more"])
+        without_doubles([some, more], ["some"])
+
+
+@pytest.fixture
+def label(run, tmp_path, monkeypatch):  # noqa: F811
+    """Returns what labels the pool of a run: of its 4 pictures two are gold for persons too."""
+    pictures(tmp_path / "pool", 4, first=80)
+    both = pictures(tmp_path / "gold", 2, first=82)
+    _coco(tmp_path / "gold.json", both)
+    monkeypatch.setattr(pools, "load_teachers", lambda *_: iter([ColorTeacher()]))
+    monkeypatch.setattr(pools, "available", lambda: False)
+
+    def labels(*overrides):
+        fixed = [*ONE, "data.sources.gold.keep=[car]", *overrides]
+        settings = read_settings(tmp_path / "run.yaml", fixed)
+        process, console = distributed.start("cpu"), Console(quiet=True)
+        space = settings.data.label_space()
+        sources, val, _ = load_sources(settings, space, tmp_path / "cache", process)
+        sources |= to_be_labelled(settings, sources)
+        folder = RunFolder(tmp_path / "folder")
+        return pools.label_pools(settings, folder, process, console, sources, val, space)[0]
+
+    return labels
+
+
+def test_a_run_lays_silver_under_what_people_said_of_a_picture_elsewhere(label):
+    words = ["silver.select.ignore_from=null", "silver.select.coverage=0.75"]
+    pool = label("silver.select.threshold=0.1", *words)["pool"]
+    assert [path[-7:] for path in pool.files.paths()] == [f"00{i}.png" for i in range(4)]
+    coverage = np.broadcast_to(pool.coverage, (4, 2))
+    assert coverage.tolist() == [[0.75, 0.75], [0.75, 0.75], [0.75, 1], [0.75, 1]]
+    cars = [(80 + i) * 3 % 256 % 2 for i in range(4)]
+    assert cars == [0, 1, 0, 1] and [len(pool.boxes(i)) for i in range(4)] == [1] * 4
+    assert [pool.boxes(i).classes[0].item() for i in range(4)] == cars
+    grades = [pool.boxes(i).grade[0].item() for i in range(4)]
+    assert grades == [Grade.SILVER, Grade.SILVER, Grade.SILVER, Grade.GOLD]
+    # What the selection leaves out does not come back as a picture at which nobody looked.
+    words += ["silver.select.max_empty=0", "silver.gates=warn"]
+    with pytest.warns(UserWarning, match="too few boxes"):
+        fewer = label("silver.select.threshold=0.905", *words)["pool"]
+    assert [path[-7:] for path in fewer.files.paths()] == ["001.png", "002.png", "003.png"]
+
+
+def test_mode_online_fills_in_beside_what_people_said_elsewhere(label, tmp_path):
+    words = ["data.sources.gold.keep=[car]", "mix={mode: online, shares: {gold: 1, pool: 1}}"]
+    settings = read_settings(tmp_path / "run.yaml", [*words, "tasks={boxes: {kind: detection}}"])
+    space, process = settings.data.label_space(), distributed.start("cpu")
+    sources, _, _ = load_sources(settings, space, tmp_path / "cache", process)
+    pool = to_be_labelled(settings, sources)["pool"]
+    assert pool.grade == Grade.SILVER and pool.coverage.tolist() == [[0, 0]] * 2 + [[0, 1]] * 2
+    assert [pool.boxes(i).classes.tolist() for i in range(4)] == [[], [], [], [1]]
