@@ -6,7 +6,7 @@
 | `OTHER`, none of the covered classes | -log of the sum of p over all classes, each times 1 - coverage |
 | `OTHER` where every class is covered fully | none: there is nothing that it could be |
 | `UNKNOWN` | none |
-| picture not looked at | none, and no part in the normalizer |
+| picture not looked at, or without any pixel that has a loss | none, and no part in the normalizer |
 
 A class of coverage 0 takes its full share of `OTHER`: the merged probability of all that the teacher,
 or the people, did not look for. A class of coverage r between was looked for by somebody who misses
@@ -82,5 +82,6 @@ def semantic_losses(
     if labels.weights is not None:
         losses = losses * labels.weights[:, middle, middle]
     # Who wrote the map counts here, not who wrote the picture's other labels.
-    scale = normalizer(kind, known.sum((1, 2)), labels.present, replace(batch, grades=labels.grade))
+    count = known.sum((1, 2))
+    scale = normalizer(kind, count, count > 0, replace(batch, grades=labels.grade))
     return losses.sum((1, 2)) * scale

@@ -80,5 +80,5 @@ def depth_losses(
     truth = torch.where(known, depth, 1.0).log()
     means = depth_errors(logs[:, 0] - truth, known, kind, invariance)
     count = known.sum((1, 2))
-    scale = normalizer(divisor, count, labels.present, replace(batch, grades=labels.grade))
+    scale = normalizer(divisor, count, count > 0, replace(batch, grades=labels.grade))
     return means * count * scale

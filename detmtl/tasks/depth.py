@@ -163,10 +163,10 @@ class DepthTask(Task):
     def loss(self, outputs: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """Returns the term "depth"; see `Task.loss` and `detmtl.losses.depth`."""
         labels = batch.labels.get(self.labels)
-        if labels is None:
+        assert labels is None or isinstance(labels, PaddedDepth)
+        if labels is None or not labels.some:
             skip_normalizer(batch)
             return {}
-        assert isinstance(labels, PaddedDepth)
         with torch.autocast(outputs[0].device.type, enabled=False):
             term = depth_losses(
                 outputs[0],

@@ -143,10 +143,10 @@ class SemanticTask(Task):
     def loss(self, outputs: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """Returns the term "pixel"; see `Task.loss` and `detmtl.losses.dense`."""
         labels = batch.labels.get(self.labels)
-        if labels is None:
+        assert labels is None or isinstance(labels, PaddedMaps)
+        if labels is None or not labels.some:
             skip_normalizer(batch)
             return {}
-        assert isinstance(labels, PaddedMaps)
         with torch.autocast(outputs[0].device.type, enabled=False):
             term = semantic_losses(outputs[0], labels, batch, self._loss_stride, self._normalizer)
         return LossTerms.of({"pixel": term})
