@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from detmtl.comparing.results import lower_is_better
 from detmtl.comparing.settings import Changes, too_few
 from detmtl.config import read_yaml, settings_from
+from detmtl.metrics.direction import lower_is_better
 from detmtl.structures.settings import Settings
 
 
