@@ -19,9 +19,9 @@ from detmtl.metrics.dense import MapMetric
 from detmtl.models.semantic_head import SemanticHeadSettings
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade, MapLabels, PaddedMaps
-from detmtl.structures.sample import DIVISOR, Batch
+from detmtl.structures.sample import Batch
 from detmtl.structures.settings import Settings
-from detmtl.tasks.task import Metric, Task, level_names
+from detmtl.tasks.task import Metric, Task, fine_levels, level_names
 
 
 class SemanticLossSettings(Settings):
@@ -72,7 +72,8 @@ class SemanticConfig(Settings):
         """Makes the task with random weights; see `BuildsTask.build`.
 
         Raises:
-            InputError: a subset names something that is no class, or there are too many classes.
+            InputError: a subset names something that is no class, there are too many classes, or `at` is too
+                coarse.
         """
         problems = [
             f"tasks.{name}.subsets.{subset}: '{c}' is no class of data.{self.labels}"
@@ -84,9 +85,9 @@ class SemanticConfig(Settings):
             problems.append(f"tasks.{name}: {num_classes} classes; a map holds at most {MOST}")
         if problems:
             raise InputError(problems)
-        coarse = [i for i, stride in enumerate(strides) if stride <= DIVISOR]
-        strides = [strides[i] for i in coarse]
-        head = self.head.build([channels[i] for i in coarse], strides, num_classes)
+        fine = fine_levels(name, self.at, strides)
+        strides = [strides[i] for i in fine]
+        head = self.head.build([channels[i] for i in fine], strides, num_classes)
         return SemanticTask(
             name,
             self.labels,
