@@ -29,7 +29,7 @@ from detmtl.structures.sample import Batch
 
 
 def marginal_cross_entropy(
-    logits: Tensor, classes: Tensor, coverage: Tensor
+    logits: Tensor, classes: Tensor, coverage: Tensor, none_of_them: int = OTHER
 ) -> tuple[Tensor, Tensor]:
     """Returns the loss of each position, 0 where there is none, and where there is one.
 
@@ -37,12 +37,13 @@ def marginal_cross_entropy(
         logits: (B, C, h, w), at least float32.
         classes: (B, h, w) uint8, in 0..C-1 or `OTHER` or `UNKNOWN`.
         coverage: (B, C) in [0, 1].
+        none_of_them: `OTHER`, which TorchScript knows only as a default.
 
     Returns:
         (B, h, w) of the logits' type, and (B, h, w) bool.
     """
     total = logits.logsumexp(1)
-    ordinary, other = classes < OTHER, classes == OTHER
+    ordinary, other = classes < none_of_them, classes == none_of_them
     index = torch.where(ordinary, classes, 0).long()[:, None]
     losses = (total - logits.gather(1, index)[:, 0]) * ordinary
     if classes.device.type == "cpu" and not other.any():  # asking is free there
