@@ -86,7 +86,7 @@ def prepared(
         {},
         list(space.names),
     )
-    stream = training_batches(
+    stream, _ = training_batches(
         settings, mixture_of(settings, chosen), state, None, RunFolder(folder), process
     )
     return settings, [next(stream) for _ in range(8)]

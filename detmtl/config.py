@@ -29,8 +29,10 @@ from detmtl.data.subset import Subset
 from detmtl.data.tags import TagClasses
 from detmtl.engine.diagnosis import DiagnosisSettings
 from detmtl.engine.online import OnlineSettings
+from detmtl.engine.online_choice import unusable
 from detmtl.engine.optim import OptimSettings
 from detmtl.engine.trainer import TrainSettings
+from detmtl.silver.fusion import FusionSettings
 from detmtl.silver.map_policy import MapSelection
 from detmtl.silver.overlay import OverlaySettings
 from detmtl.silver.selection import SelectionSettings
@@ -42,6 +44,7 @@ from detmtl.tasks.detection import DetectionConfig
 from detmtl.tasks.multitask import ModelSettings
 from detmtl.tasks.presets import PresetName, filled_in
 from detmtl.tasks.tasks import TaskConfig
+from detmtl.teachers.teacher import WRITTEN
 from detmtl.teachers.teachers import AnyTeacher
 
 CONFIG_FOLDERS = (Path("configs"), Path(__file__).resolve().parents[1] / "configs")
@@ -101,12 +104,14 @@ class GoldTeacher(Settings):
     It has the student's settings.
 
     Attributes:
+        task: the name of the task whose labels it writes; None: the only one of boxes, maps or tags.
         train: overrides some of the run's `train` (more steps, say).
         mix: of its gold sources, in place of the run's `mix`.
         burn_in: whether the student starts from the teacher's weights rather than from the backbone's.
     """
 
     kind: Literal["gold"]
+    task: str | None = None
     train: dict[str, Any] = {}
     mix: dict[str, Any] = {"mode": "gold"}
     burn_in: bool = False
@@ -259,7 +264,7 @@ class RunSettings(Settings):
                 f"describes its boxes, semantic tasks, tags and depth; tasks has {', '.join(kinds)}; set "
                 "export.format: null"
             )
-        problems += self._unread()
+        problems += self._untold() + self._unread()
         if self.train.best and self.train.best.split("/")[0] not in self.tasks:
             problems.append(
                 f"train.best: '{self.train.best}' names no task; a metric is task/metric, such as "
@@ -285,7 +290,11 @@ class RunSettings(Settings):
         if self.train.ema is None:
             problems.append("train.ema: mode online needs it: the averaged model is the teacher")
         if not any(isinstance(task, DetectionConfig) for task in self.tasks.values()):
-            problems.append("mix.mode: online labels boxes, and no task is of kind detection")
+            problems.append(
+                "mix.mode: online labels boxes alone, and no task is of kind detection; maps and tags are "
+                "labelled beforehand, by silver.teacher in another mode"
+            )
+        problems += self._online_select_problems()
         if audit is not None and audit != "val":
             if audit not in sources - unlabelled:
                 problems.append(
@@ -297,6 +306,27 @@ class RunSettings(Settings):
                     f"online.audit: '{audit}' is trained on, and a model is not measured on that; give val "
                     "or a source outside of mix.shares, or set online.audit_every: null"
                 )
+        return problems
+
+    def _online_select_problems(self) -> list[str]:
+        own = self.online.select
+        where = "silver.select" if own is None and self.silver else "online.select"
+        problems = unusable(
+            self.online_select(),
+            list(self.data.classes),
+            self.online_floor(),
+            self.online_audit() is not None,
+            where,
+        )
+        if problems and where == "silver.select":
+            problems.append(
+                "online.select: is not given, and mode online chooses by silver.select; give it where they "
+                "are to differ"
+            )
+        if own is not None and own.fusion != FusionSettings():
+            problems.append(
+                "online.select.fusion: mode online has one teacher and nothing to fuse; leave it out"
+            )
         return problems
 
     def online_pools(self) -> list[str]:
@@ -328,6 +358,35 @@ class RunSettings(Settings):
         """Returns which of the online teacher's boxes become labels."""
         offline = self.silver.select if self.silver else SelectionSettings()
         return self.online.select or offline
+
+    def silver_tasks(self) -> list[str]:
+        """Returns the names of the tasks whose labels a teacher that the run trains itself may write."""
+        return [
+            name
+            for name, task in self.tasks.items()
+            if getattr(task, "of", None) is None and getattr(task, "labels", "boxes") in WRITTEN
+        ]
+
+    def _untold(self) -> list[str]:
+        """Returns what is wrong with the task of a teacher that the run trains itself."""
+        teacher, tasks = self.silver and self.silver.teacher, self.silver_tasks()
+        if not isinstance(teacher, GoldTeacher) or not self.offline_pools():
+            return []
+        if teacher.task in tasks or (teacher.task is None and len(tasks) == 1):
+            return []
+        return [
+            f"silver.teacher.task: is {teacher.task!r}, and the tasks whose labels a teacher can write are: "
+            f"{_listed(tasks)}; name one"
+        ]
+
+    def online_overlay(self) -> OverlaySettings:
+        """Returns what becomes of the online teacher's boxes beside gold labels."""
+        return self.online.overlay or (self.silver.overlay if self.silver else OverlaySettings())
+
+    def online_floor(self) -> float:
+        """Returns the lowest score of the online teacher's boxes."""
+        tests = [t.test for t in self.tasks.values() if isinstance(t, DetectionConfig)]
+        return max((test.score_threshold for test in tests), default=0.0)
 
     def _unread(self) -> list[str]:
         """Returns what is wrong between the kinds of labels that tasks, sources and data.* name."""

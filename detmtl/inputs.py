@@ -10,6 +10,7 @@ from detmtl.config import RunSettings
 from detmtl.data.folder import stamps
 from detmtl.data.images import content_hashes, list_pictures
 from detmtl.data.parsed import digest
+from detmtl.teachers.onnx_files import external_files
 
 
 def input_hashes(
@@ -48,12 +49,14 @@ def input_hashes(
 
 def named_files(tree: Any, root: Path, cache: Path) -> dict[str, str]:
     """Returns each text in plain settings that names a file, here or below data.root, with its hash: of a
-    teacher, weights, class names, tags, coverage."""
+    teacher, weights, class names, tags, coverage; and the files in which an ONNX network has its weights."""
     found = {}
     for text in sorted({*_texts(tree)}):
         for path in (Path(text), root / text):
             if os.path.isfile(path):
                 found[text] = str(path.absolute())
+                for more in external_files(path) if path.suffix == ".onnx" else []:
+                    found[f"{text}: {os.path.relpath(more, path.parent)}"] = str(more.absolute())
     return dict(zip(found, content_hashes(list(found.values()), cache), strict=True))
 
 

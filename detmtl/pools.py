@@ -14,7 +14,7 @@ from detmtl.data.coco_writer import written_details
 from detmtl.data.joined import joined, with_boxes
 from detmtl.data.source import Source
 from detmtl.data.subset import Subset
-from detmtl.data.tags import BoxTags
+from detmtl.data.tags import BoxTags, TagClasses, Tags
 from detmtl.engine import distributed
 from detmtl.engine.distributed import Process
 from detmtl.report.audit_boxes import boxes_page
@@ -24,12 +24,15 @@ from detmtl.report.page import available
 from detmtl.run_folder import RunFolder
 from detmtl.silver.audit import Audit, audit
 from detmtl.silver.audit_measures import Calibrate
+from detmtl.silver.audit_summary import box_summary, map_summary, tag_summary, write_summary
 from detmtl.silver.calibration import CalibrationSettings, cross_fitted
 from detmtl.silver.ensemble import Ensemble
 from detmtl.silver.evidence import Judged
 from detmtl.silver.map_audit import MapAudit
+from detmtl.silver.map_measures import MapMeasures
 from detmtl.silver.others import Others, stack
 from detmtl.silver.overlay import with_gold
+from detmtl.silver.policy import Policy
 from detmtl.silver.selection import SelectionSettings, resolve_band, resolve_thresholds, select
 from detmtl.silver.store import Store
 from detmtl.silver.tag_audit import TagAudit
@@ -73,7 +76,8 @@ def label_pools(
         labels, checked = fused_labels(stores, gold, space, silver.select)
         thresholds = resolve_thresholds(labels, space, silver.select, checked, several)
         band = resolve_band(labels, space, silver.select, checked, several)
-        show_audit(labels, checked, gold, thresholds, band, console)
+        policy = Policy.of(labels, space, checked.known, silver.select, checked, several)
+        show_audit(labels, checked, gold, thresholds, band, console, policy)
         if not several:
             problems = checked.problems(thresholds)
             _pass_gates(problems, f"{store_path} on '{gold.name}'", silver.gates)
@@ -96,12 +100,17 @@ def show_audit(
     thresholds: Mapping[str, float],
     ignore_from: Mapping[str, float] | None,
     console: Console,
+    policy: Policy,
 ) -> None:
-    """Prints the table of an audit, and writes its page where the packages for it are installed."""
+    """Prints the table of an audit, and writes its summary, and its page where the packages for it are
+    installed."""
     console.print(checked.table(thresholds))
+    calibrate = calibrated(checked, console)
+    write_summary(labels.path, checked.gold_hash, box_summary(checked, policy, calibrate))
     if available():
-        calibrate = calibrated(checked, console)
-        html = boxes_page(checked, gold, labels.card.name, thresholds, ignore_from, calibrate)
+        html = boxes_page(
+            checked, gold, labels.card.name, thresholds, ignore_from, calibrate, policy
+        )
         path = write_audit_page(labels.path, checked.gold_hash, html)
         console.print(f"Page of the audit: {path}", markup=False, soft_wrap=True)
     else:
@@ -126,19 +135,25 @@ def fitted(
     try:
         return cross_fitted(judged, settings)
     except InputError as error:
-        console.print(f"No calibrated scores on the audit's page: {error}", markup=False)
+        console.print(f"No calibrated scores in the audit's summary: {error}", markup=False)
         return None
 
 
 def show_others(
     others: Others, checked: MapAudit | TagAudit, gold: Source, console: Console, page: bool
 ) -> list[str]:
-    """Prints the table of an audit of maps or tags, and writes its page if it is wanted; returns the
-    reasons not to trust the labels."""
+    """Prints the table of an audit of maps or tags, and writes its summary, and its page if it is wanted;
+    returns the reasons not to trust the labels."""
     measures = others.measures(checked)
     console.print(measures.table())
+    calibrated = fitted(checked.evidence, others.policy.calibration, console)
+    plain = others.policy.model_dump(mode="json")
+    if isinstance(measures, MapMeasures):
+        summary = map_summary(measures, plain, calibrated)
+    else:
+        summary = tag_summary(measures, plain, calibrated)
+    write_summary(others.store.path, checked.gold_hash, summary)
     if page:
-        calibrated = fitted(checked.evidence, others.policy.calibration, console)
         html = others_page(others, checked, gold, calibrated)
         path = write_audit_page(others.store.path, checked.gold_hash, html)
         console.print(f"Page of the audit: {path}", markup=False, soft_wrap=True)
@@ -280,15 +295,20 @@ def read_selection(
     chosen = read.load(pool.name, Path("/"), names, cache, details=written_details(pool))
     place = {path: i for i, path in enumerate(pool.files.paths())}
     at = np.array([place[path] for path in chosen.files.paths()], dtype=np.int64)
-    tags = None if pool.tags is None else pool.tags.take(at)
-    if tags is None and settings.data.tags is not None and settings.data.tags.from_boxes:
-        tags = BoxTags.of(pool.classes, settings.data.tags)
+    tags = tags_of(pool, settings.data.tags)
     return replace(
         chosen,
         maps=None if pool.maps is None else pool.maps.take(at),
-        tags=tags,
+        tags=None if tags is None else tags.take(at),
         depth=None if pool.depth is None else pool.depth.take(at),
     )
+
+
+def tags_of(pool: Source, classes: TagClasses | None) -> Tags | BoxTags | None:
+    """Returns the tags of a pool that gets boxes of a model: its own, or those that follow from boxes."""
+    if pool.tags is None and classes is not None and classes.from_boxes:
+        return BoxTags.of(pool.classes, classes)
+    return pool.tags
 
 
 def load_teachers(settings: RunSettings, folder: RunFolder, process: Process) -> Iterator[Teacher]:
@@ -301,7 +321,8 @@ def load_teachers(settings: RunSettings, folder: RunFolder, process: Process) ->
     one = settings.silver.teacher
     if isinstance(one, GoldTeacher):
         path = str(folder.teacher.best.absolute())
-        one = CheckpointTeacherSettings(kind="checkpoint", path=path, name="teacher", trust=True)
+        task = one.task or settings.silver_tasks()[0]
+        one = CheckpointTeacherSettings(path=path, name="teacher", task=task, trust=True)
     names: list[str] = []
     for teacher in settings.silver.teachers if one is None else [one]:
         loaded = teacher.load(Path.cwd(), str(process.device))

@@ -6,7 +6,7 @@ the same folder goes on where the last one stopped, wherever that was.
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from detmtl.engine.distributed import Process
 from detmtl.engine.evaluator import collect, evaluate
 from detmtl.engine.memory import keep_freed_memory
 from detmtl.engine.online import online_batches
-from detmtl.engine.online_audit import Audits, Choices
+from detmtl.engine.online_audit import Audits, Choices, audit_pictures
 from detmtl.engine.recorder import Recorder
 from detmtl.engine.state import State, load_weights, read_checkpoint, seed_everything, weights_of
 from detmtl.engine.trainer import train
@@ -41,7 +41,6 @@ from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
 from detmtl.structures.sample import Batch
-from detmtl.tasks.detection import DetectionConfig
 from detmtl.tasks.multitask import MultiTask, build_model
 from detmtl.tasks.task import Metric
 
@@ -171,8 +170,12 @@ def _run(
     wanted = settings.mix_sources()
     pools = settings.offline_pools()
     sources |= to_be_labelled(settings, sources)
-    to_be = sources | {n: replace(sources[n], grade=Grade.SILVER) for n in pools}
+    to_be = sources | {n: replace(sources[n], grade=Grade.SILVER, annotations=None) for n in pools}
     mixture_of(settings, [to_be[n] for n in wanted])  # its mistakes are told before the work
+    audit_on, gold = settings.online_audit(), None
+    if audit_on is not None:
+        gold = val if audit_on == "val" else sources[audit_on]
+        gold = audit_pictures(gold, settings.online.audit_pictures, settings.online_select())
     if pools:
         assert settings.silver is not None
         if isinstance(settings.silver.teacher, GoldTeacher):
@@ -193,8 +196,6 @@ def _run(
         load_weights(model, weights_of(read_checkpoint(start)), str(start))
     if frozen is not None:
         frozen.apply(model)
-    audit_on = settings.online_audit()
-    gold = val if audit_on == "val" else sources.get(audit_on or "")
     fit_model(settings, model, [sources[n] for n in wanted], val, folder, process, console, gold)
     metrics = {**score(settings, model, final, folder, process, console), **metrics}
     if process.rank == 0:
@@ -276,7 +277,7 @@ def fit_model(
     if folder.last.exists():
         state.load(folder.last)
         console.print(f"Continuing from step {state.step} of {folder.last}", markup=False)
-    stream = training_batches(settings, mixture, state, gold, folder, process)
+    stream, also = training_batches(settings, mixture, state, gold, folder, process)
 
     def validate(averaged: torch.nn.Module) -> dict[str, Metric]:
         return collect(
@@ -309,6 +310,7 @@ def fit_model(
             folder.path,
             [source.name for source in sources],
             diagnosis,
+            also,
         )
     load_weights(model, weights_of(read_checkpoint(folder.best)), str(folder.best))
     model.eval()
@@ -321,8 +323,9 @@ def training_batches(
     gold: Source | None,
     folder: RunFolder,
     process: Process,
-) -> Iterator[Batch]:
-    """Returns what this process still has to train on; in mode online labelled as it comes.
+) -> tuple[Iterator[Batch], Callable[[], Mapping[str, float]]]:
+    """Returns what this process still has to train on, in mode online labelled as it comes; and what
+    returns values to be recorded beside the losses.
 
     Args:
         gold: by which the teacher of mode online is audited; None: it is not.
@@ -338,17 +341,15 @@ def training_batches(
         "seed": settings.seed,
     }
     if settings.mix.mode != "online":
-        return batches(mixture, augment, **common, pin=process.device.type == "cuda")
+        return batches(mixture, augment, **common, pin=process.device.type == "cuda"), dict
     space, select = settings.data.label_space(), settings.online_select()
-    boxes = [t for t in settings.tasks.values() if isinstance(t, DetectionConfig)]
-    floor = max(task.test.score_threshold for task in boxes)
+    floor = settings.online_floor()
     start = mixture.first_step_of_last_phase()
     audits = None
     if gold is not None and settings.online.audit_every is not None:
         audits = Audits(
             state,
             gold,
-            settings.online.audit_pictures,
             space,
             folder.path / "online",
             start,
@@ -360,7 +361,17 @@ def training_batches(
         )
     choices = Choices(select, space, floor, start, audits)
     waiting = drafts(mixture, augment, settings.online_pools(), **common)
-    return online_batches(waiting, first, state, augment, choices, settings.train.precision)
+    labelled = online_batches(
+        waiting,
+        first,
+        state,
+        mixture.sources,
+        augment,
+        choices,
+        settings.online_overlay(),
+        settings.train.precision,
+    )
+    return labelled, choices.told
 
 
 def score(
@@ -384,6 +395,7 @@ def score(
             settings.train.precision,
             truth=truth_of(source),
             detections=folder.detections,
+            pictures=folder.pictures,
             on_batch=lambda batch, _: progress.advance(task, len(batch) * process.world),
         )
 

@@ -50,6 +50,10 @@ class RunFolder:
         return self.path / "detections.json"
 
     @property
+    def pictures(self) -> Path:
+        return self.path / "pictures.npz"
+
+    @property
     def torchscript(self) -> Path:
         return self.path / "model.torchscript"
 

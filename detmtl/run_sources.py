@@ -1,6 +1,7 @@
 """The pictures of a run: rendered where they are built in, loaded, and checked against each other."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -11,8 +12,7 @@ from detmtl.data.scenes import render_scenes
 from detmtl.data.source import Source
 from detmtl.engine import distributed
 from detmtl.engine.distributed import Process
-from detmtl.engine.online import unlabelled
-from detmtl.pools import audit_source, gold_sources, learned_sources
+from detmtl.pools import audit_source, gold_sources, learned_sources, tags_of
 from detmtl.report.progress import bar
 from detmtl.silver.audit import refuse_overlap
 from detmtl.silver.held_out import refuse_seen, without_doubles
@@ -92,9 +92,27 @@ def load_sources(
 
 def to_be_labelled(settings: RunSettings, sources: Mapping[str, Source]) -> dict[str, Source]:
     """Returns what a run trains on as it is before a model has labelled its pools: those of mode online
-    without labels, and none with pictures that people have labelled whole."""
+    with what people said of them, and none with pictures that people have labelled whole.
+
+    Raises:
+        InputError: people have left nothing for mode online to label.
+    """
     wanted = settings.mix_sources()
     online = [n for n in settings.online_pools() if n in wanted]
-    found = {n: unlabelled(sources[n]) if n in online else sources[n] for n in wanted}
+    where = "online.pools" if settings.online.pools is not None else "silver.pools"
+    problems = [
+        f"{where}: people have looked for every class in each picture of '{n}', and nothing is left for "
+        "mode online to label; take it out, or, to leave its labels unread, give it kind folder (`listed` "
+        "takes the pictures that a COCO file names)"
+        for n in online
+        if sources[n].annotations is not None and sources[n].coverage.min() >= 1
+    ]
+    if problems:
+        raise InputError(problems)
+    found = {n: _pool(settings, sources[n]) if n in online else sources[n] for n in wanted}
     pools = settings.offline_pools() + online
     return {s.name: s for s in without_doubles(list(found.values()), pools)}
+
+
+def _pool(settings: RunSettings, source: Source) -> Source:
+    return replace(source, grade=Grade.SILVER, tags=tags_of(source, settings.data.tags))

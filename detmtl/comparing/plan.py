@@ -239,7 +239,9 @@ def store_name(settings: RunSettings, teacher: str | None, files: Any = None) ->
         files: hashes of the files of a teacher that nobody trains here.
     """
     what = teachers_of(settings)
-    return digest([teacher, what["floor"]] if teacher else [what, files])
+    if teacher is None:
+        return digest([what, files])
+    return digest([teacher, what["floor"], what["teacher"]["task"]])
 
 
 def total_steps(settings: RunSettings) -> int:

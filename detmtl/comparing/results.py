@@ -20,6 +20,7 @@ from detmtl.comparing.statistics import (
     Word,
     over_pictures,
     over_seeds,
+    seeds_alone,
     verdicts,
 )
 from detmtl.metrics.direction import lower_is_better
@@ -57,6 +58,7 @@ def result(settings: CompareSettings, prepared: Prepared, scores: Scores) -> dic
         }
         cells.append(_cell(settings, prepared, i, cell, arms))
     cautions = [*prepared.cautions, *_cautions(prepared, scores)]
+    cautions += seeds_alone(c for cell in cells for c in cell["comparisons"])
     return plain(
         {
             "metrics": settings.metrics,

@@ -1,6 +1,6 @@
 """What one finished run says: its scores, its matches to truth, its time.
 
-Letters: B resamples, I pictures.
+Letters: B resamples of the pictures.
 """
 
 import json
@@ -12,21 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
+from detmtl.comparing.bootstrap import MATCHES, resampled
 from detmtl.config import RunSettings
 from detmtl.data.source import Source
 from detmtl.engine.recorder import read_metrics
 from detmtl.metrics.coco import boxes_of, truth_rows
-from detmtl.metrics.matches import (
-    Matches,
-    average_precision,
-    f1_at,
-    match,
-    mean_over_classes,
-    reliability,
-)
+from detmtl.metrics.matches import Matches, match, reliability
 from detmtl.structures.labels import BoxLabels
 
-MATCHES, F1 = "matches.npz", "/F1@.5"
+F1 = "/F1@.5"
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +67,7 @@ def read_scores(folder: Path, resamples: int) -> RunScores:
         name: float("nan") if value is None else float(value)
         for name, value in json.loads((folder / "metrics.json").read_text()).items()
     }
-    resampled: Mapping[str, np.ndarray] = {}
+    boxes = None
     table: list[tuple[float, float, int]] = []
     # the first task of boxes: its results are the run's detections.json
     scored = [n.removesuffix(F1) for n in metrics if n.endswith(F1) and n.count("/") == 1]
@@ -81,11 +75,11 @@ def read_scores(folder: Path, resamples: int) -> RunScores:
     if task is not None and (folder / MATCHES).is_file():
         matches = Matches.load(folder / MATCHES)
         metrics[f"{task}/ECE"], table = reliability(matches)
-        resampled = {f"{task}/{k}": v for k, v in _resampled(folder, matches, resamples).items()}
+        boxes = task, matches
     return RunScores(
         key=folder.name,
         metrics=metrics,
-        resampled=resampled,
+        resampled=resampled(folder, boxes, resamples),
         reliability=table,
         seconds=float("nan") if facts["continued"] else facts["seconds"],
         seconds_per_step=_seconds_per_step(folder / "metrics.jsonl"),
@@ -131,34 +125,6 @@ def match_file(source: Source, detections: Path) -> Matches:
     return match(boxes_of(true), boxes_of(rows), len(rows), source.classes)
 
 
-def picture_weights(num_images: int, resamples: int) -> np.ndarray:
-    """Returns (B, I): how often each picture is drawn in each resample, the same for all runs."""
-    even = np.full(num_images, 1 / num_images)
-    return np.random.default_rng(0).multinomial(num_images, even, size=resamples)
-
-
-def _resampled(folder: Path, matches: Matches, resamples: int) -> dict[str, np.ndarray]:
-    kept = folder / f"resampled_{resamples}.npz"
-    if kept.is_file() and kept.stat().st_mtime_ns >= (folder / MATCHES).stat().st_mtime_ns:
-        with np.load(kept) as arrays:
-            return dict(zip(arrays["names"].tolist(), arrays["values"], strict=True))
-    weights = picture_weights(matches.num_images, resamples)
-    precision = average_precision(matches, weights)
-    values = {
-        "AP": mean_over_classes(precision.mean(axis=1)),
-        "AP50": mean_over_classes(precision[:, 0]),
-        "AP75": mean_over_classes(precision[:, 5]),
-        "F1@.5": f1_at(matches, weights),
-    }
-    for c, name in enumerate(matches.class_names):
-        values[f"AP/{name}"] = precision[:, :, c].mean(axis=1)
-    partial = kept.with_suffix(".part")
-    with partial.open("wb") as file:
-        np.savez(file, names=np.array(list(values)), values=np.stack(list(values.values())))
-    partial.replace(kept)
-    return values
-
-
 def _seconds_per_step(path: Path) -> float:
     """Returns the median over the recorded stretches of a training."""
     seconds, last = [], 0
@@ -177,12 +143,10 @@ def same_start(scores: Mapping[str, RunScores]) -> bool:
 
 
 __all__ = [
-    "MATCHES",
     "RunScores",
     "final_source",
     "is_done",
     "match_file",
-    "picture_weights",
     "read_scores",
     "same_start",
     "write_matches",

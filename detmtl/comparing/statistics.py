@@ -1,15 +1,16 @@
 """What a difference between two arms says, with what certainty.
 
 Two things are left to chance: the seed of a training, and the pictures that happen to be in the test
-set. An arm is called better only if neither alone could have made the difference.
+set. An arm is called better only if neither alone could have made the difference; where pictures
+cannot be resampled, seeds decide, and the verdict says so.
 
 Letters: S seeds, B resamples of the pictures, K comparisons.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -146,6 +147,27 @@ def verdicts(pairs: Sequence[tuple[Estimate, Estimate]]) -> list[Verdict]:
     ]
 
 
+def seeds_alone(told: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Returns what a reader must know where verdicts are over seeds alone: a sentence, or nothing.
+
+    Args:
+        told: comparisons as plain values: `metric`, and the estimates over `seeds` and `pictures`.
+    """
+    metrics = [
+        c["metric"]
+        for c in told
+        if not math.isnan(c["seeds"]["p"]) and math.isnan(c["pictures"]["low"])
+    ]
+    if not metrics:
+        return []
+    return [
+        f"{', '.join(dict.fromkeys(metrics))}: verdicts are over seeds alone, and say nothing of other test "
+        "pictures. Not every run keeps of each picture what such a metric is counted from: it is none "
+        "that detmtl resamples, or a run was made before it did (without its folder in runs it is made "
+        "anew)."
+    ]
+
+
 def _verdict(
     seeds: Estimate, pictures: Estimate, p: float, corrected: float, comparisons: int
 ) -> Verdict:
@@ -159,6 +181,8 @@ def _verdict(
         word: Word = "better" if seeds.mean > 0 else "worse"
         who = "neither seeds nor pictures" if pictures.known else "seeds do not"
         reason = f"{who} explain it: corrected p = {told_p(corrected)}"
+        if not pictures.known:
+            reason += "; pictures, which were not resampled, may"
         return Verdict(word, reason, p, corrected)
     holding = [
         what

@@ -4,7 +4,6 @@ Several teachers are scored as what students learn from: their labels as one.
 """
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from detmtl.comparing.bootstrap import PICTURES
 from detmtl.config import RunSettings
 from detmtl.data.maps import MapClasses
 from detmtl.data.source import Source
@@ -21,6 +21,7 @@ from detmtl.engine.distributed import Process
 from detmtl.engine.evaluator import coco_results
 from detmtl.metrics.coco import CocoMetric
 from detmtl.metrics.dense import MapMetric
+from detmtl.metrics.picture_file import write_pictures
 from detmtl.metrics.tags import TagMetric
 from detmtl.pools import (
     audit_source,
@@ -47,7 +48,7 @@ from detmtl.tasks.semantic import SemanticConfig
 
 def score_teachers(settings: RunSettings, folder: Path) -> dict[str, float]:
     """Returns `task/metric` -> value of what the teachers say of the pictures that students are scored on;
-    of boxes `detections.json` in `folder` says it picture by picture.
+    `detections.json` or `pictures.npz` in `folder` says it picture by picture.
 
     Args:
         settings: of a run whose teachers nobody trains.
@@ -78,13 +79,14 @@ def score_teachers(settings: RunSettings, folder: Path) -> dict[str, float]:
             "'teacher' is scored as the students are"
         )
     if kind == "boxes":
-        scores, found = _boxes(settings, stores, final, gold)
+        metric, found = _boxes(settings, stores, final, gold)
         (folder / "detections.json").write_text(json.dumps(found))
     elif kind == "maps":
-        scores = _maps(settings, task, _others(settings, stores, gold), final)
+        metric = _maps(settings, task, _others(settings, stores, gold), final)
     else:
-        scores = _tags(_others(settings, stores, gold), final)
-    return {f"{task}/{name}": value for name, value in scores.items()}
+        metric = _tags(_others(settings, stores, gold), final)
+    write_pictures(folder / PICTURES, {task: metric})
+    return {f"{task}/{name}": value for name, value in metric.compute().items()}
 
 
 def _labelled(
@@ -97,7 +99,7 @@ def _labelled(
 
 def _boxes(
     settings: RunSettings, stores: list[Store], final: Source, gold: Source | None
-) -> tuple[Mapping[str, float], list[dict[str, Any]]]:
+) -> tuple[CocoMetric, list[dict[str, Any]]]:
     space, select = settings.data.label_space(), settings.silver.select  # type: ignore[union-attr]
     labels = stores[0]
     if gold is not None:
@@ -121,7 +123,7 @@ def _boxes(
         truth = final.labels(i).get("boxes")
         metric.update([found], [truth if isinstance(truth, BoxLabels) else None], [info])
         results += coco_results(found, info.id, space.names)
-    return metric.compute(), results
+    return metric, results
 
 
 def _others(settings: RunSettings, stores: list[Store], gold: Source | None) -> Others:
@@ -129,7 +131,7 @@ def _others(settings: RunSettings, stores: list[Store], gold: Source | None) -> 
     return alone[0] if gold is None else fused_others(stores, alone, gold)
 
 
-def _maps(settings: RunSettings, task: str, others: Others, final: Source) -> Mapping[str, float]:
+def _maps(settings: RunSettings, task: str, others: Others, final: Source) -> MapMetric:
     """Scores every pixel as the teacher's class, sure or not; its background as the class that takes
     what is unmapped, where there is one."""
     classes, policy, of_task = others.classes, others.policy, settings.tasks[task]
@@ -147,7 +149,7 @@ def _maps(settings: RunSettings, task: str, others: Others, final: Source) -> Ma
                 [truth if isinstance(truth, MapLabels) else None],
                 [final.info(i)],
             )
-    return metric.compute()
+    return metric
 
 
 def _with_rest(said: np.ndarray, classes: MapClasses) -> np.ndarray:
@@ -157,7 +159,7 @@ def _with_rest(said: np.ndarray, classes: MapClasses) -> np.ndarray:
     return np.where(said == OTHER, np.uint8(names.index(classes.unmapped)), said)
 
 
-def _tags(others: Others, final: Source) -> Mapping[str, float]:
+def _tags(others: Others, final: Source) -> TagMetric:
     """Scores every tag by the teacher's score; of which it says nothing, by 0."""
     assert isinstance(others.classes, TagClasses)
     meaning, places = TagMeaning.of(others.store.card, others.classes), _places(final)
@@ -171,7 +173,7 @@ def _tags(others: Others, final: Source) -> Mapping[str, float]:
                 [truth if isinstance(truth, TagLabels) else None],
                 [final.info(i)],
             )
-    return metric.compute()
+    return metric
 
 
 def _places(source: Source) -> dict[str, list[int]]:

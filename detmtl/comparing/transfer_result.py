@@ -15,7 +15,13 @@ import numpy as np
 from detmtl.comparing.contrast import Runs, common_seeds, contrast, relative, share
 from detmtl.comparing.plan import effort
 from detmtl.comparing.results import Difference, plain
-from detmtl.comparing.statistics import Estimate, Verdict, over_seeds, verdicts
+from detmtl.comparing.statistics import (
+    Estimate,
+    Verdict,
+    over_seeds,
+    seeds_alone,
+    verdicts,
+)
 from detmtl.comparing.transfer_plan import WIDE, Arm, Transfer, alone, probe, together, with_noise
 from detmtl.comparing.transfer_settings import TransferSettings
 from detmtl.comparing.transfer_words import Evidence, named, seeds_needed, solved
@@ -68,6 +74,7 @@ def transfer_result(
     cautions = list(transfer.prepared.cautions)
     if len(commits) > 1:
         cautions.append(f"The runs were made by different code: {', '.join(commits)}.")
+    cautions += seeds_alone(effect for variant in variants for effect in variant["effects"])
     return plain(
         {
             "tasks": {n: {"metric": t.metric, "sign": t.sign} for n, t in settings.tasks.items()},

@@ -4,11 +4,10 @@ Beyond COCO, all optional: an annotation's `score` (a probability) and `attribut
 "silver", "ignore": "class" or "region", "class_weight": number, "box_weight": number}; an image's
 `neg_category_ids` and `not_exhaustive_category_ids` as LVIS has them; `info.coverage` {category name:
 recall in [0, 1]} and `info.grade`; an image's own `coverage`, written alike, in place of all of these.
+`attributes.ignore` says how an annotation is ignored; where `iscrowd: 0` stands beside it, it is not.
 Letters: I pictures, N annotations, C classes.
 """
 
-import gc
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +15,8 @@ from typing import Any, Literal
 import numpy as np
 
 from detmtl.data.coco_details import read_details
-from detmtl.data.coco_fields import GRADES, picture_coverage, read_given, stated_recall
+from detmtl.data.coco_fields import picture_coverage, stated_recall
+from detmtl.data.coco_rows import GRADES, read_columns
 from detmtl.data.coco_tables import Found, read_categories, read_pictures
 from detmtl.data.coco_writer import (
     CocoImage,
@@ -28,6 +28,7 @@ from detmtl.data.coco_writer import (
 from detmtl.data.details import DetailClasses
 from detmtl.data.faults import Faults
 from detmtl.data.images import content_hashes
+from detmtl.data.json_file import read_in_blocks
 from detmtl.data.source import Annotations, Parsed, Source, SourceSettings, missing_problems
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
@@ -39,7 +40,6 @@ __all__ = [
     "category_names",
     "coco_images",
     "coco_info",
-    "read_json",
     "read_labels",
     "write_coco",
     "write_coco_annotations",
@@ -84,23 +84,25 @@ class CocoSource(SourceSettings):
         """Reads and checks the annotation file; a missing picture is a fault if `pictures_needed`."""
         where = self.annotations
         faults = Faults(where, may_drop=pictures_needed or self.faults == "drop")
-        data = read_json(root / where, where)
+        data, columns, rows = read_columns(
+            root / where, where, GRADES[self.grade], keep_rows=details is not None
+        )
         info = data.get("info") if isinstance(data, dict) else None
         info = info if isinstance(info, dict) else {}
         looked = self.covers is not None or "coverage" in info
-        images, rows, listed = _lists(data, where, nothing_found=looked)
+        images, listed = _lists(data, where, len(columns), nothing_found=looked)
         categories = read_categories(listed, classes, where)
         pictures = read_pictures(images, root / self.images, where, faults)
         if pictures_needed:  # missing ones are left out by `load`, which looks every time
             faults.add(*missing_problems(pictures.files, where))
-        found = Found.of(rows, pictures, categories, where, faults)
-        given = read_given(rows, found.keep, found.name, GRADES[self.grade], faults)
+        found = Found.of(columns, pictures, categories, where, faults)
+        k = np.flatnonzero(found.keep)
+        faults.add(*(s for i in k[columns.bad[k]].tolist() for s in columns.given_faults[i]))
         coverage = self.covered(classes, classes.known(categories.names), where)[None]
         coverage = coverage * stated_recall(info, categories, len(classes), where)
         covers = None if self.covers is None else [classes.names.index(n) for n in self.covers]
         coverage = picture_coverage(pictures, found, categories, coverage, covers, faults, where)
-        k = np.flatnonzero(found.keep)
-        faulty = (found.faulty | given.bad)[k]
+        faulty = (found.faulty | columns.bad)[k]
         known = None
         if details is not None:
             known = read_details(
@@ -117,16 +119,17 @@ class CocoSource(SourceSettings):
                 image=found.image[k],
                 boxes=found.boxes[k],
                 classes=found.classes[k],
-                scores=np.where(faulty, 1, given.scores[k]),
-                weights=given.weights[k],
-                ignore=np.where(faulty, Ignore.REGION, given.ignore[k]),
-                grade=given.grade[k],
+                scores=np.where(faulty, 1, columns.scores[k]),
+                weights=columns.weights[k],
+                ignore=np.where(faulty, Ignore.REGION, columns.ignore[k]),
+                grade=columns.grade[k],
                 details=known,
             ),
             coverage=coverage.astype(np.float32),
-            silver=silver or bool((given.grade[k] == Grade.SILVER).any()),
+            silver=silver or bool((columns.grade[k] == Grade.SILVER).any()),
             dropped=dropped,
             lost=found.lost,
+            notes=self.doubts(classes, categories.names),
             looked_into=pictures.measured,
         )
 
@@ -157,41 +160,21 @@ def read_labels(annotations: Path, classes: Sequence[str] | None = None) -> Sour
     )
 
 
-def read_json(path: Path, where: str) -> Any:
-    """Returns what a JSON file holds.
-
-    Raises:
-        InputError: it cannot be read, is empty or is not JSON.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as problem:
-        raise InputError(f"{where}: cannot be read ({problem.strerror}): {path}") from problem
-    if not data.strip():
-        raise InputError(f"{where}: the file is empty ({len(data)} bytes); it needs to be JSON")
-    collecting = gc.isenabled()
-    gc.disable()  # it would look through millions of new objects again and again
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as problem:
-        raise InputError(f"{where}: is not JSON ({problem})") from problem
-    finally:
-        if collecting:
-            gc.enable()
-
-
 def category_names(annotations: Path) -> list[str]:
     """Returns the category names of an annotation file in its order, each once.
 
     Raises:
         InputError: the file is no annotation file.
     """
-    _, _, listed = _lists(read_json(annotations, str(annotations)), str(annotations), True)
+    where = str(annotations)
+    data = read_in_blocks(annotations, where, "annotations", lambda rows: None)
+    _, listed = _lists(data, where, 0, nothing_found=True)
     names = [c.get("name") if isinstance(c, dict) else None for c in listed]
     return list(dict.fromkeys(name for name in names if isinstance(name, str)))
 
 
-def _lists(data: Any, where: str, nothing_found: bool) -> tuple[list[Any], list[Any], list[Any]]:
+def _lists(data: Any, where: str, count: int, nothing_found: bool) -> tuple[list[Any], list[Any]]:
+    """Returns pictures and categories of a file with `count` annotations."""
     if isinstance(data, list):
         raise InputError(
             f"{where}: is a list, perhaps of detections (COCO results); an annotation file is an object "
@@ -208,11 +191,11 @@ def _lists(data: Any, where: str, nothing_found: bool) -> tuple[list[Any], list[
             problems.append(f"{where}: '{key}' is {type(value).__name__}; it needs to be a list")
         elif not value and key != "annotations":
             problems.append(f"{where}: the list '{key}' is empty; it needs at least one entry")
-        elif not value and not nothing_found:
+        elif key == "annotations" and not count and not nothing_found:
             problems.append(
                 f"{where}: has no annotations at all; pictures without labels are a source of `kind: "
                 "folder`; if somebody looked and found nothing, name the classes in `covers`"
             )
     if problems:
         raise InputError(problems)
-    return data["images"], data["annotations"], data["categories"]
+    return data["images"], data["categories"]

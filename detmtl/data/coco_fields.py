@@ -1,79 +1,19 @@
-"""What a COCO annotation file says beyond boxes: scores, weights, what to ignore, coverage.
+"""What a COCO annotation file says of where people looked: coverage.
 
-Letters: I pictures, N annotations, C classes.
+Letters: I pictures, K categories of the file, C classes.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from detmtl.data.coco_tables import Categories, Found, Pictures, positions_of
-from detmtl.data.faults import Faults, number_column, positions
+from detmtl.data.faults import Faults
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import Grade, Ignore
 
-GRADES = {"gold": Grade.GOLD, "silver": Grade.SILVER}
 _BLOCK = 4096
 """Pictures whose searched categories are looked at together: LVIS has 100,000 times 1,203."""
-
-_IGNORES = {"class": Ignore.CLASS, "region": Ignore.REGION}
-
-
-@dataclass(frozen=True)
-class Given:
-    """What annotations say beyond class and box: arrays of N, and which of them make no sense."""
-
-    scores: np.ndarray
-    weights: np.ndarray
-    ignore: np.ndarray
-    grade: np.ndarray
-    bad: np.ndarray
-
-
-def read_given(
-    rows: Sequence[Any], keep: np.ndarray, name: Callable[[int], str], grade: Grade, faults: Faults
-) -> Given:
-    """Returns what the annotations at `keep` (N,) say of themselves beyond box and category; faults
-    are collected in `faults`."""
-    n = len(rows)
-    scores, wrong, problems = number_column(_kept(rows, keep), "score", name, default=1.0)
-    faults.add(*problems)
-    out = Given(scores, np.ones((n, 2)), np.zeros(n, np.uint8), np.full(n, grade, np.uint8), wrong)
-    far = positions(keep & ~((scores >= 0) & (scores <= 1)))
-    faults.add(*(f"{name(i)}: score is {scores[i]:g}; scores lie in [0, 1]" for i in far))
-    out.bad[far] = True
-    for i in positions(keep):
-        row = rows[i]
-        if row.get("iscrowd") or row.get("ignore"):
-            out.ignore[i] = Ignore.REGION
-        attributes = row.get("attributes")
-        if isinstance(attributes, dict) and attributes:
-            problems = list(_attributes(attributes, i, out))
-            faults.add(*(f"{name(i)}: {problem}" for problem in problems))
-            out.bad[i] |= bool(problems)
-    return out
-
-
-def _kept(rows: Sequence[Any], keep: np.ndarray) -> list[Any]:
-    return [row if k else {} for row, k in zip(rows, keep.tolist(), strict=True)]
-
-
-def _attributes(attributes: Mapping[str, Any], i: int, out: Given) -> Iterator[str]:
-    """Puts an annotation's attributes into row i of `out`; yields what is wrong with them."""
-    for key, known, array in (("grade", GRADES, out.grade), ("ignore", _IGNORES, out.ignore)):
-        value = attributes.get(key)
-        if isinstance(value, str) and value in known:
-            array[i] = known[value]
-        elif value not in (None, False):
-            yield f"attributes.{key} is {value!r}; allowed are {' and '.join(known)}"
-    for column, key in enumerate(("class_weight", "box_weight")):
-        value = attributes.get(key, 1.0)
-        if isinstance(value, int | float) and 0 <= value < 1e6:
-            out.weights[i, column] = value
-        else:
-            yield f"attributes.{key} is {value!r}; it needs a number >= 0"
 
 
 def stated_recall(

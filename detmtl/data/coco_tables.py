@@ -5,11 +5,13 @@ Letters: I pictures, K categories of the file, N annotations, C classes.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from detmtl.data.coco_rows import Columns
 from detmtl.data.faults import (
     Faults,
     annotation_faults,
@@ -93,10 +95,13 @@ def read_pictures(images: Sequence[Any], folder: Path, where: str, faults: Fault
         return f"{where}: image {ids[i]}"
 
     faults.add(*problems)
-    for i, row in enumerate(images):
-        if not bad[i] and not (isinstance(row.get("file_name"), str) and row["file_name"]):
-            faults.add(f"{name(i)}: has no 'file_name'; it needs a text")
-            bad[i] = True
+    names = _names(images, bad, folder)
+    for i in positions(~bad & (np.array(names, dtype=object) == "")):
+        faults.add(
+            f"{name(i)}: has no 'file_name', nor the 'coco_url' of LVIS; it needs a text, the "
+            "picture's name below `images`"
+        )
+        bad[i] = True
     good = np.flatnonzero(~bad)
     again = good[repeated(ids[good])].tolist()
     faults.add(*(f"{where}: the image id {ids[i]} is listed twice; ids must differ" for i in again))
@@ -106,7 +111,7 @@ def read_pictures(images: Sequence[Any], folder: Path, where: str, faults: Fault
     stated = np.array([bool({"height", "width"} & images[i].keys()) for i in good.tolist()], bool)
     _stated_sizes(images, good[stated], sizes, bad, name, faults)
     unstated = good[~stated]
-    paths = FileNames.of(folder, [images[i]["file_name"] for i in unstated.tolist()])
+    paths = FileNames.of(folder, [names[i] for i in unstated.tolist()])
     sizes[unstated], unreadable = image_sizes(list(paths.paths()))
     faults.add(*(f"{text}; its size is not in {where} either" for _, text in unreadable))
     bad[unstated[[i for i, _ in unreadable]]] = True
@@ -114,13 +119,34 @@ def read_pictures(images: Sequence[Any], folder: Path, where: str, faults: Fault
     if not len(keep):
         raise InputError([f"{where}: none of its pictures can be used", *faults.problems])
     return Pictures(
-        files=FileNames.of(folder, [images[i]["file_name"] for i in keep.tolist()]),
+        files=FileNames.of(folder, [names[i] for i in keep.tolist()]),
         ids=ids[keep],
         sizes=sizes[keep].astype(np.int32),
         rows=[images[i] for i in keep.tolist()],
         listed=ids,
-        measured=tuple(images[i]["file_name"] for i in unstated.tolist()),
+        measured=tuple(names[i] for i in unstated.tolist()),
     )
+
+
+def _names(images: Sequence[Any], bad: np.ndarray, folder: Path) -> list[str]:
+    """Returns each picture's name below `folder`, "" of one that has none or is `bad`.
+
+    LVIS (from its version 1 on) has no file names, but COCO's addresses, .../train2017/1.jpg: the
+    picture is `train2017/1.jpg` where `folder` has such a folder, `1.jpg` otherwise.
+    """
+
+    @cache
+    def has(split: str) -> bool:
+        return bool(split) and (folder / split).is_dir()
+
+    def named(row: dict[str, Any]) -> str:
+        if (given := row.get("file_name")) is not None:
+            return given if isinstance(given, str) else ""
+        url = row.get("coco_url")
+        *_, split, last = ["", *url.split("/")] if isinstance(url, str) else ["", ""]
+        return f"{split}/{last}" if last and has(split) else last
+
+    return ["" if b else named(row) for row, b in zip(images, bad.tolist(), strict=True)]
 
 
 def _stated_sizes(
@@ -174,33 +200,27 @@ class Found:
     @classmethod
     def of(
         cls,
-        rows: Sequence[Any],
+        columns: Columns,
         pictures: Pictures,
         categories: Categories,
         where: str,
         faults: Faults,
     ) -> "Found":
-        """Reads ids and boxes of all annotations and notes what is wrong with them."""
-        ids, no_id, p1 = number_column(
-            rows, "id", lambda i: f"{where}: annotation at position {i}", whole=True
-        )
-        image_ids, no_image, p2 = number_column(
-            rows, "image_id", lambda i: f"{where}: annotation {ids[i]}", whole=True
-        )
+        """Finds picture, class and place of all annotations and notes what is wrong with them."""
 
         def name(i: int) -> str:
-            return f"{where}: annotation {ids[i]} of image {image_ids[i]}"
+            return columns.name(i, where)
 
-        kinds, no_kind, p3 = number_column(rows, "category_id", name, whole=True)
-        boxes, no_box, p4 = number_column(rows, "bbox", name, width=4)
-        faults.add(*p1, *p2, *p3, *p4)
-        sound = np.flatnonzero(~no_id)
-        again = np.zeros(len(rows), dtype=bool)
-        again[sound] = repeated(ids[sound])
+        kinds, no_image, no_kind = columns.kinds, columns.no_image, columns.no_kind
+        boxes, no_box = columns.boxes.copy(), columns.no_box
+        faults.add(*columns.faults)
+        sound = np.flatnonzero(~columns.no_id)
+        again = np.zeros(len(columns), dtype=bool)
+        again[sound] = repeated(columns.ids[sound])
         faults.add(*(f"{name(i)}: the annotation id is used twice" for i in positions(again)))
-        unlisted = ~no_image & ~np.isin(image_ids, pictures.listed)
+        unlisted = ~no_image & ~np.isin(columns.images, pictures.listed)
         faults.add(*(f"{name(i)}: there is no such image in 'images'" for i in positions(unlisted)))
-        image = np.where(no_image, -1, positions_of(image_ids, pictures.ids))
+        image = np.where(no_image, -1, positions_of(columns.images, pictures.ids))
         at = positions_of(kinds, categories.ids)
         strange = (at < 0) & ~no_kind
         faults.add(*_strange_categories(kinds, strange, name, categories.ids))
@@ -217,7 +237,7 @@ class Found:
         keep = placed & (image >= 0) & (classes >= 0)
         gone = unknown | (~placed & (classes >= 0))
         lost = lost_labels(image[gone], classes[gone])
-        return cls(image, kinds, classes, boxes, keep, no_id | again, lost, name)
+        return cls(image, kinds, classes, boxes, keep, columns.no_id | again, lost, name)
 
 
 def _strange_categories(

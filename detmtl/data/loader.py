@@ -9,7 +9,7 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -66,16 +66,29 @@ def batches(
 
 @dataclass(frozen=True, eq=False)
 class Draft:
-    """A batch some of whose pictures wait for their labels.
+    """A batch some of whose pictures wait for labels of a teacher.
 
     Attributes:
-        samples: all of its pictures; those that wait have the network's size, but are not augmented
-            and have no labels: the weak view that a teacher looks at.
-        seeds: place in `samples` of each picture that waits -> seed of its augmentation.
+        samples: all of its pictures; those that wait have the network's size and what is known of them
+            beforehand in pixels of that size, but are not augmented: the weak view that a teacher
+            looks at.
+        waiting: place in `samples` of each picture that waits -> what is to be known of it.
     """
 
     samples: list[Sample]
-    seeds: dict[int, int]
+    waiting: dict[int, "Waiting"]
+
+
+class Waiting(NamedTuple):
+    """A picture that waits for labels.
+
+    Attributes:
+        place: in its source.
+        seed: of its augmentation.
+    """
+
+    place: int
+    seed: int
 
 
 def drafts(
@@ -90,8 +103,8 @@ def drafts(
     seed: int = 0,
 ) -> Iterator[Draft]:
     """Yields what `batches` does, but the pictures of the sources named in `waiting` are left to be
-    labelled and augmented: by `augment` and with the seed that comes along they become what `batches`
-    would make of them.
+    labelled further and augmented: by `augment` and with the seed that comes along they become what
+    `batches` would make of them.
 
     Raises:
         InputError: as `batches`.
@@ -173,12 +186,16 @@ class _TrainingBatches:
     def draft(self, number: int, waiting: frozenset[str]) -> "Draft":
         jobs = self._jobs(number, waiting)
         ready = iter(self.augment.several(self._pictures([j for j in jobs if not j.waits])))
-        views = [
-            (self.augment.fitted(self._read(job), job.size), {}) if job.waits else next(ready)
-            for job in jobs
-        ]
+        views = [self._weak(job) if job.waits else next(ready) for job in jobs]
         samples = [self._sample(number, *x) for x in zip(jobs, views, strict=True)]
-        return Draft(samples, {i: job.seed for i, job in enumerate(jobs) if job.waits})
+        return Draft(
+            samples, {i: Waiting(j.pick.index, j.seed) for i, j in enumerate(jobs) if j.waits}
+        )
+
+    def _weak(self, job: "_Job") -> tuple[Tensor, dict[str, Labels]]:
+        image = self.augment.fitted(self._read(job), job.size)
+        size = (image.shape[1], image.shape[2])
+        return image, {name: known.resized(job.size, size) for name, known in job.labels.items()}
 
     def _pictures(
         self, jobs: Sequence["_Job"], rooms: Sequence[np.ndarray] = ()
@@ -203,15 +220,14 @@ class _TrainingBatches:
         source, augment = self.mixture.sources[pick.source], self.augment
         info = source.info(pick.index)
         factor = reduction(info.height, info.width, augment.short, augment.long)
-        waits = source.name in waiting
         return _Job(
             source,
             pick,
             info,
             data=file_bytes(info.path),
             reduced=augment.reduced and factor > 1,
-            labels={} if waits else source.labels(pick.index),
-            waits=waits,
+            labels=source.labels(pick.index),
+            waits=source.name in waiting,
             seed=sample_seed(self.seed, number, slot),
         )
 
@@ -230,7 +246,8 @@ class _Job:
 
     Attributes:
         reduced: whether straight at a part of its size.
-        labels: what is known of it; nothing if it `waits` for its labels.
+        labels: what is known of it.
+        waits: whether for labels of a teacher.
     """
 
     source: "Source"

@@ -46,8 +46,9 @@ class MixSettings(Settings):
     `shares` of each source, never rounded to none. alternate: every step holds one source, and
     `shares` of the steps are each source's (whole numbers a and b: a steps of one, then b of the
     other). curriculum: as batch, and the weight of the silver sources ramps. finetune: as batch, then
-    gold alone. online: gold alone, then as batch, with pictures that nobody labelled: the averaged
-    model labels them as they come.
+    gold alone. online: gold alone, then as batch, with pictures that nobody labelled, or not for all
+    classes: the averaged model labels them as they come. Gold, too, is a pool in each of whose pictures
+    people have looked for some class.
     """
 
     mode: Mode = "concat"
@@ -82,7 +83,8 @@ class Mixture:
 
     Attributes:
         sources, batch_size: as given.
-        notes: settings that change nothing in this mode, one sentence each.
+        notes: settings that change nothing in this mode, and what the sources' files leave open, one
+            sentence each.
 
     Raises:
         InputError: no source for the mode, a source without pictures, a name that is no source, a
@@ -110,7 +112,8 @@ class Mixture:
             self._phases = [(0, self._each_turn(drawn)), (turn, self._jointly(gold))]
         elif self.mode == "online":
             turn = self._step_of(settings.burn_in)
-            self._phases = [(0, self._jointly(gold)), (turn, self._each_turn(drawn))]
+            people = [s for s in drawn if _labelled_by_people(self.sources[s])]
+            self._phases = [(0, self._jointly(people)), (turn, self._each_turn(drawn))]
         elif self.mode == "alternate":
             self._phases = [(0, self._taking_turns(drawn))]
         elif self.mode in SHARED:
@@ -232,7 +235,7 @@ def loss_shares(counts: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _notes(settings: MixSettings, sources: "Sequence[Source]") -> list[str]:
-    notes, mode = [], settings.mode
+    notes, mode = [note for s in sources for note in s.notes], settings.mode
     if settings.shares and mode not in SHARED:
         notes.append(f"mix.shares change nothing in mode {mode}")
     if settings.balance.sources is not None and mode in SHARED:
@@ -259,6 +262,8 @@ def _drawn(sources: "Sequence[Source]", settings: MixSettings, batch_size: int) 
     grade = {"gold": Grade.GOLD, "silver": Grade.SILVER}.get(mode)
     drawn = [i for i, s in enumerate(sources) if grade is None or s.grade == grade]
     grades = {sources[i].grade for i in drawn}
+    if mode == "online":
+        grades |= {Grade.GOLD for i in drawn if _labelled_by_people(sources[i])}
     if not drawn:
         problems.append(
             f"mix.mode: {mode} draws from {mode if grade is not None else 'all'} sources, but there is "
@@ -296,6 +301,15 @@ def _drawn(sources: "Sequence[Source]", settings: MixSettings, batch_size: int) 
     if problems:
         raise InputError(problems)
     return drawn
+
+
+def _labelled_by_people(source: "Source") -> bool:
+    """Returns whether people have looked for something in each picture of a source, and no model has yet:
+    pools of mode online are of grade SILVER from the start."""
+    if source.annotations is None or source.grade == Grade.GOLD:
+        return source.grade == Grade.GOLD
+    searched = source.coverage.any(axis=1).all()
+    return bool(searched and (source.annotations.grade == Grade.GOLD).all())
 
 
 def _highest(settings: MixSettings, name: str) -> float:

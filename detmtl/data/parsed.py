@@ -29,6 +29,7 @@ class Parsed:
         dropped: sentence on what was left out because of faults; "" if nothing was.
         lost: (P, 2) int64, picture and class of labels that were left out because of faults and of
             which not even the place is known; -1: of an unknown class.
+        notes: sentences on what the files leave open.
         looked_into: names of the pictures that had to be looked into; if one of them changes, this is
             out of date.
     """
@@ -41,6 +42,7 @@ class Parsed:
     silver: bool = False
     dropped: str = ""
     lost: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
     looked_into: tuple[str, ...] = ()
 
     def take(self, indices: np.ndarray) -> "Parsed":
@@ -115,7 +117,10 @@ def save_parsed(folder: Path, parsed: Parsed) -> None:
         "sizes": np.asarray(parsed.sizes, np.int32).reshape(-1, 2),
         "coverage": np.asarray(parsed.coverage, np.float32),
     }
-    facts = {"folder": parsed.files.folder, "silver": parsed.silver, "dropped": parsed.dropped}
+    facts: dict[str, Any] = {
+        "folder": parsed.files.folder,
+        **{name: getattr(parsed, name) for name in ("silver", "dropped", "notes")},
+    }
     if parsed.annotations is not None:
         arrays |= parsed.annotations.arrays()
         if parsed.annotations.details is not None:
@@ -144,6 +149,7 @@ def load_parsed(folder: Path) -> Parsed | None:
         coverage=arrays["coverage"],
         silver=facts["silver"],
         dropped=facts["dropped"],
+        notes=tuple(facts["notes"]),
     )
 
 

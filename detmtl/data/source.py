@@ -7,7 +7,7 @@ Letters: I pictures, N boxes of all pictures, C classes.
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -65,7 +65,7 @@ __all__ = [
 
 _ARRAYS = ("files", "ids", "sizes", "annotations", "coverage")
 
-READER_VERSION = 2
+READER_VERSION = 3
 """Part of every cache key: raise it when a reader gives other arrays for the same files."""
 
 
@@ -87,6 +87,7 @@ class Source(Flat):
         maps: the semantic maps; None: nobody looked at any pixel.
         tags: the image tags; None: nobody looked for any.
         depth: the pixels' depths; None: nobody measured any.
+        notes: sentences on what its files leave open, for who reads the plan of a run.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Source(Flat):
     maps: SomeMaps | None = None
     tags: Tags | BoxTags | None = None
     depth: Depths | None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Returns the number of pictures I."""
@@ -360,6 +362,7 @@ class SourceSettings(Settings):
             weight=self.weight,
             grade=Grade.SILVER if parsed.silver else Grade.GOLD,
             cache=str(cache),
+            notes=tuple(f"source '{name}': {note}" for note in parsed.notes),
         )
         source = self._present(source)
         if self.subset is not None:
@@ -437,6 +440,19 @@ class SourceSettings(Settings):
         if self.covers is None:
             return np.asarray(known, dtype=np.float32)
         return class_mask(self.covers, classes, f"{where}: covers").astype(np.float32)
+
+    def doubts(self, classes: LabelSpace, names: Iterable[str]) -> tuple[str, ...]:
+        """Returns a sentence for each class that counts as looked for though the source's categories
+        are some of its members only, where the user does not say what was looked for."""
+        if self.covers is not None or self.covers_file is not None:
+            return ()
+        return tuple(
+            f"has of class '{name}' the categories {', '.join(some)} but not {', '.join(rest)}, and "
+            "counts as searched for the class; unless they are words for the same, give `covers` "
+            f"without '{name}', so that they do not become background"
+            for name, (some, rest) in classes.partly(names).items()
+            if self.keep is None or name in self.keep
+        )
 
     def _restricted(self, parsed: Parsed, root: Path, classes: LabelSpace) -> Parsed:
         """Returns what was read, cut down to what `keep` and `covers_file` say."""

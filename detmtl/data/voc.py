@@ -155,6 +155,7 @@ class VocSource(SourceSettings):
             silver=grade == Grade.SILVER,
             dropped=dropped,
             lost=lost_labels(place[image[gone]], labels[gone]),
+            notes=self.doubts(classes, listed),
         )
 
 

@@ -131,6 +131,7 @@ class YoloSource(SourceSettings):
                 grade=int(Grade.SILVER if self.grade == "silver" else Grade.GOLD),
             ),
             self.covered(classes, classes.known(names), self.labels)[None],
+            self.doubts(classes, names),
             lost,
             faults,
         )
@@ -141,6 +142,7 @@ class YoloSource(SourceSettings):
         sizes: np.ndarray,
         annotations: Annotations,
         coverage: np.ndarray,
+        notes: tuple[str, ...],
         lost: np.ndarray,
         faults: Faults,
     ) -> Parsed:
@@ -156,6 +158,7 @@ class YoloSource(SourceSettings):
             silver=self.grade == "silver",
             dropped=dropped,
             lost=lost,
+            notes=notes,
         )
 
     def _without_picture(self, root: Path, known: set[str]) -> list[str]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from detmtl.engine import distributed
 from detmtl.engine.precision import Precision, autocast, dtype_of
+from detmtl.metrics.picture_file import write_pictures
 from detmtl.structures.boxes import xyxy_to_xywh
 from detmtl.structures.labels import BoxLabels, Labels
 from detmtl.structures.sample import Batch, ImageInfo
@@ -30,13 +31,15 @@ def evaluate(
     detections: Path | None = None,
     category_ids: Sequence[int] | None = None,
     on_batch: Callable[[Batch, Mapping[str, list[Labels]]], None] | None = None,
+    pictures: Path | None = None,
 ) -> dict[str, float]:
     """Returns `task/metric` -> value over all pictures of all ranks, the same on every rank.
 
-    Arguments as of `collect`.
+    Arguments as of `collect`, and of `computed`.
     """
     return computed(
-        collect(model, batches, device, precision, truth, detections, category_ids, on_batch)
+        collect(model, batches, device, precision, truth, detections, category_ids, on_batch),
+        pictures,
     )
 
 
@@ -222,10 +225,22 @@ def _write_results(path: Path, mine: dict[tuple[str, int], list[dict[str, Any]]]
     distributed.barrier()
 
 
-def computed(metrics: Mapping[str, Metric]) -> dict[str, float]:
-    """Returns all tasks' numbers, computed on rank 0 and sent to the others."""
+def computed(metrics: Mapping[str, Metric], pictures: Path | None = None) -> dict[str, float]:
+    """Returns all tasks' numbers, computed on rank 0 and sent to the others.
+
+    Args:
+        metrics: task name -> metric that has seen this rank's pictures.
+        pictures: where to write what they have counted of each, see `write_pictures`.
+    """
     states = gathered(metrics)
-    return distributed.on_first(lambda: numbers(merged(metrics, states)))
+
+    def of_all() -> dict[str, float]:
+        whole = merged(metrics, states)
+        if pictures is not None:
+            write_pictures(pictures, whole)
+        return numbers(whole)
+
+    return distributed.on_first(of_all)
 
 
 def gathered(metrics: Mapping[str, Metric]) -> dict[str, list[Any] | None]:

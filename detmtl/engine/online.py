@@ -15,21 +15,21 @@ the weak view is not flipped, the student goes on from its own weights at the en
 teacher's recall weights the background, and no box has to be sure or wrong: between lies the band.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
 from pydantic import Field
 
 from detmtl.data.augment import Augment
 from detmtl.data.loader import Draft
 from detmtl.data.source import Source
 from detmtl.engine.evaluator import predict
-from detmtl.engine.online_choice import Choice
+from detmtl.engine.online_choice import Choice, boxes_of
 from detmtl.engine.precision import Precision
 from detmtl.engine.state import State
+from detmtl.silver.overlay import OverlaySettings, overlay_boxes
 from detmtl.silver.selection import SelectionSettings
-from detmtl.structures.labels import BoxLabels, Grade, Labels
+from detmtl.structures.labels import BoxLabels, Labels
 from detmtl.structures.sample import Batch, Sample
 from detmtl.structures.settings import Settings
 
@@ -39,34 +39,43 @@ class OnlineSettings(Settings):
     follows the student is `train.ema`.
 
     Attributes:
-        pools: names of the sources whose pictures are labelled as they come; labels they may have are
-            not read. None: `silver.pools`, or without a silver section the sources of kind folder.
-        select: which of the teacher's boxes become labels; None: as `silver.select`.
+        pools: names of the sources whose pictures are labelled as they come. Gold labels that they have
+            stay: the teacher fills in the classes of boxes that people did not look for; maps, tags and
+            depths are people's alone. None: `silver.pools`, or without a silver section the sources of
+            kind folder.
+        select: which of the teacher's boxes become labels; None: as `silver.select`. What counts over all
+            pictures of a pool (`ignore_budget`, `max_empty`) is refused.
+        overlay: what becomes of them beside a pool's gold labels; None: as `silver.overlay`.
         audit: the gold pictures by which the teacher is audited, for calibration, for thresholds that
             are given as precision or probability, and for coverage: `val` or a source that is not
             trained on. None: as `silver.audit`, without a silver section `val`.
         audit_every: steps between two audits; None: never. The teacher changes all the time.
         audit_pictures: the most gold pictures of one audit: it takes as long as they take the teacher.
+            Where they cannot tell what scores are worth, the last choice that an audit made stays, until
+            the first one nothing is labelled; `online/weak_audits` is recorded, see `Choices`.
     """
 
     pools: list[str] | None = None
     select: SelectionSettings | None = None
+    overlay: OverlaySettings | None = None
     audit: str | None = None
     audit_every: int | None = Field(default=200, ge=1)
     audit_pictures: int = Field(default=64, ge=1)
 
 
 Choices = Callable[[int], Choice | None]
-"""Number of a batch -> the choice in force for it, None where nothing waits; asked on every rank for
-every batch, in order."""
+"""Number of a batch -> the choice in force for it, None where nothing is labelled yet; asked on every
+rank for every batch, in order."""
 
 
 def online_batches(
     drafts: Iterator[Draft],
     first: int,
     state: State,
+    sources: Sequence[Source],
     augment: Augment,
     choices: Choices,
+    overlay: OverlaySettings,
     precision: Precision = "auto",
 ) -> Iterator[Batch]:
     """Yields drafts as batches, their waiting pictures labelled and augmented.
@@ -78,47 +87,44 @@ def online_batches(
         drafts: of batches number `first`, `first` + 1, ...
         first: the first one's number.
         state: whose averaged model is the teacher; not changed.
+        sources: of the mix.
         augment: makes the strong view.
         choices: see there.
+        overlay: what becomes of the teacher's boxes beside those that a picture has.
         precision: of the teacher's network.
     """
     for number, draft in enumerate(drafts, first):
         choice = choices(number)
         samples = list(draft.samples)
-        if choice is not None and draft.seeds:
-            waiting = [samples[i] for i in draft.seeds]
-            for sample, labels, (i, seed) in zip(
-                waiting,
-                _labels(state, waiting, choice, precision),
-                draft.seeds.items(),
-                strict=True,
-            ):
-                pixels = sample.image.permute(1, 2, 0).contiguous().numpy()
-                image, moved = augment(pixels, labels, seed)
-                samples[i] = replace(sample, image=image, labels=moved)
+        weak = [samples[i] for i in draft.waiting]
+        found = [None] * len(weak)
+        if choice is not None and weak:
+            found = [choice(boxes) for boxes in _boxes(state, weak, precision)]
+        for sample, boxes, (i, (place, seed)) in zip(
+            weak, found, draft.waiting.items(), strict=True
+        ):
+            labels = _with(sample.labels, boxes, overlay)
+            pixels = sample.image.permute(1, 2, 0).contiguous().numpy()
+            image, moved = augment(pixels, labels, seed)
+            moved = sources[sample.group].derived(place, moved)
+            samples[i] = replace(sample, image=image, labels=moved)
         yield Batch.of(samples)
 
 
-def _labels(
-    state: State, waiting: list[Sample], choice: Choice, precision: Precision
-) -> list[dict[str, Labels]]:
-    """Returns what the teacher finds in weak views, for each task that looks for boxes."""
-    found = predict(state.averaged, Batch.of(waiting), state.device, precision)
-    out: list[dict[str, Labels]] = [{} for _ in waiting]
-    for name, task in state.tasks.items():
-        for labels, of_picture in zip(found[name], out, strict=True):
-            if isinstance(labels, BoxLabels) and (chosen := choice(labels)) is not None:
-                of_picture[task.labels] = chosen
-    return out
+def _boxes(state: State, weak: list[Sample], precision: Precision) -> list[BoxLabels]:
+    """Returns what the teacher finds in weak views."""
+    views = Batch.of([replace(sample, labels={}) for sample in weak])
+    return boxes_of(predict(state.averaged, views, state.device, precision))
 
 
-def unlabelled(source: Source) -> Source:
-    """Returns the source as nobody had labelled it, of silver grade: what it will have a model writes."""
-    return replace(
-        source,
-        annotations=None,
-        coverage=np.zeros((1, len(source.classes)), dtype=np.float32),
-        grade=Grade.SILVER,
-        maps=None,
-        tags=None,
-    )
+def _with(
+    known: Mapping[str, Labels], found: BoxLabels | None, overlay: OverlaySettings
+) -> dict[str, Labels]:
+    """Returns what is known of a picture with the teacher's boxes laid under its own; None: it has none."""
+    if found is None:
+        return dict(known)
+    own = known.get("boxes")
+    return {
+        **known,
+        "boxes": overlay_boxes(own, found, overlay) if isinstance(own, BoxLabels) else found,
+    }

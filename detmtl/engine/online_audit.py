@@ -7,35 +7,68 @@ look at each of them.
 
 import hashlib
 import shutil
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from detmtl.data.fit import InputSettings
+from detmtl.data.joined import with_boxes
 from detmtl.data.loader import evaluation_batches
 from detmtl.data.source import Source
 from detmtl.engine import distributed
 from detmtl.engine.evaluator import predict, to_file_pixels
-from detmtl.engine.online_choice import Choice
+from detmtl.engine.online_choice import Choice, boxes_of
 from detmtl.engine.precision import Precision
 from detmtl.engine.state import State
 from detmtl.silver.audit import Audit, audit
+from detmtl.silver.calibration import TooLittleEvidence, require_package
 from detmtl.silver.card import TeacherCard
 from detmtl.silver.selection import SelectionSettings
 from detmtl.silver.store import Record, Store
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import BoxLabels
+from detmtl.structures.labels import BoxLabels, Ignore
+
+
+def audit_pictures(gold: Source, most: int, select: SelectionSettings) -> Source:
+    """Returns the pictures by which the online teacher is audited, evenly spread over those in which
+    people looked for boxes. Tells before the training what would keep every audit from being of use.
+
+    Args:
+        gold: labelled by people, of the label space's classes, not trained on.
+        most: pictures.
+        select: what the audits are for.
+
+    Raises:
+        InputError: gold has no boxes, none in these pictures, or a package is missing.
+    """
+    if select.needs_probability():
+        require_package(select.calibration.method)
+    if gold.annotations is None:
+        raise InputError(
+            f"online.audit: source '{gold.name}' has no boxes to audit the teacher by; give a source that "
+            "has, or set online.audit_every: null"
+        )
+    gold = with_boxes(gold)
+    spread = np.linspace(0, len(gold) - 1, min(most, len(gold))).round().astype(int)
+    chosen = gold.subset(np.unique(spread))
+    assert chosen.annotations is not None
+    if not (chosen.annotations.ignore == Ignore.NO).any():
+        raise InputError(
+            f"online.audit: {len(chosen)} of {len(gold)} pictures of source '{gold.name}' are looked at, and "
+            "none of them has a box; raise online.audit_pictures, or set online.audit_every: null"
+        )
+    return chosen
 
 
 class Audits:
-    """The audit in force for each batch; made anew every so many batches.
+    """The audits of the teacher, one every so many batches.
 
     Args:
         state: whose averaged model is audited.
-        gold: labelled by people, of the label space's classes, not trained on.
-        pictures: the most of them that are looked at, evenly spread.
+        gold: see `audit_pictures`.
         classes: the label space.
         folder: gets a store for each audit.
         start: number of the first batch that needs one.
@@ -49,7 +82,6 @@ class Audits:
         self,
         state: State,
         gold: Source,
-        pictures: int,
         classes: LabelSpace,
         folder: Path,
         start: int,
@@ -59,39 +91,43 @@ class Audits:
         floor: float,
         nms: float | None,
     ):
-        spread = np.linspace(0, len(gold) - 1, min(pictures, len(gold))).round().astype(int)
-        self._gold = gold.subset(np.unique(spread))
+        self.every = every
+        self._gold = gold
         self._classes = LabelSpace.of(classes.names)
         self._state, self._folder, self._size = state, folder, size
-        self._start, self._every = start, every
+        self._start = start
         self._precision: Precision = precision
         self._floor, self._nms = floor, nms
-        self._now: tuple[int, Audit] | None = None
 
-    def __call__(self, number: int) -> Audit:
-        """Returns the audit in force for batch `number`, on every rank the same.
+    def due(self, number: int) -> int:
+        """Returns the number of the batch before which the newest audit for batch `number` was made."""
+        assert number >= self._start
+        return number - (number - self._start) % self.every
+
+    def __call__(self, due: int, now: bool) -> Audit:
+        """Returns the audit made before batch `due`, on every rank the same.
+
+        Args:
+            due: as `due` returns it.
+            now: whether the weights are those of that moment, and the audit is to be made.
 
         Raises:
-            InputError: the run goes on, and the audit that it needs is gone.
+            InputError: the run goes on, and the audit is gone.
         """
-        assert number >= self._start
-        due = number - (number - self._start) % self._every
-        if self._now is None or self._now[0] != due:
-            path = self._folder / f"{due:08d}"
-            if number == due:
-                self._label(path)
-            elif not path.is_dir():
-                raise InputError(
-                    f"{path}: the last audit of the online teacher is missing; the run cannot go on as it "
-                    "would have: bring it back, or start anew in another folder"
-                )
-            # rank 0 first: it writes the result
-            for mine in (True, False):
-                if (distributed.rank() == 0) == mine:
-                    self._now = due, audit(Store.open(path), self._gold, self._classes, self._nms)
-                distributed.barrier()
-        assert self._now is not None
-        return self._now[1]
+        path = self._folder / f"{due:08d}"
+        if now:
+            self._label(path)
+        elif not path.is_dir():
+            raise InputError(
+                f"{path}: an audit of the online teacher is missing; the run cannot go on as it would have: "
+                "bring it back, or start anew in another folder"
+            )
+        # rank 0 first: it writes the result
+        for mine in (True, False):
+            if (distributed.rank() == 0) == mine:
+                found = audit(Store.open(path), self._gold, self._classes, self._nms)
+            distributed.barrier()
+        return found  # pyright: ignore[reportPossiblyUnboundVariable]
 
     def _label(self, path: Path) -> None:
         """Writes what the teacher finds in the gold pictures; each rank looks at its part of them."""
@@ -106,8 +142,8 @@ class Audits:
             world=distributed.world_size(),
         ):
             found = predict(self._state.averaged, batch, self._state.device, self._precision)
-            boxes = next(of for of in found.values() if isinstance(of[0], BoxLabels))
-            for labels, size, info in zip(boxes, batch.sizes.tolist(), batch.infos, strict=True):
+            sizes = batch.sizes.tolist()
+            for labels, size, info in zip(boxes_of(found), sizes, batch.infos, strict=True):
                 own = to_file_pixels(labels, size, info)
                 assert isinstance(own, BoxLabels)
                 mine.append(
@@ -138,17 +174,20 @@ class Audits:
 
 
 class Choices:
-    """The choice in force for each batch: the policy, resolved by the audit in force.
+    """The choice in force for each batch: the policy, resolved by the newest audit that has evidence enough.
+
+    Which that is follows from the audits in the run folder alone, so that a run that goes on makes the
+    same choices.
 
     Args:
-        settings: the policy.
+        settings: the policy; see `detmtl.engine.online_choice.unusable`.
         classes: the label space.
         floor: lowest score that the model gives.
         start: number of the first batch with pictures that wait.
         audits: None: there are none.
 
     Raises:
-        InputError: the policy cannot be resolved; see `Choice.of`.
+        InputError: the policy cannot be resolved without audits; see `Choice.of`.
     """
 
     def __init__(
@@ -161,19 +200,48 @@ class Choices:
     ):
         self._settings, self._classes, self._floor = settings, classes, floor
         self._start, self._audits = start, audits
-        self._audit: Audit | None = None
+        self._due = -1
         self._choice = None if audits else Choice.of(settings, classes, None, floor)
+        self._weak, self._warned = 0, False
 
     def __call__(self, number: int) -> Choice | None:
-        """Returns the choice for batch `number`, None where nothing waits yet."""
+        """Returns the choice for batch `number`, None where nothing is labelled yet."""
         if number < self._start:
             return None
-        if self._audits is not None:
-            audit = self._audits(number)
-            if audit is not self._audit:
-                self._audit = audit
-                self._choice = Choice.of(self._settings, self._classes, audit, self._floor)
+        if self._audits is not None and (due := self._audits.due(number)) != self._due:
+            self._choice, self._weak = self._newest(self._audits, due, number)
+            self._due = due
         return self._choice
+
+    def told(self) -> dict[str, float]:
+        """Returns what is recorded: `online/weak_audits`, how many audits in a row, the newest ones, had
+        too little evidence; {} without audits."""
+        return {} if self._audits is None else {"online/weak_audits": self._weak}
+
+    def _newest(self, audits: Audits, due: int, number: int) -> tuple[Choice | None, int]:
+        """Returns the choice by the newest audit, from that of batch `due` backward, that has evidence
+        enough, None where there is none; and how many are newer."""
+        weak = 0
+        while due >= self._start:
+            if due == self._due:  # what it came to is known
+                return self._choice, self._weak + weak
+            found = audits(due, now=due == number)
+            try:
+                return Choice.of(self._settings, self._classes, found, self._floor), weak
+            except TooLittleEvidence as error:
+                self._warn(due, error)
+            due, weak = due - audits.every, weak + 1
+        return None, weak
+
+    def _warn(self, due: int, error: InputError) -> None:
+        if not self._warned and distributed.rank() == 0:
+            warnings.warn(
+                f"online: the audit before batch {due} has too little evidence, and the last choice that "
+                "one allowed stays; until there is one, nothing is labelled. Told once, recorded as "
+                f"online/weak_audits: {error}",
+                stacklevel=2,
+            )
+        self._warned = True
 
 
 def _sha256(model: torch.nn.Module) -> str:

@@ -3,6 +3,7 @@
 Letters: C classes.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,11 +12,10 @@ import numpy as np
 from detmtl.silver.audit import Audit
 from detmtl.silver.ensemble import row_type
 from detmtl.silver.mapping import suppress
-from detmtl.silver.policy import Policy, SelectionSettings
+from detmtl.silver.policy import Policy, SelectionSettings, unresolvable
 from detmtl.silver.selection import choose, labels_of
 from detmtl.structures.classes import LabelSpace
-from detmtl.structures.errors import InputError
-from detmtl.structures.labels import BoxLabels
+from detmtl.structures.labels import BoxLabels, Labels
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,35 @@ class _Teacher:
 
     floor: float
     path: Path = Path("the online teacher")
+
+
+_OF_A_POOL = {
+    "ignore_budget": "raise ignore_from, or set it null",
+    "max_empty": "a smaller share in mix.shares draws fewer of such pictures",
+}
+"""Settings that count over all pictures of a pool -> what to do instead."""
+
+
+def unusable(
+    settings: SelectionSettings, classes: Sequence[str], floor: float, audited: bool, where: str
+) -> list[str]:
+    """Returns what keeps a policy from choosing among the boxes of pictures that come one by one, a
+    sentence each.
+
+    Args:
+        settings: the policy.
+        classes: names of the model's classes.
+        floor: lowest score that the model's boxes have.
+        audited: whether the model is audited.
+        where: the settings, for the sentences.
+    """
+    problems = [
+        f"{where}.{name}: counts over all pictures of a pool, and pictures that are labelled as they come "
+        f"are never all there; leave it out: {instead}"
+        for name, instead in _OF_A_POOL.items()
+        if getattr(settings, name) is not None
+    ]
+    return problems + unresolvable(_Teacher(floor), classes, settings, audited, where=where)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,13 +83,9 @@ class Choice:
             floor: lowest score that the model's boxes have.
 
         Raises:
-            InputError: as `Policy.of`, or a budget of ignored boxes is asked for.
+            InputError: as `Policy.of`.
+            TooLittleEvidence: the audit does not tell what scores are worth.
         """
-        if settings.ignore_budget is not None:
-            raise InputError(
-                "online.select.ignore_budget: is counted over all pictures of a store, and pictures that "
-                "are labelled as they come are never all there; leave it out and raise ignore_from"
-            )
         known = np.ones(len(classes), dtype=bool)
         return cls(Policy.of(_Teacher(floor), classes, known, settings, audit))
 
@@ -76,3 +101,13 @@ class Choice:
         rows["box"], rows["class"], rows["score"] = boxes[order], classes[order], scores[order]
         rows, ignored, dense = choose(rows, self.policy)
         return None if len(dense) else labels_of(rows, ignored, self.policy)
+
+
+def boxes_of(found: Mapping[str, Sequence[Labels]]) -> list[BoxLabels]:
+    """Returns the boxes of each picture among predictions, by task, that the online teacher gives: those of
+    the first task that finds any."""
+    return next(
+        list(of)  # pyright: ignore[reportReturnType]
+        for of in found.values()
+        if isinstance(of[0], BoxLabels)
+    )

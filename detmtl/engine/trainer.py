@@ -108,6 +108,7 @@ def train(
     folder: Path,
     sources: Sequence[str] = (),
     diagnosis: Diagnosis | None = None,
+    also: Callable[[], Mapping[str, float]] = dict,
 ) -> dict[str, float]:
     """Trains until `settings.steps` updates are made.
 
@@ -122,6 +123,7 @@ def train(
         folder: gets `last.pt` (everything) and `best.pt` (the weights to deploy).
         sources: names of the mix's sources, whose shares of the loss are recorded.
         diagnosis: looks at the tasks' gradients now and then; None: nobody does.
+        also: returns values that are recorded beside the losses.
 
     Returns:
         The metrics after the last step; {} if no step was left to make.
@@ -178,7 +180,7 @@ def train(
             if evaluating or saving or _due(step, settings.log_every):
                 values = watch.check()  # the only wait for the device
                 told = _told(values, state, clock.read(), pictures)
-                recorder.scalars(step, told | shares.read())
+                recorder.scalars(step, {**told, **shares.read(), **also()})
                 recorder.advance(step, values.get("loss"))
                 if diagnosis is not None:
                     recorder.gradients(diagnosis.read())

@@ -1,14 +1,15 @@
 """How often attributes of boxes are told right.
 
-Letters: N boxes found, G boxes of truth, A attributes.
+Letters: N boxes found, G boxes of truth, A attributes, I pictures, B reweightings of them.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from detmtl.metrics.per_picture import as_they_are, mean_of_known
 from detmtl.metrics.two_sided import TwoSided
 from detmtl.structures.boxes import iou
 from detmtl.structures.details import value_groups
@@ -17,6 +18,38 @@ from detmtl.structures.sample import ImageInfo
 
 _MATCHING = 0.5
 """Least IoU of a box found with the box of truth that it stands for."""
+
+
+@dataclass(frozen=True, eq=False)
+class AttributeCounts:
+    """What the numbers of attributes are made of; see `PerPicture`.
+
+    Attributes:
+        attributes: (A,) names.
+        found, on_truth: (I, A + 1, 2) int64, right and counted: of each attribute, and of boxes that
+            were found.
+    """
+
+    attributes: np.ndarray
+    found: np.ndarray
+    on_truth: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def numbers(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the numbers that `AttributeMetric.compute` tells, each (B,)."""
+        found, on_truth = (self._shares(c, weights) for c in (self.found, self.on_truth))
+        boxes = found.pop("found")
+        del on_truth["found"]
+        return {**found, "found": boxes, **{f"on_truth/{n}": v for n, v in on_truth.items()}}
+
+    def _shares(self, counts: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+        right, counted = np.moveaxis(np.tensordot(weights.astype(float), counts, 1), 2, 0)
+        with np.errstate(invalid="ignore"):
+            shares = right / counted
+        named = {f"accuracy/{a}": shares[:, n] for n, a in enumerate(self.attributes.tolist())}
+        return {"accuracy": mean_of_known(shares[:, :-1]), **named, "found": shares[:, -1]}
 
 
 class AttributeMetric(TwoSided[np.ndarray, np.ndarray]):
@@ -82,21 +115,21 @@ class AttributeMetric(TwoSided[np.ndarray, np.ndarray]):
         out[:-1, 1] = counted.sum(axis=0)
         return out
 
+    def per_picture(self) -> AttributeCounts:
+        """Returns what was collected, picture by picture in the order of their sources and ids."""
+        none = np.zeros((len(self.attributes) + 1, 2), dtype=np.int64)
+        keys = sorted({*self._pictures, *self._on_truth})
+        found, on_truth = (
+            np.array([of.get(key, none) for key in keys], dtype=np.int64).reshape(
+                len(keys), *none.shape
+            )
+            for of in (self._pictures, self._on_truth)
+        )
+        return AttributeCounts(np.array(self.attributes, dtype=str), found, on_truth)
+
     def compute(self) -> dict[str, float]:
         """Returns name -> value in [0, 1] or NaN."""
-        found, of_boxes = self._shares(self._pictures)
-        on_truth, _ = self._shares(self._on_truth)
-        numbers = {f"on_truth/{name}": value for name, value in on_truth.items()}
-        return {**found, "found": of_boxes, **numbers}
-
-    def _shares(self, counts: Mapping[Any, np.ndarray]) -> tuple[dict[str, float], float]:
-        empty = np.zeros((len(self.attributes) + 1, 2), dtype=np.int64)
-        right, counted = np.sum([empty, *counts.values()], axis=0).T
-        shares = [r / n if n else float("nan") for r, n in zip(right, counted, strict=True)]
-        known = [share for share in shares[:-1] if share == share]
-        mean = float(np.mean(known)) if known else float("nan")
-        named = zip(self.attributes, shares[:-1], strict=True)
-        return {"accuracy": mean} | {f"accuracy/{a}": float(s) for a, s in named}, float(shares[-1])
+        return as_they_are(self.per_picture())
 
 
 def matched(found: BoxLabels, true: BoxLabels) -> np.ndarray:

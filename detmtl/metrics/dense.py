@@ -1,16 +1,48 @@
-"""How well maps agree with the truth, from one confusion matrix.
+"""How well maps agree with the truth, from what is true, found and both, class by class.
 
-Letters: C classes; P pixels.
+Letters: I pictures, C classes, S subsets of them, B reweightings of the pictures.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from detmtl.metrics.per_picture import as_they_are, mean_of_known
 from detmtl.structures.confusion import confusion
 from detmtl.structures.labels import MapLabels
 from detmtl.structures.sample import ImageInfo
+
+
+@dataclass(frozen=True, eq=False)
+class MapCounts:
+    """The pixels of each picture that a map's numbers are made of; see `PerPicture`.
+
+    Attributes:
+        class_names: (C,).
+        subset_names: (S,).
+        subsets: (S, C) bool, the classes of each.
+        pixels: (I, 3, C) int64: true, found, and both.
+    """
+
+    class_names: np.ndarray
+    subset_names: np.ndarray
+    subsets: np.ndarray
+    pixels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def numbers(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the numbers that `MapMetric.compute` tells, each (B,)."""
+        true, found, both = np.tensordot(weights.astype(float), self.pixels, 1).swapaxes(0, 1)
+        with np.errstate(invalid="ignore"):
+            iou = np.where(true > 0, both / (true + found - both), np.nan)
+            values = {"mIoU": mean_of_known(iou), "accuracy": both.sum(1) / true.sum(1)}
+        for name, classes in zip(self.subset_names.tolist(), self.subsets, strict=True):
+            values[f"mIoU/{name}"] = mean_of_known(iou[:, classes])
+        return values | {f"IoU/{n}": iou[:, c] for c, n in enumerate(self.class_names.tolist())}
 
 
 class MapMetric:
@@ -26,8 +58,7 @@ class MapMetric:
         """Takes the C class names, and name -> class names of subsets that get a mean of their own."""
         self.class_names = tuple(class_names)
         self.subsets = {k: tuple(v) for k, v in (subsets or {}).items()}
-        # of each picture the cells that are not 0, and their counts: few of (C + 1) ** 2
-        self._pictures: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
+        self._pictures: dict[tuple[str, int], np.ndarray] = {}
 
     def update(
         self,
@@ -38,9 +69,10 @@ class MapMetric:
         """See `detmtl.tasks.task.Metric.update`."""
         for found, known, info in zip(predictions, truth, infos, strict=True):
             if known is not None:
-                counts = confusion(known, found).ravel()
-                cells = np.flatnonzero(counts)
-                self._pictures[info.source, info.id] = (cells, counts[cells])
+                counts = confusion(known, found)
+                self._pictures[info.source, info.id] = np.stack(
+                    [counts.sum(1)[:-1], counts.sum(0)[:-1], np.diag(counts)[:-1]]
+                )
 
     def state(self) -> Any:
         """Returns what was collected."""
@@ -50,33 +82,20 @@ class MapMetric:
         """Replaces what was collected by the union of `states`."""
         self._pictures = {key: counts for state in states for key, counts in state.items()}
 
+    def per_picture(self) -> MapCounts:
+        """Returns what was collected, picture by picture in the order of their sources and ids."""
+        pictures = [self._pictures[key] for key in sorted(self._pictures)]
+        names = self.class_names
+        return MapCounts(
+            np.array(names, dtype=str),
+            np.array([*self.subsets], dtype=str),
+            np.array([n in of for of in self.subsets.values() for n in names], dtype=bool).reshape(
+                len(self.subsets), len(names)
+            ),
+            np.array(pictures, dtype=np.int64).reshape(len(pictures), 3, len(names)),
+        )
+
     def compute(self) -> dict[str, float]:
         """Returns "mIoU", "accuracy" (share of the pixels of known class), "mIoU/<subset>", and
         "IoU/<class>"; in [0, 1], or NaN where there is no truth."""
-        size = len(self.class_names) + 1
-        counts = np.zeros(size * size, np.int64)
-        for cells, pixels in self._pictures.values():
-            counts[cells] += pixels
-        counts = counts.reshape(size, size)
-        iou = dict(zip(self.class_names, _iou(counts).tolist(), strict=True))
-        pixels = counts[:-1].sum()
-        values = {
-            "mIoU": _mean(list(iou.values())),
-            "accuracy": float(np.trace(counts[:-1]) / pixels) if pixels else float("nan"),
-        }
-        values |= {
-            f"mIoU/{name}": _mean([iou[c] for c in classes])
-            for name, classes in self.subsets.items()
-        }
-        return values | {f"IoU/{name}": value for name, value in iou.items()}
-
-
-def _iou(counts: np.ndarray) -> np.ndarray:
-    both = np.diag(counts)[:-1]
-    true, found = counts.sum(1)[:-1], counts.sum(0)[:-1]
-    return np.where(true > 0, both / np.maximum(1, true + found - both), np.nan)
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [v for v in values if v == v]
-    return float(np.mean(known)) if known else float("nan")
+        return as_they_are(self.per_picture())

@@ -1,13 +1,17 @@
 """How well depths agree with the truth, over all pixels whose depth is known.
 
+Letters: I pictures, B reweightings of them.
+
 Source: Eigen et al. 2014, arXiv 1406.2283, section 4.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from detmtl.metrics.per_picture import as_they_are
 from detmtl.structures.depth import DepthLabels
 from detmtl.structures.sample import ImageInfo
 
@@ -18,12 +22,35 @@ NEAREST = 1e-3
 """Meters; what is predicted to be nearer counts as this near."""
 
 
+@dataclass(frozen=True, eq=False)
+class DepthSums:
+    """What depth's numbers are made of; see `PerPicture`.
+
+    Attributes:
+        sums: (I, 7) over the pixels of each picture: their count, delta 1 to 3, relative errors, squares, and
+            squares of logarithms.
+    """
+
+    sums: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.sums)
+
+    def numbers(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the numbers that `DepthMetric.compute` tells, each (B,)."""
+        sums = weights.astype(float) @ self.sums
+        with np.errstate(invalid="ignore"):
+            means = sums[:, 1:] / sums[:, :1]
+        means[:, 4:] = np.sqrt(means[:, 4:])
+        names = ("delta1", "delta2", "delta3", "abs_rel", "RMSE", "RMSE_log")
+        return dict(zip(names, means.T, strict=True))
+
+
 class DepthMetric:
     """Shares of pixels that are right, relative error and root mean square error, pixels counting alike."""
 
     def __init__(self) -> None:
         """Starts with nothing."""
-        # of each picture sums over its pixels: count, delta 1 to 3, relative errors, squares, of logarithms
         self._pictures: dict[tuple[str, int], np.ndarray] = {}
 
     def update(
@@ -47,19 +74,20 @@ class DepthMetric:
         """Replaces what was collected by the union of `states`."""
         self._pictures = {key: sums for state in states for key, sums in state.items()}
 
+    def per_picture(self) -> DepthSums:
+        """Returns what was collected, picture by picture in the order of their sources and ids."""
+        sums = [self._pictures[key] for key in sorted(self._pictures)]
+        return DepthSums(np.array(sums, dtype=np.float64).reshape(len(sums), 7))
+
     def compute(self) -> dict[str, float]:
         """Returns "delta1", "delta2" and "delta3" (shares off by less than the factors 1.25, 1.25^2 and
         1.25^3), "abs_rel" (mean of |error| / truth), "RMSE" (meters) and "RMSE_log"; NaN where no depth
         is known."""
-        sums = np.sum([*self._pictures.values(), np.zeros(7)], axis=0)
-        count = sums[0]
-        means = sums[1:] / count if count else np.full(6, np.nan)
-        means[4:] = np.sqrt(means[4:])
-        names = ("delta1", "delta2", "delta3", "abs_rel", "RMSE", "RMSE_log")
-        return dict(zip(names, means.tolist(), strict=True))
+        return as_they_are(self.per_picture())
 
 
 def _sums(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Returns a row of `DepthSums.sums`."""
     there = truth > 0
     p, t = np.maximum(found[there], NEAREST), truth[there]
     factor = np.maximum(p / t, t / p)

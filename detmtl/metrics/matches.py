@@ -19,6 +19,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from detmtl.metrics.coco import Boxes
+from detmtl.metrics.per_picture import mean_of_known
 
 THRESHOLDS = np.linspace(0.5, 0.95, int(np.round((0.95 - 0.5) / 0.05)) + 1, endpoint=True)
 RECALLS = np.linspace(0.0, 1.0, 101)
@@ -143,9 +144,11 @@ def average_precision(
         part = weights[first : first + CHUNK].astype(float)
         wanted = part @ matches.truth[a]
         for c in range(num_classes):
-            mine = slice(int(matches.starts[c]), int(matches.starts[c + 1]))
-            of_dets = part[:, matches.images[mine]]
-            values = _precision(of_dets, matches.outcomes[a, :, mine], wanted[:, c])
+            of_class = slice(int(matches.starts[c]), int(matches.starts[c + 1]))
+            outcomes = matches.outcomes[a, :, of_class]
+            mine = (outcomes != UNCOUNTED).any(axis=0)  # of one size few are
+            of_dets = part[:, matches.images[of_class][mine]]
+            values = _precision(of_dets, outcomes[:, mine], wanted[:, c])
             values[wanted[:, c] == 0] = np.nan
             found[first : first + CHUNK, :, c] = values
     return found
@@ -171,7 +174,7 @@ def f1_at(
     with np.errstate(invalid="ignore", divide="ignore"):
         values = 2 * counts[RIGHT] / (counts[RIGHT] + counts[WRONG] + wanted)
     values[wanted == 0] = np.nan
-    return mean_over_classes(values)
+    return mean_of_known(values)
 
 
 def reliability(matches: Matches, bins: int = 15) -> tuple[float, list[tuple[float, float, int]]]:
@@ -195,11 +198,23 @@ def reliability(matches: Matches, bins: int = 15) -> tuple[float, list[tuple[flo
     return error, table
 
 
-def mean_over_classes(values: np.ndarray) -> np.ndarray:
-    """Returns the mean over the last axis of what is not NaN; NaN where nothing is."""
-    known = ~np.isnan(values)
+def calibration_error(matches: Matches, weights: np.ndarray, bins: int = 15) -> np.ndarray:
+    """Returns (B,) the error that `reliability` tells; NaN where no detection counts.
+
+    Args:
+        matches: from `match`.
+        weights: (B, I) how often each picture counts.
+        bins: of scores.
+    """
+    counted = matches.outcomes[0, 0] != UNCOUNTED
+    scores, images = matches.scores[counted], matches.images[counted]
+    off, found = np.zeros((matches.num_images, bins)), np.zeros(matches.num_images)
+    at = np.minimum((scores * bins).astype(int), bins - 1)
+    np.add.at(off, (images, at), scores - (matches.outcomes[0, 0][counted] == RIGHT))
+    np.add.at(found, images, 1)
+    weights = weights.astype(float)
     with np.errstate(invalid="ignore"):
-        return np.where(known, values, 0).sum(axis=-1) / known.sum(axis=-1)
+        return np.abs(weights @ off).sum(axis=1) / (weights @ found)
 
 
 def _precision(weights: np.ndarray, outcomes: np.ndarray, wanted: np.ndarray) -> np.ndarray:

@@ -1,18 +1,58 @@
 """How well tags agree with the truth.
 
-Letters: I pictures, T tags.
+Letters: I pictures, T tags, B reweightings of the pictures, P pictures that are true.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from detmtl.metrics.per_picture import as_they_are, mean_of_known
 from detmtl.structures.labels import TagLabels
 from detmtl.structures.sample import ImageInfo
 
 SHOWN = 0.5
 """A tag of at least this probability counts as shown."""
+CHUNK = 64
+"""Reweightings that are counted together: their sums stay in the processor's cache."""
+
+
+@dataclass(frozen=True, eq=False)
+class TagScores:
+    """What the numbers of tags are made of; see `PerPicture`.
+
+    Attributes:
+        tag_names: (T,).
+        scores: (I, T) float32.
+        true: (I, T) bool.
+        looked: (I, T) bool, whether the truth is known.
+    """
+
+    tag_names: np.ndarray
+    scores: np.ndarray
+    true: np.ndarray
+    looked: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def numbers(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the numbers that `TagMetric.compute` tells, each (B,)."""
+        weights = weights.astype(float)
+        ap = np.full((len(weights), len(self.tag_names)), np.nan)
+        for t, looked in enumerate(self.looked.T):
+            rows = np.flatnonzero(looked)
+            of_tag = self.scores[rows, t], self.true[rows, t]
+            ap[:, t] = average_precision(*of_tag, weights[:, rows])
+        true, found = self.true & self.looked, (self.scores >= SHOWN) & self.looked
+        wanted = weights @ true
+        with np.errstate(invalid="ignore"):
+            f1 = 2 * (weights @ (true & found)) / (weights @ found + wanted)
+        f1[wanted == 0] = np.nan
+        of_tags = {f"AP/{name}": ap[:, t] for t, name in enumerate(self.tag_names.tolist())}
+        return {"mAP": mean_of_known(ap), "F1@.5": mean_of_known(f1)} | of_tags
 
 
 class TagMetric:
@@ -50,43 +90,40 @@ class TagMetric:
         """Replaces what was collected by the union of `states`."""
         self._pictures = {key: rows for state in states for key, rows in state.items()}
 
+    def per_picture(self) -> TagScores:
+        """Returns what was collected, picture by picture in the order of their sources and ids."""
+        pictures = [self._pictures[key] for key in sorted(self._pictures)]
+        table = np.array(pictures, dtype=np.float32).reshape(len(pictures), 3, len(self.tag_names))
+        names = np.array(self.tag_names, dtype=str)
+        return TagScores(names, table[:, 0], table[:, 1] > 0, table[:, 2] > 0)
+
     def compute(self) -> dict[str, float]:
         """Returns "mAP", "F1@.5" (mean over tags) and "AP/<tag>"; in [0, 1], or NaN."""
-        pictures = [self._pictures[key] for key in sorted(self._pictures)]
-        table = np.stack(pictures) if pictures else np.zeros((0, 3, len(self.tag_names)))
-        ap, f1 = [], []
-        for t in range(len(self.tag_names)):
-            scores, true, looked = table[:, 0, t], table[:, 1, t] > 0, table[:, 2, t] > 0
-            ap.append(average_precision(scores[looked], true[looked]))
-            f1.append(_f1(scores[looked] >= SHOWN, true[looked]))
-        named = dict(zip(self.tag_names, ap, strict=True))
-        return {"mAP": _mean(ap), "F1@.5": _mean(f1)} | {f"AP/{n}": v for n, v in named.items()}
+        return as_they_are(self.per_picture())
 
 
-def average_precision(scores: np.ndarray, true: np.ndarray) -> float:
-    """Returns the mean, over the pictures that are true, of the precision among all pictures of at
+def average_precision(scores: np.ndarray, true: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Returns (B,) the mean, over the pictures that are true, of the precision among all pictures of at
     least the picture's score; NaN where none is true.
 
     Args:
         scores: (I,).
         true: (I,) bool.
+        weights: (B, I) how often each picture counts.
     """
-    if not true.any():
-        return float("nan")
+    out = np.full(len(weights), np.nan)
     order = np.argsort(-scores, kind="stable")
-    scores, true = scores[order], true[order]
-    last_of_tie = np.append(scores[1:] < scores[:-1], True)
-    ends = np.flatnonzero(last_of_tie)
-    hits = np.cumsum(true)[ends]
-    return float((np.diff(hits, prepend=0) * hits / (ends + 1)).sum() / hits[-1])
-
-
-def _f1(found: np.ndarray, true: np.ndarray) -> float:
-    if not true.any():
-        return float("nan")
-    return float(2 * (found & true).sum() / (found.sum() + true.sum()))
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [v for v in values if v == v]
-    return float(np.mean(known)) if known else float("nan")
+    right = np.flatnonzero(true[order])
+    if not len(right):
+        return out
+    # where the pictures of the same score end, among all and among those that are true
+    last = np.searchsorted(-scores[order], -scores[order][right], side="right") - 1
+    last_right = np.searchsorted(right, last, side="right") - 1
+    for first in range(0, len(weights), CHUNK):
+        part = weights[first : first + CHUNK][:, order]
+        seen, mine = np.cumsum(part, axis=1)[:, last], part[:, right]
+        hits = np.cumsum(mine, axis=1)
+        precision = hits[:, last_right] / np.maximum(seen, np.finfo(float).tiny)
+        with np.errstate(invalid="ignore"):
+            out[first : first + CHUNK] = (mine * precision).sum(axis=1) / hits[:, -1]
+    return out

@@ -16,6 +16,7 @@ from detmtl.silver.audit import Audit
 from detmtl.silver.audit_gates import LEAST
 from detmtl.silver.audit_measures import Calibrate, Measures
 from detmtl.silver.comparison import Fault
+from detmtl.silver.policy import Policy
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -28,6 +29,7 @@ def boxes_page(
     thresholds: float | Mapping[str, float] = 0.5,
     ignore_from: float | Mapping[str, float] | None = None,
     calibrate: Calibrate | None = None,
+    policy: Policy | None = None,
 ) -> str:
     """Returns the page.
 
@@ -40,6 +42,7 @@ def boxes_page(
         calibrate: scores (D,) and classes (D,) -> probabilities (D,), to be compared with the scores. It
             is asked once, for `audit.boxes` in their order: where it was fitted to the same boxes, only
             probabilities fitted without each box's part are honest.
+        policy: whose coverage is shown; None: the recall from `ignore_from` on.
 
     Raises:
         InputError: Jinja2 or matplotlib is not installed, or a picture cannot be read.
@@ -61,7 +64,7 @@ def boxes_page(
         (f"{error:.3f}" if error == error else "–", "calibration error of the scores"),
     ]
     sections = [
-        Section("Classes", list(parts.classes(measures, ignore_from))),
+        Section("Classes", list(parts.classes(measures, ignore_from, policy))),
         Section("Sizes", list(parts.sizes(measures))),
         Section("Scores", list(parts.scores(measures, calibrate))),
         Section("Boxes per picture", list(parts.density(in_gold, in_silver))),

@@ -18,7 +18,9 @@ from detmtl.report.audit_plots import (
 from detmtl.report.page import Shaded, gallery, table
 from detmtl.silver.audit_estimates import Reliability
 from detmtl.silver.audit_measures import SIZES, Calibrate, Measures, Share
+from detmtl.silver.audit_summary import coverage_words
 from detmtl.silver.comparison import Fault
+from detmtl.silver.policy import Policy
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -37,19 +39,24 @@ def named(measures: Measures) -> list[tuple[str, int | None]]:
 
 
 def classes(
-    measures: Measures, ignore_from: float | Mapping[str, float] | None
+    measures: Measures,
+    ignore_from: float | Mapping[str, float] | None,
+    policy: Policy | None,
 ) -> "Iterator[str | Markup]":
     """Yields precision, recall and coverage of each class."""
     audit, every = measures.audit, named(measures)
-    lower = np.inf if ignore_from is None else audit.limits(ignore_from)
-    lowest = np.minimum(measures.limits, lower).tolist()
-    recall = audit.recall_at(dict(zip(audit.classes, lowest, strict=True)))
+    if policy is None:
+        lower = np.inf if ignore_from is None else audit.limits(ignore_from)
+        lowest = np.minimum(measures.limits, lower).tolist()
+        coverage = audit.recall_at(dict(zip(audit.classes, lowest, strict=True)))
+    else:
+        coverage = policy.coverage
     rows = []
     for name, c in every:
         row = measures.row(name, c)
         error = measures.reliability(c).error()
         limit = None if c is None else _score(float(measures.limits[c]))
-        cover = None if c is None else f"{recall[name]:.2f}"
+        cover = None if c is None else f"{coverage[name]:.2f}"
         shares = shaded(row.precision), shaded(row.recall)
         wrong = f"{error:.3f}" if error == error else None
         rows.append([name, row.recall.count, row.precision.count, limit, *shares, cover, wrong])
@@ -70,9 +77,8 @@ def classes(
         total=True,
     )
     yield (
-        "Coverage is the recall that training uses: with the boxes of the ignore band, and leaning on the "
-        "recall of all classes, which counts as ten boxes of the class's own. The calibration error is over "
-        "all of the teacher's boxes, also those below the threshold."
+        f"{coverage_words(policy)} The calibration error is over all of the teacher's boxes, also those "
+        "below the threshold."
     )
 
 

@@ -23,7 +23,8 @@ METHOD = (
     "bootstrap over pictures, the same resamples for all runs). An arm is called better or worse only if "
     "neither alone could have made the difference: its probability is the larger of the two, corrected "
     "for the number of arms that are compared with one baseline in one cell (Holm). Otherwise the verdict "
-    "is that one cannot tell, which is not the same as equal."
+    "is that one cannot tell, which is not the same as equal. Of some metrics nothing is kept picture by "
+    "picture ('-' over pictures): the verdict on these, marked 'seeds alone', has only ruled out the seeds."
 )
 
 
@@ -45,7 +46,7 @@ def summary(found: Found, differences: bool = True) -> tuple[list[str], list[lis
             row += [_of(about, m) for m in metrics]
             against = [_comparison(cell, arm, b, metrics[0]) for b in baselines]
             row += ["" if c is None else _interval(c["seeds"]) for c in against]
-            row += ["" if c is None else c["word"] for c in against]
+            row += ["" if c is None else _verdict(c) for c in against]
             row += [str(about["models"]), _seconds(about["seconds"])]
             rows.append(row)
     return columns, rows
@@ -260,7 +261,7 @@ def _tables(found: Found) -> Iterator[tuple[str, list[str], list[list[str]]]]:
             *([cell["name"]] if many else []),
             *_difference_row(c),
             _p(c["corrected"]),
-            c["word"],
+            _verdict(c),
             c["reason"],
         ]
         for cell in found["cells"]
@@ -345,6 +346,11 @@ def _comparison(cell: Found, arm: str, baseline: str, metric: str) -> Found | No
         if (c["arm"], c["baseline"], c["metric"]) == (arm, baseline, metric):
             return c
     return None
+
+
+def _verdict(c: Found) -> str:
+    sure = c["word"] == "cannot tell" or c["pictures"]["low"] is not None
+    return c["word"] if sure else f"{c['word']} (seeds alone)"
 
 
 def _of(arm: Found, metric: str) -> str:

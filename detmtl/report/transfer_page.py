@@ -21,13 +21,14 @@ METHOD = (
     "the sources that label one of its tasks, so that a task alone spends none of its steps on pictures "
     "that say nothing to it. Differences are paired by seed and positive where they are better, "
     "whatever the metric. Intervals are 95 %: Student's t over seeds; over test pictures a bootstrap, "
-    "where a metric can be resampled (boxes). A word other than 'cannot tell' needs that neither seeds "
+    "the same resamples for all runs. A word other than 'cannot tell' needs that neither seeds "
     "nor pictures alone explain the difference, after Holm's correction for all questions of its kind "
-    "in one variant. delta-m is the mean over tasks of the gain as a share of the task's own baseline "
-    "here (Maninis et al. 2019), never of a number from elsewhere. 'Duplicate': a head on the frozen "
-    "trunk of the task alone reaches that share of the way from a head on a trunk that never learned to "
-    "the other task's own training. 'Trunk too narrow': the harm is surely less on the wide trunk (the "
-    "difference of the two differences is tested, not their words)."
+    "in one variant; of some metrics nothing is kept picture by picture, and words on these, marked 'seeds "
+    "alone', have only ruled out the seeds. delta-m is the mean over tasks of the gain as a share of the "
+    "task's own baseline here (Maninis et al. 2019), never of a number from elsewhere. 'Duplicate': a "
+    "head on the frozen trunk of the task alone reaches that share of the way from a head on a trunk "
+    "that never learned to the other task's own training. 'Trunk too narrow': the harm is surely less on "
+    "the wide trunk (the difference of the two differences is tested, not their words)."
 )
 
 
@@ -56,6 +57,8 @@ def _numbers(effect: Found, pictures: int) -> str:
         told += f", {_bounds(seeds)} over {seeds['count']} seeds"
     if over["low"] is not None:
         told += f", {_bounds(over)} over {pictures} pictures"
+    elif seeds["low"] is not None:
+        told += ", pictures not resampled"
     return told
 
 
@@ -103,7 +106,7 @@ def summary(found: Found) -> tuple[list[str], list[list[str]]]:
                     _signed(e["seeds"]["mean"]),
                     _bounds(e["seeds"]),
                     _p(e["corrected"]),
-                    e["name"],
+                    _marked(e["name"], e),
                     e["advice"],
                 ]
             )
@@ -330,7 +333,14 @@ def _together(found: Found, effect: Found) -> str:
 
 
 def _judged(of: Found) -> list[str]:
-    return [_signed(of["seeds"]["mean"]), _bounds(of["seeds"]), _p(of["corrected"]), of["word"]]
+    mean, word = of["seeds"]["mean"], _marked(of["word"], of)
+    return [_signed(mean), _bounds(of["seeds"]), _p(of["corrected"]), word]
+
+
+def _marked(word: str, of: Found) -> str:
+    """Returns the word on a difference, marked where pictures may explain it."""
+    sure = word in ("cannot tell", "duplicate") or of["pictures"]["low"] is not None
+    return word if sure else f"{word} (seeds alone)"
 
 
 def _words(columns: Sequence[str]) -> list[str]:

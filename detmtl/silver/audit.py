@@ -33,7 +33,7 @@ from detmtl.structures.labels import BoxLabels, Ignore
 
 __all__ = ["Audit", "audit", "overlap", "refuse_overlap", "wilson"]
 
-SCHEMA = 2
+SCHEMA = 3
 """Of audit.json, and part of the gold hash: raise it when the same labels are judged otherwise."""
 
 
@@ -45,6 +45,7 @@ class Audit:
         classes: the C class names.
         known: (C,) bool, which classes the teacher looks for.
         pictures: gold pictures that were compared.
+        searched: (C,) int64, in how many of them somebody looked for a class.
         missing: gold pictures that the store does not have.
         boxes: (D,) of `JUDGED`: the teacher's boxes that could be judged, by class and falling score.
         gold: (G,) of `GOLD`: gold boxes that count (no crowds), in pictures where somebody looked for
@@ -59,6 +60,7 @@ class Audit:
     classes: tuple[str, ...]
     known: np.ndarray
     pictures: int
+    searched: np.ndarray
     missing: int
     boxes: np.ndarray
     gold: np.ndarray
@@ -81,6 +83,12 @@ class Audit:
     def gold_boxes(self) -> np.ndarray:
         """(C,) int64, gold boxes that count."""
         return np.bincount(self.gold["class"], minlength=len(self.classes))
+
+    @property
+    def density(self) -> np.ndarray:
+        """(C,) gold boxes that count per picture in which somebody looked for their class; NaN of a class
+        that nobody looked for."""
+        return self.gold_boxes / np.where(self.searched > 0, self.searched, np.nan)
 
     @cached_property
     def confusion(self) -> np.ndarray:
@@ -109,15 +117,18 @@ class Audit:
         """Returns class name -> share of gold boxes that the teacher finds at or above the threshold.
 
         A class's own recall is drawn toward that over all classes, which counts as ten gold boxes: with
-        few gold boxes it is the better guess, with many it does not matter. Classes that the teacher
-        does not know have 0.
+        few gold boxes it is the better guess, with many it does not matter. A class without gold, also
+        one that nobody looked for, has that over all classes: without any, nothing would tell its labels
+        from background. Classes that the teacher does not know, or whose threshold is infinity, have 0.
         """
-        found = self.gold["class"][self.measures(thresholds).found]
+        measures = self.measures(thresholds)
+        found = self.gold["class"][measures.found]
         confirmed = np.bincount(found, minlength=len(self.classes))
         # Only what the teacher looks for says something about how well it looks.
-        pooled = confirmed[self.known].sum() / max(1, self.gold_boxes[self.known].sum())
+        looks = self.known & np.isfinite(measures.limits)
+        pooled = confirmed[looks].sum() / max(1, self.gold_boxes[looks].sum())
         recall = toward(confirmed, self.gold_boxes, pooled, RECALL_PRIOR)
-        return dict(zip(self.classes, np.where(self.known, recall, 0).tolist(), strict=True))
+        return dict(zip(self.classes, np.where(looks, recall, 0).tolist(), strict=True))
 
     def threshold_for(self, precision: float) -> dict[str, float]:
         """Returns class name -> the lowest threshold whose precision is at least `precision`.
@@ -172,6 +183,7 @@ class Audit:
                 classes=tuple(fields["classes"]),
                 known=np.array(fields["known"], dtype=bool),
                 pictures=fields["pictures"],
+                searched=np.array(fields["searched"], dtype=np.int64),
                 missing=fields["missing"],
                 boxes=rows_of(fields["boxes"], JUDGED),
                 gold=rows_of(fields["gold"], GOLD),
@@ -189,6 +201,7 @@ class Audit:
             "classes": self.classes,
             "known": self.known.tolist(),
             "pictures": self.pictures,
+            "searched": self.searched.tolist(),
             "missing": self.missing,
             "readings": self.readings,
             "wrong_size": self.wrong_size,
@@ -224,7 +237,7 @@ def audit(store: Store, gold: Source, classes: LabelSpace, nms: float | None = 0
         if kept.store_digest == store.digest():
             return kept
     pictures = {content_hash: i for i, content_hash in enumerate(hashes)}
-    comparison, readings, wrong_size = Comparison(), Readings(), []
+    comparison, readings, wrong_size = Comparison(len(classes)), Readings(), []
     looked_at = set(np.linspace(0, len(gold) - 1, min(len(gold), PICTURES)).astype(int).tolist())
     for record in store.records_of(pictures):
         i = pictures[record.content_hash]
@@ -247,6 +260,7 @@ def audit(store: Store, gold: Source, classes: LabelSpace, nms: float | None = 0
         classes=classes.names,
         known=mapping.known,
         pictures=comparison.pictures,
+        searched=comparison.searched,
         missing=len(pictures) - comparison.pictures,
         boxes=comparison.judged(),
         gold=comparison.gold(),

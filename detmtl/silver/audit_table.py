@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
@@ -13,8 +14,11 @@ if TYPE_CHECKING:
 
 
 def class_table(audit: "Audit", thresholds: float | Mapping[str, float]) -> Table:
-    """Returns precision, recall and calibration error per class, and boxes per picture."""
+    """Returns precision, recall and calibration error per class, and boxes per picture that somebody
+    searched for their class."""
     measures = Measures(audit, thresholds)
+    kept = np.bincount(audit.boxes["class"][measures.kept], minlength=len(audit.classes))
+    gold, silver = (counts / np.maximum(1, audit.searched) for counts in (audit.gold_boxes, kept))
     left_out = f", {audit.missing} more are not labelled" if audit.missing else ""
     table = Table(title=f"Silver against gold: {audit.pictures} pictures{left_out}")
     columns = ("class", "score from", "precision", "recall", "calibration error", "gold", "silver")
@@ -31,7 +35,7 @@ def class_table(audit: "Audit", thresholds: float | Mapping[str, float]) -> Tabl
             str(row.precision),
             str(row.recall),
             f"{error:.3f}" if error == error else "-",
-            f"{row.recall.count / audit.pictures:.2f}",
-            f"{row.precision.count / audit.pictures:.2f}",
+            f"{gold.sum() if c is None else gold[c]:.2f}",
+            f"{silver.sum() if c is None else silver[c]:.2f}",
         )
     return table

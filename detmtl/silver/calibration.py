@@ -32,6 +32,10 @@ _EDGE = 1e-6
 """Scores this near to 0 and 1 have no finite logit."""
 
 
+class TooLittleEvidence(InputError):
+    """Gold judges too few labels, or confirms none, to say what scores are worth."""
+
+
 class CalibrationSettings(Settings):
     """How scores become probabilities."""
 
@@ -97,7 +101,8 @@ def fit_calibration(
         where: the teacher, for errors.
 
     Raises:
-        InputError: scikit-learn is missing, or gold judges too few labels.
+        InputError: scikit-learn is missing.
+        TooLittleEvidence: gold judges too few labels, or confirms none.
     """
     settings, evidence = settings or CalibrationSettings(), Evidence.of(audit)
     method = settings.method
@@ -155,18 +160,27 @@ def log_loss(
     return float(np.average(-np.where(hits, np.log(p), np.log1p(-p)), weights=weights))
 
 
-def _require(method: str, evidence: Evidence, where: str) -> None:
+def require_package(method: str) -> None:
+    """Refuses a method whose package is missing.
+
+    Raises:
+        InputError: scikit-learn is missing.
+    """
     if method in ("auto", "isotonic") and importlib.util.find_spec("sklearn") is None:
         raise missing_package("scikit-learn", "calibration", f"calibration by method {method}")
+
+
+def _require(method: str, evidence: Evidence, where: str) -> None:
+    require_package(method)
     _, hits, weights = evidence.pooled()
     count = weights.sum()
     if count < LEAST:
-        raise InputError(
+        raise TooLittleEvidence(
             f"{where}: gold judges {count:.0f} of the teacher's labels, and {LEAST} are needed to calibrate "
             "its scores; give more gold, or set calibration: none"
         )
     if not hits.any():
-        raise InputError(
+        raise TooLittleEvidence(
             f"{where}: gold confirms none of {count:.0f} labels of the teacher; compare classes, places and "
             "pictures before its scores are calibrated"
         )
@@ -253,7 +267,7 @@ def _logistic(
     if found[0] < 0:
         found = np.array([0.0, float(_logit(np.average(target, weights=weights)))])[: len(found)]
     knots = np.stack([_logit(_KNOTS), np.ones_like(_KNOTS)], axis=1)[:, : len(found)]
-    return 1 / (1 + np.exp(-(knots @ found)))
+    return _sigmoid(knots @ found)
 
 
 def _newton(columns: np.ndarray, target: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -270,7 +284,7 @@ def _newton(columns: np.ndarray, target: np.ndarray, weights: np.ndarray) -> np.
     found = np.eye(1, columns.shape[1])[0]  # the score as it is
     least = loss(found)
     for _ in range(50):
-        p = 1 / (1 + np.exp(-(columns @ found)))
+        p = _sigmoid(columns @ found)
         curvature = (columns * (weights * p * (1 - p))[:, None]).T @ columns
         step = np.linalg.solve(
             curvature + 1e-6 * np.eye(len(found)), columns.T @ (weights * (target - p))
@@ -286,6 +300,11 @@ def _newton(columns: np.ndarray, target: np.ndarray, weights: np.ndarray) -> np.
 def _logit(p: np.ndarray | float) -> np.ndarray:
     p = np.clip(p, _EDGE, 1 - _EDGE)
     return np.log(p) - np.log1p(-p)
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # of a very low logit: the probability is 0
+        return 1 / (1 + np.exp(-x))
 
 
 def _crossing(curve: np.ndarray, probability: float) -> float:

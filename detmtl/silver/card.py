@@ -4,6 +4,9 @@ from typing import Literal
 
 from detmtl.structures.settings import Settings
 
+Written = Literal["boxes", "maps", "tags"]
+"""The kinds of labels that silver knows."""
+
 
 class TeacherCard(Settings):
     """What is known of a teacher.
@@ -19,7 +22,7 @@ class TeacherCard(Settings):
     """The teacher's own class names; a class in its output is an index into them."""
     preprocessing: str
     """In words, every number that changes the output: size, padding, NMS, most boxes."""
-    task: Literal["boxes", "maps", "tags"] = "boxes"
+    task: Written = "boxes"
     """What its labels are."""
     versions: dict[str, str] = {}
     """Package name -> version of what ran it."""

@@ -67,8 +67,10 @@ GOLD = np.dtype(
 class Comparison:
     """Collects what gold says of the teacher's boxes, picture by picture."""
 
-    def __init__(self):
+    def __init__(self, num_classes: int):
         self.pictures = 0
+        self.searched = np.zeros(num_classes, dtype=np.int64)
+        """(C,), in how many of them somebody looked for a class."""
         self._judged: list[np.ndarray] = []
         self._gold: list[np.ndarray] = []
 
@@ -76,6 +78,7 @@ class Comparison:
         """Judges a record in the label space's classes by the gold boxes of picture `picture`."""
         self.pictures += 1
         looked = (gold.coverage > 0).numpy()
+        self.searched += looked
         gold = gold[torch.from_numpy(looked)[gold.classes]]
         real = (gold.ignore == Ignore.NO).numpy()
         classes = gold.classes.numpy()

@@ -16,8 +16,10 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from detmtl.data.coco import category_names, read_json, read_labels, write_coco
+from detmtl.data.coco import category_names, read_labels, write_coco
+from detmtl.data.coco_rows import read_said
 from detmtl.data.flat import Annotations
+from detmtl.data.json_file import read_in_blocks
 from detmtl.data.source import Source
 from detmtl.silver.audit import wilson
 from detmtl.silver.overlay import Overlay, OverlaySettings, images_of, overlay, pairs_of
@@ -33,7 +35,17 @@ UNMOVED = 1.0
 _RECTANGLE = 8
 """Numbers of a polygon of four corners, which tools write for a plain box."""
 
-COUNTS = ("sent", "accepted", "moved", "renamed", "deleted", "added", "doubted", "rescued")
+COUNTS = (
+    "sent",
+    "accepted",
+    "moved",
+    "renamed",
+    "deleted",
+    "ignored",
+    "added",
+    "doubted",
+    "rescued",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +59,10 @@ class Corrections:
         pictures: number of finished ones.
         counts: name (see `COUNTS`) -> (C,) int64. Of the boxes that were `sent` as labels some were
             accepted, moved (same class, the box changed), renamed (counted for the class that was
-            sent) or deleted; others were added (counted for the new class). Of those that were sent as
-            doubtful (`doubted`: the ignore band), some were rescued: made ordinary boxes of their class.
+            sent), deleted, or ignored: made a crowd, which says neither that they were right nor that
+            they were wrong. Of those that were sent as doubtful (`doubted`: the ignore band), some were
+            rescued: made ordinary boxes of their class. All other ordinary boxes were added (counted for
+            the new class).
     """
 
     verified: Overlay
@@ -68,9 +82,9 @@ class Corrections:
         ]
         rows.append(("all", {k: int(v.sum()) for k, v in self.counts.items()}))
         for name, row in rows:
-            right, sent = row["accepted"] + row["moved"], row["sent"]
-            low, high = wilson(right, sent)
-            share = f"{right / sent:.2f} ({low:.2f}-{high:.2f})" if sent else "-"
+            right, judged = row["accepted"] + row["moved"], row["sent"] - row["ignored"]
+            low, high = wilson(right, judged)
+            share = f"{right / judged:.2f} ({low:.2f}-{high:.2f})" if judged else "-"
             table.add_row(escape(name), *(str(row[k]) for k in COUNTS), share)
         return table
 
@@ -120,13 +134,19 @@ def left_behind(back: Path) -> int:
             return any(isinstance(part, list) and len(part) > _RECTANGLE for part in shape)
         return bool(shape)
 
-    rows = read_json(back, str(back))["annotations"]
-    return sum(drawn(row.get("segmentation")) or any(row.get("keypoints") or ()) for row in rows)
+    count = 0
+
+    def take(rows: list[Any]) -> None:
+        nonlocal count
+        count += sum(drawn(r.get("segmentation")) or any(r.get("keypoints") or ()) for r in rows)
+
+    read_in_blocks(back, str(back), "annotations", take)
+    return count
 
 
 def write_verified(corrections: Corrections, sent: Path, out: Path) -> None:
     """Writes the verified pictures as a COCO file, with the counts in its `info`."""
-    said = [row.get("attributes", {}) for row in read_json(sent, str(sent))["annotations"]]
+    _, said = read_said(sent)
     counts = {
         name: {k: int(v[c]) for k, v in corrections.counts.items()}
         for c, name in enumerate(corrections.classes)
@@ -145,10 +165,9 @@ def write_rest(corrections: Corrections, sent: Path, out: Path) -> int:
     verified = set(corrections.verified.source.ids.tolist())
     rest = was.subset([i for i, k in enumerate(was.ids.tolist()) if k not in verified])
     assert rest.annotations is not None and was.annotations is not None
-    data = read_json(sent, str(sent))
-    said = [row.get("attributes", {}) for row in data["annotations"]]
+    info, said = read_said(sent)
     rows = np.flatnonzero(~np.isin(was.ids, list(verified))[was.annotations.image_index()])
-    write_coco(out, images_of(Overlay(rest, rows, {}), said), was.classes, data.get("info"))
+    write_coco(out, images_of(Overlay(rest, rows, {}), said), was.classes, info)
     return len(rest)
 
 
@@ -178,15 +197,17 @@ def _compare(was: Source, now: Source, at: np.ndarray, reviewed: np.ndarray) -> 
     usual = np.isin(sent, np.flatnonzero(plain))
     cases = {
         "sent": usual,
-        "accepted": usual & same & (shift <= UNMOVED),
-        "moved": usual & same & (shift > UNMOVED),
+        "accepted": usual & same & ordinary & (shift <= UNMOVED),
+        "moved": usual & same & ordinary & (shift > UNMOVED),
         "renamed": usual & there & ~same,
         "deleted": usual & ~there,
+        "ignored": usual & same & ~ordinary,
         "doubted": doubted[sent],
         "rescued": doubted[sent] & same & ordinary,
     }
     counts = {name: count(a.classes[sent[mask]]) for name, mask in cases.items()}
-    new = np.setdiff1d(kept[b.ignore[kept] == Ignore.NO], partner)
+    told = partner[usual | cases["rescued"]]
+    new = np.setdiff1d(kept[b.ignore[kept] == Ignore.NO], told)
     counts["added"] = count(b.classes[new])
     # A doubtful box that a person left as it was, in a tool that knows crowds alone, is no crowd.
     ignore = b.ignore.copy()

@@ -12,19 +12,23 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from pydantic import Field
 
-from detmtl.data.coco import CocoImage, read_json, read_labels, write_coco
+from detmtl.data.coco import CocoImage, read_labels, write_coco
+from detmtl.data.coco_rows import read_said
 from detmtl.data.coco_writer import written_details
 from detmtl.data.details import FlatDetails
 from detmtl.data.flat import Annotations, FileNames
 from detmtl.data.source import Source
-from detmtl.structures.labels import Grade, Ignore
+from detmtl.structures.labels import BoxLabels, Grade, Ignore
 from detmtl.structures.settings import Settings
 
 VERSION = 1
 """Part of every file's key: raise it when the same labels give another file."""
 
+_COLUMNS = ("boxes", "classes", "scores", "weights", "ignore", "grade")
+"""What labels say of each box, but for details."""
 _PAIRS = 1 << 20
 """Pairs of boxes that are compared together."""
 
@@ -91,24 +95,38 @@ def overlay(upper: Source, lower: Source, settings: OverlaySettings) -> Overlay:
     open_to = above[image, b.classes[rows]] < 1
     covered = int((~open_to).sum())
     rows, image = rows[open_to], image[open_to]
-    double, conflict = _clashes(a, b, rows, image, settings)
-    ignore = b.ignore[rows].copy()
-    if settings.conflicts == "ignore":
-        ignore[conflict & (ignore == Ignore.NO)] = Ignore.CLASS
-        kept = ~double
-    else:
-        kept = ~(double | conflict)
+    kept, ignore, counts = _settled(a, b, rows, image, settings)
     annotations, origin = _merged(a, b, rows[kept], image[kept], ignore[kept])
     coverage = np.where(at[:, None] >= 0, np.maximum(above, below[at]), above).astype(np.float32)
-    counts = {
-        "added": int(kept.sum()),
-        "covered": covered,
-        "doubles": int(double.sum()),
-        "conflicts": int((conflict & ~double).sum()),
-    }
     grade = max(upper.grade, lower.grade) if (at >= 0).any() else upper.grade
     source = replace(upper, annotations=annotations, coverage=coverage, grade=grade)
-    return Overlay(source, origin, counts)
+    return Overlay(source, origin, {"covered": covered, **counts})
+
+
+def overlay_boxes(upper: BoxLabels, lower: BoxLabels, settings: OverlaySettings) -> BoxLabels:
+    """Lays boxes over others of one picture, as `overlay` does with those of many.
+
+    Args:
+        upper: labels of the picture.
+        lower: others of the same classes, in the same pixels, without details.
+        settings: see `overlay`.
+    """
+    assert lower.details is None, "the lower boxes have no details"
+    a, b = _flat(upper), _flat(lower)
+    rows = np.flatnonzero((upper.coverage[lower.classes] < 1).numpy())
+    kept, ignore, _ = _settled(a, b, rows, np.zeros(len(rows), dtype=np.int64), settings)
+    added = lower[torch.from_numpy(rows[kept])]
+    added = replace(added, ignore=torch.from_numpy(ignore[kept]))
+    both = {n: torch.cat([getattr(upper, n), getattr(added, n)]) for n in _COLUMNS}
+    details = None if upper.details is None else upper.details.with_unknown(added.boxes)
+    coverage = torch.maximum(upper.coverage, lower.coverage)
+    return BoxLabels(**both, coverage=coverage, details=details)
+
+
+def _flat(labels: BoxLabels) -> Annotations:
+    """Returns the boxes of one picture, without details."""
+    columns = {name: getattr(labels, name).numpy() for name in _COLUMNS}
+    return Annotations.of(1, np.zeros(len(labels), dtype=np.int64), **columns)
 
 
 def _rows_of(b: Annotations, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -118,6 +136,26 @@ def _rows_of(b: Annotations, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     starts = np.where(at >= 0, b.offsets[at], 0)
     within = np.arange(len(image)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return starts[image] + within, image
+
+
+def _settled(
+    a: Annotations, b: Annotations, rows: np.ndarray, image: np.ndarray, settings: OverlaySettings
+) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+    """Returns which of the rows (N,) of b, on pictures (N,) that a has not searched for their classes,
+    are added to a's (N,) bool; their `ignore` (N,); and counts as in `Overlay`."""
+    double, conflict = _clashes(a, b, rows, image, settings)
+    ignore = b.ignore[rows].copy()
+    if settings.conflicts == "ignore":
+        ignore[conflict & (ignore == Ignore.NO)] = Ignore.CLASS
+        kept = ~double
+    else:
+        kept = ~(double | conflict)
+    counts = {
+        "added": int(kept.sum()),
+        "doubles": int(double.sum()),
+        "conflicts": int((conflict & ~double).sum()),
+    }
+    return kept, ignore, counts
 
 
 def _clashes(
@@ -220,13 +258,12 @@ def with_gold(pool: Source, selection: Path, settings: OverlaySettings) -> Path:
         return path
     silver = read_labels(selection, list(pool.classes))
     result = overlay(pool, silver, settings)
-    data = read_json(selection, str(selection))
-    said = [row.get("attributes", {}) for row in data["annotations"]]
+    own, said = read_said(selection)
     assert silver.annotations is not None and len(said) == len(silver.annotations)
     info = {
-        **data.get("info", {}),
+        **own,
         "description": f"gold of source '{pool.name}', and for the rest "
-        f"{data.get('info', {}).get('description', 'silver')}",
+        f"{own.get('description', 'silver')}",
         "grade": "silver",
         "overlay": {"settings": settings.model_dump(mode="json"), "silver": result.counts},
     }

@@ -3,7 +3,7 @@
 Letters: N boxes, C classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -12,7 +12,12 @@ import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from detmtl.silver.audit import Audit
-from detmtl.silver.calibration import Calibration, CalibrationSettings, fit_calibration
+from detmtl.silver.calibration import (
+    Calibration,
+    CalibrationSettings,
+    TooLittleEvidence,
+    fit_calibration,
+)
 from detmtl.silver.evidence import Evidence
 from detmtl.silver.fusion import FusionSettings
 from detmtl.silver.thresholds import (
@@ -47,7 +52,8 @@ class SelectionSettings(Settings):
     Where a class's threshold is lower than this, it has no band."""
     ignore_budget: PositiveFloat | None = None
     """The most ignored boxes of a class in all pictures, per object of it that gold's density lets expect;
-    where there are more, the class's band starts at a higher score. None: no bound."""
+    where there are more, the class's band starts at a higher score. None: no bound, and none of a class
+    that gold was not searched for."""
     calibration: CalibrationSettings = CalibrationSettings()
     """How scores become probabilities, where something asks for them; a method's name will do."""
     fusion: FusionSettings = FusionSettings()
@@ -65,13 +71,16 @@ class SelectionSettings(Settings):
     """The most boxes of one picture, the best of them, ignored ones included."""
     max_density: PositiveFloat | None = None
     """Pictures with more labels than this many times gold's mean are left out: in such a picture the
-    teacher saw things, or it is a crowd, in which it missed as many. None: no bound."""
+    teacher saw things, or it is a crowd, in which it missed as many. Of each class the mean is over the
+    pictures that were searched for it; labels of a class that gold was not searched for do not count.
+    None: no bound."""
     max_empty: float | None = Field(default=None, ge=0)
     """The most pictures without a label, per picture with one; which of them stay is decided by their
     content hashes. A pool that was not collected for these classes is mostly empty, and what a batch
-    spends on such pictures it cannot spend on objects. None: no bound; mode online has none."""
+    spends on such pictures it cannot spend on objects. None: no bound; mode online takes none."""
     coverage: float | None = Field(default=None, ge=0, le=1)
-    """Of the classes that the teacher knows; None: their audited recall, 1 without an audit."""
+    """Of the classes that the teacher knows; None: their audited recall, 1 without an audit. A class of
+    which no score is enough to be labelled or ignored has 0: its absence says nothing."""
 
     @field_validator("calibration", mode="before")
     @classmethod
@@ -144,7 +153,8 @@ class Policy:
         lower: (C,) float32, the score from which on a box is at least ignored; at most `limits`.
         calibration: turns scores into probabilities; None: nothing asks for them.
         coverage: class name -> how far the absence of a box means that nothing is there.
-        expected: (C,) objects of each known class per picture, as gold has them; None without an audit.
+        expected: (C,) objects of each known class per picture, as gold has them; NaN where gold was not
+            searched for the class, or the teacher does not know it. None without an audit.
     """
 
     settings: SelectionSettings
@@ -176,35 +186,16 @@ class Policy:
 
         Raises:
             InputError: an unknown class name, something that needs an audit without one, a score below
-                the floor, or too little gold to calibrate.
+                the floor, too little gold to calibrate, or no gold box to tell recall or density.
         """
-        _check(labels, classes, settings, audit, several)
-        wanted = {n: settings.per_class.get(n, settings.threshold) for n in classes.names}
-        band = settings.ignore_from
-        calibration = None
-        if settings.needs_probability() or _on_probabilities(settings, several):
-            method = settings.calibration
-            assert audit is not None or method.method == "none"
-            calibration = (
-                Calibration.none(len(classes))
-                if audit is None
-                else fit_calibration(audit, method, f"selection from {labels.path}")
-            )
-        if _on_probabilities(settings, several):
-            wanted = {n: _as_probability(t) for n, t in wanted.items()}
-            band = _as_probability(band)
-        evidence = None if audit is None else Evidence.of(audit)
-        limits = scores_of(list(wanted.values()), calibration, evidence)
-        lower = limits
-        if band is not None:
-            lower = np.minimum(limits, scores_of([band] * len(classes), calibration, evidence))
+        limits, lower, calibration = _resolved(labels, classes, settings, audit, several)
         return cls(
             settings,
             limits,
             lower,
             calibration,
             coverage_of(classes, known, settings, audit, lower),
-            None if audit is None else audit.gold_boxes * known / max(1, audit.pictures),
+            None if audit is None else np.where(known, audit.density, np.nan),
         )
 
     def probabilities(self, scores: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -238,11 +229,10 @@ def resolve_thresholds(
     """Returns class name -> the score from which on boxes are labels; infinity: none is.
 
     Raises:
-        InputError: as `Policy.of`.
+        InputError: as `Policy.of`, but for what gold without a box cannot tell.
     """
-    known = np.ones(len(classes), dtype=bool)
-    policy = Policy.of(labels, classes, known, settings, audit, several)
-    return dict(zip(classes.names, policy.limits.tolist(), strict=True))
+    limits, _, _ = _resolved(labels, classes, settings, audit, several)
+    return dict(zip(classes.names, limits.tolist(), strict=True))
 
 
 def resolve_band(
@@ -255,46 +245,107 @@ def resolve_band(
     """Returns class name -> the score from which on boxes are at least ignored; None: there is no band.
 
     Raises:
-        InputError: as `Policy.of`.
+        InputError: as `resolve_thresholds`.
     """
     if settings.ignore_from is None:
         return None
-    known = np.ones(len(classes), dtype=bool)
-    policy = Policy.of(labels, classes, known, settings, audit, several)
-    return dict(zip(classes.names, policy.lower.tolist(), strict=True))
+    _, lower, _ = _resolved(labels, classes, settings, audit, several)
+    return dict(zip(classes.names, lower.tolist(), strict=True))
 
 
-def _check(
+def _resolved(
     labels: Labelled,
     classes: LabelSpace,
     settings: SelectionSettings,
     audit: Audit | None,
     several: bool,
-) -> None:
-    problems = unknown_names("selection.per_class", settings.per_class, classes.names)
-    if audit is None and wants_precision(settings.thresholds()):
+) -> tuple[np.ndarray, np.ndarray, Calibration | None]:
+    """Returns `limits`, `lower` and `calibration` of a `Policy`."""
+    if problems := unresolvable(labels, classes.names, settings, audit is not None, several):
+        raise InputError(problems)
+    wanted = {n: settings.per_class.get(n, settings.threshold) for n in classes.names}
+    band = settings.ignore_from
+    calibration = None
+    if settings.needs_probability() or _on_probabilities(settings, several):
+        method = settings.calibration
+        assert audit is not None or method.method == "none"
+        calibration = (
+            Calibration.none(len(classes))
+            if audit is None
+            else fit_calibration(audit, method, f"selection from {labels.path}")
+        )
+    if _on_probabilities(settings, several):
+        wanted = {n: _as_probability(t) for n, t in wanted.items()}
+        band = _as_probability(band)
+    evidence = None if audit is None else Evidence.of(audit)
+    limits = scores_of(list(wanted.values()), calibration, evidence)
+    lower = limits
+    if band is not None:
+        lower = np.minimum(limits, scores_of([band] * len(classes), calibration, evidence))
+    return limits, lower, calibration
+
+
+def unresolvable(
+    labels: Labelled,
+    classes: Sequence[str],
+    settings: SelectionSettings,
+    audited: bool,
+    several: bool = False,
+    where: str = "selection",
+) -> list[str]:
+    """Returns why settings can come to no policy, a sentence each; all that can be told beforehand.
+
+    Args:
+        labels: what is chosen from.
+        classes: names of the C classes.
+        settings: the policy.
+        audited: whether there is an audit of these labels.
+        several: whether they are fused labels of several teachers.
+        where: what the sentences call the settings.
+    """
+    problems = unknown_names(f"{where}.per_class", settings.per_class, classes)
+    if not audited and wants_precision(settings.thresholds()):
         problems.append(
-            "selection: a threshold is given as a precision, which only an audit against gold can "
+            f"{where}: a threshold is given as a precision, which only an audit against gold can "
             "turn into a score; give gold to audit with, or a score"
         )
-    elif audit is None and (settings.needs_audit() or _on_probabilities(settings, several)):
+    elif not audited and (settings.needs_audit() or _on_probabilities(settings, several)):
         problems.append(
-            "selection: probabilities, ignore_budget and max_density need an audit against gold; give "
+            f"{where}: probabilities, ignore_budget and max_density need an audit against gold; give "
             "gold to audit with, or leave them out (calibration: none takes scores for probabilities)"
         )
     if not several:
         scores = {
-            "selection.threshold": settings.threshold,
-            "selection.ignore_from": settings.ignore_from,
-            **{f"selection.per_class.{n}": t for n, t in settings.per_class.items()},
+            f"{where}.threshold": settings.threshold,
+            f"{where}.ignore_from": settings.ignore_from,
+            **{f"{where}.per_class.{n}": t for n, t in settings.per_class.items()},
         }
         problems += [
             f"{name}: {value} is below {labels.floor}, the lowest score that {labels.path} keeps"
             for name, value in scores.items()
             if isinstance(value, float) and value < labels.floor
         ]
+    return problems
+
+
+def _check_gold(gives: np.ndarray, settings: SelectionSettings, audit: Audit) -> None:
+    """Refuses what gold cannot tell without a box of the classes `gives` (C,) bool, the labelled ones."""
+    if not gives.any() or audit.gold_boxes[gives].any():
+        return
+    nothing = f"none of gold's {audit.pictures} pictures has a box of a class that is labelled"
+    problems = []
+    if settings.coverage is None:
+        problems.append(
+            f"selection.coverage: {nothing}, which leaves no recall to take it from; give gold that has "
+            "some, or set coverage"
+        )
+    if settings.max_density is not None:
+        problems.append(
+            f"selection.max_density: {nothing}, which leaves no mean to compare with; give gold that has "
+            "some, or leave max_density out"
+        )
     if problems:
-        raise InputError(problems)
+        raise TooLittleEvidence(problems)
 
 
 def _on_probabilities(settings: SelectionSettings, several: bool) -> bool:
@@ -324,7 +375,14 @@ def coverage_of(
         settings: the policy.
         audit: of the labels.
         lower: (C,), see `Policy`.
+
+    Raises:
+        InputError: gold has no box that could tell recall or density.
     """
+    # Where no score is enough, every object would become background.
+    says = known & np.isfinite(lower)
+    if audit is not None:
+        _check_gold(says, settings, audit)
     if settings.coverage is not None:
         recall = dict.fromkeys(classes.names, settings.coverage)
     elif audit is not None:
@@ -333,5 +391,5 @@ def coverage_of(
         recall = dict.fromkeys(classes.names, 1.0)
     return {
         name: round(recall[name], 6) if on else 0.0
-        for name, on in zip(classes.names, known, strict=True)
+        for name, on in zip(classes.names, says, strict=True)
     }

@@ -30,6 +30,7 @@ from detmtl.silver.policy import (
     resolve_band,
     resolve_thresholds,
 )
+from detmtl.silver.selection_remarks import nothing_left, remarks, who
 from detmtl.silver.store import Store
 from detmtl.silver.thresholds import AtPrecision, AtProbability
 from detmtl.structures.classes import LabelSpace
@@ -77,7 +78,7 @@ def select(
 
     Raises:
         InputError: a class of a teacher is unmapped, something needs an audit, a threshold lies below the
-            store's floor, or no picture of the sources is in every store.
+            store's floor, no picture of the sources is in every store, or the policy leaves none.
     """
     ensemble, audit = _joined(stores, classes, settings, audits)
     policy = Policy.of(ensemble, classes, ensemble.looked_for, settings, audit, ensemble.several)
@@ -89,14 +90,9 @@ def select(
     path = folder / "instances.json"
     if not path.is_file():
         _write(path, ensemble, policy, pictures, facts, audit)
-    left_out = json.loads((folder / "stats.json").read_bytes())["pictures_not_labelled"]
-    if left_out:
-        who = "the teacher" if not ensemble.several else "every teacher"
-        warnings.warn(
-            f"{ensemble.path}: {left_out} of {len(pictures)} pictures have not been labelled by {who} "
-            "and are left out",
-            stacklevel=2,
-        )
+    stats = json.loads((folder / "stats.json").read_bytes())
+    for remark in remarks(stats, ensemble, settings, audit):
+        warnings.warn(f"{ensemble.path}: {remark}", stacklevel=2)
     return path
 
 
@@ -152,10 +148,9 @@ def _write(
     gathered = ensemble.gather(pictures.hashes, folder, policy.lower)
     try:
         if not gathered.seen.any():
-            each = "the teacher" if not ensemble.several else "every teacher"
             raise InputError(
                 f"{ensemble.stores[0].path}: has none of the {len(pictures)} pictures that are asked for; "
-                f"let {each} annotate them first"
+                f"let {who(ensemble)} annotate them first"
             )
         policy = _within_budget(gathered, policy, audit)
         spare = _spare(gathered, policy, pictures.hashes)
@@ -170,8 +165,11 @@ def _write(
         write_coco(draft, images, ensemble.classes.names, info)
     finally:
         gathered.spill.close()
-    atomic_write(folder / "policy.yaml", _yaml({**facts, "coverage": dict(policy.coverage)}))
     stats = counts.stats(gathered.seen, ensemble.classes, policy)
+    if not stats["pictures"]:
+        draft.unlink()
+        raise InputError(nothing_left(stats, ensemble, policy))
+    atomic_write(folder / "policy.yaml", _yaml({**facts, "coverage": dict(policy.coverage)}))
     atomic_write(folder / "stats.json", json.dumps(stats, indent=1).encode())
     os.replace(draft, path)  # last: its presence says that the folder is whole
 
@@ -192,8 +190,9 @@ def choose(rows: np.ndarray, policy: Policy) -> tuple[np.ndarray, np.ndarray, np
     dense = np.zeros(0, dtype=np.int64)
     if policy.settings.max_density is not None:
         assert policy.expected is not None
-        most = policy.settings.max_density * policy.expected.sum()
-        numbers, counts = np.unique(rows["picture"][label & best], return_counts=True)
+        most = policy.settings.max_density * np.nansum(policy.expected)
+        counted = label & best & ~np.isnan(policy.expected)[rows["class"]]
+        numbers, counts = np.unique(rows["picture"][counted], return_counts=True)
         dense = numbers[counts > most]
         best &= ~np.isin(rows["picture"], dense)
     return rows[best], ~label[best], dense
@@ -237,13 +236,17 @@ def _within_budget(gathered: Gathered, policy: Policy, audit: Audit | None) -> P
         rows = rows[ignored]
         at = np.minimum((rows["score"] * _BINS).astype(np.int64), _BINS - 1)
         np.add.at(counts, (rows["class"], at), 1)
-    # A class that gold does not have is as good as one object in all of gold's pictures.
-    density = np.maximum(audit.gold_boxes, 1) / max(1, audit.pictures)
+    # A class that gold does not have is as good as one object in all pictures searched for it. Where
+    # nobody looked, there is nothing to bound it by.
+    density = np.maximum(audit.gold_boxes, 1) / np.maximum(audit.searched, 1)
+    density[audit.searched == 0] = np.inf
     allowed = policy.settings.ignore_budget * density * gathered.seen.sum()
     above = np.cumsum(counts[:, ::-1], axis=1)[:, ::-1]  # boxes from each bin on
     bins = (above > allowed[:, None]).sum(axis=1)
-    raised = np.where(bins > 0, bins / _BINS, policy.lower).astype(np.float32)
-    lower = np.minimum(np.maximum(policy.lower, raised), policy.limits)
+    # A band that nothing is left in is none.
+    left = ((counts > 0) & (np.arange(_BINS) >= bins[:, None])).any(axis=1)
+    raised = np.where(bins > 0, np.where(left, bins / _BINS, np.inf), policy.lower)
+    lower = np.minimum(np.maximum(policy.lower, raised.astype(np.float32)), policy.limits)
     ensemble = gathered.ensemble
     coverage = coverage_of(ensemble.classes, ensemble.looked_for, policy.settings, audit, lower)
     return replace(policy, lower=lower, coverage=coverage)

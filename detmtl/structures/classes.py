@@ -101,6 +101,21 @@ class LabelSpace:
         found = {index[name] for name in source_names if name in index}
         return [i in found for i in range(len(self.names))]
 
+    def partly(self, source_names: Iterable[str]) -> dict[str, tuple[list[str], list[str]]]:
+        """Returns class -> those of its members that are among `source_names`, and those that are not.
+
+        Only of classes that are known by some of them alone: synonyms, or a part of what the class is.
+        A source that has the class's own name means the whole of it.
+        """
+        index, there = self._index(), set(source_names)
+        out = {}
+        for c, (name, members) in enumerate(zip(self.names, self.members, strict=True)):
+            missing = [m for m in members if m not in there]
+            whole = name in there and index[name] == c
+            if missing and len(missing) < len(members) and not whole:
+                out[name] = ([m for m in members if m in there], missing)
+        return out
+
     def _index(self) -> dict[str, int]:
         own = {name: i for i, name in enumerate(self.names)}
         return own | {m: i for i, ms in enumerate(self.members) for m in ms}

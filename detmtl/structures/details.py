@@ -55,6 +55,10 @@ class Outlines(Tensors):
         points, rings = _gathered(self.rings, picked)
         return Outlines(self.points[points], rings, boxes)
 
+    def with_undrawn(self, count: int) -> "Outlines":
+        """Returns the shapes followed by those of `count` boxes that nobody drew."""
+        return replace(self, boxes=torch.cat([self.boxes, self.boxes[-1:].expand(count)]))
+
     def drawn(self) -> Tensor:
         """Returns (N,) bool: which boxes have a shape."""
         return self.boxes[1:] > self.boxes[:-1]
@@ -101,6 +105,22 @@ class Details(Tensors):
             changed["outlines"] = replace(self.outlines, points=points * points.new_tensor([x, y]))
         if self.areas is not None:
             changed["areas"] = self.areas * (x * y)
+        return replace(self, **changed)
+
+    def with_unknown(self, boxes: Tensor) -> "Details":
+        """Returns the details, of truth and with outlines for masks, followed by those of further boxes
+        (M, 4) xyxy, of which nothing is known but their areas."""
+        assert self.attribute_scores is None and self.masks is None
+        changed: dict[str, Any] = {}
+        for name, unknown in (("attributes", -1), ("keypoints", 0)):
+            own = getattr(self, name)
+            if own is not None:
+                more = own.new_full((len(boxes), *own.shape[1:]), unknown)
+                changed[name] = torch.cat([own, more])
+        if self.areas is not None:
+            changed["areas"] = torch.cat([self.areas, (boxes[:, 2:] - boxes[:, :2]).prod(1)])
+        if self.outlines is not None:
+            changed["outlines"] = self.outlines.with_undrawn(len(boxes))
         return replace(self, **changed)
 
 

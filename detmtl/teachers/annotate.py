@@ -78,7 +78,8 @@ def annotate(
 
     Raises:
         InputError: the store has labels of another teacher of that name, or with another floor; it
-            cannot be written; the teacher gives what no label can be; or pictures could not be read.
+            cannot be written; the teacher cannot tell two pictures apart, or gives what no label can be; or
+            pictures could not be read.
     """
     assert 0 <= rank < world and batch_size > 0
     store = Store.create(Path(store_path), teacher.card, floor)
@@ -86,6 +87,11 @@ def annotate(
     unreadable: list[InputError] = []
     with bar or nullcontext(), store.writer(rank, part_pictures, part_seconds) as writer:
         todo, hashes = _todo(sources, store, rank, world, bar)
+        teacher.expect(
+            pair
+            for source, own in zip(sources, hashes, strict=True)
+            for pair in zip(source.files.paths(), own, strict=True)
+        )
         number = None if bar is None else bar.add_task("labelling", total=len(todo))
         reading = _read_ahead(sources, todo, hashes, readers, 4 * batch_size)
         while chunk := list(islice(reading, batch_size)):

@@ -1,6 +1,7 @@
 """A checkpoint of ours as teacher."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -9,10 +10,17 @@ from torch import Tensor
 
 from detmtl.inference.predictor import AnyPredictor, Predictor, load_checkpoint
 from detmtl.silver.card import TeacherCard
-from detmtl.structures.errors import InputError
-from detmtl.structures.labels import BoxLabels
+from detmtl.structures.labels import BoxLabels, Grade, Labels, MapLabels, TagLabels
 from detmtl.structures.sample import ImageInfo
-from detmtl.teachers.teacher import Teacher, as_silver, existing, file_sha256
+from detmtl.tasks.task import Task
+from detmtl.teachers.teacher import (
+    Teacher,
+    as_silver,
+    chosen_task,
+    existing,
+    file_sha256,
+    map_as_silver,
+)
 from detmtl.teachers.teacher_settings import TeacherSettings
 
 
@@ -23,7 +31,7 @@ class PredictorTeacher(Teacher):
 
     Args:
         predictor: of a trained model.
-        task: the name of its detection task.
+        task: the name of that task, of boxes, maps or tags.
         card: who it is.
     """
 
@@ -33,10 +41,23 @@ class PredictorTeacher(Teacher):
 
     def annotate(
         self, images: Sequence[Tensor], infos: Sequence[ImageInfo], floor: float = 0.05
-    ) -> list[BoxLabels]:
-        """Returns the boxes of each picture, see `Teacher.annotate`."""
-        found = [labels[self._task] for labels in self._predictor.predict(images)]
-        return [as_silver(labels, floor) for labels in found if isinstance(labels, BoxLabels)]
+    ) -> list[Labels]:
+        """Returns the labels of each picture, see `Teacher.annotate`."""
+        found = self._predictor.predict(images)
+        return [_silver(labels[self._task], floor) for labels in found]
+
+
+def _silver(labels: Labels, floor: float) -> Labels:
+    """Returns predictions of at least `floor` on the CPU, as silver."""
+    match labels:
+        case BoxLabels():
+            return as_silver(labels, floor)
+        case MapLabels():
+            return map_as_silver(labels, floor)
+        case TagLabels():
+            return replace(labels.to("cpu"), grade=int(Grade.SILVER))
+        case _:
+            return labels
 
 
 class CheckpointTeacherSettings(TeacherSettings):
@@ -46,7 +67,8 @@ class CheckpointTeacherSettings(TeacherSettings):
     path: str
     """The checkpoint."""
     task: str | None = None
-    """The name of the detection task; None: the only one."""
+    """The name of the task whose labels it writes: boxes, semantic maps or tags; None: the only such
+    task of the model."""
     trust: bool = False
     """Whether code outside of detmtl and timm may run that the checkpoint names; see `load_checkpoint`."""
 
@@ -58,18 +80,24 @@ class CheckpointTeacherSettings(TeacherSettings):
         """
         file = existing(root, self.path, "teacher.path")
         loaded = load_checkpoint(file, self.trust)
-        tasks = [n for n, t in loaded.model.tasks.items() if t.labels == "boxes" and t.of is None]
-        if self.task not in (tasks if self.task else [None]) or (not self.task and len(tasks) != 1):
-            raise InputError(
-                f"teacher.task: is {self.task!r}, and {file} has the detection tasks "
-                f"{', '.join(tasks) or 'none'}; name one of them"
-            )
-        task = self.task or tasks[0]
+        predictor = Predictor(loaded, device)
+        task, kind = chosen_task(self.task, _kinds(predictor.tasks), file)
         card = TeacherCard(
             name=self.named(file.stem),
             weights_sha256=file_sha256(file),
-            classes=loaded.class_names,
+            classes=predictor.names[task],
             preprocessing=f"short side {loaded.short}, long side {loaded.long}, task {task}",
+            task=kind,
             versions={"torch": torch.__version__},
         )
-        return PredictorTeacher(Predictor(loaded, device), task, card)
+        return PredictorTeacher(predictor, task, card)
+
+
+def _kinds(tasks: Mapping[str, Task]) -> dict[str, str]:
+    """Returns task -> what its labels are, without those that describe the boxes of another task."""
+    kinds = {}
+    for name, task in tasks.items():
+        if task.of is None:
+            exporter = task.exporter()  # tells where a task learns from labels of another kind
+            kinds[name] = task.labels if exporter is None else exporter.kind
+    return kinds

@@ -21,6 +21,7 @@ from detmtl.structures.labels import BoxLabels, Grade, MapLabels
 from detmtl.structures.sample import ImageInfo
 from detmtl.teachers.maps import map_of_places, map_of_probabilities, require_few
 from detmtl.teachers.onnx_adapters import AnyAdapter, BoxAdapter, MapAdapter
+from detmtl.teachers.onnx_files import external_files
 from detmtl.teachers.onnx_input import NetworkInput, Preparation, network_input
 from detmtl.teachers.onnx_maps import MapFormat
 from detmtl.teachers.onnx_outputs import Format
@@ -232,7 +233,7 @@ class OnnxTeacherSettings(TeacherSettings):
         prepare = Preparation(into, adapter, adapter.usual)
         card = TeacherCard(
             name=self.named(file.stem),
-            weights_sha256=file_sha256(file),
+            weights_sha256=file_sha256(file, *external_files(file)),
             classes=slots.names,
             preprocessing=f"{into.size[0]} x {into.size[1]}, {prepare.values.model_dump()}, "
             f"{adapter.model_dump(mode='json')}, {slots}",

@@ -3,7 +3,7 @@
 Letters: N boxes of all pictures.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from detmtl.data.coco import read_json
+from detmtl.data.json_file import read_json
 from detmtl.silver.card import TeacherCard
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Grade
@@ -71,6 +71,27 @@ class ResultsTeacher(Teacher):
         self.card = card
         self._pictures, self._starts = pictures, starts
         self._boxes, self._classes, self._scores = boxes, classes, scores
+
+    def expect(self, pictures: Iterable[tuple[str, str]]) -> None:
+        """Looks up all pictures.
+
+        Raises:
+            InputError: the file has one picture for several: their names end alike, and it leaves out the
+                folders that tell them apart.
+        """
+        found: dict[int, dict[str, str]] = {}
+        for path, content_hash in pictures:
+            number = self._pictures.find(path)
+            if number is not None:
+                found.setdefault(number, {}).setdefault(content_hash, path)
+        twice = [list(paths.values()) for paths in found.values() if len(paths) > 1]
+        if twice:
+            raise InputError(
+                f"{' and '.join(paths[:2])}{' and others' if len(paths) > 2 else ''}: are one picture in the "
+                f"file of teacher '{self.card.name}', by the end of their paths; name the pictures there "
+                "with the folders that tell them apart"
+                for paths in twice
+            )
 
     def annotate(
         self, images: Sequence[Tensor], infos: Sequence[ImageInfo], floor: float = 0.05

@@ -1,22 +1,24 @@
 """A TorchScript file as teacher."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from detmtl.inference.torchscript import EXTRA_FILE, deprecation_expected
-from detmtl.silver.card import TeacherCard
+from detmtl.silver.card import TeacherCard, Written
 from detmtl.structures.boxes import clip
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import BoxLabels
+from detmtl.structures.labels import BoxLabels, Grade, MapLabels, TagLabels
 from detmtl.structures.sample import ImageInfo
+from detmtl.teachers.maps import map_of_places, require_few
 from detmtl.teachers.slots import ClassSlots, class_slots
-from detmtl.teachers.teacher import Teacher, as_silver, existing, file_sha256
+from detmtl.teachers.teacher import Teacher, as_silver, chosen_task, existing, file_sha256
 from detmtl.teachers.teacher_settings import TeacherSettings
 
 
@@ -80,8 +82,58 @@ class TorchScriptTeacher(Teacher):
         return as_silver(labels[classes >= 0], floor)
 
 
+class TorchScriptTaskTeacher(Teacher):
+    """The maps or the tags of a file that detmtl exported. Its maps come without confidence.
+
+    Args:
+        module: see `detmtl.inference.detector.Detector`.
+        task: name of the task whose labels are taken.
+        card: who it is; `card.task` says what the labels are.
+        slots: the classes.
+        device: where the module is.
+    """
+
+    def __init__(
+        self,
+        module: Any,
+        task: str,
+        card: TeacherCard,
+        slots: ClassSlots,
+        device: torch.device | str,
+    ):
+        self.card = card
+        self._module, self._task, self._slots, self._device = module, task, slots, device
+
+    @torch.inference_mode()
+    def annotate(
+        self, images: Sequence[Tensor], infos: Sequence[ImageInfo], floor: float = 0.05
+    ) -> list[MapLabels | TagLabels]:
+        """Returns the map or the tags of each picture, see `Teacher.annotate`.
+
+        Raises:
+            InputError: `teacher.classes` does not name what comes out.
+        """
+        found = self._module([image.to(self._device) for image in images])
+        make = self._map if self.card.task == "maps" else self._tags
+        return [make(one[self._task].cpu()) for one in found]
+
+    def _map(self, classes: Tensor) -> MapLabels:
+        size = (int(classes.shape[0]), int(classes.shape[1]))
+        who = f"teacher '{self.card.name}'"
+        return map_of_places(classes.numpy().astype(np.int64), size, self._slots, who)
+
+    def _tags(self, probabilities: Tensor) -> TagLabels:
+        if len(probabilities) != len(self._slots):
+            raise InputError(
+                f"teacher '{self.card.name}': gave {len(probabilities)} tags, but teacher.classes names "
+                f"{len(self._slots)}; name them all, or leave teacher.classes out"
+            )
+        targets = probabilities[torch.from_numpy(self._slots.classes >= 0)]
+        return TagLabels(targets, torch.ones_like(targets), int(Grade.SILVER))
+
+
 class TorchScriptTeacherSettings(TeacherSettings):
-    """A TorchScript module that takes what torchvision's detectors take."""
+    """A TorchScript module that takes what torchvision's detectors take, or that detmtl exported."""
 
     kind: Literal["torchscript"] = "torchscript"
     path: str
@@ -93,12 +145,16 @@ class TorchScriptTeacherSettings(TeacherSettings):
     uint8, as the files that this package exports want them."""
     first_label: int = 0
     """The label of the first class; 1 for torchvision's detectors, where 0 is the background."""
+    task: str | None = None
+    """Of a file that detmtl exported, the name of the task whose labels it writes: boxes, semantic maps
+    or tags; None: the only such task."""
 
-    def build(self, root: Path, device: str) -> TorchScriptTeacher:
+    def build(self, root: Path, device: str) -> TorchScriptTeacher | TorchScriptTaskTeacher:
         """Builds the teacher; files are taken relative to `root`.
 
         Raises:
-            InputError: there is no such file, it is no TorchScript, or class names are missing.
+            InputError: there is no such file, it is no TorchScript, the task is not clear, or class names
+                are missing.
         """
         file = existing(root, self.path, "teacher.path")
         extra = {EXTRA_FILE: ""}
@@ -109,19 +165,49 @@ class TorchScriptTeacherSettings(TeacherSettings):
             first = str(problem).strip().splitlines()[0]
             raise InputError(f"{file}: no readable TorchScript file ({first})") from None
         about = json.loads(extra[EXTRA_FILE] or "{}")
-        names = self.classes if self.classes is not None else about.get("classes")
+        task, kind, own = _written(about, self.task, file)
+        if kind != "boxes" and (self.scale is not None or self.first_label):
+            raise InputError(
+                f"teacher: `scale` and `first_label` are of boxes by networks of others, and task {task} of "
+                f"{file} writes {kind}; leave them out"
+            )
+        names = self.classes if self.classes is not None else own
         if not names:
             raise InputError(
                 f"teacher.classes: {file} has no class names inside; give them, in the order of its labels"
             )
         slots = class_slots(root, names)
         scaling = "uint8" if self.scale is None else f"float, times {self.scale}"
+        what = f"labels from {self.first_label}" if kind == "boxes" else f"task {task}"
         card = TeacherCard(
             name=self.named(file.stem),
             weights_sha256=file_sha256(file),
             classes=slots.names,
-            preprocessing=f"inside the file; rgb {scaling}; labels from {self.first_label}, "
-            f"{slots}",
+            preprocessing=f"inside the file; rgb {scaling}; {what}, {slots}",
+            task=kind,
             versions={"torch": torch.__version__},
         )
-        return TorchScriptTeacher(module, card, slots, device, self.scale, self.first_label)
+        if task is None or kind == "boxes":
+            return TorchScriptTeacher(module, card, slots, device, self.scale, self.first_label)
+        if kind == "maps":
+            require_few(slots, "teacher.classes")
+        return TorchScriptTaskTeacher(module, task, card, slots, device)
+
+
+def _written(
+    about: Mapping[str, Any], task: str | None, file: Path
+) -> tuple[str | None, Written, Sequence[str] | None]:
+    """Returns name, kind and class names of the task whose labels are taken, from what stands beside the
+    module; only files of detmtl have tasks, and others need not have names.
+
+    Raises:
+        InputError: as `chosen_task`.
+    """
+    if task is None and "task" not in about:
+        return None, "boxes", about.get("classes")
+    others = about.get("tasks", {})
+    kinds = {name: of["kind"] for name, of in others.items()}
+    if about.get("task"):
+        kinds[about["task"]] = "boxes"
+    task, kind = chosen_task(task, kinds, file)
+    return task, kind, about["classes"] if kind == "boxes" else others[task]["classes"]

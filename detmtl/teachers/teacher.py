@@ -2,25 +2,28 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detmtl.silver.card import TeacherCard
+from detmtl.silver.card import TeacherCard, Written
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import BoxLabels, Grade, Labels
+from detmtl.structures.labels import UNKNOWN, BoxLabels, Grade, Labels, MapLabels
 from detmtl.structures.sample import ImageInfo
 
 __all__ = [
     "Teacher",
     "TeacherCard",
     "as_silver",
+    "chosen_task",
     "existing",
     "file_sha256",
+    "map_as_silver",
     "not_too_thin",
 ]
 
@@ -55,7 +58,46 @@ class Teacher(ABC):
             "maps": `MapLabels` of the given picture's size, with the teacher's confidence in [0, 1]
             as weights, None where it has none; `OTHER` where it sees its background; `UNKNOWN`
             where its confidence is below `floor`.
+            "tags": `TagLabels`, the probability of each class as target whatever the floor, since a low
+            one says that the picture does not show it; weight 0 where the teacher does not say.
         """
+
+    def expect(self, pictures: Iterable[tuple[str, str]]) -> None:
+        """Is told of all pictures before it is asked for the first.
+
+        Args:
+            pictures: path and content hash of each.
+
+        Raises:
+            InputError: it cannot tell two of them apart.
+        """
+        return
+
+
+WRITTEN: tuple[Written, ...] = get_args(Written)
+
+
+def chosen_task(task: str | None, kinds: Mapping[str, str], file: Path) -> tuple[str, Written]:
+    """Returns name and kind of the task whose labels a model of ours writes.
+
+    Args:
+        task: its name; None: the only one of which silver can be written.
+        kinds: task -> what its labels are, of those tasks that do not describe the boxes of another.
+        file: of the model, for errors.
+
+    Raises:
+        InputError: there is no such task, it is not clear which is meant, or silver knows no such labels.
+    """
+    known: dict[str, Written] = {n: kind for n, k in kinds.items() for kind in WRITTEN if kind == k}
+    if task is None and len(known) == 1:
+        task = next(iter(known))
+    if task not in known:
+        told = ", ".join(f"{name} ({kind})" for name, kind in known.items()) or "none"
+        raise InputError(
+            f"teacher.task: is {task!r}, and the tasks of {file} that write {', '.join(WRITTEN[:-1])} or "
+            f"{WRITTEN[-1]} are: {told}{'; name one of them' if known else ''}"
+        )
+    return task, known[task]
 
 
 def existing(root: Path, path: str, setting: str) -> Path:
@@ -88,6 +130,16 @@ def as_silver(labels: BoxLabels, floor: float) -> BoxLabels:
     real = (labels.boxes[:, 2:] > labels.boxes[:, :2]).all(dim=1) & (labels.scores >= floor)
     labels = labels[order[real[order]]]
     return replace(labels, grade=torch.full_like(labels.grade, int(Grade.SILVER)))
+
+
+def map_as_silver(labels: MapLabels, floor: float) -> MapLabels:
+    """Returns a predicted map on the CPU, as silver; a pixel of which the model is less sure than `floor`
+    is unknown."""
+    labels = labels.to("cpu")
+    classes = labels.classes
+    if labels.weights is not None:
+        classes = torch.where(labels.weights >= floor, classes, UNKNOWN)
+    return replace(labels, classes=classes, grade=int(Grade.SILVER))
 
 
 def not_too_thin(image: Tensor, most: int = 16) -> Tensor:

@@ -83,6 +83,8 @@ def _told(source: Source, title: str, settings: RunSettings | None, console: Con
         console.print(f"{title}: {len(source)} pictures without boxes", markup=False)
     else:
         console.print(table)
+        for note in source.notes:
+            console.print(note, markup=False)
         _print_coverage(source, settings, console)
     with bar(console) as progress:
         task = progress.add_task("Reading every picture", total=None)

@@ -23,10 +23,12 @@ from detmtl.report.audit_boxes import boxes_page
 from detmtl.report.audit_page import write_audit_page
 from detmtl.report.page import require
 from detmtl.silver.audit import audit, audit_folder
+from detmtl.silver.audit_summary import box_summary, write_summary
 from detmtl.silver.corrections import left_behind, take_back, write_rest, write_verified
 from detmtl.silver.held_out import refuse_seen
 from detmtl.silver.map_policy import MapSelection
 from detmtl.silver.others import Others
+from detmtl.silver.policy import Policy
 from detmtl.silver.selection import SelectionSettings, resolve_band, resolve_thresholds, select
 from detmtl.silver.store import Store
 from detmtl.silver.tag_policy import TagSelection
@@ -97,10 +99,15 @@ def audit_verb(args: argparse.Namespace) -> None:
     thresholds = resolve_thresholds(store, space, policy, checked)
     band = resolve_band(store, space, policy, checked)
     Console().print(checked.table(thresholds))
-    files = [audit_folder(store.path, checked.gold_hash) / "audit.json"]
+    chosen = Policy.of(store, space, checked.known, policy, checked)
+    calibrate = calibrated(checked, Console())
+    summary = box_summary(checked, chosen, calibrate)
+    files = [
+        audit_folder(store.path, checked.gold_hash) / "audit.json",
+        write_summary(store.path, checked.gold_hash, summary),
+    ]
     if args.html:
-        calibrate = calibrated(checked, Console())
-        html = boxes_page(checked, gold, store.card.name, thresholds, band, calibrate)
+        html = boxes_page(checked, gold, store.card.name, thresholds, band, calibrate, chosen)
         files.append(write_audit_page(store.path, checked.gold_hash, html))
     for path in files:
         Console(soft_wrap=True).print(str(path), markup=False)

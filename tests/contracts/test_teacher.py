@@ -3,7 +3,9 @@
 import json
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 import cv2
@@ -17,10 +19,16 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from detmtl.data.images import content_hash
+from detmtl.inference.export import export_torchscript
 from detmtl.inference.torchscript import EXTRA_FILE, deprecation_expected, save_torchscript
+from detmtl.models.backbone import BackboneSettings
+from detmtl.models.fpn import FPNSettings
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import OTHER, UNKNOWN, BoxLabels, Grade, MapLabels
+from detmtl.structures.labels import OTHER, UNKNOWN, BoxLabels, Grade, MapLabels, TagLabels
 from detmtl.structures.sample import ImageInfo
+from detmtl.tasks.multitask import ModelSettings, build_model
+from detmtl.tasks.semantic import SemanticConfig
+from detmtl.tasks.tags import TagsConfig
 from detmtl.teachers.from_checkpoint import PredictorTeacher
 from detmtl.teachers.teacher import Teacher, TeacherCard
 from detmtl.teachers.teachers import AnyTeacher
@@ -123,6 +131,44 @@ def checkpoint(root: Path) -> Teacher:
 
     card = TeacherCard(name="c", weights_sha256="0" * 64, classes=CLASSES, preprocessing="none")
     return PredictorTeacher(Stub(), "boxes", card)
+
+
+@cache
+def dense_files() -> dict[str, bytes]:
+    """Returns a checkpoint of ours that gives maps and tags, and the file that is exported of it."""
+    model = ModelSettings(
+        backbone=BackboneSettings(name="test_efficientnet"), fpn=FPNSettings(channels=8)
+    )
+    tasks = {"map": SemanticConfig(), "tags": TagsConfig()}
+    names = {"maps": CLASSES, "tags": CLASSES}
+    torch.manual_seed(0)
+    network = build_model(model, tasks, [], other_names=names)
+    for parameter in network.tasks.parameters():  # outputs that differ from place to place
+        if parameter.dim() == 4:
+            nn.init.kaiming_normal_(parameter.data)
+    settings = {
+        "model": model.model_dump(mode="json"),
+        "tasks": {name: task.model_dump(mode="json") for name, task in tasks.items()},
+        "input": {"short": 48, "long": 64},
+        "data": {key: {"classes": list(CLASSES)} for key in names},
+    }
+    content = {"format": 1, "settings": settings, "classes": [], "model": network.state_dict()}
+    with TemporaryDirectory() as folder:
+        files = {end: Path(folder) / f"dense.{end}" for end in ("pt", "torchscript")}
+        torch.save(content | {"step": 1}, files["pt"])
+        export_torchscript(files["pt"], files["torchscript"])
+        return {end: path.read_bytes() for end, path in files.items()}
+
+
+def dense(kind: str, task: str) -> Callable[[Path], Teacher]:
+    """Returns what builds a teacher of maps or tags of a model of ours."""
+    end = "pt" if kind == "checkpoint" else kind
+
+    def make(root: Path) -> Teacher:
+        (root / f"dense.{end}").write_bytes(dense_files()[end])
+        return build(root, kind=kind, path=f"dense.{end}", task=task)
+
+    return make
 
 
 def build(root: Path, **settings) -> Teacher:
@@ -229,11 +275,16 @@ def with_views(teacher: Teacher) -> Teacher:
 KINDS: dict[str, Callable[[Path], Teacher]] = {
     "torchscript": torchscript,
     "torchscript, more views": lambda root: with_views(torchscript(root)),
+    "torchscript, map": dense("torchscript", "map"),
+    "torchscript, tags": dense("torchscript", "tags"),
     "results": results,
     "onnx": onnx_network,
     "onnx, map": onnx_map,
     "onnx, map, more views": lambda root: with_views(onnx_map(root)),
     "checkpoint": checkpoint,
+    "checkpoint, map": dense("checkpoint", "map"),
+    "checkpoint, map, more views": lambda root: with_views(dense("checkpoint", "map")(root)),
+    "checkpoint, tags": dense("checkpoint", "tags"),
     "torchvision": torchvision_detector,
     "torchvision, map": torchvision_segmenter,
     "transformers": transformers_detector,
@@ -289,6 +340,9 @@ def test_labels_are_silver_inside_the_picture_and_by_falling_score(teacher):
         if teacher.card.task == "maps":
             check_map(labels, height, width)
             continue
+        if teacher.card.task == "tags":
+            check_tags(labels)
+            continue
         assert len(labels) > 0 or i >= LARGE
         assert labels.boxes.dtype == torch.float32 and labels.classes.dtype == torch.int64
         assert (labels.boxes >= 0).all()
@@ -305,17 +359,34 @@ def check_map(labels: MapLabels, height: int, width: int) -> None:
     known = labels.classes < len(CLASSES)
     assert (known | (labels.classes == OTHER) | (labels.classes == UNKNOWN)).all()
     assert (labels.classes != UNKNOWN).any()
-    assert labels.weights.shape == (height, width) and labels.weights.dtype == torch.float32
-    assert ((labels.weights >= 0) & (labels.weights <= 1)).all()
+    if labels.weights is not None:
+        assert labels.weights.shape == (height, width) and labels.weights.dtype == torch.float32
+        assert ((labels.weights >= 0) & (labels.weights <= 1)).all()
     assert labels.grade == Grade.SILVER and labels.coverage.tolist() == [1, 1]
+
+
+def check_tags(labels: TagLabels) -> None:
+    assert labels.targets.shape == (len(CLASSES),) and labels.targets.dtype == torch.float32
+    assert ((labels.targets >= 0) & (labels.targets <= 1)).all()
+    assert labels.weights.tolist() == [1, 1] and labels.grade == Grade.SILVER
+
+
+def test_only_exported_maps_come_without_confidence(teacher, request):
+    if teacher.card.task == "maps":
+        hard = request.node.callspec.params["teacher"] == "torchscript, map"
+        assert [labels.weights is None for labels in ask(teacher, 0.05)] == [hard] * len(SIZES)
 
 
 def test_the_floor_is_kept(teacher):
     low, high = ask(teacher, 0.05), ask(teacher, 0.5)
     for i, (all_of_them, sure) in enumerate(zip(low, high, strict=True)):
         if teacher.card.task == "maps":
-            below = all_of_them.weights < 0.5
+            hard = torch.ones(all_of_them.classes.shape)
+            below = (hard if all_of_them.weights is None else all_of_them.weights) < 0.5
             assert torch.equal(sure.classes, torch.where(below, UNKNOWN, all_of_them.classes))
+            continue
+        if teacher.card.task == "tags":
+            assert torch.equal(sure.targets, all_of_them.targets)
             continue
         assert (sure.scores >= 0.5).all()
         kept = all_of_them.scores >= 0.5
@@ -330,6 +401,8 @@ def test_the_same_pictures_have_the_same_labels_in_any_company(teacher):
         if teacher.card.task == "maps":
             torch.testing.assert_close(a.weights, b.weights)
             assert (a.classes == b.classes).float().mean() > 0.99
+        elif teacher.card.task == "tags":
+            torch.testing.assert_close(a.targets, b.targets)
         else:
             torch.testing.assert_close(a.boxes, b.boxes)
             torch.testing.assert_close(a.scores, b.scores)

@@ -58,3 +58,20 @@ def test_online_without_any_teacher_and_killed(data, detmtl, tmp_path):
     done = detmtl("train", *words, "--out", again)
     assert done.status == 0, done.err
     assert same_weights(run / "last.pt", again / "last.pt")
+
+
+def test_online_on_one_source_that_is_gold_for_some_classes(data, detmtl, tmp_path):
+    """People looked for red alone; the model learns that in the burn-in and finds the blue ones."""
+    words = ["--config", data / "recipe.yaml", *SHORT, *settings_words(silver="null")]
+    partly = "{kind: coco, images: images/gold, annotations: gold.json, keep: [red]}"
+    words += settings_words(
+        data__sources=f"{{partly: {partly}}}",
+        mix="{mode: online, burn_in: 0.4}",
+        online="{pools: [partly], audit_every: 2, select: {threshold: 0.1, ignore_from: null}}",
+    )
+    done = detmtl("train", *words, "--out", tmp_path / "run")
+    assert done.status == 0, done.err
+    told = [r for r in records(tmp_path / "run") if "pictures_per_second" in r]
+    assert [r["online/weak_audits"] for r in told] == [0, 0, 0]
+    assert all(r["loss_share/partly"] == 1 for r in told)
+    assert "electrum" in done.out

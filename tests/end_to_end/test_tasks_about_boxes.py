@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from detmtl.config import read_settings, settings_from
-from detmtl.data.coco import read_json
+from detmtl.data.json_file import read_json
 from detmtl.data.scenes import COLORS, SCENE_CLASSES, SCENE_KEYPOINTS
 from detmtl.inference.predictor import load_predictor
 from detmtl.inference.results import predict_to_files

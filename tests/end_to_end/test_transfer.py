@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from detmtl.comparing.scores import read_scores
 from detmtl.engine.diagnosis import read_records
 
 CONFIG = """\
@@ -71,6 +72,8 @@ def test_a_report_with_all_its_runs_each_once(config, detmtl, tmp_path):
         k for k in head if k.startswith("tasks.")
     }
 
+    tags = read_scores(runs["tags alone"], 100)
+    assert tags.resampled["tags/mAP"].shape == (100,)
     before = {f: f.stat().st_mtime_ns for f in (tmp_path / "out" / "runs").glob("*/done.json")}
     again = detmtl("transfer", *words)
     assert again.status == 0 and "jobs to do" not in again.out

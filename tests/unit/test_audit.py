@@ -82,6 +82,27 @@ def test_a_class_that_the_teacher_does_not_know_has_no_recall(tmp_path):
     assert result.recall_at(0.5) == {"person": 1.0, "car": 0.0}
 
 
+def test_a_class_that_no_score_is_enough_for_has_no_recall_and_speaks_for_none(tmp_path):
+    rows = [(i, A, 0, 0) for i in range(10)] + [(i, B, 1, 0) for i in range(10)]
+    result = compared(tmp_path, rows, [[(A, 0, 0.9), (B, 1, 0.8)] for _ in range(10)])
+    assert result.recall_at({"person": 0.5, "car": 0.9}) == {"person": 0.75, "car": 0.25}
+    recall = result.recall_at({"person": 0.5, "car": float("inf")})
+    assert recall == {"person": 1.0, "car": 0.0}
+
+
+def test_density_is_of_the_pictures_searched_for_the_class(tmp_path):
+    rows = [(i, A, 0, 0) for i in range(4)] + [(0, B, 1, 0), (1, B, 1, 0), (1, C, 1, 0)]
+    looked = [(1.0, float(i < 2)) for i in range(4)]
+    result = compared(tmp_path, rows, [[(A, 0, 0.9), (B, 1, 0.8)] for _ in range(4)], looked)
+    assert result.searched.tolist() == [4, 2] and result.density.tolist() == [1, 1.5]
+    again = Audit.load(tmp_path / "store" / "audit" / result.gold_hash / "audit.json")
+    assert again.searched.tolist() == [4, 2]
+    cells = [list(column.cells) for column in result.table(0.5).columns]
+    assert cells[5:] == [["1.00", "1.50", "2.50"], ["1.00", "1.00", "2.00"]]
+    never = compared(tmp_path / "never", rows[:4], [[]] * 4, ((1.0, 0.0),))
+    assert never.searched.tolist() == [4, 0] and np.isnan(never.density[1])
+
+
 def test_it_is_kept_and_read_back(tmp_path):
     result = many(tmp_path)
     path = tmp_path / "store" / "audit" / result.gold_hash / "audit.json"

@@ -1,5 +1,6 @@
 """The pages of audits of maps and of tags."""
 
+import json
 import os
 import re
 
@@ -160,6 +161,22 @@ def test_a_run_prints_the_table_and_writes_the_page(tmp_path):
         told = console.export_text()
         assert problems == [] and f"Silver {name} against gold" in told and str(page) in told
         assert f"Silver {name} of" in page.read_text()
+        found = json.loads(page.with_name("summary.json").read_text())
+        measures = others.measures(checked)
+        own = found["per_class" if name == "maps" else "per_tag"]
+        names = checked.classes if name == "maps" else checked.tags
+        assert list(own) == [names[c] for c in measures.classes()] and len(own) > 1
+        for c in measures.classes():
+            row, told = measures.row("", c), own[names[c]]
+            assert told["precision"] == row.precision.plain()
+            assert told["recall"] == row.recall.plain()
+            error = measures.reliability(c).error()
+            assert told["calibration_error"] == pytest.approx(error, abs=1e-5)
+        counts = measures.reliability().counts.sum()
+        assert sum(row["labels"] for row in found["reliability"]) == counts > 0
+        honest = cross_fitted(checked.evidence, others.policy.calibration)
+        after = measures.reliability(probabilities=honest)
+        assert found["all"]["calibration_error_after"] == pytest.approx(after.error(), abs=1e-5)
 
 
 def test_without_its_packages_it_says_what_to_install(tmp_path, monkeypatch):

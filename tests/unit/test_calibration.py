@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from detmtl.silver.calibration import (
     CalibrationSettings,
+    _logistic,
     cross_fitted,
     expected_calibration_error,
     fit_calibration,
@@ -180,3 +181,9 @@ def test_too_little_gold_and_a_missing_package_are_said(monkeypatch):
     )
     with pytest.raises(InputError, match=r"pip install 'detmtl\[calibration\]'"):
         fit_calibration(audited(teacher(np.random.default_rng(7), 50)))
+
+
+def test_scores_that_part_hits_from_misses_by_a_hair_make_a_steep_curve():
+    scores = np.repeat([0.1, 0.1001], 400)
+    curve = _logistic("platt", scores, scores > 0.1, np.ones(800))
+    assert curve[0] == 0 and curve[-1] == 1 and (np.diff(curve) >= 0).all()

@@ -27,6 +27,14 @@ def test_a_class_is_known_by_any_of_its_names():
     assert SPACE.known([]) == [False, False]
 
 
+def test_classes_known_by_some_of_their_names_are_told():
+    assert SPACE.partly(["bus", "person", "tree"]) == {"vehicle": (["bus"], ["car"])}
+    for names in (["bus", "car"], ["bus", "vehicle"], ["person"]):
+        assert SPACE.partly(names) == {}
+    other = LabelSpace.of({"car": ["taxi", "cab"], "rest": ["car"]})
+    assert other.partly(["taxi", "car"]) == {"car": (["taxi"], ["cab"])}  # "car" means the rest
+
+
 def test_unmapped_names_are_refused_with_the_nearest():
     space = LabelSpace.of(["person", "car"])
     with pytest.raises(InputError, match=r"file: the category 'persons' .*nearest: 'person'"):

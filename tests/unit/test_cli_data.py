@@ -144,6 +144,23 @@ def test_check_reads_every_source_of_a_config(tmp_path, capsys):
     assert "a.txt line 1: the class is 7" in told and "1.png: is not a picture" in told
 
 
+def test_check_tells_of_classes_of_which_a_source_knows_some_members(tmp_path, capsys):
+    data = coco_data()
+    data["categories"][2]["name"] = "cow"
+    save_coco(tmp_path, data)
+    own = {"kind": "coco", "images": "images", "annotations": "coco.json"}
+    classes = {"pet": ["cat", "dog"], "animal": ["cow", "goat"]}
+    val = own | {"covers": ["pet"]}
+    tree = settings_of(tmp_path, classes=classes, details=None, sources={"[own]": own}, val=val)
+    tree["tasks"] = {"boxes": {"kind": "detection"}}
+    with (tmp_path / "c.yaml").open("w") as file:
+        YAML(typ="safe", pure=True).dump(tree, file)
+    assert run("check", "--config", tmp_path / "c.yaml", "--cache", tmp_path / "runs") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "source '[own]': has of class 'animal' the categories cow but not goat" in told
+    assert told.count("but not") == 1  # val says what it covers
+
+
 def test_check_of_nothing_says_what_it_needs(tmp_path, capsys):
     assert run("check", "--cache", tmp_path) == 2
     assert "--annotations and --images" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import json
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -73,6 +74,16 @@ def test_extension_fields_are_read(tmp_path):
     assert labels.grade.tolist() == [1, 0, 0, 0]
     assert labels.coverage.tolist() == [1, 0.5, 1]
     assert source.grade is Grade.SILVER
+
+
+def test_iscrowd_says_whether_and_attributes_how_an_annotation_is_ignored(tmp_path):
+    data, said = coco_data(), {"ignore": "class"}
+    rows = [{"iscrowd": 0}, {"iscrowd": None}, {"iscrowd": 1}, {"iscrowd": 0, "ignore": 1}]
+    data["annotations"] = [
+        annotation(i, 10, 1, [1, 1, 5, 5]) | row | {"attributes": said}
+        for i, row in enumerate(rows)
+    ]
+    assert load(tmp_path, data).boxes(0).ignore.tolist() == [Ignore.NO] + [Ignore.CLASS] * 3
 
 
 def test_lvis_fields_say_what_was_searched(tmp_path):
@@ -213,6 +224,34 @@ def test_a_faulty_picture_is_named_or_dropped(tmp_path, change, sentence):
     with pytest.warns(UserWarning, match="left out"):
         source = load(tmp_path, faults="drop")
     assert source.ids.tolist() == [10, 20] and len(source.annotations) == 3
+
+
+@pytest.mark.parametrize("stated", [True, False], ids=["sizes", "no sizes"])
+@pytest.mark.parametrize("folder", ["", "train2017/"], ids=["flat", "split"])
+def test_pictures_of_lvis_are_found_by_their_addresses(tmp_path, folder, stated):
+    data = coco_data()
+    for i, row in enumerate(data["images"]):
+        split = "val2017" if folder and i == 2 else "train2017"
+        row["coco_url"] = f"http://images.cocodataset.org/{split}/{row.pop('file_name')}"
+        save_picture(tmp_path / "images" / (f"{split}/" if folder else "") / f"{i}.png", seed=i)
+        if not stated:
+            del row["height"], row["width"]
+    source = load(tmp_path, data, num_images=0)
+    last = "val2017/2.png" if folder else "2.png"
+    assert [source.files.name(i) for i in range(3)] == [f"{folder}0.png", f"{folder}1.png", last]
+    assert source.sizes.tolist() == [[48, 64]] * 3 and source.read(2).shape == (48, 64, 3)
+    (tmp_path / "images" / last).unlink()
+    with pytest.raises(InputError, match=rf"images/{last}: no such picture"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{}, {"coco_url": "http://x/"}, {"file_name": 5}])
+def test_a_picture_without_a_name(tmp_path, change):
+    data = coco_data()
+    del data["images"][2]["file_name"]
+    data["images"][2] |= change
+    (_, problem) = problems_of(tmp_path, data)
+    assert "image 30: has no 'file_name', nor the 'coco_url' of LVIS" in problem
 
 
 ALL, NO_CAT, NOTHING = [1, 1, 1], [0, 1, 1], [0, 0, 0]
@@ -474,3 +513,63 @@ def test_real_files_go_round(tmp_path, real_data, name):
     again = copy.load("copy", tmp_path, classes, tmp_path)
     np.testing.assert_array_equal(again.annotations.boxes, source.annotations.boxes)
     np.testing.assert_array_equal(again.annotations.classes, source.annotations.classes)
+
+
+def many_faults():
+    """Returns a file in which every kind of thing is wrong with some annotation."""
+    data = coco_data()
+    data["annotations"] += [
+        annotation(1, 10, 1, [1, 1, 5, 5]),  # the first one's id
+        annotation(50, 99, 1, [1, 1, 5, 5]),
+        annotation(51, 10, 77, [1, 1, 5, 5]),
+        annotation(52, 20, 77, [1, 1, 5, 5]),
+        annotation(53, 10, 1, [1, 1, 0, 5]),
+        annotation(54, 10, 1, [1, 1, "5", 5]),
+        annotation(55, 10, 1, [1, 1, 5, 5], score=2),
+        annotation(56, 10, 1, [1, 1, 5, 5], score="high"),
+        annotation(57, 10, 1, [1, 1, 5, 5], attributes={"grade": "bronze", "box_weight": -1}),
+        "an annotation",
+        annotation(59, 20, 5, [1, 1, 5, 5], score=0.5, attributes={"grade": "silver"}),
+        annotation(50, 20, 5, [2, 1, 5, 5], iscrowd=1),
+    ]
+    return data
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_blocks_of_annotations_change_nothing(tmp_path, size, monkeypatch):
+    told = problems_of(tmp_path, many_faults())
+    with pytest.warns(UserWarning, match="left out"):
+        whole = load(tmp_path, faults="drop")
+    monkeypatch.setattr("detmtl.data.json_file.BLOCK", size)
+    assert sorted(problems_of(tmp_path, many_faults())) == sorted(told)
+    (tmp_path / "cache").rename(tmp_path / "earlier")
+    with pytest.warns(UserWarning, match="left out"):
+        blocks = load(tmp_path, faults="drop")
+    for name, array in whole.annotations.arrays().items():
+        np.testing.assert_array_equal(blocks.annotations.arrays()[name], array, err_msg=name)
+    assert blocks.coverage.tolist() == whole.coverage.tolist()
+    assert blocks.grade is whole.grade is Grade.SILVER
+
+
+def test_memory_of_a_large_file_is_that_of_its_text_and_arrays(tmp_path):
+    rows = [
+        annotation(
+            k, 10, 1, [k % 40, 1.5, 5, 5.25], score=0.5, attributes={"grade": "silver", "note": k}
+        )
+        for k in range(1, 60_001)
+    ]
+    save_coco(tmp_path, coco_data() | {"annotations": rows}, 3)
+    size = (tmp_path / "coco.json").stat().st_size
+    del rows
+    settings = CocoSource(images="images", annotations="coco.json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("detmtl.data.json_file.BLOCK", 4096)
+        tracemalloc.start()
+        try:
+            parsed = settings.parse(tmp_path, CLASSES)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert len(parsed.annotations) == 60_000
+    # Objects of all rows at once are more than 1,000 bytes each, arrays and their copies 300.
+    assert peak < size + 400 * 60_000

@@ -133,6 +133,8 @@ def test_keys(planner):
     scored = settings.model_copy(update={"train": train})
     assert run_key(settings, {}) == run_key(scored, {}), "nor where scores are counted"
     assert store_name(settings, "a") != store_name(settings, "b")
+    named = of(planner(base=BASE.replace("kind: gold, ", "kind: gold, task: boxes, ")))
+    assert store_name(settings, "a") != store_name(named, "a"), "another task, other labels"
     assert teacher_key(settings, {}) == teacher_key(of(made, seed=1), {}), "no chance in a teacher"
 
 

@@ -9,10 +9,10 @@ from PIL import Image
 from rich.console import Console
 
 from detmtl import compare
+from detmtl.comparing.bootstrap import resampled
 from detmtl.comparing.jobs import Job, _why
 from detmtl.comparing.plan import Planner
 from detmtl.comparing.prepare import Preparation, prepare
-from detmtl.comparing.scores import _resampled
 from detmtl.comparing.settings import CompareSettings, read_compare
 from detmtl.comparing.transfer_plan import prepare_transfer
 from detmtl.comparing.transfer_settings import TransferSettings, read_transfer
@@ -213,7 +213,7 @@ def test_resampling_is_kept_under_any_name_of_a_class(tmp_path):
     rows = [np.array([[0, 1.0, 2, 9, 9, 1, 0], [1, 11, 12, 9, 9, 1, 0]])] * 3
     matches = match(boxes_of(rows), boxes_of(rows), 3, ("a|b", "c/d"))
     matches.save(tmp_path / "matches.npz")
-    first = _resampled(tmp_path, matches, 120)
-    again = _resampled(tmp_path, matches, 120)
-    assert {"AP/a|b", "AP/c/d"} <= set(first) == set(again)
-    assert all(np.array_equal(first[name], again[name]) for name in first)
+    first = resampled(tmp_path, ("boxes", matches), 120)
+    again = resampled(tmp_path, ("boxes", matches), 120)
+    assert {"boxes/AP/a|b", "boxes/AP/c/d"} <= set(first) == set(again)
+    assert all(np.array_equal(first[name], again[name], equal_nan=True) for name in first)

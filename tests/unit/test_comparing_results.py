@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from detmtl.comparing.bootstrap import picture_weights
 from detmtl.comparing.plan import Plan, Run, cells_of
 from detmtl.comparing.prepare import Prepared
 from detmtl.comparing.results import difference, result
-from detmtl.comparing.scores import RunScores, picture_weights
+from detmtl.comparing.scores import RunScores
 from detmtl.comparing.settings import CompareSettings
 from detmtl.config import RunSettings
 from detmtl.report.compare_page import html, markdown, summary
@@ -119,8 +120,11 @@ def test_a_planted_difference_is_found_and_a_null_is_not(make):
     assert told(found, "silver")["word"] == "cannot tell"
     assert told(found, "electrum")["seeds"]["mean"] == pytest.approx(0.06, abs=0.02)
     assert told(found, "electrum")["pictures"]["low"] > 0
-    # what has no value per picture is judged by seeds alone
+    # what has no value per picture is judged by seeds alone, which is said
     assert told(found, "electrum", "boxes/F1@.5")["pictures"]["low"] is None
+    assert "were not resampled" in told(found, "electrum", "boxes/F1@.5")["reason"]
+    (caution,) = found["cautions"]
+    assert caution.startswith("boxes/F1@.5: verdicts are over seeds alone")
     worse = told(result(*make(baseline="electrum")), "gold", baseline="electrum")
     assert worse["word"] == "worse"
 
@@ -200,6 +204,8 @@ def test_pages(make):
     text = markdown(found)
     assert "electrum is better than gold: AP +0.0" in text
     assert "Whether silver is better than gold cannot be told" in text
+    assert "| better (seeds alone) | seeds do not explain it" in text
+    assert "marked 'seeds alone', has only ruled out the seeds" in text
     for heading in (
         "## Differences",
         "## By class and size",

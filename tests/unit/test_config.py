@@ -13,6 +13,7 @@ from detmtl.config import (
     settings_schema,
     write_settings,
 )
+from detmtl.silver.overlay import OverlaySettings
 from detmtl.structures.errors import InputError
 from detmtl.tasks.multitask import build_model
 
@@ -284,6 +285,53 @@ def test_online_mistakes_are_told(write):
     assert "online needs pictures to label" in text
     text = "\n".join(problems(path, "data.val.grade=silver"))
     assert "data.val: must be labelled by people" in text, "trap: validating on silver"
+
+
+@pytest.mark.parametrize(
+    ("select", "expected"),
+    [
+        ("{per_class: {dgo: 0.6}}", "per_class: 'dgo' is no class (nearest: 'dog')"),
+        ("{ignore_budget: 1.0}", "ignore_budget: counts over all pictures of a pool"),
+        ("{max_empty: 0.5}", "max_empty: counts over all pictures of a pool"),
+        ("{threshold: 0.04, ignore_from: null}", "threshold: 0.04 is below 0.05"),
+        ("{threshold: {precision: 0.9}}", "a threshold is given as a precision"),
+        ("{soft_targets: true}", "probabilities, ignore_budget and max_density need an audit"),
+    ],
+)
+def test_what_online_cannot_choose_by_is_told_when_the_settings_are_read(write, select, expected):
+    path = write(ONLINE)
+    audit = [] if "need" not in expected and "precision" not in expected else ["null"]
+    others = [f"online.audit_every={value}" for value in audit]
+    (problem,) = problems(path, f"online.select={select}", *others)
+    assert "online.select" in problem and expected in problem
+    # of a policy that is the pools' as well, too, and where to give mode online its own
+    silver = f"silver={{teacher: {{kind: gold}}, pools: [pool], select: {select}}}"
+    inherited = problems(path, silver, *others)
+    assert len(inherited) == 2 and "silver.select" in inherited[0] and expected in inherited[0]
+    assert "online.select: is not given" in inherited[1]
+    read_settings(path, [silver, "online.select={threshold: 0.6}", *others])
+    read_settings(path, [silver, "mix.mode=batch", *others])
+
+
+def test_online_is_for_boxes_of_one_teacher(write):
+    path = write(ONLINE)
+    (problem,) = problems(path, "online.select={fusion: {method: nms}}")
+    assert "online.select.fusion: mode online has one teacher" in problem
+    # what several teachers of other pools need is no fault
+    silver = "silver={teacher: {kind: gold}, pools: [pool], select: {fusion: {method: nms}}}"
+    assert read_settings(path, [silver]).online_select().fusion.method == "nms"
+    maps = ONLINE.replace("{kind: detection}", "{kind: semantic}")
+    text = "\n".join(problems(write(maps.replace("boxes:", "sky:")), "data.maps={classes: [sky]}"))
+    assert "online labels boxes alone" in text and "by silver.teacher in another mode" in text
+
+
+def test_online_lays_its_boxes_under_gold_as_silver_does(write):
+    path = write(ONLINE)
+    assert read_settings(path).online_overlay() == OverlaySettings()
+    silver = "silver={teacher: {kind: gold}, pools: [pool], overlay: {double: 0.7}}"
+    assert read_settings(path, [silver]).online_overlay().double == 0.7
+    own = read_settings(path, [silver, "online.overlay={double: 0.3}"])
+    assert own.online_overlay().double == 0.3
 
 
 def test_balancing_is_told_apart_by_kind(write):

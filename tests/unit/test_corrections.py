@@ -78,6 +78,7 @@ def test_what_people_did_is_counted_per_class(sent, back):
         "moved": [0, 1],
         "renamed": [1, 0],
         "deleted": [1, 0],
+        "ignored": [0, 0],
         "added": [1, 0],
         "doubted": [1, 1],
         "rescued": [0, 1],
@@ -101,6 +102,50 @@ def test_finished_pictures_become_gold(sent, back, tmp_path):
     assert second.ignore.tolist() == [Ignore.NO, Ignore.CLASS, Ignore.REGION]
     info = json.loads((tmp_path / "gold.json").read_text())["info"]
     assert info["grade"] == "gold" and info["corrections"]["cat"]["deleted"] == 1
+
+
+@pytest.mark.parametrize("attributes", [True, False], ids=["kept", "lost"])
+def test_crowds_that_people_set_and_clear_count_whatever_attributes_say(tmp_path, attributes):
+    region = {"grade": "silver", "ignore": "region"}
+    rows = [
+        box(1, 1, CAT, (10, 10, 30, 30)),
+        box(2, 1, CAT, (50, 10, 70, 30)),
+        box(3, 1, DOG, (10, 60, 30, 80), doubtful=True),
+        box(4, 1, DOG, (60, 60, 80, 80), doubtful=True),
+        box(5, 2, CAT, (10, 10, 30, 30), iscrowd=1, attributes=region),
+        box(6, 2, DOG, (50, 10, 70, 30), doubtful=True),
+    ]
+    sent = write(tmp_path / "sent.json", rows)
+    crowds = (1, 0, 0, 1, 0, 0)  # set, left, cleared, left, cleared, cleared
+    changed = [{**row, "iscrowd": crowd} for row, crowd in zip(rows, crowds, strict=True)]
+    changed[5]["category_id"] = CAT
+    if not attributes:
+        changed = [{**row, "attributes": {}} for row in changed]
+    corrections = take_back(sent, write(tmp_path / "back.json", changed))
+    assert counts_of(corrections) == {
+        "sent": [2, 0],
+        "accepted": [1, 0],
+        "moved": [0, 0],
+        "renamed": [0, 0],
+        "deleted": [0, 0],
+        "ignored": [1, 0],
+        "added": [2, 0],
+        "doubted": [0, 3],
+        "rescued": [0, 1],
+    }
+    console = Console(width=200)
+    with console.capture() as told:
+        console.print(corrections.table())
+    assert "1.00 (0.21-1.00)" in told.get()  # of the one label that was judged
+    write_verified(corrections, sent, tmp_path / "gold.json")
+    gold = read_labels(tmp_path / "gold.json")
+    assert gold.labels(0)["boxes"].ignore.tolist() == [
+        Ignore.REGION,
+        Ignore.NO,
+        Ignore.NO,
+        Ignore.CLASS,
+    ]
+    assert gold.labels(1)["boxes"].ignore.tolist() == [Ignore.NO, Ignore.NO]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +227,7 @@ def test_a_box_is_matched_once_and_by_its_best(tmp_path):
 def test_an_untouched_file_is_all_accepted(sent):
     counts = counts_of(take_back(sent, sent))
     assert counts["accepted"] == counts["sent"] == [3, 2]
-    for name in ("moved", "renamed", "deleted", "added", "rescued"):
+    for name in ("moved", "renamed", "deleted", "ignored", "added", "rescued"):
         assert counts[name] == [0, 0]
 
 

@@ -11,7 +11,9 @@ from detmtl.data.coco import CocoSource
 from detmtl.data.folder import FolderSource
 from detmtl.data.joined import joined
 from detmtl.data.loader import evaluation_batches
+from detmtl.data.mixture import MixSettings, Mixture
 from detmtl.data.subset import Subset
+from detmtl.data.voc import VocSource
 from detmtl.data.yolo import YoloSource
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
@@ -46,6 +48,45 @@ def test_boxes_of_a_class_that_is_not_covered_stay_labels(tmp_path):
     source = load(tmp_path, coco_data(), covers=["dog"])
     assert source.annotations.classes.tolist() == [0, 2, 1]
     assert source.coverage.tolist() == [[0, 1, 0]]
+
+
+VOC = (
+    "<annotation><size><width>64</width><height>48</height></size><object><name>{}</name><bndbox>"
+    "<xmin>5</xmin><ymin>6</ymin><xmax>20</xmax><ymax>30</ymax></bndbox></object></annotation>"
+)
+
+
+@pytest.mark.parametrize("kind", ["coco", "yolo", "voc"])
+def test_a_class_of_which_the_files_know_some_members_is_told(tmp_path, kind):
+    pets = LabelSpace.of({"pet": ["cat", "dog"], "bird": ["bird"]})
+    data = coco_data()
+    data["annotations"] = [annotation(1, 10, 1, [4, 4, 20, 20]), annotation(2, 20, 9, [4, 4, 9, 9])]
+    data["categories"] = [c for c in data["categories"] if c["name"] != "dog"]
+    save_coco(tmp_path, data)
+    for i, name in enumerate(("cat", "bird")):
+        (tmp_path / f"{i}.xml").write_text(VOC.format(name))
+        (tmp_path / f"{i}.txt").write_text(f"{i} 0.5 0.5 0.25 0.25\n")
+
+    def read(**settings):
+        source = {
+            "coco": lambda: CocoSource(images="images", annotations="coco.json", **settings),
+            "yolo": lambda: YoloSource(
+                images="images", labels=".", names=["cat", "bird"], **settings
+            ),
+            "voc": lambda: VocSource(images="images", annotations=".", **settings),
+        }[kind]()
+        return source.load("mine", tmp_path, pets, tmp_path / "cache")
+
+    for source in (read(), read(), read(subset=Subset(count=2))):  # the second from the cache
+        (note,) = source.notes
+        assert note.startswith("source 'mine': has of class 'pet' the categories cat but not dog")
+        assert "`covers` without 'pet'" in note and source.coverage.tolist() == [[1, 1]]
+        assert Mixture([source], MixSettings(mode="gold"), 1).notes == [note]
+    told = read(covers=["bird"])
+    assert told.notes == () and told.coverage.tolist() == [[0, 1]] and len(told.annotations) == 2
+    assert read(keep=["bird"]).notes == ()
+    (tmp_path / "c.csv").write_text("file_name,class\n0.png,bird\n")
+    assert read(covers_file="c.csv").notes == ()
 
 
 @pytest.mark.parametrize(

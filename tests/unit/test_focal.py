@@ -1,11 +1,12 @@
 """Focal loss against torchvision's, against autograd, and at the ends of number ranges."""
 
+import numpy as np
 import pytest
 import torch
 from torchvision.ops import sigmoid_focal_loss
 
 from detmtl.losses import focal
-from detmtl.losses.focal import FocalTargets, focal_sums, sigmoid_focal
+from detmtl.losses.focal import FocalTargets, focal_sums, sigmoid_and_softplus, sigmoid_focal
 
 
 def _random(dtype=torch.float64, sizes=(7, 3), pictures=2, classes=4, holes=True, seed=0):
@@ -148,3 +149,17 @@ def test_extreme_logits_stay_finite(value):
 def test_a_level_without_rows():
     levels, targets, _ = _random(sizes=(0, 3))
     assert torch.isfinite(focal_sums(levels, targets, 0.25, 2.0).sum())
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-7), (torch.float64, 4e-16)])
+def test_sigmoid_and_softplus_are_exact_from_tiny_to_huge(dtype, tolerance):
+    x = torch.cat([torch.linspace(-80, 80, 40_001), torch.tensor([-torch.inf, -90, -1e-9])]).to(
+        dtype
+    )
+    wide = np.exp(x.numpy().astype(np.longdouble))
+    true = wide / (1 + wide), np.log1p(wide)
+    # torch's exp is right to the last bit of its type only up to some of them.
+    tolerance = tolerance + np.abs(torch.exp(x).numpy() / np.maximum(wide, 1e-300) - 1)[:-3].max()
+    for found, exact in zip(sigmoid_and_softplus(x), true, strict=True):
+        error = np.abs(found.numpy().astype(np.longdouble) - exact)
+        assert (error <= tolerance * exact + torch.finfo(dtype).tiny).all()

@@ -12,9 +12,9 @@ from detmtl.metrics.matches import (
     average_precision,
     f1_at,
     match,
-    mean_over_classes,
     reliability,
 )
+from detmtl.metrics.per_picture import mean_of_known
 
 NAMES = ["cat", "dog", "cow"]
 
@@ -65,9 +65,9 @@ def numbers(truth, found, num_images):
 def ours(matches, weights=None):
     by_size = {s: average_precision(matches, weights, s) for s in SIZES}
     ap = by_size[""]
-    out = {"AP": mean_over_classes(ap.mean(axis=1)), "AP50": mean_over_classes(ap[:, 0])}
-    out["AP75"] = mean_over_classes(ap[:, 5])
-    out |= {f"AP_{s}": mean_over_classes(v.mean(axis=1)) for s, v in by_size.items() if s}
+    out = {"AP": mean_of_known(ap.mean(axis=1)), "AP50": mean_of_known(ap[:, 0])}
+    out["AP75"] = mean_of_known(ap[:, 5])
+    out |= {f"AP_{s}": mean_of_known(v.mean(axis=1)) for s, v in by_size.items() if s}
     out |= {f"AP/{n}": ap[:, :, c].mean(axis=1) for c, n in enumerate(NAMES)}
     return {name: float(value[0]) for name, value in out.items()}
 

@@ -1,8 +1,10 @@
 """Mode online: what the averaged model's boxes become, and that a run goes on to the bit."""
 
+import importlib.util
 import json
 import os
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,19 +17,26 @@ from engine_stand_ins import NAMES, batch_of, recorder
 from engine_stand_ins import prepared as untaught
 from test_loader import make_source
 
+from detmtl.config import settings_from
 from detmtl.data.augment import Augment
 from detmtl.data.fit import InputSettings
+from detmtl.data.flat import Annotations
+from detmtl.data.loader import batches as loaded
 from detmtl.data.loader import drafts
 from detmtl.data.mixture import MixSettings, Mixture
 from detmtl.data.source import Source
+from detmtl.data.tags import BoxTags, TagClasses
 from detmtl.engine.evaluator import collect, predict
-from detmtl.engine.online import online_batches, unlabelled
-from detmtl.engine.online_audit import Audits, Choices
+from detmtl.engine.online import online_batches
+from detmtl.engine.online_audit import Audits, Choices, audit_pictures
 from detmtl.engine.online_choice import Choice
 from detmtl.engine.optim import OptimSettings
 from detmtl.engine.trainer import TrainSettings, train
+from detmtl.run_sources import to_be_labelled
 from detmtl.silver.audit import audit
+from detmtl.silver.calibration import TooLittleEvidence
 from detmtl.silver.card import TeacherCard
+from detmtl.silver.overlay import OverlaySettings
 from detmtl.silver.selection import SelectionSettings, select
 from detmtl.silver.store import Record, Store
 from detmtl.structures.classes import LabelSpace
@@ -47,7 +56,7 @@ def sources(tmp_path_factory) -> list[Source]:
     folder = tmp_path_factory.mktemp("pictures")
     return [
         make_source(folder, "gold", 5),
-        unlabelled(make_source(folder, "pool", 7)),
+        replace(make_source(folder, "pool", 7), annotations=None, grade=Grade.SILVER),
         make_source(folder, "held", 6),
     ]
 
@@ -77,20 +86,24 @@ def stream(state, sources, chosen, audits=None, policy=PLAIN, rank=0, world=1):
         mixture, AUGMENT, ["pool"], first, mixture.steps, rank=rank, world=world, seed=2
     )
     choices = Choices(policy, SPACE, 0.05, mixture.first_step_of_last_phase(), audits)
-    return online_batches(waiting, first, state, AUGMENT, choices, "fp32"), mixture
+    labelled = online_batches(
+        waiting, first, state, mixture.sources, AUGMENT, choices, OverlaySettings(), "fp32"
+    )
+    return labelled, mixture, choices
 
 
 def audits_of(state, sources, folder, accumulate=1):
     start = round(0.3 * STEPS * accumulate)
+    gold = audit_pictures(sources[2], 5, PLAIN)
     return Audits(
-        state, sources[2], 5, SPACE, folder / "online", start, 3 * accumulate,
+        state, gold, SPACE, folder / "online", start, 3 * accumulate,
         InputSettings(short=48, long=64), "fp32", 0.05, 0.6,
     )  # fmt: skip
 
 
 def test_weak_views_are_labelled_and_strong_ones_learned(sources):
     state = prepared(settings(), OPTIM)
-    batches, mixture = stream(state, sources, settings())
+    batches, mixture, _ = stream(state, sources, settings())
     for number, batch in enumerate(batches):
         waiting = [i for i, p in enumerate(mixture.picks(number)) if p.source == 1]
         assert bool(waiting) == (number >= 3), "gold alone until the burn-in is over"
@@ -117,7 +130,7 @@ def one_draft(sources, number):
     mix = MixSettings(mode="online", burn_in=0.3, shares={"gold": 1, "pool": 1})
     mixture = Mixture(sources[:2], mix, 4, seed=2, steps=STEPS)
     (draft,) = drafts(mixture, AUGMENT, ["pool"], number, number + 1, seed=2)
-    yield [draft.samples[i] for i in draft.seeds]
+    yield [draft.samples[i] for i in draft.waiting]
 
 
 def test_the_strong_view_is_what_a_worker_would_make(sources):
@@ -133,10 +146,10 @@ def test_the_strong_view_is_what_a_worker_would_make(sources):
 
 def test_teacher_is_the_average_of_the_moment(sources):
     state = prepared(settings(), OPTIM)
-    batches, _ = stream(state, sources, settings())
+    batches, _, _ = stream(state, sources, settings())
     for _ in range(4):
         before = next(batches)
-    again, _ = stream(state, sources, settings())
+    again, _, _ = stream(state, sources, settings())
     with torch.no_grad():
         for p in state.ema.module.parameters():
             p.add_(0.05)
@@ -148,12 +161,12 @@ def test_teacher_is_the_average_of_the_moment(sources):
     assert torch.equal(before.labels["boxes"].boxes[:2], after.labels["boxes"].boxes[:2])
 
 
-def run(folder, sources, chosen, state, killed_at=None, audited=True):
+def run(folder, sources, chosen, state, killed_at=None, audited=True, policy=PLAIN):
     class Killed(Exception):
         pass
 
     audits = audits_of(state, sources, folder, chosen.accumulate) if audited else None
-    batches, _ = stream(state, sources, chosen, audits)
+    batches, _, choices = stream(state, sources, chosen, audits, policy)
 
     def until_killed():
         for i, batch in enumerate(batches):
@@ -166,7 +179,10 @@ def run(folder, sources, chosen, state, killed_at=None, audited=True):
 
     try:
         with recorder(folder, chosen.steps, state.step) as told:
-            train(state, until_killed(), chosen, OPTIM, score, told, folder, ["gold", "pool"])
+            train(
+                state, until_killed(), chosen, OPTIM, score, told, folder, ["gold", "pool"],
+                also=choices.told,
+            )  # fmt: skip
     except Killed:
         pass
     return {k: v.clone() for k, v in [*state.model.state_dict().items()]}
@@ -197,6 +213,213 @@ def test_an_audit_that_is_gone_is_told(tmp_path, sources):
         path.rename(tmp_path / path.name)
     with pytest.raises(InputError, match="audit of the online teacher is missing"):
         run(tmp_path, sources, chosen, state)
+
+
+CALIBRATED = SelectionSettings.model_validate({"soft_targets": True, "calibration": "platt"})
+"""Needs ten judged boxes; the stand-in's audits have five."""
+
+
+def test_weak_audits_end_no_training_and_resume_the_same(tmp_path, sources):
+    chosen = settings()
+
+    def weak(folder, state, killed_at=None):
+        with pytest.warns(UserWarning, match="too little evidence.* judges 5 of") as told:
+            found = run(tmp_path / folder, sources, chosen, state, killed_at, policy=CALIBRATED)
+        assert len(told) == 1, "told once"
+        return found
+
+    whole = weak("whole", prepared(chosen, OPTIM))
+    weak("part", prepared(chosen, OPTIM), killed_at=9)
+    resumed = prepared(chosen, OPTIM, seed=99)
+    resumed.load(tmp_path / "part" / "last.pt")
+    assert resumed.step == 8
+    part = weak("part", resumed)
+    assert [k for k in whole if not torch.equal(whole[k], part[k])] == []
+    kept = []
+    for folder in ("whole", "part"):
+        rows = map(json.loads, (tmp_path / folder / "metrics.jsonl").read_text().splitlines())
+        kept.append(
+            [(r["step"], r.get("online/weak_audits")) for r in rows if "pictures_per_second" in r]
+        )
+    # audits before batches 3, 6 and 9, which is that of step 10
+    assert kept[0] == kept[1] == [(4, 1), (5, 1), (8, 2), (10, 3)]
+
+
+class Judged:
+    """Audits that are there already, by the number of their batch."""
+
+    every = 3
+
+    def __init__(self, audits):
+        self.audits, self.asked = audits, []
+
+    def due(self, number):
+        return number - number % 3
+
+    def __call__(self, due, now):
+        self.asked.append((due, now))
+        return self.audits[due]
+
+
+def test_the_last_good_choice_stays_whoever_asks_and_when(tmp_path, sources):
+    good, weak = (judged_boxes(tmp_path / str(n), sources[2], n) for n in (4, 1))
+    audits = {3: weak, 6: good, 9: weak, 12: weak, 15: good}
+    with pytest.raises(TooLittleEvidence, match="and 10 are needed"):
+        Choice.of(CALIBRATED, SPACE, weak, 0.05)
+
+    def told(numbers):
+        choices = Choices(CALIBRATED, SPACE, 0.05, 3, Judged(audits))
+        found = []
+        for number in numbers:
+            choice = choices(number)
+            coverage = None if choice is None else list(choice.policy.coverage.values())
+            found.append((coverage, choices.told()["online/weak_audits"]))
+        return found
+
+    of_good = list(Choice.of(CALIBRATED, SPACE, good, 0.05).policy.coverage.values())
+    expected = [(None, 0), (None, 1), (of_good, 0), (of_good, 1), (of_good, 2), (of_good, 0)]
+    numbers = [0, 3, 6, 9, 12, 15]
+    with pytest.warns(UserWarning, match="too little evidence"):
+        assert told(numbers) == expected
+    for at, number in enumerate(numbers[1:-1], 1):  # a run goes on within each audit's time
+        if expected[at][1] == 0:
+            assert told([number + 1]) == [expected[at]]
+            continue
+        with pytest.warns(UserWarning, match="too little evidence"):
+            assert told([number + 1, *numbers[at + 1 :]]) == expected[at:]
+
+
+def test_each_audit_is_looked_at_once(tmp_path, sources):
+    weak = judged_boxes(tmp_path, sources[2], 1)
+    audits = Judged(dict.fromkeys((0, 3, 6), weak))
+    choices = Choices(CALIBRATED, SPACE, 0.05, 0, audits)
+    with pytest.warns(UserWarning, match="too little evidence"):
+        assert {choices(number) for number in range(8)} == {None}
+    assert audits.asked == [(0, True), (3, True), (6, True)]
+
+
+def judged_boxes(folder, gold, copies):
+    """Returns the audit of a teacher that finds the first box of each picture, so many times."""
+    card = TeacherCard(name="t", weights_sha256="0", classes=SPACE.names, preprocessing="")
+    store = Store.create(folder, card, 0.05)
+    with store.writer() as writer:
+        for i, content_hash in enumerate(gold.hashes()):
+            first = gold.boxes(i)[:1]
+            boxes, classes = (x.repeat_interleave(copies, 0) for x in (first.boxes, first.classes))
+            boxes[:, :2] += torch.arange(len(boxes))[:, None] / 10
+            scores = np.linspace(0.9, 0.6, len(boxes), dtype=np.float32)
+            size = (int(x) for x in gold.sizes[i])
+            writer.add(Record(content_hash, *size, boxes.numpy(), classes.numpy(), scores))
+    return audit(Store.open(folder), gold, SPACE, nms=None)
+
+
+def test_audits_that_cannot_be_of_use_are_refused_before_the_training(sources, monkeypatch):
+    held = sources[2]
+    assert len(audit_pictures(held, 5, PLAIN)) == 5
+    searched = replace(held, coverage=np.array([[1, 1], [0, 0]] * 3, np.float32))
+    assert audit_pictures(searched, 9, PLAIN).ids.tolist() == held.ids[::2].tolist()
+    with pytest.raises(InputError, match="source 'pool' has no boxes to audit the teacher by"):
+        audit_pictures(sources[1], 5, PLAIN)
+    with pytest.raises(InputError, match=r"1 of 6 pictures of source 'held' .* none of them"):
+        audit_pictures(held, 1, PLAIN)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    audit_pictures(held, 5, PLAIN)
+    with pytest.raises(InputError, match=r"pip install 'detmtl\[calibration\]'"):
+        audit_pictures(held, 5, SelectionSettings(soft_targets=True))
+
+
+def partly_labelled(pool, gold_class):
+    """Returns the pool with boxes of one class, for which alone people have looked."""
+    full = make_annotations(len(pool))
+    full.classes[:] = gold_class
+    coverage = np.zeros((1, 2), np.float32)
+    coverage[0, gold_class] = 1
+    return replace(pool, annotations=full, coverage=coverage)
+
+
+def make_annotations(count):
+    """Returns one box in the lower right corner of each of `count` pictures."""
+    box = np.array([[50, 40, 78, 58]], np.float32).repeat(count, 0)
+    return Annotations.of(count, np.arange(count), box, np.zeros(count, np.int64))
+
+
+@pytest.mark.parametrize("gold_class", [0, 1])
+def test_gold_of_a_pool_stays_and_the_teacher_fills_in_the_rest(sources, gold_class):
+    """The stand-in finds one box of class 0 in each picture."""
+    partly = [sources[0], partly_labelled(sources[1], gold_class)]
+    state = prepared(settings(), OPTIM)
+    batches, mixture, _ = stream(state, partly, settings())
+    ready = loaded(mixture, AUGMENT, 0, STEPS, seed=2)
+    seen = 0
+    for number, (batch, worker) in enumerate(zip(batches, ready, strict=True)):
+        assert torch.equal(batch.images, worker.images), "augmented as a worker would"
+        labels, own = batch.labels["boxes"], worker.labels["boxes"]
+        for i, pick in enumerate(mixture.picks(number)):
+            if pick.source == 0:
+                continue
+            seen += 1
+            torch.testing.assert_close(labels.boxes[i, 0], own.boxes[i, 0], atol=1e-3, rtol=0)
+            gold = (gold_class, Grade.GOLD)
+            teacher = [] if gold_class == 0 or number < 3 else [(0, Grade.SILVER)]
+            assert kinds_of(batch, i) == [gold, *teacher]
+            other = 1.0 if number >= 3 else 0.0
+            expected = [1.0, other] if gold_class == 0 else [other, 1.0]
+            assert labels.coverage[i].tolist() == expected
+    assert seen > 2 * STEPS
+
+
+def kinds_of(batch, i):
+    """Returns class and grade of the boxes of a batch's picture."""
+    (labels,) = batch.labels["boxes"].unpadded(batch.sizes.tolist())[i : i + 1]
+    return list(zip(labels.classes.tolist(), labels.grade.tolist(), strict=True))
+
+
+ONLINE = {
+    "data": {
+        "root": "x",
+        "classes": ["a", "b"],
+        "sources": {
+            "gold": {"kind": "coco", "images": "x", "annotations": "x"},
+            "pool": {"kind": "coco", "images": "x", "annotations": "x"},
+        },
+        "val": {"kind": "coco", "images": "x", "annotations": "x"},
+        "batch_size": 2,
+    },
+    "model": {"backbone": {"name": "resnet18"}},
+    "tasks": {"boxes": {"kind": "detection"}},
+    "mix": {"mode": "online"},
+    "online": {"pools": ["pool"]},
+    "train": {"steps": 3},
+}
+
+
+def test_a_pool_comes_with_what_people_said_of_it(sources):
+    gold, pool = sources[0], partly_labelled(sources[1], 1)
+    of = settings_from(ONLINE)
+    found = to_be_labelled(of, {"gold": gold, "pool": replace(pool, grade=Grade.GOLD)})
+    assert found["gold"] is gold and found["pool"].grade == Grade.SILVER
+    assert found["pool"].grades() == {Grade.GOLD, Grade.SILVER}
+    assert found["pool"].annotations is pool.annotations and found["pool"].tags is None
+    whole = replace(pool, coverage=np.ones((1, 2), np.float32))
+    with pytest.raises(InputError, match=r"online\.pools: people have looked for every class"):
+        to_be_labelled(of, {"gold": gold, "pool": whole})
+    tags = {"classes": ["a", "b"], "from_boxes": True}
+    of = settings_from({**ONLINE, "data": {**ONLINE["data"], "tags": tags}})
+    of_boxes = to_be_labelled(of, {"gold": gold, "pool": sources[1]})["pool"].tags
+    assert isinstance(of_boxes, BoxTags), "silver boxes tell tags, as those of a store do"
+
+
+def test_tags_follow_from_the_boxes_of_both(sources):
+    classes = TagClasses(classes=["a", "b"], from_boxes=True)
+    pool = replace(partly_labelled(sources[1], 1), tags=BoxTags.of(["a", "b"], classes))
+    batches, mixture, _ = stream(prepared(settings(), OPTIM), [sources[0], pool], settings())
+    for number, batch in enumerate(batches):
+        tags = batch.labels["tags"]
+        for i, pick in enumerate(mixture.picks(number)):
+            if pick.source == 1:
+                # in the burn-in nobody has looked for class a
+                assert tags.targets[i].tolist() == [float(number >= 3), 1.0]
+                assert tags.weights[i].tolist() == [float(number >= 3), 1.0]
 
 
 def found(*rows):
@@ -286,8 +509,6 @@ def test_choice_follows_the_audit(tmp_path, sources):
     text = str(caught.value)
     assert "'c' is no class" in text and "only an audit against gold" in text
     assert "0.01 is below 0.05, the lowest score that the online teacher keeps" in text
-    with pytest.raises(InputError, match=r"online\.select\.ignore_budget"):
-        Choice.of(SelectionSettings(ignore_budget=1.0), SPACE, judged, 0.05)
 
 
 def test_calibration_makes_targets_weights_and_thresholds(tmp_path, sources):
@@ -343,10 +564,10 @@ def _of_rank(rank, folder, sources):
     chosen = settings()
     state = prepared(chosen, OPTIM)
     audits = audits_of(state, sources, folder)
-    batches, _ = stream(state, sources, chosen, audits, rank=rank, world=2)
+    batches, _, _ = stream(state, sources, chosen, audits, rank=rank, world=2)
     seen = list(batches)
     told = [b.labels["boxes"].boxes.tolist() for b in seen]
-    torch.save([told, audits(9).digest()], folder / f"{rank}.pt")
+    torch.save([told, audits(9, now=False).digest()], folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -356,7 +577,7 @@ def test_two_ranks_label_what_one_labels(tmp_path, sources):
     multiprocessing.start_processes(_of_rank, (tmp_path, sources), nprocs=2, start_method="fork")
     state = prepared(settings(), OPTIM)
     audits = audits_of(state, sources, tmp_path / "alone")
-    batches, _ = stream(state, sources, settings(), audits)
+    batches, _, _ = stream(state, sources, settings(), audits)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     assert ranks[0][1] == ranks[1][1]
     for number, batch in enumerate(batches):

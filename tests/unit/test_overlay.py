@@ -1,6 +1,7 @@
 """Gold and silver on one picture: who speaks for which class, doubles, conflicts, and the file of it."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +12,11 @@ from torchvision.ops import box_iou
 
 from detmtl.data.coco import CocoSource, read_labels
 from detmtl.silver import overlay as module
-from detmtl.silver.overlay import OverlaySettings, overlay, with_gold
+from detmtl.silver.overlay import OverlaySettings, overlay, overlay_boxes, with_gold
 from detmtl.silver.selection import SelectionSettings, select
 from detmtl.structures.classes import LabelSpace
-from detmtl.structures.labels import Grade, Ignore
+from detmtl.structures.details import Details, Outlines
+from detmtl.structures.labels import BoxLabels, Grade, Ignore
 
 CLASSES = LabelSpace.of(["person", "car"])
 PERSON, CAR = 0, 1
@@ -130,6 +132,40 @@ def test_many_boxes_are_compared_in_blocks_with_the_same_result(tmp_path, monkey
         overlaps = box_iou(torch.tensor([box]), torch.tensor([r[1] for r in mine]).reshape(-1, 4))
         expected += bool((overlaps >= 0.3).any())
     assert whole.counts["doubles"] == expected
+
+
+@pytest.mark.parametrize("conflicts", ["ignore", "drop"])
+def test_boxes_of_one_picture_are_laid_as_those_of_many(tmp_path, conflicts):
+    rng = np.random.default_rng(1)
+    corners = rng.uniform(0, 10, (2, 60, 2)).round(2)
+    boxes = np.concatenate([corners, corners + rng.uniform(2, 9, (2, 60, 2)).round(2)], axis=2)
+    images, classes, doubts = rng.integers(0, [[[3]], [[2]], [[2]]], (3, 2, 60)).tolist()
+    rows = [
+        list(zip(images[k], boxes[k].tolist(), classes[k], doubts[k], strict=True))
+        for k in range(2)
+    ]
+    upper = labelled(tmp_path, rows[0], [[0, 1], [0.5, 0], [1, 1]])
+    lower = labelled(tmp_path, rows[1], [[0.5, 0.25]], Grade.SILVER)
+    settings = OverlaySettings(double=0.3, conflict=0.5, conflicts=conflicts)
+    expected = overlay(upper, lower, settings)
+    assert min(expected.counts.values()) > 0
+    for i in range(3):
+        own, theirs = upper.boxes(i), lower.boxes(i)
+        found, whole = overlay_boxes(own, theirs, settings), expected.source.boxes(i)
+        for name in ("boxes", "classes", "scores", "weights", "ignore", "grade", "coverage"):
+            assert torch.equal(getattr(found, name), getattr(whole, name)), name
+
+
+def test_of_boxes_added_to_one_picture_no_details_are_known(tmp_path):
+    outlines = Outlines(torch.ones(3, 2), torch.tensor([0, 3]), torch.tensor([0, 1]))
+    known = Details(torch.tensor([[2]]), None, torch.ones(1, 1, 3), torch.tensor([7.0]), outlines)
+    box, far = torch.tensor([A, C], dtype=torch.float32).split(1)
+    person, car = torch.tensor([[PERSON], [CAR]])
+    upper = replace(BoxLabels.of(box, person, 2, coverage=torch.tensor([1.0, 0])), details=known)
+    found = overlay_boxes(upper, BoxLabels.of(far, car, 2), OverlaySettings()).details
+    assert found.attributes.tolist() == [[2], [-1]]
+    assert found.keypoints[:, 0].tolist() == [[1, 1, 1], [0, 0, 0]]
+    assert found.areas.tolist() == [7, 100] and found.outlines.drawn().tolist() == [True, False]
 
 
 def test_the_file_carries_it_all(tmp_path):

@@ -121,3 +121,24 @@ def test_modes_of_two_grades_want_both(sources):
             Mixture(sources[:2], MixSettings(mode=mode), 6, steps=STEPS)
         silver = replace(sources[0], name="other", grade=Grade.SILVER)
         Mixture([sources[0], silver], MixSettings(mode=mode), 6, steps=STEPS)
+
+
+def test_online_burns_in_on_what_people_said_of_its_pools(sources):
+    """A source that is gold for some classes and a pool for the others needs no other beside it."""
+    num = len(sources[0].classes)
+    partly = np.eye(1, num, dtype=np.float32)
+    pool = replace(sources[0], coverage=partly, grade=Grade.SILVER)
+    mix = Mixture([pool], MixSettings(mode="online", burn_in=0.5), 4, steps=10)
+    assert mix.first_step_of_last_phase() == 5
+    assert all(pick.source == 0 for step in range(10) for pick in mix.picks(step))
+    # not where nobody has looked at some pictures at all, nor where a model has labelled before
+    some = np.zeros((len(pool), num), np.float32)
+    some[0] = 1
+    annotations = pool.annotations
+    silver = replace(annotations, grade=np.ones_like(annotations.grade))
+    for other in (replace(pool, coverage=some), replace(pool, annotations=silver)):
+        with pytest.raises(InputError, match="online needs gold and silver sources"):
+            Mixture([other], MixSettings(mode="online"), 4, steps=10)
+        beside = replace(other, name="other")
+        mix = Mixture([sources[0], beside], MixSettings(mode="online", burn_in=0.5), 4, steps=10)
+        assert {pick.source for step in range(5) for pick in mix.picks(step)} == {0}

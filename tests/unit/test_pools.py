@@ -1,7 +1,9 @@
 """Parts of the recipe: whose folder a run's is, and what a teacher is trained on."""
 
+import json
 import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from detmtl.pools import gold_sources, read_selection, show_audit
 from detmtl.run_folder import RunFolder
 from detmtl.silver.audit import audit
 from detmtl.silver.overlay import OverlaySettings, with_gold
+from detmtl.silver.policy import Policy
 from detmtl.silver.record import Record
 from detmtl.silver.selection import SelectionSettings, select
 from detmtl.silver.store import Store
@@ -56,6 +59,30 @@ def settings(tmp_path):
     return lambda *overrides: read_settings(tmp_path / "run.yaml", overrides)
 
 
+def test_a_teacher_that_the_run_trains_writes_the_task_that_is_named(
+    settings, tmp_path, monkeypatch
+):
+    tags = "tasks.night={kind: tags}", "data.tags={classes: [night]}"
+    about = "tasks.colors={kind: attributes}", "data.details={attributes: {color: [red]}}"
+    told = r"silver\.teacher\.task: is None, .*: boxes, night; name one"
+    with pytest.raises(InputError, match=told):
+        settings(*tags, *about)
+    assert settings(*tags, "mix={mode: gold}").silver.teacher.task is None, (
+        "nobody asks the teacher"
+    )
+    with pytest.raises(InputError, match=r"is 'colors', .*: boxes; name one"):
+        settings(*about, "silver.teacher.task=colors")
+    asked = []
+    monkeypatch.setattr(
+        pools.CheckpointTeacherSettings, "load", lambda self, *_: asked.append(self.task) or self
+    )
+    monkeypatch.setattr(pools.CheckpointTeacherSettings, "card", card("a"), raising=False)
+    process = SimpleNamespace(device="cpu")
+    for more in ((*tags, "silver.teacher.task=night"), about):
+        list(pools.load_teachers(settings(*more), RunFolder(tmp_path), process))
+    assert asked == ["night", "boxes"]
+
+
 def test_a_teacher_learns_from_gold_alone_and_not_from_its_audit(settings):
     assert gold_sources(settings()) == ["gold"]
     assert gold_sources(settings("silver.audit=val")) == ["gold", "checked"]
@@ -86,25 +113,31 @@ def test_a_folder_with_work_in_it_belongs_to_its_settings(settings, tmp_path, wo
 def test_without_the_packages_for_it_one_line_says_that_there_is_no_page(tmp_path, monkeypatch):
     gold = scenes(count=4)
     store = stored(tmp_path, gold)
-    checked = audit(store, gold, LabelSpace.of(CLASSES))
+    space = LabelSpace.of(CLASSES)
+    checked = audit(store, gold, space)
     monkeypatch.setattr(pools, "available", lambda: False)
     with open(os.devnull, "w") as nowhere:
         console = Console(width=160, record=True, file=nowhere)
-        show_audit(store, checked, gold, dict.fromkeys(CLASSES, 0.5), 0.3, console)
+        policy = Policy.of(store, space, checked.known, SelectionSettings(), checked)
+        show_audit(store, checked, gold, dict.fromkeys(CLASSES, 0.5), 0.3, console, policy)
         *table, last = console.export_text().strip().splitlines()
     assert last == "No page of the audit: pip install 'detmtl[report]'"
     assert any("person" in line for line in table)
     assert list(tmp_path.rglob("report.html")) == []
+    (summary,) = tmp_path.rglob("summary.json")
+    assert json.loads(summary.read_text())["per_class"]["person"]["threshold"] == 0.5
 
 
 def test_the_page_of_a_recipe_has_scores_before_and_after_calibration(tmp_path):
     pytest.importorskip("jinja2")
     gold = scenes(count=12)
     store = stored(tmp_path, gold)
-    checked = audit(store, gold, LabelSpace.of(CLASSES))
+    space = LabelSpace.of(CLASSES)
+    checked = audit(store, gold, space)
     with open(os.devnull, "w") as nowhere:
         console = Console(width=160, record=True, file=nowhere)
-        show_audit(store, checked, gold, dict.fromkeys(CLASSES, 0.5), 0.3, console)
+        policy = Policy.of(store, space, checked.known, SelectionSettings(), checked)
+        show_audit(store, checked, gold, dict.fromkeys(CLASSES, 0.5), 0.3, console, policy)
     (page,) = tmp_path.rglob("report.html")
     enough = sum(map(len, checked.scores)) >= 20 and any(h.any() for h in checked.hits)
     assert enough

@@ -1,11 +1,17 @@
 import json
+import os
+from dataclasses import replace
 
 import pytest
 import torch
+from silver_stand_ins import HEIGHT, WIDTH, pictures
 
+from detmtl.data.flat import FileNames
+from detmtl.silver.store import Store
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
 from detmtl.structures.sample import ImageInfo
+from detmtl.teachers.annotate import annotate
 from detmtl.teachers.from_results import ResultsTeacherSettings
 
 ABOUT = {
@@ -141,3 +147,22 @@ def test_class_names_that_say_nothing_are_refused(tmp_path):
         load(tmp_path, about=twice)
     with pytest.raises(InputError, match="does not see pixels"):
         load(tmp_path, tta={"flip": True})
+
+
+def test_pictures_that_the_file_does_not_tell_apart_are_refused_before_any_is_labelled(tmp_path):
+    about = ABOUT | {"images": [ABOUT["images"][0] | {"height": HEIGHT, "width": WIDTH}]}
+    teacher = load(tmp_path, [RESULTS[1]], about)
+    first, again, other = (
+        pictures(tmp_path / name, 1, first=i) for name, i in (("x", 0), ("copy", 0), ("y", 9))
+    )
+    for source in (first, again, other):
+        os.rename(source.files[0], tmp_path / source.files[0].replace("000.png", "a.jpg"))
+    sources = [
+        replace(s, files=FileNames.of(s.files.folder, ["a.jpg"])) for s in (first, again, other)
+    ]
+    annotate(teacher, sources[:2], tmp_path / "one", progress=False)  # copies are one picture
+    both = r"x/a\.jpg and .*y/a\.jpg: are one picture in the file of teacher 'results'"
+    for rank in range(2):
+        with pytest.raises(InputError, match=both):
+            annotate(teacher, sources, tmp_path / "s", rank=rank, world=2, progress=False)
+    assert len(Store.open(tmp_path / "s")) == 0

@@ -194,9 +194,12 @@ def test_the_prior_is_the_first_probability():
 
 def test_average_precision_by_hand():
     scores, true = np.array([0.9, 0.8, 0.7, 0.1]), np.array([True, False, True, False])
-    assert average_precision(scores, true) == pytest.approx((1 + 2 / 3) / 2)
-    assert average_precision(np.zeros(4), true) == pytest.approx(0.5), "ties have one precision"
-    assert math.isnan(average_precision(scores, np.zeros(4, bool)))
+    once = np.ones((1, 4))
+    assert average_precision(scores, true, once) == pytest.approx((1 + 2 / 3) / 2)
+    assert average_precision(np.zeros(4), true, once) == pytest.approx(0.5), (
+        "ties have one precision"
+    )
+    assert math.isnan(average_precision(scores, np.zeros(4, bool), once)[0])
 
 
 def test_the_metric_leaves_out_what_nobody_knows():

@@ -12,6 +12,8 @@ from detmtl import pools
 from detmtl.comparing.plan import teacher_key
 from detmtl.comparing.worker import _score_teacher
 from detmtl.config import read_settings
+from detmtl.metrics.per_picture import as_they_are
+from detmtl.metrics.picture_file import read_pictures
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import OTHER
 
@@ -136,6 +138,8 @@ def test_several_teachers_are_scored_as_their_fused_labels(run, tmp_path):
 
 def test_a_teacher_of_maps_is_scored_as_a_semantic_task(run, tmp_path):
     scores = run("maps", OtherTeacher("maps"), overrides=ONE)
+    kept = read_pictures(tmp_path / "runs/maps/pictures.npz")["map"]
+    assert len(kept) == 8 and as_they_are(kept)["mIoU/own"] == 1
     assert scores["map/mIoU"] == 1 and scores["map/mIoU/own"] == 1 and scores["map/IoU/rest"] == 1
     assert not any(name.startswith("boxes/") for name in scores)
     teacher = OtherTeacher("maps")
@@ -145,8 +149,9 @@ def test_a_teacher_of_maps_is_scored_as_a_semantic_task(run, tmp_path):
     assert not (tmp_path / "runs/maps/detections.json").exists()
 
 
-def test_a_teacher_of_tags_is_scored_as_a_task_of_tags(run):
+def test_a_teacher_of_tags_is_scored_as_a_task_of_tags(run, tmp_path):
     assert run("tags", OtherTeacher("tags"), overrides=ONE)["tag/mAP"] == 1
+    assert len(read_pictures(tmp_path / "runs/tags/pictures.npz")["tag"]) == 8
     teacher = OtherTeacher("tags")
     teacher.card = teacher.card.model_copy(update={"classes": ("car", "person")})
     assert run("swapped", teacher, overrides=ONE)["tag/mAP"] < 0.8

@@ -2,9 +2,13 @@
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 
-from detmtl.inference.torchscript import deprecation_expected
+from detmtl.inference.torchscript import deprecation_expected, save_torchscript
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import OTHER
+from detmtl.structures.sample import ImageInfo
 from detmtl.teachers import from_checkpoint
 from detmtl.teachers.from_checkpoint import CheckpointTeacherSettings
 from detmtl.teachers.from_torchscript import TorchScriptTeacherSettings
@@ -25,15 +29,115 @@ def test_a_torchscript_file_with_its_classes_at_other_labels(tmp_path):
     assert one.classes == other.classes and one.identity() != other.identity()
 
 
-def test_a_checkpoint_with_another_of_its_tasks(tmp_path, monkeypatch):
-    task = SimpleNamespace(labels="boxes", of=None)
-    model = SimpleNamespace(tasks={"near": task, "far": task})
-    loaded = SimpleNamespace(model=model, class_names=("a",), short=64, long=96)
-    monkeypatch.setattr(from_checkpoint, "load_checkpoint", lambda file, trust: loaded)
-    monkeypatch.setattr(from_checkpoint, "Predictor", lambda loaded, device: None)
-    (tmp_path / "last.pt").write_bytes(b"weights")
-    one, other = (
-        CheckpointTeacherSettings(path="last.pt", task=task).load(tmp_path).card
-        for task in ("near", "far")
-    )
+def _task(labels, of=None, gives=None, names=("a",)):
+    exporter = None if gives is None else SimpleNamespace(kind=gives)
+    return SimpleNamespace(labels=labels, of=of, exporter=lambda: exporter, class_names=names)
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """Returns the card of a checkpoint of these tasks as teacher."""
+
+    def card(tasks, **settings):
+        loaded = SimpleNamespace(tasks=tasks, short=64, long=96)
+        names = {name: task.class_names for name, task in tasks.items()}
+        predictor = SimpleNamespace(tasks=tasks, names=names)
+        monkeypatch.setattr(from_checkpoint, "load_checkpoint", lambda file, trust: loaded)
+        monkeypatch.setattr(from_checkpoint, "Predictor", lambda loaded, device: predictor)
+        (tmp_path / "last.pt").write_bytes(b"weights")
+        return CheckpointTeacherSettings(path="last.pt", **settings).load(tmp_path).card
+
+    return card
+
+
+def test_a_checkpoint_with_another_of_its_tasks(load):
+    tasks = {"near": _task("boxes"), "far": _task("boxes")}
+    one, other = (load(tasks, task=task) for task in ("near", "far"))
     assert one.identity() != other.identity()
+
+
+SEVERAL = {
+    "boxes": _task("boxes", names=("car",)),
+    "colors": _task("boxes", of="boxes"),
+    "map": _task("maps", names=("sky", "car")),
+    "depth": _task("depth", gives="depth"),
+    "busy": _task("boxes", gives="tags", names=("busy",)),
+}
+
+
+def test_the_card_says_what_the_task_gives_and_of_which_classes(load):
+    cards = {name: load(SEVERAL, task=name) for name in ("boxes", "map", "busy")}
+    assert {n: c.task for n, c in cards.items()} == {
+        "boxes": "boxes",
+        "map": "maps",
+        "busy": "tags",
+    }
+    assert cards["map"].classes == ("sky", "car") and cards["busy"].classes == ("busy",)
+
+
+def test_the_only_task_need_not_be_named(load):
+    alone = {name: SEVERAL[name] for name in ("map", "depth")}
+    assert load(alone).task == "maps"
+
+
+@pytest.mark.parametrize("task", [None, "colors", "depth", "night"])
+def test_a_task_that_is_not_clear_is_told_with_those_that_there_are(load, task):
+    told = rf"is {task!r}, .*: boxes \(boxes\), map \(maps\), busy \(tags\); name one"
+    with pytest.raises(InputError, match=told):
+        load(SEVERAL, task=task)
+    with pytest.raises(InputError, match=r"that write boxes, maps or tags are: none$"):
+        load({"depth": SEVERAL["depth"]})
+
+
+class Both(torch.nn.Module):
+    """What a file of a map and of tags gives."""
+
+    def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        found: list[dict[str, torch.Tensor]] = []
+        for image in images:
+            classes = torch.zeros_like(image[0])
+            classes[0, 0] = 1
+            found.append({"map": classes, "weather": torch.tensor([0.25, 0.5, 0.75])})
+        return found
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """Returns the teacher of a file such as `export` writes."""
+    of = {"map": ("maps", ["sky", "car"]), "weather": ("tags", ["night", "rain", "snow"])}
+    tasks = {name: {"kind": kind, "classes": names} for name, (kind, names) in of.items()}
+    about = {"task": None, "classes": [], "tasks": tasks}
+    with deprecation_expected():
+        save_torchscript(torch.jit.script(Both()), tmp_path / "both.pt", about)
+    return lambda **settings: TorchScriptTeacherSettings(path="both.pt", **settings).load(tmp_path)
+
+
+def _shown(teacher):
+    image = torch.zeros(3, 2, 3, dtype=torch.uint8)
+    (found,) = teacher.annotate([image], [ImageInfo(0, "0.jpg", 2, 3, "s")])
+    return found
+
+
+def test_classes_that_a_file_s_task_has_may_be_left_out(exported):
+    night, sky = exported(task="weather", classes=["night", "N/A", "snow"]), exported(task="map")
+    assert night.card.classes == ("night", "snow") and night.card.task == "tags"
+    assert _shown(night).targets.tolist() == [0.25, 0.75]
+    assert _shown(sky).classes.tolist() == [[1, 0, 0], [0, 0, 0]]
+    cars = exported(task="map", classes=["__background__", "car"])
+    assert cars.card.identity() != sky.card.identity() != night.card.identity()
+    assert _shown(cars).classes.tolist() == [[0, OTHER, OTHER], [OTHER] * 3]
+
+
+def test_mistakes_about_a_file_s_tasks(exported, tmp_path):
+    with pytest.raises(InputError, match=r"is None, .*: map \(maps\), weather \(tags\); name one"):
+        exported()
+    with pytest.raises(InputError, match=r"gave 3 tags, but teacher.classes names 2"):
+        _shown(exported(task="weather", classes=["night", "rain"]))
+    with pytest.raises(InputError, match=r"gave the class 1, but teacher.classes names 1"):
+        _shown(exported(task="map", classes=["sky"]))
+    with pytest.raises(InputError, match=r"task map of .* writes maps; leave them out"):
+        exported(task="map", scale=1 / 255)
+    with deprecation_expected():
+        torch.jit.save(torch.jit.script(Nothing()), tmp_path / "t.pt")
+    with pytest.raises(InputError, match="are: none"):
+        TorchScriptTeacherSettings(path="t.pt", classes=["a"], task="map").load(tmp_path)

@@ -129,6 +129,13 @@ def test_help_and_harm_are_named(make):
         and effect(found, "map", ("boxes",))["pictures"]["low"] is None
     )
     assert effect(found)["relative"]["mean"] == pytest.approx(0.05 / 0.3, abs=0.03)
+    (caution,) = found["cautions"]
+    assert caution.startswith("map/mIoU: verdicts are over seeds alone"), (
+        "none of its runs has more"
+    )
+    assert "hurts (seeds alone)" in markdown(about(found))
+    (helped, hurt) = [text for word, text in sentences(about(found)) if word]
+    assert "not resampled" in hurt and "over 60 pictures" in helped
 
 
 def test_nothing_planted_nothing_found(make):
