@@ -143,9 +143,10 @@ def _scores(
             progress.advance(task, pictures * process.world)
 
         if not seen.plain:
+            several = ViewsPredictor(predictor, seen)
             return evaluate_predictor(
-                ViewsPredictor(predictor, seen),
-                predictor.tasks,
+                several,
+                {n: task for n, task in predictor.tasks.items() if n not in several.left_out},
                 source,
                 process.rank,
                 process.world,

@@ -292,9 +292,14 @@ def fit_model(
     if settings.diagnosis.every is not None:
         diagnosis = Diagnosis(settings.diagnosis, model.stages())
     labels = {name: task.labels for name, task in state.tasks.items()}
-    names = {task: settings.data.names()[key] for task, key in labels.items()}
-    shown, unscored = process.rank == 0, state.unscored
-    with Recorder(folder.path, steps, names, state.step, shown, labels, unscored) as recorder:
+    of_labels, shown = settings.data.names(), process.rank == 0
+    names = {
+        name: getattr(task, "class_names", of_labels.get(task.labels, ()))
+        for name, task in state.tasks.items()
+    }
+    with Recorder(
+        folder.path, steps, names, state.step, shown, labels, state.unscored, of_labels
+    ) as recorder:
         train(
             state,
             stream,

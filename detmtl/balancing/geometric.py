@@ -46,4 +46,4 @@ class Geometric(Balancer):
         values = losses.values.clamp(min=SMALLEST)
         speaking = losses.speaks.sum().clamp(min=1)
         mean = torch.exp((values.log() * losses.speaks).sum() / speaking)
-        return push(losses.sum(mean / values), losses.raw, scaler, share)
+        return push(losses.sum(mean / values * losses.speaks), losses.raw, scaler, share)

@@ -77,7 +77,8 @@ class TaskLosses:
 
     Attributes:
         attached: of each task its loss in this process, in scale and with its graph; None: silent here.
-        speaks: (T,) bool: which tasks have a loss in any process.
+        speaks: (T,) bool: which tasks have a loss in any process. One that is exactly 0 is none: nothing
+            could be learned, though there were labels, and no ratio or logarithm of it means anything.
         raw: (T,) the losses over all processes, before they are brought to scale; 0 for silent tasks.
         values: (T,) the same in scale.
         alone: whether there is no other process.
@@ -106,12 +107,10 @@ class Losses(nn.Module):
         self._unseen = {name for name in weights if "/" in name}
         self.scale = None if scale == "none" else MeanLoss(len(tasks), scale)
         self.register_buffer("nothing", torch.zeros(len(tasks)), persistent=False)
-        self.register_buffer("ones", torch.ones(len(tasks)), persistent=False)
         of_tasks = torch.tensor([self.weights.get(task, 1.0) for task in tasks])
         self.register_buffer("of_tasks", of_tasks, persistent=False)
 
     nothing: Tensor
-    ones: Tensor
     of_tasks: Tensor
 
     def forward(self, terms: Terms) -> TaskLosses:
@@ -126,9 +125,8 @@ class Losses(nn.Module):
             local = [
                 self.nothing[i] if x is None else x.detach().float() for i, x in enumerate(given)
             ]
-            here = [self.nothing[i] if x is None else self.ones[i] for i, x in enumerate(given)]
-            both = torch.stack([torch.stack(local), torch.stack(here)])
-            raw, share = mean_over_processes(both)
+            own = torch.stack(local)
+            raw, share = mean_over_processes(torch.stack([own, (own != 0).to(own)]))
             speaks = share > 0
             factors = (
                 self.of_tasks if self.scale is None else self.of_tasks / self.scale(raw, speaks)

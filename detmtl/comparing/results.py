@@ -23,10 +23,9 @@ from detmtl.comparing.statistics import (
     seeds_alone,
     verdicts,
 )
+from detmtl.metrics.direction import lower_is_better
 
 SIZES = ("AP_small", "AP_medium", "AP_large")
-LOWER_IS_BETTER = {"ECE", "RMSE", "RMSE_log", "abs_rel", "MAE"}
-"""Last parts of the names of metrics of which less is better."""
 BOOTSTRAP_SEED = 1
 
 
@@ -297,11 +296,6 @@ def _pairs(settings: CompareSettings) -> Iterator[tuple[str, str]]:
         for arm in settings.arms:
             if arm != baseline and arm not in settings.baselines[:i]:
                 yield arm, baseline
-
-
-def lower_is_better(metric: str) -> bool:
-    """Returns whether less of a metric (`task/metric`, or a part of one as `task/metric/class`) is better."""
-    return bool(LOWER_IS_BETTER & set(metric.split("/")[1:]))
 
 
 def _turned(verdict: Verdict) -> Verdict:

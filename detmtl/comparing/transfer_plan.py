@@ -214,14 +214,16 @@ def _planner(
 
     first = planner({"all": {}})
     whole = first.of_arm(Cell("", {}, None, {}), "all", seed)
-    _check(settings, whole, path, cell.name)
+    _check(settings, whole, arms, path, cell.name)
     where = f"{path}: {cell.name}" if cell.name else str(path)
     return planner(
         {arm.name: changes_of(arm, settings, whole, where) for arm in arms if not arm.frozen}
     )
 
 
-def _check(settings: TransferSettings, whole: RunSettings, path: Path, variant: str) -> None:
+def _check(
+    settings: TransferSettings, whole: RunSettings, arms: Sequence[Arm], path: Path, variant: str
+) -> None:
     where = f"{path}: {variant}" if variant else str(path)
     problems = [
         f"{where}: tasks.{name}: is no task of the base config, which has {', '.join(whole.tasks)}"
@@ -233,8 +235,35 @@ def _check(settings: TransferSettings, whole: RunSettings, path: Path, variant: 
             f"{where}: train.best: chooses the checkpoint by {whole.train.best}, which the runs without that "
             "task do not have; set train.best: null, so that each run is scored after its last step"
         )
-    if problems:
+    if problems := problems or _homeless(settings, whole, arms, where):
         raise InputError(problems)
+
+
+def _homeless(
+    settings: TransferSettings, whole: RunSettings, arms: Sequence[Arm], where: str
+) -> list[str]:
+    """Returns a sentence for each task about boxes that would be trained without its detection task, or
+    on a random one: alone it is nothing, so there is no baseline of its own."""
+    of = {name: getattr(whole.tasks[name], "of", None) for name in settings.tasks}
+    of = {name: owner for name, owner in of.items() if isinstance(owner, str)}
+    found: dict[str, str] = {}
+    for arm in arms:
+        for name in arm.tasks:
+            if name in of and (of[name] not in arm.tasks or of[name] == arm.noise):
+                found.setdefault(name, arm.name)
+    problems = []
+    for name, arm in found.items():
+        owner = of[name]
+        todo = (
+            f"ask what it does to {owner}: target: {owner}, overlap: false"
+            if owner in settings.tasks
+            else f"name {owner} in tasks too, with target: {owner}, or leave {name} out"
+        )
+        problems.append(
+            f"{where}: tasks.{name}: describes the boxes of '{owner}' (of: {owner}), so it has no training "
+            f"without that task, which '{arm}' would need; {todo}"
+        )
+    return problems
 
 
 def _add_probes(plan: Plan, cell: int, arm: Arm, seeds: Sequence[int]) -> None:

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from detmtl.comparing.results import lower_is_better
 from detmtl.comparing.settings import Changes, too_few
 from detmtl.config import read_yaml, settings_from
+from detmtl.metrics.direction import lower_is_better
 from detmtl.structures.settings import Settings
 
 
@@ -43,7 +43,9 @@ class TransferSettings(Settings):
         seeded: further settings that take the run's seed, see `CompareSettings`.
         tasks: those of the base config that the report is about, each with its metric; the base's other
             tasks are left out.
-        target: the task whose result counts: pairs are then asked for what they do to it alone.
+        target: the task whose result counts: pairs are then asked for what they do to it alone. A task that
+            describes boxes (masks, keypoints, attributes) has no training without its detection task, which
+            has to be the target then.
         variants: name -> changes: ways to share, say, each with baselines of its own; {}: the base as
             it is.
         pairs: trains every pair of tasks (with a target, every pair that it is in), for the affinity

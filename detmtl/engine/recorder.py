@@ -44,20 +44,23 @@ class Recorder:
         progress: bool = True,
         labels: Mapping[str, str] | None = None,
         unscored: bool = False,
+        label_names: Mapping[str, Sequence[str]] | None = None,
     ):
         """Opens the files.
 
         Args:
             folder: the run's.
             steps: of the whole run, for the bar.
-            class_names: task -> names, for pictures.
+            class_names: task -> names of what it finds, for pictures.
             start_step: steps already made, when the run goes on.
             progress: whether to show the bar.
             labels: task -> its key in `Batch.labels`, where that is not the task's name.
             unscored: the weights of `start_step` will be scored again. (TensorBoard, which cannot take back
                 single values, may show the same value of that step twice.)
+            label_names: key in `Batch.labels` -> names of truth, where they are not those of what is found.
         """
         self._labels = dict(labels or {})
+        self._label_names = dict(label_names or {})
         self.class_names = dict(class_names)
         self.progress: Progress | None = None
         self._writer: SummaryWriter | None = None
@@ -198,7 +201,8 @@ class Recorder:
         height, width = batch.sizes[i].tolist()
         image = batch.images[i, :, :height, :width].cpu()
         names = self.class_names[task]
-        left = image if truth is None else draw(image, truth.to("cpu"), names)
+        of_truth = self._label_names.get(self._labels.get(task, task), names)
+        left = image if truth is None else draw(image, truth.to("cpu"), of_truth)
         return side_by_side(left, draw(image, found.to("cpu"), names, colors="class"))
 
 

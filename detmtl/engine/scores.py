@@ -26,6 +26,7 @@ from detmtl.engine.background import Background, ProcessEnded, packed
 from detmtl.engine.evaluator import gathered, merged, numbers
 from detmtl.engine.recorder import Recorder
 from detmtl.engine.state import State
+from detmtl.metrics.direction import lower_is_better
 from detmtl.structures.errors import InputError
 from detmtl.tasks.task import Metric
 
@@ -184,7 +185,8 @@ class Scores:
         value = values[name]
         if math.isnan(value):  # no truth to score against: better any best.pt than none
             return last and state.best is None
-        if state.best is not None and value <= state.best:
+        sign = -1 if lower_is_better(name) else 1
+        if state.best is not None and sign * value <= sign * state.best:
             return False
         state.best = value
         return True

@@ -47,8 +47,8 @@ class TrainSettings(Settings):
         score_in_background: whether training goes on while the predictions of an evaluation are scored,
             in a process of its own; "auto": if the first score took longer than a second. What comes
             of it is the same.
-        best: metric, as `boxes/AP`, whose highest value keeps best.pt; None: the last weights are the
-            best.
+        best: metric, as `boxes/AP`, whose highest value keeps best.pt (of an error, as `depth/RMSE`, the
+            lowest); None: the last weights are the best.
     """
 
     steps: Count

@@ -58,10 +58,12 @@ class AnyPredictor(Protocol):
     Attributes:
         class_names: of the boxes.
         names: task name -> names of its classes.
+        describing: names of the tasks that say something of another one's boxes.
     """
 
     class_names: tuple[str, ...]
     names: dict[str, tuple[str, ...]]
+    describing: tuple[str, ...]
 
     def predict(self, images: Sequence[Tensor]) -> list[dict[str, Labels]]:
         """Returns per picture (3, H, W) uint8 RGB: task name -> labels in its own pixels."""
@@ -97,6 +99,7 @@ class Predictor:
             name: tuple(getattr(task, "class_names", loaded.class_names))
             for name, task in self.model.tasks.items()
         }
+        self.describing = tuple(n for n, task in self.tasks.items() if task.of is not None)
         self.short, self.long = loaded.short, loaded.long
         self.dtype = dtype_of(precision, self.device)
         self._compiled = compiled(self.model, self.dtype) if compile else None
@@ -173,6 +176,7 @@ class ScriptPredictor:
         self._kinds = {name: of["kind"] for name, of in others.items()}
         self._own = {n: self.names[n] for n, kind in self._kinds.items() if kind in KINDS}
         self.names |= dict.fromkeys(self._own, self.class_names)  # what they describe are boxes
+        self.describing = tuple(self._own)
 
     @torch.inference_mode()
     def predict(self, images: Sequence[Tensor]) -> list[dict[str, Labels]]:

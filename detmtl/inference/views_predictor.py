@@ -3,6 +3,7 @@
 Letters: H and W pixels.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,6 @@ from torch import Tensor
 from detmtl.inference.predictor import AnyPredictor
 from detmtl.inference.views import View, ViewSettings, mean_depth, merged, views, vote
 from detmtl.structures.depth import DepthLabels
-from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Labels, MapLabels, TagLabels
 
 
@@ -22,9 +22,12 @@ class ViewsPredictor:
 
     Boxes of all views go through one suppression. A map is a vote of the views, weighted by their
     confidence. A tag's probability is the mean over the views that show the whole picture, since a tile
-    need not show what the picture does. A depth is the mean over all views. What is said of each box
-    (masks, keypoints, attributes) is refused: boxes of several views become one, what is said of them
-    does not.
+    need not show what the picture does. A depth is the mean over all views. Tasks that say something of
+    each box (masks, keypoints, attributes) are left out, with a warning: boxes of several views become one,
+    what is said of them does not.
+
+    Attributes:
+        left_out: names of these tasks.
 
     Args:
         predictor: the one that is asked: of a checkpoint or of an exported file.
@@ -38,15 +41,20 @@ class ViewsPredictor:
         settings: ViewSettings,
         batch_size: int = 1,
     ):
-        self.class_names, self.names = predictor.class_names, predictor.names
+        self.class_names, self.left_out = predictor.class_names, predictor.describing
+        self.names = {n: of for n, of in predictor.names.items() if n not in self.left_out}
+        self.describing: tuple[str, ...] = ()
+        if self.left_out:
+            warnings.warn(
+                f"{', '.join(self.left_out)}: left out, since what is said of each box does not become one "
+                "where several views of a picture are seen; without mirroring, scales and tiles it is told",
+                stacklevel=2,
+            )
         self._predictor, self._settings, self._batch_size = predictor, settings, batch_size
 
     def predict(self, images: Sequence[Tensor]) -> list[dict[str, Labels]]:
-        """Returns per picture (3, H, W) uint8 RGB: task name -> labels in its own pixels, on the CPU.
-
-        Raises:
-            InputError: a task says something of each box.
-        """
+        """Returns per picture (3, H, W) uint8 RGB: task name -> labels in its own pixels, on the CPU, without
+        the tasks `left_out`."""
         return [self._predict(image) for image in images]
 
     def decoders(self) -> list[Any]:
@@ -61,12 +69,13 @@ class ViewsPredictor:
             chunk = seen[first : first + self._batch_size]
             found += self._predictor.predict([view.of(image) for view in chunk])
         return {
-            name: self._merged(name, [of_view[name].to("cpu") for of_view in found], seen, size)
+            name: self._merged([of_view[name].to("cpu") for of_view in found], seen, size)
             for name in found[0]
+            if name not in self.left_out
         }
 
     def _merged(
-        self, name: str, labels: Sequence[Labels], seen: Sequence[View], size: tuple[int, int]
+        self, labels: Sequence[Labels], seen: Sequence[View], size: tuple[int, int]
     ) -> Labels:
         if isinstance(labels[0], MapLabels):
             maps = [one for one in labels if isinstance(one, MapLabels)]
@@ -85,10 +94,5 @@ class ViewsPredictor:
         if isinstance(labels[0], DepthLabels):
             return mean_depth([one for one in labels if isinstance(one, DepthLabels)], seen, size)
         boxes = [one for one in labels if isinstance(one, BoxLabels)]
-        if any(one.details is not None for one in boxes):
-            raise InputError(
-                f"tasks.{name}: says something of each box, which several views of a picture cannot "
-                "become one; leave out mirroring, scales and tiles, or use a model without this task"
-            )
         agnostic = any(decoder.class_agnostic for decoder in self.decoders())
         return merged(boxes, seen, size, self._settings.overlap, True, agnostic)

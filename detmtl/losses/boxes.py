@@ -49,7 +49,7 @@ def giou(prediction: Tensor, target: Tensor) -> Tensor:
     iou, union = _overlap(prediction, target)
     hull = _hull(prediction, target)
     hull_area = hull[..., 0] * hull[..., 1]
-    return 1 - iou + (hull_area - union) / (hull_area + EPSILON)
+    return 1 - iou + (hull_area - union) / (hull_area + _epsilon())
 
 
 def diou(prediction: Tensor, target: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def diou(prediction: Tensor, target: Tensor) -> Tensor:
     iou, _ = _overlap(prediction, target)
     diagonal = _hull(prediction, target).square().sum(-1)
     twice_apart = prediction[..., :2] + prediction[..., 2:] - target[..., :2] - target[..., 2:]
-    return 1 - iou + twice_apart.square().sum(-1) / 4 / (diagonal + EPSILON)
+    return 1 - iou + twice_apart.square().sum(-1) / 4 / (diagonal + _epsilon())
 
 
 def ciou(prediction: Tensor, target: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def ciou(prediction: Tensor, target: Tensor) -> Tensor:
     """
     shape = shape_distance(prediction, target)
     with torch.no_grad():
-        weight = shape / (1 - paired_iou(prediction, target) + shape + EPSILON)
+        weight = shape / (1 - paired_iou(prediction, target) + shape + _epsilon())
     return diou(prediction, target) + weight * shape
 
 
@@ -91,8 +91,13 @@ def shape_distance(prediction: Tensor, target: Tensor) -> Tensor:
     angles = []
     for boxes in (prediction, target):
         sides = boxes[..., 2:] - boxes[..., :2]
-        angles.append(torch.atan2(sides[..., 0], sides[..., 1].clamp(min=EPSILON)))
+        angles.append(torch.atan2(sides[..., 0], sides[..., 1].clamp(min=_epsilon())))
     return 4 / math.pi**2 * (angles[1] - angles[0]).square()
+
+
+def _epsilon(value: float = EPSILON) -> float:
+    """Returns `EPSILON`, which TorchScript knows only as a default."""
+    return value
 
 
 def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,7 +106,7 @@ def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     inner = inner.clamp(min=0)
     intersection = inner[..., 0] * inner[..., 1]
     union = _area(a) + _area(b) - intersection
-    return intersection / (union + EPSILON), union
+    return intersection / (union + _epsilon()), union
 
 
 def _hull(a: Tensor, b: Tensor) -> Tensor:

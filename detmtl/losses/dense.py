@@ -6,7 +6,7 @@
 | `OTHER`, none of the covered classes | -log of the sum of p over all classes, each times 1 - coverage |
 | `OTHER` where every class is covered fully | none: there is nothing that it could be |
 | `UNKNOWN` | none |
-| picture not looked at | none, and no part in the normalizer |
+| picture not looked at, or without any pixel that has a loss | none, and no part in the normalizer |
 
 A class of coverage 0 takes its full share of `OTHER`: the merged probability of all that the teacher,
 or the people, did not look for. A class of coverage r between was looked for by somebody who misses
@@ -29,7 +29,7 @@ from detmtl.structures.sample import Batch
 
 
 def marginal_cross_entropy(
-    logits: Tensor, classes: Tensor, coverage: Tensor
+    logits: Tensor, classes: Tensor, coverage: Tensor, none_of_them: int = OTHER
 ) -> tuple[Tensor, Tensor]:
     """Returns the loss of each position, 0 where there is none, and where there is one.
 
@@ -37,12 +37,13 @@ def marginal_cross_entropy(
         logits: (B, C, h, w), at least float32.
         classes: (B, h, w) uint8, in 0..C-1 or `OTHER` or `UNKNOWN`.
         coverage: (B, C) in [0, 1].
+        none_of_them: `OTHER`, which TorchScript knows only as a default.
 
     Returns:
         (B, h, w) of the logits' type, and (B, h, w) bool.
     """
     total = logits.logsumexp(1)
-    ordinary, other = classes < OTHER, classes == OTHER
+    ordinary, other = classes < none_of_them, classes == none_of_them
     index = torch.where(ordinary, classes, 0).long()[:, None]
     losses = (total - logits.gather(1, index)[:, 0]) * ordinary
     if classes.device.type == "cpu" and not other.any():  # asking is free there
@@ -82,5 +83,6 @@ def semantic_losses(
     if labels.weights is not None:
         losses = losses * labels.weights[:, middle, middle]
     # Who wrote the map counts here, not who wrote the picture's other labels.
-    scale = normalizer(kind, known.sum((1, 2)), labels.present, replace(batch, grades=labels.grade))
+    count = known.sum((1, 2))
+    scale = normalizer(kind, count, count > 0, replace(batch, grades=labels.grade))
     return losses.sum((1, 2)) * scale

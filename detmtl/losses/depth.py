@@ -18,9 +18,7 @@ from detmtl.structures.sample import Batch
 DepthLoss = Literal["silog", "l1", "berhu"]
 
 
-def depth_errors(
-    differences: Tensor, known: Tensor, kind: DepthLoss, invariance: float = 0.5
-) -> Tensor:
+def depth_errors(differences: Tensor, known: Tensor, kind: str, invariance: float = 0.5) -> Tensor:
     """Returns the mean loss of each picture's known positions, (B,); 0 where none is known.
 
     "silog": mean of d^2 less `invariance` times the square of the mean of d: of an error that a picture's
@@ -28,12 +26,13 @@ def depth_errors(
         equation 4, with lambda = .5 as they train.
     "l1": mean of |d|.
     "berhu": |d| up to c, (d^2 + c^2) / 2c beyond, c being a fifth of the batch's largest |d|. Source: Laina
-        et al. 2016, arXiv 1606.00373, equation 2 (there of meters, not of their logarithms).
+        et al. 2016, arXiv 1606.00373, equation 2 (there of meters, not of their logarithms). c has no
+        gradient: it is where the loss bends, and no part of what is to become small.
 
     Args:
         differences: (B, h, w), logarithm of the prediction less that of the truth.
         known: (B, h, w) bool.
-        kind: which one.
+        kind: which one, a `DepthLoss`; TorchScript knows no `Literal`.
         invariance: in [0, 1]; 1 does not see a common factor of a picture's depths at all.
     """
     d = torch.where(known, differences, 0.0)
@@ -80,5 +79,5 @@ def depth_losses(
     truth = torch.where(known, depth, 1.0).log()
     means = depth_errors(logs[:, 0] - truth, known, kind, invariance)
     count = known.sum((1, 2))
-    scale = normalizer(divisor, count, labels.present, replace(batch, grades=labels.grade))
+    scale = normalizer(divisor, count, count > 0, replace(batch, grades=labels.grade))
     return means * count * scale

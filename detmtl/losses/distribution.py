@@ -10,7 +10,7 @@ NEAR_END = 1e-2
 """Bins that a distance keeps from the last place, so that there is always a place after it."""
 
 
-def distribution_focal(logits: Tensor, distances: Tensor) -> Tensor:
+def distribution_focal(logits: Tensor, distances: Tensor, near_end: float = NEAR_END) -> Tensor:
     """Returns the distribution focal loss (...) of each distance.
 
     The cross entropy with the two places beside the distance, weighted so that a distribution on these
@@ -21,8 +21,9 @@ def distribution_focal(logits: Tensor, distances: Tensor) -> Tensor:
     Args:
         logits: (..., n + 1), before the softmax over the places.
         distances: (...) in bins.
+        near_end: see `NEAR_END`, which TorchScript knows only as a default.
     """
-    distances = distances.to(logits.dtype).clamp(0, logits.shape[-1] - 1 - NEAR_END)
+    distances = distances.to(logits.dtype).clamp(0, logits.shape[-1] - 1 - near_end)
     left = distances.detach().floor()
     share = distances - left
     place = left.long().unsqueeze(-1)

@@ -47,11 +47,14 @@ class PaddedDepth(Tensors):
         depth: (B, H, W) float32; 0 in the padding and where not `present`.
         grade: (B,) uint8.
         present: (B,) bool, which pictures have labels for the task at all.
+        some: whether any depth is known: found out while the labels are on the CPU, since asking a GPU
+            means waiting for it.
     """
 
     depth: Tensor
     grade: Tensor
     present: Tensor
+    some: bool = True
 
     def unpadded(self, sizes: Sequence[Sequence[int]]) -> list[DepthLabels | None]:
         """Returns the labels of each picture of true `sizes` (B, 2); None where nobody looked."""
@@ -67,6 +70,7 @@ def pad_depth(labels: Sequence[DepthLabels | None], height: int, width: int) -> 
         depth=torch.zeros(len(labels), height, width),
         grade=torch.tensor([0 if x is None else int(x.grade) for x in labels], dtype=torch.uint8),
         present=torch.tensor([x is not None for x in labels]),
+        some=any(bool((x.depth > 0).any()) for x in labels if x is not None),
     )
     for i, x in enumerate(labels):
         if x is not None:

@@ -181,38 +181,54 @@ class PaddedDetails(Tensors):
         attributes: (B, M, A) int64; -1 unknown, in the padding too.
         keypoints: (B, M, K, 3); zeros in the padding.
         masks: (B, M, S, S) uint8; `NO_MASK` in the padding.
+        learned: the kinds of which some box that counts has something to learn from: found out while the
+            labels are on the CPU, since asking a GPU means waiting for it.
     """
 
     attributes: Tensor | None = None
     keypoints: Tensor | None = None
     masks: Tensor | None = None
+    learned: tuple[str, ...] = KINDS
+
+    def known(self, kind: str) -> Tensor | None:
+        """Returns (B, M) bool: of which boxes something of a kind is known; None if of none."""
+        x = getattr(self, kind)
+        if x is None:
+            return None
+        if kind == "attributes":
+            return (x >= 0).any(-1)
+        return (x[..., 2] > 0).any(-1) if kind == "keypoints" else x[:, :, 0, 0] != NO_MASK
 
     def unpadded(self, picture: int, rows: Tensor) -> Details:
         """Returns the details of a picture's boxes, its rows (M,) bool."""
-        of_picture = {n: x[picture][rows] for n, x in vars(self).items() if x is not None}
-        return Details(**of_picture)
+        of_kinds = {kind: getattr(self, kind) for kind in KINDS}
+        return Details(**{k: x[picture][rows] for k, x in of_kinds.items() if x is not None})
 
 
-def pad_details(details: Sequence[Details | None], most: int) -> PaddedDetails | None:
+def pad_details(
+    details: Sequence[Details | None], most: int, counts: Tensor | None = None
+) -> PaddedDetails | None:
     """Pads the details of B pictures to `most` boxes; None where no box of any has some.
 
     Outlines have to have become masks before: see `detmtl.data.outlines`.
+
+    Args:
+        details: of the pictures.
+        most: M.
+        counts: (B, M) bool, the boxes that are learned from; None: all.
     """
-    known = [d for d in details if d is not None]
-    assert all(d.masks is not None or d.outlines is None for d in known), "outlines, not masks"
+    given = [d for d in details if d is not None]
+    assert all(d.masks is not None or d.outlines is None for d in given), "outlines, not masks"
     out = PaddedDetails(
         attributes=_padded([d and d.attributes for d in details], most, -1),
         keypoints=_padded([d and d.keypoints for d in details], most, 0),
         masks=_padded([d and d.masks for d in details], most, NO_MASK),
     )
-    if out.attributes is not None and bool((out.attributes < 0).all()):
-        out = replace(out, attributes=None)
-    if out.keypoints is not None and bool((out.keypoints[..., 2] == 0).all()):
-        out = replace(out, keypoints=None)
-    if out.masks is not None and bool((out.masks == NO_MASK).all()):
-        out = replace(out, masks=None)
-    kinds = (out.attributes, out.keypoints, out.masks)
-    return None if all(kind is None for kind in kinds) else out
+    known = {kind: of for kind in KINDS if (of := out.known(kind)) is not None and bool(of.any())}
+    if not known:
+        return None
+    learned = tuple(k for k, of in known.items() if counts is None or bool((of & counts).any()))
+    return replace(out, learned=learned, **{k: None for k in KINDS if k not in known})
 
 
 def _padded(rows: Sequence[Tensor | None], most: int, unknown: int) -> Tensor | None:

@@ -197,6 +197,8 @@ class PaddedMaps(Tensors):
         coverage: (B, C); zeros where not `present`.
         grade: (B,) uint8.
         present: (B,) bool, which pictures have labels for the task at all.
+        some: whether there may be a pixel to learn from: found out while the labels are on the CPU, since
+            asking a GPU means waiting for it.
     """
 
     classes: Tensor
@@ -204,6 +206,7 @@ class PaddedMaps(Tensors):
     coverage: Tensor
     grade: Tensor
     present: Tensor
+    some: bool = True
 
     def unpadded(self, sizes: Sequence[Sequence[int]]) -> list[MapLabels | None]:
         """Returns the labels of each picture of true `sizes` (B, 2); None where nobody looked."""
@@ -225,12 +228,14 @@ class PaddedTags(Tensors):
         targets: (B, T). weights: (B, T); zeros where not `present`.
         grade: (B,) uint8.
         present: (B,) bool, which pictures have labels for the task at all.
+        some: whether any tag is known, see `PaddedMaps`.
     """
 
     targets: Tensor
     weights: Tensor
     grade: Tensor
     present: Tensor
+    some: bool = True
 
     def unpadded(self, sizes: Sequence[Sequence[int]]) -> list[TagLabels | None]:
         """Returns the labels of each picture; None where nobody looked."""
@@ -330,16 +335,21 @@ def pad_boxes(labels: Sequence[BoxLabels | None]) -> PaddedBoxes:
         return out
 
     per_box = {name: padded(name) for name in _PER_BOX}
+    valid = torch.from_numpy(np.arange(most) < counts[:, None])
+    details = None
+    if any(x.details is not None for x in known):
+        ordinary = valid & torch.from_numpy(per_box["ignore"] == Ignore.NO)
+        details = pad_details([None if x is None else x.details for x in labels], most, ordinary)
     coverage = np.zeros((len(labels), len(known[0].coverage)), np.float32)
     for row, x in zip(coverage, labels, strict=True):
         if x is not None:
             row[:] = x.coverage.numpy()
     return PaddedBoxes(
         **{name: torch.from_numpy(x) for name, x in per_box.items()},
-        valid=torch.from_numpy(np.arange(most) < counts[:, None]),
+        valid=valid,
         coverage=torch.from_numpy(coverage),
         present=torch.from_numpy(np.array([x is not None for x in labels])),
-        details=pad_details([None if x is None else x.details for x in labels], most),
+        details=details,
         some_class=bool((per_box["ignore"] == Ignore.CLASS).any()),
         some_region=bool((per_box["ignore"] == Ignore.REGION).any()),
     )
@@ -356,6 +366,7 @@ def pad_maps(labels: Sequence[MapLabels | None], height: int, width: int) -> Pad
         coverage=torch.zeros(len(labels), num_classes),
         grade=torch.tensor([0 if x is None else int(x.grade) for x in labels], dtype=torch.uint8),
         present=torch.tensor([x is not None for x in labels]),
+        some=any(_teaches(x) for x in known),
     )
     for i, x in enumerate(labels):
         if x is None:
@@ -368,12 +379,21 @@ def pad_maps(labels: Sequence[MapLabels | None], height: int, width: int) -> Pad
     return out
 
 
+def _teaches(labels: MapLabels) -> bool:
+    """Returns whether a pixel has a class, or is `OTHER` where a class is left that it could be."""
+    if bool((labels.classes < OTHER).any()):
+        return True
+    return bool((labels.coverage < 1).any()) and bool((labels.classes == OTHER).any())
+
+
 def pad_tags(labels: Sequence[TagLabels | None]) -> PaddedTags:
     """Stacks the tags of B pictures, at least one of them not None."""
     nothing = torch.zeros_like(next(x for x in labels if x is not None).targets)
+    weights = torch.stack([nothing if x is None else x.weights for x in labels])
     return PaddedTags(
         targets=torch.stack([nothing if x is None else x.targets for x in labels]),
-        weights=torch.stack([nothing if x is None else x.weights for x in labels]),
+        weights=weights,
         grade=torch.tensor([0 if x is None else int(x.grade) for x in labels], dtype=torch.uint8),
         present=torch.tensor([x is not None for x in labels]),
+        some=bool((weights > 0).any()),
     )

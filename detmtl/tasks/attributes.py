@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from detmtl.metrics.attributes import AttributeMetric
 from detmtl.models.box_head import BoxHeadSettings
-from detmtl.structures.details import PaddedDetails, value_groups
+from detmtl.structures.details import value_groups
 from detmtl.structures.labels import PaddedBoxes
 from detmtl.tasks.box_rois import Rois
 from detmtl.tasks.box_task import BoxTask, BoxTaskSettings
@@ -77,10 +77,6 @@ class AttributesTask(BoxTask):
     """See the module; `names` are the T values as `attribute/value`."""
 
     kind, term = "attributes", "value"
-
-    def known(self, details: PaddedDetails) -> Tensor | None:
-        """Returns the boxes one of whose attributes is known."""
-        return None if details.attributes is None else (details.attributes >= 0).any(-1)
 
     def losses(self, raw: Tensor, rois: Rois, labels: PaddedBoxes) -> Tensor:
         """Returns the sum over a box's known attributes of cross entropy."""

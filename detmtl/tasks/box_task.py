@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from detmtl.losses.normalizer import OfBatch, normalizer, skip_normalizer
 from detmtl.losses.terms import LossTerms
 from detmtl.models.box_head import BoxHead
-from detmtl.structures.details import PaddedDetails, details_of
+from detmtl.structures.details import details_of
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Ignore, PaddedBoxes
 from detmtl.structures.sample import DIVISOR, Batch
@@ -119,10 +119,6 @@ class BoxTask(Task):
         self._normalizer: OfBatch = settings.normalizer
 
     @abstractmethod
-    def known(self, details: PaddedDetails) -> Tensor | None:
-        """Returns (B, M) bool: of which boxes there is something to learn; None if of none."""
-
-    @abstractmethod
     def losses(self, raw: Tensor, rois: Rois, labels: PaddedBoxes) -> Tensor:
         """Returns the loss (R,) of each box, given the head's output."""
 
@@ -134,11 +130,10 @@ class BoxTask(Task):
         """Returns the one term; see `Task.loss`. Boxes to be ignored, and those of which nothing is known,
         have no part in it."""
         labels = batch.labels.get(self.labels)
-        known = None
-        if labels is not None:
-            assert isinstance(labels, PaddedBoxes)
-            known = None if labels.details is None else self.known(labels.details)
-        if labels is None or known is None:
+        assert labels is None or isinstance(labels, PaddedBoxes)
+        details = None if labels is None else labels.details
+        known = None if details is None else details.known(self.kind)
+        if labels is None or details is None or known is None or self.kind not in details.learned:
             skip_normalizer(batch)
             return {}
         with torch.autocast(outputs[0].device.type, enabled=False):

@@ -20,9 +20,9 @@ from detmtl.metrics.depth import DepthMetric
 from detmtl.models.semantic_head import SemanticHeadSettings
 from detmtl.structures.depth import DepthLabels, PaddedDepth
 from detmtl.structures.labels import Grade
-from detmtl.structures.sample import DIVISOR, Batch
+from detmtl.structures.sample import Batch
 from detmtl.structures.settings import Settings
-from detmtl.tasks.task import Exporter, Metric, Task, level_names
+from detmtl.tasks.task import Exporter, Metric, Task, fine_levels, level_names
 
 Meters = Annotated[float, Field(gt=0)]
 
@@ -82,11 +82,15 @@ class DepthConfig(Settings):
         num_classes: int,
         class_names: Sequence[str],
     ) -> "DepthTask":
-        """Makes the task with random weights; see `BuildsTask.build`. It has no classes."""
-        coarse = [i for i, stride in enumerate(strides) if stride <= DIVISOR]
-        strides = [strides[i] for i in coarse]
+        """Makes the task with random weights; see `BuildsTask.build`. It has no classes.
+
+        Raises:
+            InputError: `at` is too coarse.
+        """
+        fine = fine_levels(name, self.at, strides)
+        strides = [strides[i] for i in fine]
         # a bfloat16 logarithm of 10 m is off by up to 1 %
-        head = self.head.build([channels[i] for i in coarse], strides, 1, exact=True)
+        head = self.head.build([channels[i] for i in fine], strides, 1, exact=True)
         assert head.logits.bias is not None
         nn.init.constant_(head.logits.bias, math.log(self.prior))
         levels = level_names(self.at, strides)
@@ -163,10 +167,10 @@ class DepthTask(Task):
     def loss(self, outputs: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """Returns the term "depth"; see `Task.loss` and `detmtl.losses.depth`."""
         labels = batch.labels.get(self.labels)
-        if labels is None:
+        assert labels is None or isinstance(labels, PaddedDepth)
+        if labels is None or not labels.some:
             skip_normalizer(batch)
             return {}
-        assert isinstance(labels, PaddedDepth)
         with torch.autocast(outputs[0].device.type, enabled=False):
             term = depth_losses(
                 outputs[0],

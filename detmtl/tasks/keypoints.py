@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from detmtl.metrics.coco_details import KeypointMetric
 from detmtl.models.box_head import BoxHeadSettings
-from detmtl.structures.details import PaddedDetails
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import PaddedBoxes
 from detmtl.tasks.box_rois import Rois
@@ -152,10 +151,6 @@ class KeypointsTask(BoxTask):
 
     kind, term = "keypoints", "place"
     sigmas: tuple[float, ...] = ()
-
-    def known(self, details: PaddedDetails) -> Tensor | None:
-        """Returns the boxes one of whose keypoints is known."""
-        return None if details.keypoints is None else (details.keypoints[..., 2] > 0).any(-1)
 
     def losses(self, raw: Tensor, rois: Rois, labels: PaddedBoxes) -> Tensor:
         """Returns the mean over a box's keypoints of cross entropy; those that are unknown, or outside of

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from detmtl.metrics.coco_details import MaskMetric
 from detmtl.models.box_head import BoxHeadSettings
-from detmtl.structures.details import NO_MASK, PaddedDetails
 from detmtl.structures.labels import PaddedBoxes
 from detmtl.tasks.box_rois import Rois
 from detmtl.tasks.box_task import BoxTask, BoxTaskSettings
@@ -61,10 +60,6 @@ class MasksTask(BoxTask):
     """See the module."""
 
     kind, term = "masks", "mask"
-
-    def known(self, details: PaddedDetails) -> Tensor | None:
-        """Returns the boxes whose shape somebody drew."""
-        return None if details.masks is None else details.masks[:, :, 0, 0] != NO_MASK
 
     def losses(self, raw: Tensor, rois: Rois, labels: PaddedBoxes) -> Tensor:
         """Returns the mean over a box's cells of binary cross entropy."""

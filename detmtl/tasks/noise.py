@@ -2,8 +2,8 @@
 
 Any second loss may help by regularizing, or hurt by its weight alone. What a task does beyond that shows
 against itself with the labels of another picture: the same head, the same loss, the same kind of labels as
-often, and nothing to learn from the picture. In YAML: {kind: detmtl.tasks.noise:NoiseConfig, of: {kind:
-semantic}}.
+often, and nothing to learn from the picture. One about boxes learns what is said of the next picture's, at
+their places. In YAML: {kind: detmtl.tasks.noise:NoiseConfig, of: {kind: semantic}}.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Labels
 from detmtl.structures.sample import Batch
 from detmtl.structures.settings import Settings
+from detmtl.structures.tensors import Tensors
 from detmtl.tasks.task import Metric, Task
 from detmtl.tasks.tasks import TaskConfig
 
@@ -43,6 +44,16 @@ class NoiseConfig(Settings):
         """Returns where the task hangs."""
         return getattr(self.of, "at", "fpn")
 
+    @property
+    def learns(self) -> str | None:
+        """Returns what it learns of boxes, if they are what it is about."""
+        return getattr(self.of, "learns", None)
+
+    @property
+    def vocabulary(self) -> str | None:
+        """Returns the key of the names that `build` needs, if it needs some."""
+        return getattr(self.of, "vocabulary", None)
+
     def build(
         self,
         name: str,
@@ -50,9 +61,10 @@ class NoiseConfig(Settings):
         strides: list[int],
         num_classes: int,
         class_names: Sequence[str],
+        **names: Sequence[str],
     ) -> "NoiseTask":
         """Makes the task; see `BuildsTask.build`."""
-        return NoiseTask(self.of.build(name, channels, strides, num_classes, class_names))
+        return NoiseTask(self.of.build(name, channels, strides, num_classes, class_names, **names))
 
 
 class NoiseTask(Task):
@@ -65,6 +77,7 @@ class NoiseTask(Task):
         """Takes the task itself."""
         super().__init__()
         self.name, self.labels, self.levels = task.name, task.labels, task.levels
+        self.of = task.of
         self.task = task
         self.class_names = getattr(task, "class_names", ())
 
@@ -89,9 +102,9 @@ class NoiseTask(Task):
         return self.task.loss(outputs, batch)
 
     @torch.no_grad()
-    def decode(self, outputs: list[Tensor], sizes: Tensor) -> Sequence[Labels]:
-        """Returns the task's own predictions."""
-        return self.task.decode(outputs, sizes)
+    def decode(self, outputs: list[Tensor], sizes: Tensor, *boxes: Any) -> Sequence[Labels]:
+        """Returns the task's own predictions; one about boxes gets them."""
+        return self.task.decode(outputs, sizes, *boxes)
 
     def metric(self) -> Metric:
         """Returns the task's own metric."""
@@ -99,9 +112,9 @@ class NoiseTask(Task):
 
 
 def rolled(labels: Any) -> Any:
-    """Returns padded labels in which each picture has those of the next one."""
-    tensors = {f.name: getattr(labels, f.name) for f in fields(labels)}
-    return replace(
-        labels,
-        **{name: x.roll(-1, 0) for name, x in tensors.items() if isinstance(x, Tensor)},
-    )
+    """Returns padded labels in which each picture has those of the next one, details of boxes included."""
+    if isinstance(labels, Tensor):
+        return labels.roll(-1, 0)
+    values = {f.name: getattr(labels, f.name) for f in fields(labels)}
+    parts = {name: rolled(x) for name, x in values.items() if isinstance(x, Tensor | Tensors)}
+    return replace(labels, **parts)

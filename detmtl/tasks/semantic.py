@@ -19,9 +19,9 @@ from detmtl.metrics.dense import MapMetric
 from detmtl.models.semantic_head import SemanticHeadSettings
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade, MapLabels, PaddedMaps
-from detmtl.structures.sample import DIVISOR, Batch
+from detmtl.structures.sample import Batch
 from detmtl.structures.settings import Settings
-from detmtl.tasks.task import Metric, Task, level_names
+from detmtl.tasks.task import Metric, Task, fine_levels, level_names
 
 
 class SemanticLossSettings(Settings):
@@ -72,7 +72,8 @@ class SemanticConfig(Settings):
         """Makes the task with random weights; see `BuildsTask.build`.
 
         Raises:
-            InputError: a subset names something that is no class, or there are too many classes.
+            InputError: a subset names something that is no class, there are too many classes, or `at` is too
+                coarse.
         """
         problems = [
             f"tasks.{name}.subsets.{subset}: '{c}' is no class of data.{self.labels}"
@@ -84,9 +85,9 @@ class SemanticConfig(Settings):
             problems.append(f"tasks.{name}: {num_classes} classes; a map holds at most {MOST}")
         if problems:
             raise InputError(problems)
-        coarse = [i for i, stride in enumerate(strides) if stride <= DIVISOR]
-        strides = [strides[i] for i in coarse]
-        head = self.head.build([channels[i] for i in coarse], strides, num_classes)
+        fine = fine_levels(name, self.at, strides)
+        strides = [strides[i] for i in fine]
+        head = self.head.build([channels[i] for i in fine], strides, num_classes)
         return SemanticTask(
             name,
             self.labels,
@@ -143,10 +144,10 @@ class SemanticTask(Task):
     def loss(self, outputs: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """Returns the term "pixel"; see `Task.loss` and `detmtl.losses.dense`."""
         labels = batch.labels.get(self.labels)
-        if labels is None:
+        assert labels is None or isinstance(labels, PaddedMaps)
+        if labels is None or not labels.some:
             skip_normalizer(batch)
             return {}
-        assert isinstance(labels, PaddedMaps)
         with torch.autocast(outputs[0].device.type, enabled=False):
             term = semantic_losses(outputs[0], labels, batch, self._loss_stride, self._normalizer)
         return LossTerms.of({"pixel": term})

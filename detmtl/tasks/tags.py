@@ -104,10 +104,10 @@ class TagsTask(Task):
     def loss(self, outputs: list[Tensor], batch: Batch) -> dict[str, Tensor]:
         """Returns the term "tag": binary cross entropy of the tags that are known; see `Task.loss`."""
         labels = batch.labels.get(self.labels)
-        if labels is None:
+        assert labels is None or isinstance(labels, PaddedTags)
+        if labels is None or not labels.some:
             skip_normalizer(batch)
             return {}
-        assert isinstance(labels, PaddedTags)
         with torch.autocast(outputs[0].device.type, enabled=False):
             logits = pooled(outputs[0], batch.sizes, self.stride)
             losses = F.binary_cross_entropy_with_logits(
@@ -119,7 +119,7 @@ class TagsTask(Task):
             known = (labels.weights > 0).sum(1)
             # Who wrote the tags counts here, not who wrote the picture's other labels.
             scale = normalizer(
-                self._normalizer, known, labels.present, replace(batch, grades=labels.grade)
+                self._normalizer, known, known > 0, replace(batch, grades=labels.grade)
             )
             return LossTerms.of({"tag": losses.sum(1) * scale})
 

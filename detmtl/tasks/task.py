@@ -10,8 +10,9 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
+from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Labels
-from detmtl.structures.sample import Batch, ImageInfo
+from detmtl.structures.sample import DIVISOR, Batch, ImageInfo
 
 
 class Metric(Protocol):
@@ -137,6 +138,26 @@ def decode_all(
         if owner is not None:
             found[name] = tasks[name].decode(outputs[name], sizes, found[owner])
     return {name: found[name] for name in tasks}
+
+
+def fine_levels(name: str, at: str, strides: Sequence[int]) -> list[int]:
+    """Returns the positions of the strides up to `DIVISOR`, those that a map of the picture is made of.
+
+    Args:
+        name: of the task.
+        at: where it hangs, see `level_names`.
+        strides: of all levels that `at` names.
+
+    Raises:
+        InputError: there is none.
+    """
+    fine = [i for i, stride in enumerate(strides) if stride <= DIVISOR]
+    if not fine:
+        raise InputError(
+            f"tasks.{name}.at: {at} is at stride {', '.join(map(str, strides))}; the task needs a level at "
+            f"a stride up to {DIVISOR}, such as p3 or c4, or fpn"
+        )
+    return fine
 
 
 def level_names(at: str, strides: Sequence[int]) -> tuple[str, ...]:

@@ -95,13 +95,22 @@ def _told(source: Source, title: str, settings: RunSettings | None, console: Con
 
 
 def _print_coverage(source: Source, settings: RunSettings | None, console: Console) -> None:
-    """Prints how well anchors reach the boxes: those of a run's settings, or the usual ones."""
+    """Prints how well anchors reach the boxes: those of a run's settings, or the usual ones; of a matching
+    without a threshold that there is nothing to reach."""
     size, task, levels = InputSettings(), DetectionConfig(), FPNSettings().levels
     if settings is not None:
         detections = [t for t in settings.tasks.values() if isinstance(t, DetectionConfig)]
         if not detections:
             return
         size, task, levels = settings.input, detections[0], settings.model.fpn.levels
+    if task.matching.kind == "atss":
+        console.print(
+            "anchors: matching.kind is atss, by which each box finds its own threshold; there is no overlap "
+            "that its boxes must reach, and no anchors are proposed",
+            markup=False,
+            soft_wrap=True,
+        )
+        return
     strides = [8 * 2**i for i in range(levels)]
     found = coverage_table(source, size, task.anchors, strides, task.matching.foreground)
     if found is None:

@@ -148,6 +148,25 @@ def test_a_silent_task_is_legal_and_its_head_untouched(balancer, net):
     assert all(g.isfinite().all() and g.any() for g in grads(net))
 
 
+def test_a_loss_of_zero_is_as_good_as_silence(settings, net):
+    """No task can know in every case, without waiting, that nothing was to be learned."""
+    found = []
+    for zero in (False, True):
+        balancer = attached(settings, net)
+        for step in range(3):
+            terms = net.terms(*(["tags"] if step else []))
+            if zero and step:
+                terms["tags"] = {"class": 0 * net.heads["tags"].sum() + 0 * net.trunk.sum()}
+            net.zero_grad()
+            balancer.backward(terms)
+        found.append((net.trunk.grad, net.heads["boxes"].grad, state(balancer)))
+        assert not zero or not net.heads["tags"].grad.any()
+    (trunk, head, kept), (same_trunk, same_head, same_kept) = found
+    torch.testing.assert_close(same_trunk, trunk)
+    torch.testing.assert_close(same_head, head)
+    torch.testing.assert_close(same_kept, kept)
+
+
 def test_one_task_alone_is_the_plain_gradient_up_to_a_factor(settings, net):
     balancer = settings.build(["boxes"])
     balancer.attach([net.trunk], list(net.heads.values()))

@@ -7,7 +7,15 @@ import torch
 
 from detmtl.structures.depth import DepthLabels
 from detmtl.structures.details import Details
-from detmtl.structures.labels import BoxLabels, Labels, MapLabels, TagLabels
+from detmtl.structures.labels import (
+    OTHER,
+    UNKNOWN,
+    BoxLabels,
+    Ignore,
+    Labels,
+    MapLabels,
+    TagLabels,
+)
 from detmtl.structures.sample import Batch, ImageInfo, Sample
 from detmtl.tasks.attributes import AttributesConfig
 from detmtl.tasks.depth import DepthConfig
@@ -130,6 +138,35 @@ def test_terms_are_float32_scalars_that_reach_every_parameter(task_and_labels):
 def test_nobody_looked_means_no_term(task_and_labels):
     task, _ = task_and_labels
     assert task.loss(task(_features(task)), _batch(task, None, None)) == {}
+
+
+def _unlearnable(labels):
+    """Returns labels of every kind from which nothing can be learned."""
+    if isinstance(labels, MapLabels):
+        other = torch.full_like(labels.classes, OTHER)  # of what? every class is covered fully
+        return [replace(labels, classes=x) for x in (other, torch.full_like(other, UNKNOWN))]
+    if isinstance(labels, TagLabels):
+        return [replace(labels, weights=torch.zeros_like(labels.weights))]
+    if isinstance(labels, DepthLabels):
+        return [replace(labels, depth=torch.zeros_like(labels.depth))]
+    crowds = torch.full_like(labels.ignore, int(Ignore.REGION))
+    return [] if labels.details is None else [replace(labels, ignore=crowds)]
+
+
+def test_labels_from_which_nothing_is_learned_mean_no_term(task_and_labels):
+    task, labels = task_and_labels
+    for nothing in _unlearnable(labels):
+        batch = _batch(task, nothing, None)
+        assert task.loss(task(_features(task)), batch) == {}
+        assert task.loss(task(_features(task)), batch.to("cpu")) == {}
+        # nor do they change what is learned from others
+        outputs = [x[:1] for x in task(_features(task))]
+        beside = task.loss(
+            [x.expand(2, *x.shape[1:]) for x in outputs], _batch(task, labels, nothing)
+        )
+        alone = task.loss(outputs, _batch(task, labels))
+        torch.testing.assert_close(dict(beside), dict(alone))
+        assert batch.labels[task.labels].unpadded([[64, 64]] * 2)[0] is not None
 
 
 def test_a_picture_that_nobody_looked_at_has_no_gradient(task_and_labels):

@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 
 from detmtl.config import settings_from
 from detmtl.data.scenes import SCENE_CLASSES
+from detmtl.engine.drawing import draw
 from detmtl.inference.predictor import load_predictor
 from detmtl.recipe import run
 from detmtl.structures.errors import InputError
@@ -64,11 +65,20 @@ def settings(root, tasks):
 
 
 @pytest.mark.slow
-def test_the_page_s_task_trains_is_scored_and_exported(module, tmp_path):
+def test_the_page_s_task_trains_is_scored_and_exported(module, tmp_path, monkeypatch):
+    drawn = set()
+
+    def noted(image, labels, names, colors="grade"):
+        drawn.add((type(labels).__name__, tuple(names)))
+        return draw(image, labels, names, colors)
+
+    monkeypatch.setattr("detmtl.engine.recorder.draw", noted)
     tasks = YAML(typ="safe").load(block("its settings"))["tasks"]
     tasks["boxes"]["head"] = {"depth": 1}
     summary = run(settings(tmp_path / "data", tasks), tmp_path / "run")
     assert 0 <= summary.metrics["busy/accuracy"] <= 1 and "boxes/AP" in summary.metrics
+    # its tags have its own name; the truth that it learns from are boxes
+    assert drawn == {("BoxLabels", tuple(SCENE_CLASSES)), ("TagLabels", ("busy",))}
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line).get("train/busy/busy") for line in lines]
     assert any(x is not None and x > 0 for x in losses)

@@ -20,7 +20,7 @@ from detmtl.engine.trainer import TrainSettings, train
 from detmtl.models.backbone import BackboneSettings
 from detmtl.models.fpn import FPNSettings
 from detmtl.structures.depth import DepthLabels
-from detmtl.structures.labels import BoxLabels, MapLabels, TagLabels
+from detmtl.structures.labels import UNKNOWN, BoxLabels, MapLabels, TagLabels
 from detmtl.structures.sample import Batch, ImageInfo, Sample
 from detmtl.tasks.depth import DepthConfig
 from detmtl.tasks.detection import DetectionConfig
@@ -56,6 +56,12 @@ def picture(number, kinds):
         "depth": DepthLabels(torch.rand(64, 64, generator=g) * 30),
     }
     image = torch.randint(0, 256, (3, 64, 64), generator=g, dtype=torch.uint8)
+    if kinds == "unknown":  # there are labels, from which nothing is learned
+        unknown = torch.full((64, 64), UNKNOWN, dtype=torch.uint8)
+        known["maps"] = MapLabels(unknown, None, torch.ones(2))
+        known["tags"] = TagLabels(torch.ones(2), torch.zeros(2))
+        known["depth"] = DepthLabels(torch.zeros(64, 64))
+        kinds = ["maps", "tags", "depth"]
     labels = {kind: known[kind] for kind in kinds}
     return Sample(image, labels, ImageInfo(number, f"{number}.jpg", 64, 64, "s"))
 
@@ -64,7 +70,7 @@ def halves(step):
     """Returns the pictures of either process at a step: of other tasks each; at times of none."""
     first, second = ["boxes", "tags"], ["maps", "depth"]
     if step == 1:
-        first, second = [], ["maps", "boxes"]
+        first, second = "unknown", ["maps", "boxes"]
     if step == 2:
         first, second = second, []
     return [[picture(2 * step + n, kinds)] for n, kinds in enumerate((first, second))]

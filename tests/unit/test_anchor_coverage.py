@@ -1,6 +1,7 @@
 """Boxes that no anchor reaches, and anchors that would."""
 
 from io import StringIO
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,6 +25,8 @@ from detmtl.tasks.anchor_coverage import (
     ratio_centers,
     reached_share,
 )
+from detmtl.tasks.detection import DetectionConfig
+from detmtl.verbs.check import _print_coverage
 
 STRIDES = [8, 16, 32]
 SIZE = InputSettings(short=96, long=128)  # twice the pictures of coco_data
@@ -140,3 +143,20 @@ def test_check_prints_it(tmp_path, capsys):
     out = capsys.readouterr().out
     assert status == 0 and "not reached" in out and "480 x 640" in out
     assert "proposed: anchors: {base_scale:" in out
+
+
+def test_where_each_box_finds_its_own_threshold_none_is_told(tmp_path):
+    """`matching.foreground` is not read by kind atss, so no box is short of it."""
+    source, told = _source(tmp_path, *_random_boxes(30, 4, 8, 1.0)), {}
+    for kind in ("max_iou", "atss"):
+        run = SimpleNamespace(
+            tasks={"boxes": DetectionConfig.model_validate({"matching": {"kind": kind}})},
+            input=SIZE,
+            model=SimpleNamespace(fpn=SimpleNamespace(levels=3)),
+        )
+        console = Console(width=200, file=StringIO())
+        _print_coverage(source, run, console)
+        told[kind] = console.file.getvalue()
+    assert "not reached" in told["max_iou"] and "proposed: anchors" in told["max_iou"]
+    assert "not reached" not in told["atss"] and "proposed:" not in told["atss"]
+    assert "each box finds its own threshold" in told["atss"]

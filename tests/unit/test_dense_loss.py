@@ -189,3 +189,10 @@ def test_padding_is_unknown():
     _loss(logits, batch).backward()
     assert (logits.grad[0, :, 5:] == 0).all() and (logits.grad[0, :, :, 6:] == 0).all()
     assert (logits.grad[0, :, :5, :6] != 0).all()
+
+
+@pytest.mark.parametrize("kind", ["source", "image", "batch"])
+def test_a_map_without_a_known_pixel_has_no_part_in_the_normalizer(kind):
+    logits, unknown = _logits(2, C, 8, 8), torch.full((32, 32), UNKNOWN, dtype=torch.uint8)
+    both = _loss(logits, _batch([_map(), _map(unknown)], groups=[0, 1]), kind)
+    torch.testing.assert_close(both, _loss(logits[:1], _batch([_map()]), kind))

@@ -5,6 +5,7 @@ import torch
 from torch.autograd import gradcheck
 
 from detmtl.losses.boxes import giou, l1, smooth_l1
+from detmtl.losses.depth import depth_errors
 from detmtl.losses.focal import FocalTargets, focal_sums, sigmoid_focal
 from detmtl.models.boxcoder import decode
 from detmtl.structures.labels import BoxLabels
@@ -116,3 +117,33 @@ def test_whole_loss_of_each_preset(preset):
 @pytest.mark.parametrize("normalizer", ["source", "batch", "image"])
 def test_whole_loss_under_each_normalizer(normalizer):
     _check_whole_loss(DetectionConfig.model_validate({"loss": {"normalizer": normalizer}}))
+
+
+DEPTHS = torch.tensor([[[-2.0, -0.7, -0.1], [0.05, 0.3, 1.1]], [[0.4, -0.2, 3.0], [0.8, 9.0, 9.0]]])
+KNOWN = torch.ones(2, 2, 3, dtype=torch.bool)
+KNOWN[1, 1, 1:] = False
+
+
+@pytest.mark.parametrize("invariance", [0.0, 0.5, 1.0])
+def test_silog_and_l1_of_depth(invariance):
+    d = DEPTHS.double().requires_grad_()
+    assert gradcheck(lambda x: depth_errors(x, KNOWN, "silog", invariance), (d,))
+    assert gradcheck(lambda x: depth_errors(x, KNOWN, "l1"), (d,))
+
+
+def test_berhu_of_depth_has_a_threshold_without_gradient():
+    """The largest difference makes the threshold; held fast it makes no gradient by differences either."""
+    d, largest = DEPTHS.double().requires_grad_(), torch.tensor(3.0, dtype=torch.float64)
+    with_largest = torch.cat([KNOWN, torch.ones(1, 2, 3, dtype=torch.bool)])
+
+    def held(x):
+        more = largest.expand(1, 2, 3)
+        return depth_errors(torch.cat([x.clamp(-3, 3), more]), with_largest, "berhu")[:2]
+
+    inner = DEPTHS.double().clamp(max=2.5).requires_grad_()
+    assert gradcheck(held, (inner,))
+    depth_errors(d, KNOWN, "berhu").sum().backward()
+    c = 0.2 * 3.0
+    size = DEPTHS.double().abs()
+    slope = torch.where(size <= c, 1.0, size / c) * DEPTHS.sign() * KNOWN
+    torch.testing.assert_close(d.grad, slope / KNOWN.sum((1, 2)).view(2, 1, 1))

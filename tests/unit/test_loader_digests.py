@@ -120,6 +120,10 @@ def make_source(folder: Path, rich: bool) -> Source:
     )
 
 
+FOLLOWING = ("some", "learned")
+"""Fields that follow from the others, and are younger than the digests."""
+
+
 def feed(digest, value) -> None:
     """Puts values, types and shapes into a digest, of paths the names alone."""
     if isinstance(value, torch.Tensor):
@@ -127,6 +131,8 @@ def feed(digest, value) -> None:
         digest.update(value.contiguous().numpy().tobytes())
     elif is_dataclass(value):
         for field in fields(value):
+            if field.name in FOLLOWING:
+                continue
             digest.update(field.name.encode())
             if field.name != "path":
                 feed(digest, getattr(value, field.name))

@@ -3,6 +3,7 @@ import os
 import sys
 import time
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ import torch
 sys.path.insert(0, os.path.dirname(__file__))
 from engine_stand_ins import NAMES, batch_of, recorder
 
+from detmtl.engine import recorder as recorder_module
 from detmtl.engine.recorder import Recorder, read_metrics
+from detmtl.structures.labels import BoxLabels, TagLabels, pad_tags
 
 
 def events(folder):
@@ -82,6 +85,30 @@ def test_pictures(tmp_path):
     with recorder(tmp_path, 10) as told:
         told.pictures(5, "val", batch, {"boxes": found})
     assert events(tmp_path)[1] == [f"val/boxes/{i}" for i in range(4)]
+
+
+@pytest.mark.parametrize("key", ["boxes", "own"])
+def test_what_is_found_has_the_task_s_names_and_truth_those_of_its_labels(
+    tmp_path, monkeypatch, key
+):
+    """A task from outside may give tags, and learn from boxes or from labels of its own."""
+    drawn = []
+
+    def draw(image, labels, names, colors="grade"):
+        drawn.append((type(labels), tuple(names)))
+        return real(image, labels, names, colors)
+
+    real = recorder_module.draw
+    monkeypatch.setattr(recorder_module, "draw", draw)
+    batch = batch_of(0, size=1)
+    if key == "own":
+        batch = replace(batch, labels={"own": pad_tags([TagLabels(torch.ones(1), torch.ones(1))])})
+    found = [TagLabels(torch.tensor([0.9]), torch.ones(1))]
+    labels, names = {"busy": key}, {"busy": ("busy",)}
+    with Recorder(tmp_path, 10, names, 0, False, labels, False, {"boxes": NAMES}) as told:
+        told.pictures(5, "train", batch, {"busy": found})
+    truth = (BoxLabels, tuple(NAMES)) if key == "boxes" else (TagLabels, ("busy",))
+    assert drawn == [truth, (TagLabels, ("busy",))]
 
 
 def test_ranks_but_the_first_are_silent(tmp_path, monkeypatch):

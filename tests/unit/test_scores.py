@@ -239,6 +239,20 @@ def test_a_run_that_fails_has_the_score_that_was_out(tmp_path, waited, kept):
     assert read_checkpoint(tmp_path / "best.pt")["step"] == 4
 
 
+@pytest.mark.parametrize(
+    ("metric", "kept"),
+    [("boxes/RMSE", [5, 3]), ("boxes/abs_rel/near", [5, 3]), ("boxes/AP", [5, 6])],
+)
+def test_the_best_of_an_error_is_the_lowest(tmp_path, metric, kept):
+    state, saved = prepared(settings(), OPTIM), []
+    state.save_weights = lambda path, step, weights: saved.append(step)
+    with recorder(tmp_path, 4) as recorded:
+        counted = Scores(state, recorded, tmp_path, metric, background=False)
+        for value in (5.0, 3.0, 6.0, float("nan")):
+            counted._take(value, {metric: value}, False)
+    assert saved == kept and state.best == kept[-1]
+
+
 def test_the_bar_tells_the_best_metric(tmp_path, monkeypatch, capsys):
     from detmtl.engine.recorder import Recorder
 

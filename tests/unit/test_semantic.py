@@ -12,6 +12,7 @@ from detmtl.structures.confusion import confusion
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import OTHER, UNKNOWN, MapLabels
 from detmtl.structures.sample import ImageInfo
+from detmtl.tasks.depth import DepthConfig
 from detmtl.tasks.multitask import ModelSettings, build_model
 from detmtl.tasks.semantic import SemanticConfig, decode_map
 from detmtl.tasks.tags import TagsConfig
@@ -110,3 +111,12 @@ def test_a_level_that_there_is_not_is_told():
         InputError, match=r"tasks\.m\.at: there is no level p9; the network has fpn"
     ):
         _model(m=SemanticConfig(at="p9"))
+
+
+@pytest.mark.parametrize(
+    ("task", "at", "stride"), [(SemanticConfig, "p6", 64), (DepthConfig, "p7", 128)]
+)
+def test_a_level_that_is_too_coarse_is_told(task, at, stride):
+    wanted = rf"tasks\.m\.at: {at} is at stride {stride}; .* up to 32, such as p3 or c4, or fpn"
+    with pytest.raises(InputError, match=wanted):
+        task(at=at).build("m", [8], [stride], 2, ["a", "b"])

@@ -6,7 +6,7 @@ import pytest
 
 from detmtl.comparing.plan import Cell, Planner, effort
 from detmtl.comparing.settings import CompareSettings
-from detmtl.comparing.transfer_plan import arms_of, changes_of
+from detmtl.comparing.transfer_plan import _check, arms_of, changes_of
 from detmtl.comparing.transfer_settings import TransferSettings, read_transfer
 from detmtl.config import RunSettings
 from detmtl.structures.errors import InputError
@@ -171,3 +171,40 @@ def test_configs_are_right_in_every_arm_and_make_equal_efforts(path):
         for run in runs.values():
             run.balancing.build(list(run.tasks))
             assert run.mix_sources()
+
+
+CHESS = {"boxes": "boxes/AP", "attributes": "attributes/accuracy"}
+
+
+def told(**asked):
+    """Returns what is told of a report on the chess config's tasks before any run."""
+    whole = run_settings(
+        tasks={"boxes": {"kind": "detection"}, "attributes": {"kind": "attributes"}},
+        data=run_settings().data.model_dump() | {"details": {"attributes": {"color": ["w", "b"]}}},
+    )
+    chosen = settings(tasks=CHESS, **asked)
+    try:
+        _check(chosen, whole, arms_of(chosen), Path("t.yaml"), "")
+    except InputError as error:
+        return error.problems
+    return []
+
+
+def test_a_task_about_boxes_has_no_training_of_its_own():
+    todo = "ask what it does to boxes: target: boxes, overlap: false"
+    for asked in ({}, {"target": "boxes", "overlap": True}, {"target": "attributes"}):
+        (problem,) = told(**asked)
+        assert problem.startswith("t.yaml: tasks.attributes: describes the boxes of 'boxes'")
+        assert "'attributes alone' would need" in problem and problem.endswith(todo)
+    assert told(target="boxes") == [] == told(target="boxes", noise=True)
+    without = settings(tasks={"attributes": CHESS["attributes"], "map": "map/mIoU"}, target="map")
+    whole = run_settings(
+        tasks={
+            "boxes": {"kind": "detection"},
+            "attributes": {"kind": "attributes"},
+            "map": {"kind": "semantic"},
+        },
+        data=run_settings().data.model_dump() | {"details": {"attributes": {"color": ["w", "b"]}}},
+    )
+    with pytest.raises(InputError, match="name boxes in tasks too, with target: boxes"):
+        _check(without, whole, arms_of(without), Path("t.yaml"), "")

@@ -31,6 +31,7 @@ class Bright:
 
     class_names = ("spot", "other")
     names = {"boxes": ("spot", "other"), "map": ("bright",), "tags": ("left",)}
+    describing = ()
     agnostic = False
     seen: list
 
@@ -184,7 +185,7 @@ def test_depths_are_the_mean_of_the_views_that_know_them():
     class Far:
         """Says 2 m of what it sees first, then 8 m, and nothing of the left half."""
 
-        class_names, names = (), {"depth": ()}
+        class_names, names, describing = (), {"depth": ()}, ()
 
         def __init__(self, blind=False):
             self.blind, self.meters = blind, [2.0, 8.0]
@@ -216,25 +217,27 @@ def test_depths_are_the_mean_of_the_views_that_know_them():
     assert alone.depth[0, [0, -1]].tolist() == pytest.approx([0, 3])
 
 
-def test_what_is_said_of_boxes_is_refused_not_dropped():
-    class Keypoints(Bright):
-        def predict(self, images):
-            found = super().predict(images)
-            return [
-                one
-                | {
-                    "pose": replace(
-                        one["boxes"],
-                        details=Details(keypoints=torch.zeros(len(one["boxes"]), 1, 3)),
-                    )
-                }
-                for one in found
-            ]
+class Keypoints(Bright):
+    names = Bright.names | {"pose": ("spot", "other")}
+    describing = ("pose",)
 
-    with pytest.raises(
-        InputError, match=r"tasks.pose: says something of each box.* leave out mirr"
+    def predict(self, images):
+        return [
+            one | {"pose": replace(one["boxes"], details=Details(masks=torch.zeros(0, 9, 9)))}
+            for one in super().predict(images)
+        ]
+
+
+def test_what_is_said_of_boxes_is_left_out_with_a_word():
+    image = picture((3, 5, 12, 9))
+    with pytest.warns(
+        UserWarning, match=r"^pose: left out, .* without mirroring, scales and tiles"
     ):
-        found_in(picture((3, 5, 12, 9)), Keypoints(), flip=True)
+        several = ViewsPredictor(Keypoints(), ViewSettings(tile=64))
+    found = several.predict([image])[0]
+    assert [*found] == ["boxes", "map", "tags"] == [*several.names]
+    assert found["boxes"].boxes.tolist() == [[3, 5, 12, 9]]
+    assert several.left_out == ("pose",) and several.describing == ()
 
 
 @pytest.mark.parametrize(
@@ -294,7 +297,7 @@ def test_scoring_a_predictor(tmp_path):
     )
 
     class Truth:
-        class_names, names, at = NAMES, {"boxes": NAMES}, 0
+        class_names, names, describing, at = NAMES, {"boxes": NAMES}, (), 0
 
         def decoders(self):
             return []
