@@ -38,6 +38,8 @@ from detmtl.tasks.detection import DetectionConfig
 from detmtl.teachers.annotate import annotate
 from detmtl.teachers.simulated import SimulatedTeacherSettings
 
+pytestmark = pytest.mark.slow
+
 CLASSES = {
     "person": ["person", "umbrella"],
     "vehicle": ["car", "van", "bus", "truck", "boat"],
@@ -218,7 +220,6 @@ def world(tmp_path_factory):
     return World.made(tmp_path_factory.mktemp("scenes"))
 
 
-@pytest.mark.slow
 def test_more_misses_make_coverage_weights_pay(world):
     """Objects that are mostly missed do not reach a score of a half, unless the background of silver counts
     as little as the teacher's recall says. Ranks, hence AP, hardly change: its gains were -.01 to +.01."""
