@@ -7,10 +7,11 @@ network is a stand-in, which learns in half a second: linear, on the connected p
 maps. It errs where pieces hide or touch each other. All pictures are of one domain, so that gold shows
 nothing that silver does not, but for the faults.
 
-What has no direction hardly shows in ranks: boxes that are off by chance average out, and objects that are
-missed or misnamed now and then still rank above the rest. So what is tried are boxes that are too large,
-names that are wrong more often than right, and scores that must reach a half. Gains are those of paired
-seeds; beside their limits stands what seeds 0 to 3 gave.
+What has no direction shows little in ranks: an object that is missed or misnamed now and then still ranks
+above the rest, and boxes that are off by chance alone average out for the most part (with .15 of their
+sides in place and .3 in size, geometry weights brought .02 to .06 AP). It shows in scores, which must reach
+a half to count in F1@.5; ranks show boxes that are too large, and names that are wrong more often than
+right. Gains are those of paired seeds; beside their limits stands what seeds 0 to 3 gave.
 """
 
 from dataclasses import dataclass, replace
@@ -37,6 +38,8 @@ from detmtl.tasks.detection import DetectionConfig
 from detmtl.teachers.annotate import annotate
 from detmtl.teachers.simulated import SimulatedTeacherSettings
 
+pytestmark = pytest.mark.slow
+
 CLASSES = {
     "person": ["person", "umbrella"],
     "vehicle": ["car", "van", "bus", "truck", "boat"],
@@ -56,8 +59,9 @@ FAULTS = {
     "few misses": {"misses": 0.35},
     "many misses": {"misses": 0.7},
     "too large": {"jitter": {"position": 0.02, "size": 0.05, "bias": 0.35}},
+    "confused": {"confusions": 0.4},
     # More often than not, one is taken for the other.
-    "confused": {
+    "swapped": {
         "confusions": {"person": {"dog": 0.75}, "dog": {"person": 0.75}, "horse": {"person": 0.75}}
     },
 }
@@ -216,7 +220,6 @@ def world(tmp_path_factory):
     return World.made(tmp_path_factory.mktemp("scenes"))
 
 
-@pytest.mark.slow
 def test_more_misses_make_coverage_weights_pay(world):
     """Objects that are mostly missed do not reach a score of a half, unless the background of silver counts
     as little as the teacher's recall says. Ranks, hence AP, hardly change: its gains were -.01 to +.01."""
@@ -243,10 +246,18 @@ def test_jitter_makes_geometry_weights_pay(world):
 
 
 def test_confusion_makes_electrum_beat_silver(world):
-    electrum, silver = {}, {"mode": "silver"}
-    f1 = world.gains("F1@.5", "confused", electrum, silver)
-    ap = world.gains("AP", "confused", electrum, silver)
-    assert f1.min() > 0.07  # .21 .19 .12 .19
-    assert world.gains("F1@.5", "none", electrum, silver).max() < 0.04  # .01 .00 -.01 -.01
-    assert ap.mean() > 0.05  # .14 .10 .05 .13
-    assert world.gains("AP", "none", electrum, silver).mean() < 0.03  # .03 .01 .01 .00
+    """Objects that silver calls now this and now that do not reach a score of a half; where it mostly takes
+    one class for another, it ranks them wrongly too."""
+    gains = [
+        world.gains(metric, fault, {}, {"mode": "silver"})
+        for metric, fault in (
+            ("F1@.5", "confused"),
+            ("F1@.5", "none"),
+            ("AP", "swapped"),
+            ("AP", "none"),
+        )
+    ]
+    assert gains[0].min() > 0.15  # .32 .27 .29 .25
+    assert gains[1].max() < 0.05  # .01 .00 -.01 -.01
+    assert gains[2].mean() > 0.05  # .14 .10 .05 .13
+    assert gains[3].mean() < 0.03  # .03 .01 .01 .00
