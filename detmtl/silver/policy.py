@@ -63,7 +63,8 @@ class SelectionSettings(Settings):
     class_weight: Weight = 1.0
     """Of the class loss of each label: a number >= 0, or the label's `probability`."""
     box_weight: Weight = 1.0
-    """Of the box loss of each label: a number >= 0, or the label's `probability`."""
+    """Of the box loss of each label: a number >= 0, or the label's `probability`. That is one of IoU >= 0.5:
+    where boxes are off by a habit of the teacher's (the audit shows it), a low number is what helps."""
     nms: float | None = Field(default=0.6, gt=0, le=1)
     """Of two boxes of one class and teacher that overlap more than this (IoU), the better stays; None:
     all."""
