@@ -166,14 +166,14 @@ def test_too_few_resamples_are_refused():
 
 def test_a_probe_shares_the_labels_and_not_the_teacher_of_its_task_alone(folder):
     base = (folder / "base.yaml").read_text()
-    own = "teacher: {kind: gold}, audit: {share: 0.5}"
+    own = "teacher: {kind: gold, task: boxes}, audit: {share: 0.5}"
     base = base.replace(f"teacher: {{kind: results, path: {folder}/teacher.json}}", own)
     base = base.replace("tasks:\n", "tasks:\n  map: {kind: semantic}\n")
     (folder / "base.yaml").write_text(base)
     path = folder / "transfer.yaml"
     path.write_text(
-        "base: base.yaml\ntasks: {boxes: boxes/AP, map: map/mIoU}\noverlap: true\nseeds: 1\n"
-        "set: {model.backbone.weights: null}\n"
+        "base: base.yaml\noverlap: true\nseeds: 1\nset: {model.backbone.weights: null}\n"
+        "tasks: {boxes: {metric: boxes/AP, without: {silver: null}}, map: map/mIoU}\n"
     )
     out, console = folder / "out", Console(quiet=True)
     process = distributed.start("cpu")

@@ -29,6 +29,7 @@ class Pictures:
     grade: Grade = Grade.GOLD
     weight: float = 1.0
     annotations: None = None
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.length

@@ -25,6 +25,7 @@ class Pictures:
     ignore: int = Ignore.NO
     grade: Grade = Grade.GOLD
     weight: float = 1.0
+    notes: tuple[str, ...] = ()
     annotations: Annotations | None = field(init=False)
 
     def __post_init__(self):
