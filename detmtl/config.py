@@ -44,7 +44,7 @@ from detmtl.tasks.detection import DetectionConfig
 from detmtl.tasks.multitask import ModelSettings
 from detmtl.tasks.presets import PresetName, filled_in
 from detmtl.tasks.tasks import TaskConfig
-from detmtl.teachers.teacher import WRITTEN
+from detmtl.teachers.teacher import WRITTEN, the_one
 from detmtl.teachers.teachers import AnyTeacher
 
 CONFIG_FOLDERS = (Path("configs"), Path(__file__).resolve().parents[1] / "configs")
@@ -104,7 +104,8 @@ class GoldTeacher(Settings):
     It has the student's settings.
 
     Attributes:
-        task: the name of the task whose labels it writes; None: the only one of boxes, maps or tags.
+        task: the name of the task whose labels it writes; None: the only one of boxes, or without any the
+            only one of maps or tags.
         train: overrides some of the run's `train` (more steps, say).
         mix: of its gold sources, in place of the run's `mix`.
         burn_in: whether the student starts from the teacher's weights rather than from the backbone's.
@@ -359,20 +360,21 @@ class RunSettings(Settings):
         offline = self.silver.select if self.silver else SelectionSettings()
         return self.online.select or offline
 
-    def silver_tasks(self) -> list[str]:
-        """Returns the names of the tasks whose labels a teacher that the run trains itself may write."""
-        return [
-            name
-            for name, task in self.tasks.items()
-            if getattr(task, "of", None) is None and getattr(task, "labels", "boxes") in WRITTEN
-        ]
+    def silver_tasks(self) -> dict[str, str]:
+        """Returns the tasks whose labels a teacher that the run trains itself may write -> their kind."""
+        kinds = {name: getattr(task, "labels", "boxes") for name, task in self.tasks.items()}
+        return {
+            name: kind
+            for name, kind in kinds.items()
+            if getattr(self.tasks[name], "of", None) is None and kind in WRITTEN
+        }
 
     def _untold(self) -> list[str]:
         """Returns what is wrong with the task of a teacher that the run trains itself."""
         teacher, tasks = self.silver and self.silver.teacher, self.silver_tasks()
         if not isinstance(teacher, GoldTeacher) or not self.offline_pools():
             return []
-        if teacher.task in tasks or (teacher.task is None and len(tasks) == 1):
+        if (teacher.task or the_one(tasks)) in tasks:
             return []
         return [
             f"silver.teacher.task: is {teacher.task!r}, and the tasks whose labels a teacher can write are: "

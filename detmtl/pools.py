@@ -42,7 +42,7 @@ from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.teachers.annotate import annotate
 from detmtl.teachers.from_checkpoint import CheckpointTeacherSettings
-from detmtl.teachers.teacher import Teacher
+from detmtl.teachers.teacher import Teacher, the_one
 
 
 def label_pools(
@@ -354,7 +354,7 @@ def load_teachers(settings: RunSettings, folder: RunFolder, process: Process) ->
     one = settings.silver.teacher
     if isinstance(one, GoldTeacher):
         path = str(folder.teacher.best.absolute())
-        task = one.task or settings.silver_tasks()[0]
+        task = one.task or the_one(settings.silver_tasks())
         one = CheckpointTeacherSettings(path=path, name="teacher", task=task, trust=True)
     names: list[str] = []
     for teacher in settings.silver.teachers if one is None else [one]:

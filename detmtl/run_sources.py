@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from detmtl.config import GoldTeacher, RunSettings
@@ -106,7 +107,9 @@ def to_be_labelled(settings: RunSettings, sources: Mapping[str, Source]) -> dict
         "mode online to label; take it out, or, to leave its labels unread, give it kind folder (`listed` "
         "takes the pictures that a COCO file names)"
         for n in online
-        if sources[n].annotations is not None and sources[n].coverage.min() >= 1
+        if sources[n].grade is Grade.GOLD
+        and sources[n].annotations is not None
+        and sources[n].coverage.min() >= 1
     ]
     if problems:
         raise InputError(problems)
@@ -120,4 +123,8 @@ def to_be_labelled(settings: RunSettings, sources: Mapping[str, Source]) -> dict
 
 
 def _pool(settings: RunSettings, source: Source) -> Source:
+    """Returns a pool of mode online with the boxes of people; those of a model give way to the new ones."""
+    if source.grade is Grade.SILVER:
+        none = np.zeros((1, len(source.classes)), dtype=np.float32)
+        source = replace(source, annotations=None, coverage=none)
     return replace(source, grade=Grade.SILVER, tags=tags_of(source, settings.data.tags))

@@ -228,7 +228,16 @@ def makes_silver(settings: RunSettings) -> bool:
 def teachers_of(settings: RunSettings) -> dict[str, Any]:
     """Returns what decides what a run's teachers write, as plain values."""
     assert settings.silver is not None
-    return settings.silver.model_dump(mode="json", include={"teacher", "teachers", "floor"})
+    return _told(settings.silver.model_dump(mode="json", include={"teacher", "teachers", "floor"}))
+
+
+def _told(silver: dict[str, Any]) -> dict[str, Any]:
+    """Returns the section without what teachers of these kinds could not be told before, where it is not
+    told: runs and stores of then keep their keys."""
+    for teacher in [silver.get("teacher"), *(silver.get("teachers") or [])]:
+        if teacher and teacher["kind"] in ("gold", "torchscript") and teacher["task"] is None:
+            del teacher["task"]
+    return silver
 
 
 def store_name(settings: RunSettings, teacher: str | None, files: Any = None) -> str:
@@ -241,7 +250,8 @@ def store_name(settings: RunSettings, teacher: str | None, files: Any = None) ->
     what = teachers_of(settings)
     if teacher is None:
         return digest([what, files])
-    return digest([teacher, what["floor"], what["teacher"]["task"]])
+    task = what["teacher"].get("task")
+    return digest([teacher, what["floor"], *([] if task is None else [task])])
 
 
 def total_steps(settings: RunSettings) -> int:
@@ -269,7 +279,9 @@ def run_key(settings: RunSettings, fingerprints: Any) -> str:
     tree["data"].pop("workers")
     tree["train"].pop("score_in_background")
     if tree["silver"]:
-        tree["silver"].pop("store")
+        _told(tree["silver"]).pop("store")
+    if tree["online"]["overlay"] is None:
+        del tree["online"]["overlay"]
     return digest([VERSION, tree, fingerprints])
 
 

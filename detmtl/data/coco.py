@@ -17,7 +17,7 @@ import numpy as np
 from detmtl.data.coco_details import read_details
 from detmtl.data.coco_fields import picture_coverage, stated_recall
 from detmtl.data.coco_rows import GRADES, read_columns
-from detmtl.data.coco_tables import Found, read_categories, read_pictures
+from detmtl.data.coco_tables import SPLITS, Found, read_categories, read_pictures
 from detmtl.data.coco_writer import (
     CocoImage,
     coco_images,
@@ -63,8 +63,10 @@ class CocoSource(SourceSettings):
         return True
 
     def fingerprint(self, root: Path, cache: Path) -> Any:
-        """Returns the hash of the annotation file."""
-        return content_hashes([str(root / self.annotations)], cache)
+        """Returns the hash of the annotation file, and the folders of COCO's splits that there are: they
+        decide the names of pictures that have addresses alone."""
+        splits = [name for name in SPLITS if (root / self.images / name).is_dir()]
+        return [*content_hashes([str(root / self.annotations)], cache), *splits]
 
     def parse(self, root: Path, classes: LabelSpace) -> Parsed:
         """Reads and checks the annotation file."""

@@ -25,6 +25,9 @@ from detmtl.data.source import FileNames
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 
+SPLITS = ("train2014", "val2014", "train2017", "val2017", "test2015", "test2017", "unlabeled2017")
+"""COCO's, by which its addresses and the folders of its pictures are named."""
+
 
 @dataclass(frozen=True)
 class Categories:
@@ -137,7 +140,7 @@ def _names(images: Sequence[Any], bad: np.ndarray, folder: Path) -> list[str]:
 
     @cache
     def has(split: str) -> bool:
-        return bool(split) and (folder / split).is_dir()
+        return split in SPLITS and (folder / split).is_dir()
 
     def named(row: dict[str, Any]) -> str:
         if (given := row.get("file_name")) is not None:

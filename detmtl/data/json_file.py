@@ -3,7 +3,7 @@
 import gc
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from json import JSONDecodeError
 from mmap import ACCESS_READ, mmap
@@ -38,38 +38,48 @@ def read_in_blocks(path: Path, where: str, key: str, take: Callable[[list[Any]],
         InputError: it cannot be read, is empty, is not JSON or has the list twice.
     """
     text = _text(path, where)
+    parsing = _parsed(text, where, key)
+    while True:
+        with _as_input(where):
+            try:
+                block = next(parsing)
+            except StopIteration as end:
+                return end.value
+        take(block)  # out there: what it raises says nothing of the file
+
+
+def _parsed(text: str, where: str, key: str) -> Generator[list[Any], None, Any]:
+    """Yields the blocks of the list `key`, and returns the rest."""
     scanner = json.JSONDecoder()
-    with _as_input(where):
-        at = _after(text, 0)
-        if not text.startswith("{", at):
-            return scanner.decode(text)
-        found: dict[str, Any] = {}
-        at = _after(text, at + 1)
-        more = not text.startswith("}", at)
-        while more:
-            if not text.startswith('"', at):
-                raise JSONDecodeError("Expecting property name enclosed in double quotes", text, at)
-            name, at = scanner.raw_decode(text, at)
-            at = _after(text, _expected(":", text, at))
-            if name == key and text.startswith("[", at):
-                if name in found:
-                    raise InputError(f"{where}: has '{key}' twice; join the two lists")
-                at, found[name] = _each_block(text, at, scanner, take), []
-            else:
-                found[name], at = scanner.raw_decode(text, at)
-            at = _after(text, at)
-            more = text.startswith(",", at)
-            at = _after(text, at + 1) if more else at
-        end = _after(text, _expected("}", text, at))
-        if end < len(text):
-            raise JSONDecodeError("Extra data", text, end)
+    at = _after(text, 0)
+    if not text.startswith("{", at):
+        return scanner.decode(text)
+    found: dict[str, Any] = {}
+    at = _after(text, at + 1)
+    more = not text.startswith("}", at)
+    while more:
+        if not text.startswith('"', at):
+            raise JSONDecodeError("Expecting property name enclosed in double quotes", text, at)
+        name, at = scanner.raw_decode(text, at)
+        at = _after(text, _expected(":", text, at))
+        if name == key and text.startswith("[", at):
+            if name in found:
+                raise InputError(f"{where}: has '{key}' twice; join the two lists")
+            at = yield from _blocks(text, at, scanner)
+            found[name] = []
+        else:
+            found[name], at = scanner.raw_decode(text, at)
+        at = _after(text, at)
+        more = text.startswith(",", at)
+        at = _after(text, at + 1) if more else at
+    end = _after(text, _expected("}", text, at))
+    if end < len(text):
+        raise JSONDecodeError("Extra data", text, end)
     return found
 
 
-def _each_block(
-    text: str, at: int, scanner: json.JSONDecoder, take: Callable[[list[Any]], None]
-) -> int:
-    """Gives the entries of the list at `at` to `take`, and returns where the list ends."""
+def _blocks(text: str, at: int, scanner: json.JSONDecoder) -> Generator[list[Any], None, int]:
+    """Yields the entries of the list at `at`, and returns where the list ends."""
     block: list[Any] = []
     at = _after(text, at + 1)
     more = not text.startswith("]", at)
@@ -77,14 +87,14 @@ def _each_block(
         entry, at = scanner.raw_decode(text, at)
         block.append(entry)
         if len(block) == BLOCK:
-            take(block)
+            yield block
             block = []
         at = _after(text, at)
         more = text.startswith(",", at)
         at = _after(text, at + 1) if more else at
     at = _expected("]", text, at)
     if block:
-        take(block)
+        yield block
     return at
 
 

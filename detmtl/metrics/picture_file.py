@@ -48,7 +48,7 @@ def write_pictures(path: Path, metrics: Mapping[str, Any]) -> None:
         return
     partial = path.with_name(path.name + ".part")
     with partial.open("wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
     partial.replace(path)
 
 

@@ -130,7 +130,7 @@ class Ensemble:
             judged = [None] * len(names)
         if problems:
             raise InputError(problems)
-        weights = weights_of(names, fusion, curves, judged)
+        weights = weights_of(names, maps, fusion, curves, judged)
         return cls(tuple(stores), tuple(maps), tuple(curves), weights, classes, fusion)
 
     @property

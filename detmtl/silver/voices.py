@@ -69,6 +69,7 @@ def with_a_say(
 
 def weights_of(
     names: Sequence[str],
+    maps: Sequence[ClassMap],
     fusion: FusionSettings,
     calibrations: Sequence[Calibration],
     audits: Sequence[Audit | None],
@@ -84,4 +85,6 @@ def weights_of(
                 classes = np.repeat(np.arange(len(judged.scores)), [len(s) for s in judged.scores])
                 right = calibrations[t](scores[hits], classes[hits])
                 weights[t] = right.mean() if len(right) else 0.0
+    mute = np.array([not m.known.any() for m in maps])
+    weights[mute & ~mute.all()] = 0
     return weights / weights.max()

@@ -81,7 +81,8 @@ def chosen_task(task: str | None, kinds: Mapping[str, str], file: Path) -> tuple
     """Returns name and kind of the task whose labels a model of ours writes.
 
     Args:
-        task: its name; None: the only one of which silver can be written.
+        task: its name; None: the only one of boxes, or without any the only one of which silver can be
+            written.
         kinds: task -> what its labels are, of those tasks that do not describe the boxes of another.
         file: of the model, for errors.
 
@@ -89,8 +90,7 @@ def chosen_task(task: str | None, kinds: Mapping[str, str], file: Path) -> tuple
         InputError: there is no such task, it is not clear which is meant, or silver knows no such labels.
     """
     known: dict[str, Written] = {n: kind for n, k in kinds.items() for kind in WRITTEN if kind == k}
-    if task is None and len(known) == 1:
-        task = next(iter(known))
+    task = task or the_one(known)
     if task not in known:
         told = ", ".join(f"{name} ({kind})" for name, kind in known.items()) or "none"
         raise InputError(
@@ -98,6 +98,13 @@ def chosen_task(task: str | None, kinds: Mapping[str, str], file: Path) -> tuple
             f"{WRITTEN[-1]} are: {told}{'; name one of them' if known else ''}"
         )
     return task, known[task]
+
+
+def the_one(kinds: Mapping[str, str]) -> str | None:
+    """Returns the task that is meant where none is named: the only one of boxes, or without any the only
+    one; None: that is not clear. `kinds`: task -> what its labels are."""
+    boxes = [name for name, kind in kinds.items() if kind == "boxes"] or list(kinds)
+    return boxes[0] if len(boxes) == 1 else None
 
 
 def existing(root: Path, path: str, setting: str) -> Path:

@@ -245,6 +245,18 @@ def test_pictures_of_lvis_are_found_by_their_addresses(tmp_path, folder, stated)
         load(tmp_path)
 
 
+def test_pictures_that_move_into_the_folder_of_their_split_are_found_again(tmp_path):
+    data = coco_data()
+    for row in data["images"]:
+        row["coco_url"] = f"http://images.cocodataset.org/train2017/{row.pop('file_name')}"
+    source = load(tmp_path, data)
+    assert source.files.name(0) == "0.png"
+    (tmp_path / "images").rename(tmp_path / "train2017")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "train2017").rename(tmp_path / "images" / "train2017")
+    assert load(tmp_path).files.name(0) == "train2017/0.png"
+
+
 @pytest.mark.parametrize("change", [{}, {"coco_url": "http://x/"}, {"file_name": 5}])
 def test_a_picture_without_a_name(tmp_path, change):
     data = coco_data()

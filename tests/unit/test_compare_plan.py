@@ -13,6 +13,7 @@ from detmtl.comparing.plan import (
     run_key,
     store_name,
     teacher_key,
+    teachers_of,
 )
 from detmtl.comparing.settings import base_config, chosen, parse_seeds, read_compare
 from detmtl.structures.errors import InputError
@@ -135,6 +136,8 @@ def test_keys(planner):
     assert store_name(settings, "a") != store_name(settings, "b")
     named = of(planner(base=BASE.replace("kind: gold, ", "kind: gold, task: boxes, ")))
     assert store_name(settings, "a") != store_name(named, "a"), "another task, other labels"
+    assert run_key(settings, {}) != run_key(named, {})
+    assert "task" not in teachers_of(settings)["teacher"], "keys of before the setting stay"
     assert teacher_key(settings, {}) == teacher_key(of(made, seed=1), {}), "no chance in a teacher"
 
 

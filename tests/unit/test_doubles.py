@@ -16,6 +16,7 @@ from detmtl.engine import distributed
 from detmtl.run_folder import RunFolder
 from detmtl.run_sources import load_sources, to_be_labelled
 from detmtl.silver.held_out import given_gold, without_doubles
+from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
 
 A, B = [1, 1, 11, 11], [12, 2, 22, 20]
@@ -110,3 +111,12 @@ def test_mode_online_fills_in_beside_what_people_said_elsewhere(label, tmp_path)
     pool = to_be_labelled(settings, sources)["pool"]
     assert pool.grade == Grade.SILVER and pool.coverage.tolist() == [[0, 0]] * 2 + [[0, 1]] * 2
     assert [pool.boxes(i).classes.tolist() for i in range(4)] == [[], [], [], [1]]
+    # Boxes that a model wrote before are no labels by people: they are written anew.
+    written = gold(sources["pool"], [(0, A, 0, 0), (1, A, 1, 0)], [[1.0, 1.0]])
+    again = to_be_labelled(settings, sources | {"pool": replace(written, grade=Grade.SILVER)})[
+        "pool"
+    ]
+    assert again.coverage.tolist() == pool.coverage.tolist()
+    assert [again.boxes(i).classes.tolist() for i in range(4)] == [[], [], [], [1]]
+    with pytest.raises(InputError, match=r"people have looked for every class .* of 'pool'"):
+        to_be_labelled(settings, sources | {"pool": written})

@@ -91,6 +91,16 @@ def test_two_lists_of_one_name_are_refused(folder):
         read_in_blocks(path, "a.json", "rows", lambda block: None)
 
 
+def test_a_mistake_in_taking_is_none_of_the_file(folder):
+    def take(block):
+        raise ValueError("zip() argument 2 is shorter")
+
+    path = written(folder / "a.json", '{"rows": [1]}')
+    with pytest.raises(ValueError, match="zip") as caught:
+        read_in_blocks(path, "a.json", "rows", take)
+    assert not isinstance(caught.value, InputError)
+
+
 @pytest.mark.parametrize("read", [read_json, lambda p, w: read_in_blocks(p, w, "rows", list)])
 def test_files_that_cannot_be_read(folder, read):
     with pytest.raises(InputError, match=r"a: cannot be read .No such file"):

@@ -400,7 +400,7 @@ def test_a_pool_comes_with_what_people_said_of_it(sources):
     assert found["gold"] is gold and found["pool"].grade == Grade.SILVER
     assert found["pool"].grades() == {Grade.GOLD, Grade.SILVER}
     assert found["pool"].annotations is pool.annotations and found["pool"].tags is None
-    whole = replace(pool, coverage=np.ones((1, 2), np.float32))
+    whole = replace(pool, grade=Grade.GOLD, coverage=np.ones((1, 2), np.float32))
     with pytest.raises(InputError, match=r"online\.pools: people have looked for every class"):
         to_be_labelled(of, {"gold": gold, "pool": whole})
     tags = {"classes": ["a", "b"], "from_boxes": True}

@@ -64,9 +64,11 @@ def test_a_teacher_that_the_run_trains_writes_the_task_that_is_named(
 ):
     tags = "tasks.night={kind: tags}", "data.tags={classes: [night]}"
     about = "tasks.colors={kind: attributes}", "data.details={attributes: {color: [red]}}"
-    told = r"silver\.teacher\.task: is None, .*: boxes, night; name one"
+    assert settings(*tags, *about).silver.teacher.task is None, "the only one of boxes is meant"
+    second = "tasks.more={kind: detection}"
+    told = r"silver\.teacher\.task: is None, .*: boxes, more, night; name one"
     with pytest.raises(InputError, match=told):
-        settings(*tags, *about)
+        settings(*tags, second, "export={format: null}")
     assert settings(*tags, "mix={mode: gold}").silver.teacher.task is None, (
         "nobody asks the teacher"
     )

@@ -78,13 +78,17 @@ def test_the_card_says_what_the_task_gives_and_of_which_classes(load):
 def test_the_only_task_need_not_be_named(load):
     alone = {name: SEVERAL[name] for name in ("map", "depth")}
     assert load(alone).task == "maps"
+    assert load(SEVERAL).task == "boxes", "the only one of boxes before all others"
 
 
 @pytest.mark.parametrize("task", [None, "colors", "depth", "night"])
 def test_a_task_that_is_not_clear_is_told_with_those_that_there_are(load, task):
-    told = rf"is {task!r}, .*: boxes \(boxes\), map \(maps\), busy \(tags\); name one"
+    two = SEVERAL | {"cars": SEVERAL["boxes"]}
+    told = (
+        rf"is {task!r}, .*: boxes \(boxes\), map \(maps\), busy \(tags\), cars \(boxes\); name one"
+    )
     with pytest.raises(InputError, match=told):
-        load(SEVERAL, task=task)
+        load(two, task=task)
     with pytest.raises(InputError, match=r"that write boxes, maps or tags are: none$"):
         load({"depth": SEVERAL["depth"]})
 
