@@ -22,7 +22,7 @@ from detmtl.report.audit_others import others_page
 from detmtl.report.audit_page import write_audit_page
 from detmtl.report.page import available
 from detmtl.run_folder import RunFolder
-from detmtl.silver.audit import Audit, audit
+from detmtl.silver.audit import Audit, audit, audit_folder
 from detmtl.silver.audit_gates import problems_alone
 from detmtl.silver.audit_measures import Calibrate
 from detmtl.silver.audit_summary import box_summary, map_summary, tag_summary, write_summary
@@ -79,12 +79,10 @@ def label_pools(
         problems = judge_each(stores, gold, space, silver.select, console)
         _pass_gates(problems, f"{store_path} on '{gold.name}'", silver.gates)
         labels, checked = fused_labels(stores, gold, space, silver.select)
-        several = len(stores) > 1
-        thresholds = resolve_thresholds(labels, space, silver.select, checked, several)
-        band = resolve_band(labels, space, silver.select, checked, several)
-        policy = Policy.of(labels, space, checked.known, silver.select, checked, several)
-        show_audit(labels, checked, gold, thresholds, band, console, policy)
-        problems = checked.problems(thresholds)
+        files, problems = show_audit(
+            labels, checked, gold, space, silver.select, console, available()
+        )
+        _tell_page(files[-1] if available() else None, console)
         _pass_gates(problems, f"{store_path} on '{gold.name}'", silver.gates)
         for pool in pools:
             chosen = select(labels, [pool], space, silver.select, checked)
@@ -113,24 +111,35 @@ def show_audit(
     labels: Store | Ensemble,
     checked: Audit,
     gold: Source,
-    thresholds: Mapping[str, float],
-    ignore_from: Mapping[str, float] | None,
+    space: LabelSpace,
+    select: SelectionSettings,
     console: Console,
-    policy: Policy,
-) -> None:
-    """Prints the table of an audit, and writes its summary, and its page where the packages for it are
-    installed."""
+    page: bool,
+) -> tuple[list[Path], list[str]]:
+    """Prints the table of an audit of boxes, and writes its summary, and its page if it is wanted; returns
+    the files of the audit and the reasons not to trust the labels."""
+    several = isinstance(labels, Ensemble)
+    thresholds = resolve_thresholds(labels, space, select, checked, several)
+    # first: it shows why a policy cannot be had of this gold
     console.print(checked.table(thresholds))
+    policy = Policy.of(labels, space, checked.known, select, checked, several)
     calibrate = calibrated(checked, console)
-    write_summary(labels.path, checked.gold_hash, box_summary(checked, policy, calibrate))
-    if available():
-        html = boxes_page(
-            checked, gold, labels.card.name, thresholds, ignore_from, calibrate, policy
-        )
-        path = write_audit_page(labels.path, checked.gold_hash, html)
-        console.print(f"Page of the audit: {path}", markup=False, soft_wrap=True)
-    else:
-        console.print("No page of the audit: pip install 'detmtl[report]'", markup=False)
+    files = [
+        audit_folder(labels.path, checked.gold_hash) / "audit.json",
+        write_summary(labels.path, checked.gold_hash, box_summary(checked, policy, calibrate)),
+    ]
+    if page:
+        band = resolve_band(labels, space, select, checked, several)
+        html = boxes_page(checked, gold, labels.card.name, thresholds, band, calibrate, policy)
+        files.append(write_audit_page(labels.path, checked.gold_hash, html))
+    return files, checked.problems(thresholds)
+
+
+def _tell_page(page: Path | None, console: Console) -> None:
+    told = "No page of the audit: pip install 'detmtl[report]'"
+    if page is not None:
+        told = f"Page of the audit: {page}"
+    console.print(told, markup=False, soft_wrap=True)
 
 
 def calibrated(checked: Audit, console: Console) -> Calibrate | None:
@@ -172,7 +181,7 @@ def show_others(
     if page:
         html = others_page(others, checked, gold, calibrated)
         path = write_audit_page(others.store.path, checked.gold_hash, html)
-        console.print(f"Page of the audit: {path}", markup=False, soft_wrap=True)
+        _tell_page(path, console)
     return measures.problems()
 
 
@@ -208,7 +217,7 @@ def _judge_others(
     checked = others.audit(gold)
     problems = show_others(others, checked, gold, console, available())
     if not available():
-        console.print("No page of the audit: pip install 'detmtl[report]'", markup=False)
+        _tell_page(None, console)
     _pass_gates(problems, f"{others.store.path} on '{gold.name}'", gates)
     return checked
 

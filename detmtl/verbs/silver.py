@@ -19,24 +19,19 @@ from detmtl.data.yolo import write_yolo
 from detmtl.engine import distributed
 from detmtl.inference.torchscript import is_torchscript
 from detmtl.pools import (
-    calibrated,
     fused_labels,
     fused_others,
     judge_each,
     of_one_task,
+    show_audit,
     show_others,
 )
-from detmtl.report.audit_boxes import boxes_page
-from detmtl.report.audit_page import write_audit_page
 from detmtl.report.page import require
-from detmtl.silver.audit import audit_folder
-from detmtl.silver.audit_summary import box_summary, write_summary
 from detmtl.silver.corrections import left_behind, take_back, write_rest, write_verified
 from detmtl.silver.held_out import refuse_seen
 from detmtl.silver.map_policy import MapSelection
 from detmtl.silver.others import Others
-from detmtl.silver.policy import Policy
-from detmtl.silver.selection import SelectionSettings, resolve_band, resolve_thresholds, select
+from detmtl.silver.selection import SelectionSettings, select
 from detmtl.silver.store import Store
 from detmtl.silver.tag_policy import TagSelection
 from detmtl.structures.classes import LabelSpace
@@ -105,23 +100,10 @@ def audit_verb(args: argparse.Namespace) -> None:
     policy = checked_values(SelectionSettings, assignments(args.set), "--set")
     _stop_at_gates(args.store, judge_each(stores, gold, space, policy, Console()))
     labels, checked = fused_labels(stores, gold, space, policy)
-    several = len(stores) > 1
-    thresholds = resolve_thresholds(labels, space, policy, checked, several)
-    band = resolve_band(labels, space, policy, checked, several)
-    Console().print(checked.table(thresholds))
-    chosen = Policy.of(labels, space, checked.known, policy, checked, several)
-    calibrate = calibrated(checked, Console())
-    summary = box_summary(checked, chosen, calibrate)
-    files = [
-        audit_folder(labels.path, checked.gold_hash) / "audit.json",
-        write_summary(labels.path, checked.gold_hash, summary),
-    ]
-    if args.html:
-        html = boxes_page(checked, gold, labels.card.name, thresholds, band, calibrate, chosen)
-        files.append(write_audit_page(labels.path, checked.gold_hash, html))
+    files, problems = show_audit(labels, checked, gold, space, policy, Console(), args.html)
     for path in files:
         Console(soft_wrap=True).print(str(path), markup=False)
-    _stop_at_gates(args.store, checked.problems(thresholds))
+    _stop_at_gates(args.store, problems)
 
 
 def _stores(args: argparse.Namespace) -> list[Store]:

@@ -24,7 +24,6 @@ from detmtl.pools import gold_sources, read_selection, show_audit
 from detmtl.run_folder import RunFolder
 from detmtl.silver.audit import audit
 from detmtl.silver.overlay import OverlaySettings, with_gold
-from detmtl.silver.policy import Policy
 from detmtl.silver.record import Record
 from detmtl.silver.selection import SelectionSettings, select
 from detmtl.silver.store import Store
@@ -112,18 +111,15 @@ def test_a_folder_with_work_in_it_belongs_to_its_settings(settings, tmp_path, wo
     assert "steps: 3" in folder.settings.read_text()
 
 
-def test_without_the_packages_for_it_one_line_says_that_there_is_no_page(tmp_path, monkeypatch):
+def test_an_audit_without_a_page_has_its_table_and_its_summary(tmp_path):
     gold = scenes(count=4)
     store = stored(tmp_path, gold)
     space = LabelSpace.of(CLASSES)
     checked = audit(store, gold, space)
-    monkeypatch.setattr(pools, "available", lambda: False)
     with open(os.devnull, "w") as nowhere:
         console = Console(width=160, record=True, file=nowhere)
-        policy = Policy.of(store, space, checked.known, SelectionSettings(), checked)
-        show_audit(store, checked, gold, dict.fromkeys(CLASSES, 0.5), 0.3, console, policy)
-        *table, last = console.export_text().strip().splitlines()
-    assert last == "No page of the audit: pip install 'detmtl[report]'"
+        show_audit(store, checked, gold, space, SelectionSettings(), console, False)
+        table = console.export_text().strip().splitlines()
     assert any("person" in line for line in table)
     assert list(tmp_path.rglob("report.html")) == []
     (summary,) = tmp_path.rglob("summary.json")
@@ -138,8 +134,7 @@ def test_the_page_of_a_recipe_has_scores_before_and_after_calibration(tmp_path):
     checked = audit(store, gold, space)
     with open(os.devnull, "w") as nowhere:
         console = Console(width=160, record=True, file=nowhere)
-        policy = Policy.of(store, space, checked.known, SelectionSettings(), checked)
-        show_audit(store, checked, gold, dict.fromkeys(CLASSES, 0.5), 0.3, console, policy)
+        show_audit(store, checked, gold, space, SelectionSettings(), console, True)
     (page,) = tmp_path.rglob("report.html")
     enough = sum(map(len, checked.scores)) >= 20 and any(h.any() for h in checked.hits)
     assert enough

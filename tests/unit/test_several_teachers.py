@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from io import StringIO
 
 import numpy as np
 import pytest
@@ -75,13 +76,14 @@ def label(run, tmp_path, monkeypatch):  # noqa: F811
         monkeypatch.setattr(pools, "load_teachers", lambda *_: iter(teachers))
         monkeypatch.setattr(pools, "available", lambda: False)
         settings = read_settings(tmp_path / "run.yaml", overrides)
-        process, console = distributed.start("cpu"), Console(quiet=True)
+        process, console = distributed.start("cpu"), Console(file=labels.told, width=200)
         space = settings.data.label_space()
         sources, val, _ = load_sources(settings, space, tmp_path / "cache", process)
         sources |= to_be_labelled(settings, sources)
         folder = RunFolder(tmp_path / "folder")
         return pools.label_pools(settings, folder, process, console, sources, val, space)[0]
 
+    labels.told = StringIO()
     return labels
 
 
@@ -90,6 +92,7 @@ def test_a_faint_teacher_passes_and_one_that_gold_cannot_judge_abstains(label):
     with pytest.warns(UserWarning, match="teacher 'u' abstains: .* 0 objects of dog") as told:
         pool = label(Faint(), Specialist(), overrides=[classes])["pool"]
     assert len(told) == len([w for w in told if "abstains" in str(w.message)])
+    assert "No page of the audit: pip install 'detmtl[report]'\n" in label.told.getvalue()
     labels = pool.boxes(0)
     assert labels.classes.tolist() == [80 * 3 % 256 % 2], "the faint teacher's, and no dog"
     assert labels.coverage[2] == 0 and (labels.coverage[:2] > 0.8).all(), "nobody looked for dogs"
