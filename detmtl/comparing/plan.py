@@ -274,12 +274,14 @@ def digest(facts: Any) -> str:
 
 
 def run_key(settings: RunSettings, fingerprints: Any) -> str:
-    """Returns the key of a training: everything but where its store is and how it is fed and scored."""
+    """Returns the key of a training: everything but where its store is, how it is fed and scored, and
+    whether gates would have stopped it (a training that ended trained alike either way)."""
     tree = settings.resolved()
     tree["data"].pop("workers")
     tree["train"].pop("score_in_background")
     if tree["silver"]:
         _told(tree["silver"]).pop("store")
+        tree["silver"]["gates"] = "stop"
     if tree["online"]["overlay"] is None:
         del tree["online"]["overlay"]
     return digest([VERSION, tree, fingerprints])
