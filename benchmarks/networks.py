@@ -11,6 +11,7 @@ from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from detmtl.engine.compiled import CompileMode, network_of
 from detmtl.engine.optim import OptimSettings
 from detmtl.engine.precision import autocast
 from detmtl.models.backbone import BackboneSettings
@@ -88,7 +89,11 @@ def targets_of(batch: Batch) -> list[dict[str, Tensor]]:
 
 
 def step_of(
-    model: nn.Module, batch: Batch, dtype: torch.dtype, device: torch.device
+    model: nn.Module,
+    batch: Batch,
+    dtype: torch.dtype,
+    device: torch.device,
+    compile: CompileMode | None = None,
 ) -> Callable[[], None]:
     """Returns one update of a model, forward, loss, backward and optimizer.
 
@@ -96,6 +101,7 @@ def step_of(
         model: torchvision's, or one of detmtl's.
         batch: on `device`.
         dtype: of autocast; float32: none.
+        compile: of detmtl's, see `TrainSettings`.
     """
     if isinstance(model, RetinaNet):
         pictures = list(batch.images.float() / 255)
@@ -110,10 +116,11 @@ def step_of(
     else:
         optimizer = OptimSettings(name="sgd", lr=LR).build(model)
         task = model.get_submodule("tasks.boxes")
+        network = network_of(model, compile)
 
         def losses() -> Tensor:
             with autocast(device, dtype):
-                outputs = model(batch.images)
+                outputs = network(batch)
             return torch.stack(list(task.loss(outputs["boxes"], batch).values())).sum()  # type: ignore[operator]
 
     def step() -> None:

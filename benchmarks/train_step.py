@@ -217,9 +217,7 @@ def on_gpu(rounds: int, pictures: int, boxes: int, side: int) -> list[Row]:
         theirs(CLASSES, side).to(device, memory_format=torch.channels_last), batch, half, device
     )
     eager = step_of(ours(CLASSES).to(device), batch, half, device)
-    model = ours(CLASSES).to(device)
-    model.compile(dynamic=False)
-    compiled = step_of(model, batch, half, device)
+    compiled = step_of(ours(CLASSES).to(device), batch, half, device, compile="default")
     ways = {
         "torchvision bf16": peer,
         "detmtl bf16": eager,

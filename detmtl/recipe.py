@@ -172,6 +172,8 @@ def _run(
     sources |= to_be_labelled(settings, sources)
     to_be = sources | {n: replace(sources[n], grade=Grade.SILVER, annotations=None) for n in pools}
     mixture_of(settings, [to_be[n] for n in wanted])  # its mistakes are told before the work
+    if not folder.metrics.exists():
+        settings.train.check(process.device)
     audit_on, gold = settings.online_audit(), None
     if audit_on is not None:
         gold = val if audit_on == "val" else sources[audit_on]

@@ -11,7 +11,7 @@ from detmtl.config import RunSettings, read_settings, write_settings
 from detmtl.engine import distributed
 from detmtl.structures.errors import InputError
 
-WITHOUT_EFFECT = ("device ", "data.workers ", "train.score_in_background ")
+WITHOUT_EFFECT = ("device ", "data.workers ", "train.compile ", "train.score_in_background ")
 """Settings that may change between a kill and the next start, in the words of `_differences`."""
 
 

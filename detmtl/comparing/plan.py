@@ -282,6 +282,8 @@ def run_key(settings: RunSettings, fingerprints: Any) -> str:
     if tree["silver"]:
         _told(tree["silver"]).pop("store")
         tree["silver"]["gates"] = "stop"
+    if tree["train"]["compile"] is None:
+        del tree["train"]["compile"]
     if tree["online"]["overlay"] is None:
         del tree["online"]["overlay"]
     return digest([VERSION, tree, fingerprints])

@@ -11,6 +11,13 @@ from torch import Tensor, nn
 
 from detmtl.balancing.balancer import Balancer
 from detmtl.engine import distributed
+from detmtl.engine.compiled import (
+    CompileMode,
+    check_compiler,
+    keep_gradients,
+    network_of,
+    replays,
+)
 from detmtl.engine.diagnosis import Diagnosis
 from detmtl.engine.distributed import Process
 from detmtl.engine.optim import OptimSettings, set_lr
@@ -41,6 +48,14 @@ class TrainSettings(Settings):
         accumulate: batches per update.
         precision: number format of the network; "auto" is bfloat16 where the hardware has it.
         channels_last: memory order of weights and features that convolutions like best.
+        compile: mode of torch.compile for the network's forward and backward passes in training; None: it
+            is not compiled. Evaluation, the averaged weights and all files are as without. The first step
+            takes minutes; then each combination of tasks that have labels in a batch is compiled when it
+            first comes, and the second size of pictures once more, for all sizes. `reduce-overhead` and
+            `max-autotune`, which also tries kernels, replay CUDA graphs on a GPU: recorded for every size,
+            each with memory of its own, so that they are for pictures of few sizes. Losses, the heads of
+            tasks about boxes, which look at boxes, and the balancer stay eager. The same up to rounding,
+            but for dropout, which draws other numbers.
         ema: decay of the moving average of the weights that is evaluated and deployed; None: none.
         log_every, evaluate_every, save_every, pictures_every: in steps; None: only after the last one
             (pictures: never).
@@ -55,6 +70,7 @@ class TrainSettings(Settings):
     accumulate: Count = 1
     precision: Precision = "auto"
     channels_last: bool = True
+    compile: CompileMode | None = None
     ema: Annotated[float, Field(ge=0, lt=1)] | None = 0.998
     log_every: Count = 20
     evaluate_every: Count | None = None
@@ -62,6 +78,15 @@ class TrainSettings(Settings):
     pictures_every: Count | None = 500
     score_in_background: Where = "auto"
     best: str | None = None
+
+    def check(self, device: torch.device) -> None:
+        """Finds out in some seconds whether a network that shall be compiled can be.
+
+        Raises:
+            InputError: torch cannot compile for `device` on this machine.
+        """
+        if self.compile is not None:
+            check_compiler(device)
 
     def prepare(
         self,
@@ -78,7 +103,11 @@ class TrainSettings(Settings):
         Args:
             settings, classes: told in checkpoints; plain values (None, bool, int, float, str, list,
                 dict).
+
+        Raises:
+            InputError: see `check`.
         """
+        self.check(process.device)
         model.to(process.device)
         if self.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -133,6 +162,7 @@ def train(
     """
     device, steps = state.device, settings.steps
     dtype = dtype_of(settings.precision, device)
+    network = network_of(state.model, settings.compile)
     weights = [p for group in state.optimizer.param_groups for p in group["params"]]
     clock, watch = Stopwatch(device), LossWatch(skips=state.scaler is not None)
     shares = LossShares(sources, device)
@@ -153,7 +183,7 @@ def train(
                 batch = next(batches).to(device)
                 clock.lap("data")
                 with autocast(device, dtype):
-                    outputs = state.model(batch.images)
+                    outputs = network(batch)
                 terms = {
                     name: task.loss(outputs[name], batch) for name, task in state.tasks.items()
                 }
@@ -162,6 +192,8 @@ def train(
                     diagnosis.look(state.step + 1, state.balancer.weighted(terms), state.scaler)
                     clock.lap("diagnosis")
                 total = state.balancer.backward(terms, state.scaler, 1 / settings.accumulate)
+                if replays(settings.compile) and part + 1 < settings.accumulate:
+                    keep_gradients(weights)
                 watch.add(state.step + 1, terms, total, batch.infos)
                 shares.add(terms, batch.groups)
                 clock.lap("backward")

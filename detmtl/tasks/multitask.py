@@ -3,7 +3,7 @@
 Letters: B pictures, H and W pixels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -18,6 +18,7 @@ from detmtl.tasks.start import StartSettings
 from detmtl.tasks.task import Task
 
 Sharing = Literal["hard", "selective"]
+HeadCall = Callable[[list[Tensor]], list[Tensor]]
 
 
 class ModelSettings(Settings):
@@ -101,6 +102,7 @@ class MultiTask(nn.Module):
         backbone, fpn: shared by all tasks. Their levels are named c3, c4, c5 (and c2, where a task hangs
             there) and p3 .. p7, by the exponent of the stride; a task gets those in its `levels`.
         tasks: name -> task.
+        places: task name -> names of the features that it takes, as `features` gives them.
         started: a sentence on the detector that the weights started from; empty: there was none.
     """
 
@@ -124,10 +126,10 @@ class MultiTask(nn.Module):
         pyramid = tuple(_pyramid(fpn))
         self._names = (*_stages(backbone), *pyramid)
         # A task that names no levels hangs on the whole pyramid.
-        self._at = {name: getattr(task, "levels", pyramid) for name, task in tasks.items()}
+        self.places = {name: getattr(task, "levels", pyramid) for name, task in tasks.items()}
         problems = [
             f"tasks.{name}: there is no level {level}; the network has {', '.join(self._names)}"
-            for name, levels in self._at.items()
+            for name, levels in self.places.items()
             for level in levels
             if level not in self._names
         ]
@@ -137,10 +139,10 @@ class MultiTask(nn.Module):
         inner = pyramid[: len(fpn.laterals) - 1]
         self._alone = {
             name: levels[0]
-            for name, levels in self._at.items()
+            for name, levels in self.places.items()
             if sharing == "selective" and len(levels) == 1 and levels[0] in inner
         }
-        self._at |= {name: (f"{level} alone",) for name, level in self._alone.items()}
+        self.places |= {name: (f"{level} alone",) for name, level in self._alone.items()}
 
     def forward(self, images: Tensor) -> dict[str, list[Tensor]]:
         """Returns for each task, by name, what its `forward` returns.
@@ -169,11 +171,17 @@ class MultiTask(nn.Module):
             named[f"{level} alone"] = alone
         return named
 
-    def heads(self, features: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
-        """Returns for each task what its `forward` makes of what `features` gives."""
+    def heads(
+        self, features: Mapping[str, Tensor], tasks: Mapping[str, HeadCall] | None = None
+    ) -> dict[str, list[Tensor]]:
+        """Returns for each task what its `forward` makes of what `features` gives.
+
+        Args:
+            tasks: name -> what is called in the task's place; None: the task itself.
+        """
         return {
-            name: task([features[level] for level in self._at[name]])
-            for name, task in self.tasks.items()
+            name: task([features[level] for level in self.places[name]])
+            for name, task in (self.tasks if tasks is None else tasks).items()
         }
 
     def shared_parameters(self) -> list[nn.Parameter]:

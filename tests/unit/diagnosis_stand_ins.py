@@ -34,27 +34,27 @@ def model_of(tasks=TASKS, seed: int = 0) -> MultiTask:
     return build_model(MODEL, tasks, NAMES, other_names=dict.fromkeys(("maps", "tags"), NAMES))
 
 
-def picture(number: int, keys=KEYS) -> Sample:
+def picture(number: int, keys=KEYS, width: int = 64) -> Sample:
     """Returns a picture of noise with one box, a map and tags, as far as `keys` name them."""
     g = torch.Generator().manual_seed(number)
     corner = torch.rand(1, 2, generator=g) * 20
     labels = {
         "boxes": BoxLabels.of(torch.cat([corner, corner + 30], 1), torch.tensor([number % 2]), 2),
         "maps": MapLabels(
-            torch.randint(0, 2, (64, 64), generator=g, dtype=torch.uint8), None, torch.ones(2)
+            torch.randint(0, 2, (64, width), generator=g, dtype=torch.uint8), None, torch.ones(2)
         ),
         "tags": TagLabels((torch.rand(2, generator=g) > 0.5).float(), torch.ones(2)),
     }
-    image = torch.randint(0, 256, (3, 64, 64), generator=g, dtype=torch.uint8)
+    image = torch.randint(0, 256, (3, 64, width), generator=g, dtype=torch.uint8)
     return Sample(
         image,
         {k: labels[k] for k in keys},  # type: ignore[misc]
-        ImageInfo(number, f"{number}.jpg", 64, 64, "noise"),
+        ImageInfo(number, f"{number}.jpg", 64, width, "noise"),
     )
 
 
-def batch_of(number: int, keys=KEYS, size: int = 2) -> Batch:
-    return Batch.of([picture(number * size + i, keys) for i in range(size)])
+def batch_of(number: int, keys=KEYS, size: int = 2, width: int = 64) -> Batch:
+    return Batch.of([picture(number * size + i, keys, width) for i in range(size)])
 
 
 def prepared(settings: TrainSettings, weights: dict[str, float] | None = None) -> State:

@@ -136,12 +136,22 @@ def test_keys(planner):
     train = settings.train.model_copy(update={"score_in_background": False})
     scored = settings.model_copy(update={"train": train})
     assert run_key(settings, {}) == run_key(scored, {}), "nor where scores are counted"
+    train = settings.train.model_copy(update={"compile": "default"})
+    compiled = settings.model_copy(update={"train": train})
+    assert run_key(settings, {}) != run_key(compiled, {}), "other roundings"
     assert store_name(settings, "a") != store_name(settings, "b")
     named = of(planner(base=BASE.replace("kind: gold, ", "kind: gold, task: boxes, ")))
     assert store_name(settings, "a") != store_name(named, "a"), "another task, other labels"
     assert run_key(settings, {}) != run_key(named, {})
     assert "task" not in teachers_of(settings)["teacher"], "keys of before the setting stay"
     assert teacher_key(settings, {}) == teacher_key(of(made, seed=1), {}), "no chance in a teacher"
+
+
+def test_keys_of_before_a_setting_stay(planner, monkeypatch):
+    hashed = []
+    monkeypatch.setattr("detmtl.comparing.plan.digest", lambda facts: hashed.append(facts[1]))
+    run_key(of(planner()), {})
+    assert "compile" not in hashed[0]["train"] and "overlay" not in hashed[0]["online"]
 
 
 def test_effort_counts_the_steps_of_a_teacher_that_a_student_starts_from(planner):
