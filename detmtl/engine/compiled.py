@@ -5,7 +5,8 @@ is cut off from its gradient. Within one graph every weight gets a gradient as s
 where nothing came: momentum and weight decay would move the weights of a task that is silent.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Literal, cast
 
 import torch
@@ -50,13 +51,25 @@ def _compiled(model: MultiTask, mode: CompileMode) -> Network:
         learned = {level for name in speaking for level in model.places[name]}
         if replays(mode):  # what the graphs gave for the batch before may be overwritten
             torch.compiler.cudagraph_mark_step_begin()
-        # A balancer or the diagnosis may go backward several times through what was kept.
-        with functorch.patch(donated_buffer=False):
-            # without any labels nothing goes backward, which is no reason to compile once more
-            found = trunk(batch.images, tuple(n for n in used if n in learned) or used)
-            return model.heads(found, heads)
+        # without any labels nothing goes backward, which is no reason to compile once more
+        found = trunk(batch.images, tuple(n for n in used if n in learned) or used)
+        return model.heads(found, heads)
 
     return forward
+
+
+@contextmanager
+def repeatable(mode: CompileMode | None) -> Iterator[None]:
+    """Lets balancers and the diagnosis go backward several times through a compiled network.
+
+    Otherwise torch reuses what was kept for the backward pass as soon as it is read. Its switch for that
+    belongs to a thread, so the passes of a GPU, too, stay in this one.
+    """
+    if mode is None:
+        yield
+        return
+    with functorch.patch(donated_buffer=False), torch.autograd.set_multithreading_enabled(False):
+        yield
 
 
 def _speaks(task: nn.Module, batch: Batch) -> bool:

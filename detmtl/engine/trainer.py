@@ -16,6 +16,7 @@ from detmtl.engine.compiled import (
     check_compiler,
     keep_gradients,
     network_of,
+    repeatable,
     replays,
 )
 from detmtl.engine.diagnosis import Diagnosis
@@ -173,7 +174,10 @@ def train(
         batches = itertools.chain([next(batches)], batches)
     state.restore_random()
 
-    with Scores(state, recorder, folder, settings.best, settings.score_in_background) as scores:
+    with (
+        repeatable(settings.compile),
+        Scores(state, recorder, folder, settings.best, settings.score_in_background) as scores,
+    ):
         if state.unscored:
             scores.begin(_predictions(state, evaluate), last=state.step >= steps)
             clock.restart()
