@@ -18,7 +18,7 @@ from diagnosis_stand_ins import CPU, KEYS, NAMES, batch_of
 
 from detmtl.balancing.balancers import AnyBalancer
 from detmtl.engine.compiled import check_compiler, keep_gradients, network_of
-from detmtl.engine.diagnosis import Diagnosis, DiagnosisSettings, read_records
+from detmtl.engine.diagnosis import Diagnosis, DiagnosisSettings, read_records, scalars
 from detmtl.engine.distributed import Process
 from detmtl.engine.optim import OptimSettings
 from detmtl.engine.precision import autocast
@@ -189,18 +189,19 @@ def run(folder, mode, steps=4, stop=None, resume=False, kind="pcgrad", device=CP
 def assert_alike(folder, other, **close):
     """Two runs' checkpoints, losses and looks at the gradients."""
     a, b = (read_checkpoint(f / "last.pt") for f in (folder, other))
-    for part in ("model", "ema", "optimizer"):
+    for part in ("model", "ema"):
         torch.testing.assert_close(a[part], b[part], **close)
+    torch.testing.assert_close(a["optimizer"]["state"], b["optimizer"]["state"], **close)
     assert a["step"] == b["step"]
     losses = [
         [{k: v for k, v in r.items() if k.startswith(("train/", "loss_share"))} for r in of]
         for of in (read_metrics(f / "metrics.jsonl") for f in (folder, other))
     ]
-    records = [read_records(f / "diagnosis.jsonl") for f in (folder, other)]
-    for mine, theirs in (losses, records):
+    looks = [[scalars(r) for r in read_records(f / "diagnosis.jsonl")] for f in (folder, other)]
+    for mine, theirs in (losses, looks):
         assert len(mine) == len(theirs) > 0
         for x, y in zip(mine, theirs, strict=True):
-            torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-4)
+            assert x == pytest.approx(y, rel=1e-3, abs=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +217,7 @@ def test_a_training_is_the_eager_one(whole, eager, tmp_path):
     assert whole["unique_graphs"] > 0
     assert_alike(tmp_path, eager, **CLOSE)
     load_weights(model_of(norm="train"), read_checkpoint(tmp_path / "best.pt")["model"], "best.pt")
-    assert not any("_orig_mod" in k for k in (*state.model.state_dict(), *state.ema.module.state_dict()))
+    assert list(state.ema.module.state_dict()) == list(model_of(norm="train").state_dict())
 
 
 def test_an_eager_training_goes_on_compiled(whole, eager, tmp_path):
@@ -253,7 +254,9 @@ def test_a_machine_that_cannot_compile_is_told_at_the_start(monkeypatch):
         raise RuntimeError("InvalidCxxCompiler: there is none\nand more")
 
     monkeypatch.setattr(torch, "compile", broken)
-    told = r"train\.compile: torch cannot compile for cpu .*InvalidCxxCompiler: there is none\).*g\+\+"
+    told = (
+        r"train\.compile: torch cannot compile for cpu .*InvalidCxxCompiler: there is none\).*g\+\+"
+    )
     settings = TrainSettings(steps=1, compile="default")
     with pytest.raises(InputError, match=told) as error:
         settings.prepare(model_of(), None, OPTIM, Process(0, 1, CPU), {}, NAMES)
