@@ -159,7 +159,9 @@ def test_a_run_prints_the_table_and_writes_the_page(tmp_path):
             shown = show_others(others, checked, gold, console, page=True)
         (page,) = (others.store.path / "audit" / checked.gold_hash).glob("report.html")
         told = console.export_text()
-        assert shown.problems() == [] and f"Silver {name} against gold" in told and str(page) in told
+        assert (
+            shown.problems() == [] and f"Silver {name} against gold" in told and str(page) in told
+        )
         assert f"Silver {name} of" in page.read_text()
         found = json.loads(page.with_name("summary.json").read_text())
         measures = others.measures(checked)
