@@ -132,7 +132,9 @@ def test_keys(planner):
     assert run_key(settings, {}) == run_key(moved, {}), "where a store lies changes nothing"
     warned = settings.silver.model_copy(update={"gates": "warn"})
     going_on = settings.model_copy(update={"silver": warned})
-    assert run_key(settings, {}) == run_key(going_on, {}), "what ended is kept when gates shall warn"
+    assert run_key(settings, {}) == run_key(going_on, {}), (
+        "what ended is kept when gates shall warn"
+    )
     train = settings.train.model_copy(update={"score_in_background": False})
     scored = settings.model_copy(update={"train": train})
     assert run_key(settings, {}) == run_key(scored, {}), "nor where scores are counted"
