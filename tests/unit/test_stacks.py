@@ -176,7 +176,7 @@ def _labelled(tmp_path, gold, task, select, **teachers):
     stores = [Store.open(tmp_path / "s", name) for name in teachers]
     console = Console(file=StringIO(), width=200)
     process = SimpleNamespace(rank=0)
-    found = pools._label_others(settings, process, console, [pool], gold, stores)  # type: ignore[arg-type]
+    found = pools._label_others(settings, process, console, [pool], gold, stores)
     return found["pool"].labels(0)[task], console.file.getvalue()
 
 
@@ -199,7 +199,7 @@ def test_a_teacher_of_maps_that_gold_cannot_judge_abstains(tmp_path, monkeypatch
     ):  # and not what is left to do once they are stacked
         (file,) = (tmp_path / "1/s/fused").glob(f"*/{name}.json")
         assert json.loads(file.read_text())["settings"] == policy.model_dump(mode="json")
-    plain = MapSelection(background=[], calibration="none")  # type: ignore[arg-type]
+    plain = MapSelection(background=[], calibration="none")
     labels, _ = _labelled(tmp_path / "2", gold, "maps", plain, a=a, b=b)
     assert (labels.classes[:, 16:] == SKY).all() and labels.coverage[SKY] == 1
     with pytest.raises(InputError, match="teacher 'b' abstains"):
@@ -215,13 +215,13 @@ def test_a_teacher_of_tags_that_gold_cannot_judge_abstains(tmp_path, monkeypatch
     gold = gold_tags(pictures(tmp_path / "p", count), [[k % 2, 0, 0] for k in range(count)])
     a = (("night", "dusk"), [[0.8 * (k % 2) + 0.1, 0.1] for k in range(count)], [0.9, 0.1])
     b = (("snow",), [[0.9]] * count, [0.9])
-    fitted = TagSelection(calibration="platt")  # type: ignore[arg-type]
+    fitted = TagSelection(calibration="platt")
     with pytest.warns(UserWarning, match=r"teacher 'b' abstains: .* 0 times .* \(snow\)") as told:
         labels, table = _labelled(tmp_path / "1", gold, "tags", fitted, a=a, b=b)
     assert {"abstains" in str(w.message) for w in told} == {True}
     assert "Teacher a:" in table and "Teacher b:" not in table
     assert labels.targets.tolist() == [1, 0, 0] and labels.weights.tolist() == [1, 0, 0]
-    plain = TagSelection(calibration="none")  # type: ignore[arg-type]
+    plain = TagSelection(calibration="none")
     labels, _ = _labelled(tmp_path / "2", gold, "tags", plain, a=a, b=b)
     assert labels.targets.tolist() == [1, 0, 1], "as boxes are taken as they are"
     with pytest.raises(InputError, match="teacher 'b' abstains"):
