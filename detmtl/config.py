@@ -4,17 +4,14 @@ Every part defines its own settings beside itself; here they meet.
 """
 
 import json
-import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import YAMLError
 
 from detmtl.balancing.balancers import AnyBalancer
 from detmtl.balancing.fixed import FixedSettings
@@ -46,6 +43,7 @@ from detmtl.tasks.presets import PresetName, filled_in
 from detmtl.tasks.tasks import TaskConfig
 from detmtl.teachers.teacher import WRITTEN, the_one
 from detmtl.teachers.teachers import AnyTeacher
+from detmtl.yaml_settings import checked, listed, override, read_yaml
 
 CONFIG_FOLDERS = (Path("configs"), Path(__file__).resolve().parents[1] / "configs")
 """Where a config given by name alone is looked for."""
@@ -220,13 +218,13 @@ class RunSettings(Settings):
         ]
         problems += self._online_problems(sources, unlabelled)
         problems += [
-            f"mix.{part}: '{name}' is no source; data.sources has {_listed(sources)}"
+            f"mix.{part}: '{name}' is no source; data.sources has {listed(sources)}"
             for part in ("shares", "weights")
             for name in getattr(self.mix, part)
             if name not in sources
         ]
         problems += [
-            f"silver.pools: '{name}' is no source; data.sources has {_listed(sources)}"
+            f"silver.pools: '{name}' is no source; data.sources has {listed(sources)}"
             for name in pools - sources
         ]
         problems += [
@@ -252,7 +250,7 @@ class RunSettings(Settings):
         if not trained:
             problems.append(
                 f"mix.mode: {self.mix.mode} leaves no source to train on; "
-                f"data.sources has {_listed(sources)}, silver.pools {_listed(pools)}"
+                f"data.sources has {listed(sources)}, silver.pools {listed(pools)}"
             )
         kinds = [task.kind for task in self.tasks.values()]
         if self.export.format and not (
@@ -280,7 +278,7 @@ class RunSettings(Settings):
             return []
         pools, audit = set(self.online_pools()), self.online_audit()
         problems = [
-            f"online.pools: '{name}' is no source; data.sources has {_listed(sources)}"
+            f"online.pools: '{name}' is no source; data.sources has {listed(sources)}"
             for name in sorted(pools - sources)
         ]
         if not pools & set(self.mix_sources()):
@@ -378,7 +376,7 @@ class RunSettings(Settings):
             return []
         return [
             f"silver.teacher.task: is {teacher.task!r}, and the tasks whose labels a teacher can write are: "
-            f"{_listed(tasks)}; name one"
+            f"{listed(tasks)}; name one"
         ]
 
     def online_overlay(self) -> OverlaySettings:
@@ -470,7 +468,7 @@ def find_config(name: str) -> Path:
                 return candidate
     known = sorted({p.name for folder in CONFIG_FOLDERS for p in folder.glob("*.yaml")})
     close = get_close_matches(name, known, n=1)
-    hint = f"nearest: {close[0]}" if close else f"configs/ has {_listed(known)}"
+    hint = f"nearest: {close[0]}" if close else f"configs/ has {listed(known)}"
     raise InputError(f"--config {name}: no such file, neither as a path nor in configs/ ({hint})")
 
 
@@ -491,17 +489,14 @@ def read_settings(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
 
 
 def settings_from(
-    tree: Any,
-    lines: Mapping[tuple, str] | None = None,
-    where: str = "settings",
-    kind: type[BaseModel] = RunSettings,
-) -> Any:
-    """Returns checked settings (of a run, or of another `kind`) from plain values, e.g. those saved in
-    a checkpoint."""
-    try:
-        return kind.model_validate(tree)
-    except ValidationError as error:
-        raise InputError(list(_sentences(error, lines or {}, where, kind))) from None
+    tree: Any, lines: Mapping[tuple, str] | None = None, where: str = "settings"
+) -> RunSettings:
+    """Returns checked settings of a run from plain values, e.g. those saved in a checkpoint.
+
+    Raises:
+        InputError: see `checked`.
+    """
+    return checked(RunSettings, tree, lines, where)
 
 
 def write_settings(settings: RunSettings, path: Path) -> None:
@@ -519,164 +514,3 @@ def settings_schema() -> str:
     schema = RunSettings.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     return json.dumps(schema, indent=2) + "\n"
-
-
-def read_yaml(path: Path) -> tuple[dict, dict[tuple, str]]:
-    """Returns the plain values of a YAML file, and `file:line` of every key path in it."""
-    try:
-        node = YAML(typ="rt", pure=True).load(path.read_text())
-    except DuplicateKeyError as error:
-        mark = error.problem_mark
-        line = f":{mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{line}: {str(error.problem).strip()}; keep one of them") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: is not valid YAML 1.2: {' '.join(str(error).split())}") from None
-    if not isinstance(node, dict):
-        raise InputError(f"{path}: must hold a mapping of settings, found {type(node).__name__}")
-    lines: dict[tuple, str] = {}
-    return _plain(node, (), lines, str(path)), lines
-
-
-def _plain(node: Any, at: tuple, lines: dict[tuple, str], file: str) -> Any:
-    if isinstance(node, dict):
-        out = {}
-        for key, value in node.items():
-            place = (node.lc.data or {}).get(key)  # type: ignore[attr-defined]  # none if merged
-            lines[(*at, str(key))] = f"{file}:{place[0] + 1}" if place else file
-            out[str(key) if isinstance(key, str) else key] = _plain(
-                value, (*at, str(key)), lines, file
-            )
-        return out
-    if isinstance(node, list):
-        out_list = []
-        for i, value in enumerate(node):
-            lines[(*at, str(i))] = f"{file}:{node.lc.item(i)[0] + 1}"  # type: ignore[attr-defined]
-            out_list.append(_plain(value, (*at, str(i)), lines, file))
-        return out_list
-    for plain in (bool, int, float, str):  # ruamel's scalars remember their spelling
-        if isinstance(node, plain):
-            return plain(node)
-    return node
-
-
-def override(tree: dict, lines: dict[tuple, str], text: str, place: str = "--set") -> None:
-    """Changes one setting of a tree, and says in `lines` where it comes from.
-
-    Args:
-        text: `a.b.c=value`, the value read as YAML.
-        place: where the text stands.
-
-    Raises:
-        InputError: it is not of that form, or there is nothing at that place.
-    """
-    path, equals, value = text.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise InputError(f"{place} {text}: must be NAME.NAME=VALUE, such as train.steps=500")
-    try:
-        parsed = YAML(typ="safe", pure=True).load(value)
-    except YAMLError as error:
-        raise InputError(
-            f"{place} {text}: the value is not YAML: {' '.join(str(error).split())}"
-        ) from None
-    at: Any = tree
-    for i, key in enumerate(keys[:-1]):
-        if isinstance(at, list):
-            at = at[_position(at, key, f"{place} {text}")]
-            continue
-        if not isinstance(at, dict):
-            break
-        if not isinstance(at.get(key), dict | list):
-            at[key] = {}
-            lines[tuple(keys[: i + 1])] = f"{place} {path}"
-        at = at[key]
-    if not isinstance(at, dict | list):
-        raise InputError(f"{place} {text}: '{'.'.join(keys[:-1])}' is {at!r}, which has no parts")
-    if isinstance(at, list):
-        at[_position(at, keys[-1], f"{place} {text}")] = parsed
-    else:
-        at[keys[-1]] = parsed
-    for old in [k for k in lines if k[: len(keys)] == tuple(keys)]:
-        del lines[old]
-    lines[tuple(keys)] = f"{place} {path}"
-
-
-def _position(items: list, key: str, text: str) -> int:
-    if not key.isdecimal() or int(key) >= len(items):
-        raise InputError(f"{text}: '{key}' must be a position in a list of {len(items)}")
-    return int(key)
-
-
-def _sentences(
-    error: ValidationError, lines: Mapping[tuple, str], where: str, kind: type[BaseModel]
-) -> Iterator[str]:
-    """Yields one sentence per mistake: file and line, setting, what was found, what is allowed."""
-    for e in error.errors():
-        loc = tuple(str(part) for part in e["loc"])
-        path, line = _locate(loc, lines, where)
-        name = ".".join(path)
-        if e["type"] == "extra_forbidden":
-            known = sorted(_fields_at(loc[:-1], kind))
-            close = get_close_matches(loc[-1], known, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"known here: {_listed(known)}"
-            yield f"{line}: {name}: unknown setting; {hint}"
-        elif e["type"] == "missing":
-            yield f"{line}: {'.'.join((*path, loc[-1]))}: is required and missing"
-        elif e["type"] == "value_error" or e["type"] == "assertion_error":
-            for problem in str(e.get("ctx", {}).get("error", e["msg"])).splitlines():
-                yield f"{line}: {name + ': ' if name else ''}{problem}"
-        else:
-            found = json.dumps(e["input"], default=str)
-            yield f"{line}: {name}: {e['msg']}; found {found if len(found) < 80 else found[:77] + '...'}"
-
-
-def _locate(loc: tuple, lines: Mapping[tuple, str], where: str) -> tuple[tuple, str]:
-    """Returns the key path of an error in the file, and the line of its deepest part there.
-
-    Pydantic's location also names the member of a union, which the file does not.
-    """
-    at: tuple = ()
-    for part in loc:
-        if (*at, part) in lines:
-            at = (*at, part)
-    if not lines:
-        at = loc
-    return at, lines.get(at, where)
-
-
-def _fields_at(loc: tuple, kind: type[BaseModel]) -> set[str]:
-    """Returns the names of the settings that are known at a location."""
-    found: list[Any] = [kind]
-    for part in loc:
-        found = [inner for annotation in found for inner in _descend(annotation, part)]
-    return {name for a in found for model in _models(a) for name in model.model_fields}
-
-
-def _descend(annotation: Any, part: str) -> Iterator[Any]:
-    origin = get_origin(annotation)
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        if part in annotation.model_fields:
-            yield annotation.model_fields[part].annotation
-        elif "kind" in annotation.model_fields and part in get_args(
-            annotation.model_fields["kind"].annotation
-        ):
-            yield annotation  # the tag of a union, not a field
-    elif origin in (dict, Mapping):
-        yield get_args(annotation)[1]
-    elif origin in (list, Sequence):
-        yield get_args(annotation)[0]
-    elif origin in (Annotated, Union, types.UnionType):
-        for inner in get_args(annotation):
-            yield from _descend(inner, part)
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    elif get_origin(annotation) in (Annotated, Union, types.UnionType):
-        for inner in get_args(annotation):
-            yield from _models(inner)
-
-
-def _listed(names: Any) -> str:
-    return ", ".join(sorted(names)) or "none"

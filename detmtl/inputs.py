@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from detmtl.config import RunSettings
-from detmtl.data.folder import stamps
+from detmtl.data.folder import file_hashes
 from detmtl.data.images import content_hashes, list_pictures
 from detmtl.data.parsed import digest
 from detmtl.teachers.onnx_files import external_files
@@ -19,7 +19,8 @@ def input_hashes(
     sources: Collection[str] | None = None,
     known: dict[str, str] | None = None,
 ) -> dict[str, str]:
-    """Returns what a run reads -> a hash that changes whenever its files do.
+    """Returns what a run reads -> a hash that changes with what is in its files: labels, maps and
+    depths byte for byte, pictures by name and size. Copied or unpacked anew they are the same.
 
     Args:
         settings: of the run.
@@ -38,10 +39,11 @@ def input_hashes(
         told = source.model_dump(mode="json", exclude={"subset", "weight"})
         key = json.dumps([str(root), told])
         if key not in known:
-            facts = [source.fingerprint(root, cache)]
+            facts = [source.contents(root, cache)]
             for more in (source.maps, source.depth):
                 if more is not None:
-                    facts.append(stamps(root / more.folder, list_pictures(root / more.folder)))
+                    names = list_pictures(root / more.folder)
+                    facts.append(file_hashes(root / more.folder, names, cache))
             known[key] = digest(facts)
         found[f"data.{name}"] = known[key]
     return found

@@ -26,6 +26,7 @@ from detmtl.silver.audit import Audit, audit, audit_folder
 from detmtl.silver.audit_gates import problems_alone
 from detmtl.silver.audit_measures import Calibrate
 from detmtl.silver.audit_summary import box_summary, map_summary, tag_summary, write_summary
+from detmtl.silver.audit_table import shown
 from detmtl.silver.calibration import CalibrationSettings, cross_fitted
 from detmtl.silver.ensemble import Ensemble
 from detmtl.silver.evidence import Judged
@@ -34,10 +35,11 @@ from detmtl.silver.map_audit import MapAudit
 from detmtl.silver.map_measures import MapMeasures
 from detmtl.silver.others import Others, stack
 from detmtl.silver.overlay import OverlaySettings, with_gold
-from detmtl.silver.policy import Policy
-from detmtl.silver.selection import SelectionSettings, resolve_band, resolve_thresholds, select
+from detmtl.silver.policy import Policy, resolve
+from detmtl.silver.selection import SelectionSettings, select
 from detmtl.silver.store import Store
 from detmtl.silver.tag_audit import TagAudit
+from detmtl.silver.tag_measures import TagMeasures
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.teachers.annotate import annotate
@@ -116,20 +118,25 @@ def show_audit(
     console: Console,
     page: bool,
 ) -> tuple[list[Path], list[str]]:
-    """Prints the table of an audit of boxes, and writes its summary, and its page if it is wanted; returns
+    """Prints the tables of an audit of boxes, and writes its summary, and its page if it is wanted; returns
     the files of the audit and the reasons not to trust the labels."""
     several = isinstance(labels, Ensemble)
-    thresholds = resolve_thresholds(labels, space, select, checked, several)
+    resolved = resolve(labels, space, select, checked, several)
+    thresholds, lower = (
+        dict(zip(space.names, scores.tolist(), strict=True))
+        for scores in (resolved.limits, resolved.lower)
+    )
+    band = None if select.ignore_from is None else lower
     # first: it shows why a policy cannot be had of this gold
-    console.print(checked.table(thresholds))
-    policy = Policy.of(labels, space, checked.known, select, checked, several)
+    for part in shown(checked.measures(thresholds), band):
+        console.print(part)
+    policy = Policy.of(labels, space, checked.known, select, checked, several, resolved)
     calibrate = calibrated(checked, console)
     files = [
         audit_folder(labels.path, checked.gold_hash) / "audit.json",
         write_summary(labels.path, checked.gold_hash, box_summary(checked, policy, calibrate)),
     ]
     if page:
-        band = resolve_band(labels, space, select, checked, several)
         html = boxes_page(checked, gold, labels.card.name, thresholds, band, calibrate, policy)
         files.append(write_audit_page(labels.path, checked.gold_hash, html))
     return files, checked.problems(thresholds)
@@ -166,13 +173,13 @@ def fitted(
 
 def show_others(
     others: Others, checked: MapAudit | TagAudit, gold: Source, console: Console, page: bool
-) -> list[str]:
+) -> MapMeasures | TagMeasures:
     """Prints the table of an audit of maps or tags, and writes its summary, and its page if it is wanted;
-    returns the reasons not to trust the labels."""
+    returns what the audit says."""
     measures = others.measures(checked)
     console.print(measures.table())
     calibrated = fitted(checked.evidence, others.policy.calibration, console)
-    plain = others.policy.model_dump(mode="json")
+    plain = others.settings.model_dump(mode="json")
     if isinstance(measures, MapMeasures):
         summary = map_summary(measures, plain, calibrated)
     else:
@@ -182,7 +189,7 @@ def show_others(
         html = others_page(others, checked, gold, calibrated)
         path = write_audit_page(others.store.path, checked.gold_hash, html)
         _tell_page(path, console)
-    return measures.problems()
+    return measures
 
 
 def _label_others(
@@ -198,10 +205,14 @@ def _label_others(
     assert silver is not None
     alone = [others_of(settings, store) for store in stores]
     if process.rank == 0:
-        for others in alone if len(stores) > 1 else []:
-            _judge_others(others, gold, console, silver.gates)
+        problems = judge_each_other(alone, gold, console, available())
+        _pass_gates(problems, f"{stores[0].path} on '{gold.name}'", silver.gates)
         others = fused_others(stores, alone, gold)
-        checked = _judge_others(others, gold, console, silver.gates)
+        checked = others.audit(gold)
+        problems = show_others(others, checked, gold, console, available()).problems()
+        if not available():
+            _tell_page(None, console)
+        _pass_gates(problems, f"{others.store.path} on '{gold.name}'", silver.gates)
         for pool in pools:
             others.select(pool, checked)
     distributed.barrier()
@@ -210,16 +221,19 @@ def _label_others(
     return {pool.name: others.read(pool, others.select(pool, checked)) for pool in pools}
 
 
-def _judge_others(
-    others: Others, gold: Source, console: Console, gates: str
-) -> MapAudit | TagAudit:
-    """Returns the audit of maps or tags, after its table, its page and its gates."""
-    checked = others.audit(gold)
-    problems = show_others(others, checked, gold, console, available())
-    if not available():
-        _tell_page(None, console)
-    _pass_gates(problems, f"{others.store.path} on '{gold.name}'", gates)
-    return checked
+def judge_each_other(
+    alone: Sequence[Others], gold: Source, console: Console, page: bool
+) -> list[str]:
+    """Shows the audit of each of several teachers of maps or tags, and returns the reasons not to trust one;
+    of a single teacher nothing, nor of one that abstains."""
+    problems = []
+    for others in alone if len(alone) > 1 else []:
+        checked, name = others.audit(gold), others.store.card.name
+        if not others.abstains(checked):
+            console.print(f"Teacher {name}:", markup=False)
+            measures = show_others(others, checked, gold, console, page)
+            problems += [f"teacher '{name}': {found}" for found in measures.problems_alone()]
+    return problems
 
 
 def others_of(settings: RunSettings, store: Store) -> Others:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from detmtl.comparing.settings import TEACHER, Changes, CompareSettings, SplitSettings, base_config
-from detmtl.config import GoldTeacher, RunSettings, override, read_yaml, settings_from
+from detmtl.config import GoldTeacher, RunSettings, settings_from
 from detmtl.pools import teacher_settings
 from detmtl.structures.errors import InputError
+from detmtl.yaml_settings import override, read_yaml
 
 VERSION = 2
 """Part of every run's key: raise it when the same settings give another result."""

@@ -7,9 +7,10 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from detmtl.comparing.statistics import resamples_for
-from detmtl.config import find_config, read_yaml, settings_from
+from detmtl.config import find_config
 from detmtl.structures.errors import InputError
 from detmtl.structures.settings import Settings
+from detmtl.yaml_settings import checked, read_yaml
 
 Changes = dict[str, Any]
 """Dotted names of a run's settings -> values, as `--set` has them."""
@@ -144,7 +145,7 @@ def read_compare(path: Path) -> CompareSettings:
         InputError: with every mistake in it, each with file and line.
     """
     tree, lines = read_yaml(path)
-    return settings_from(tree, lines, str(path), CompareSettings)
+    return checked(CompareSettings, tree, lines, str(path))
 
 
 def base_config(settings: CompareSettings, path: Path) -> Path:

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from detmtl.comparing.settings import Changes, too_few
-from detmtl.config import read_yaml, settings_from
 from detmtl.metrics.direction import lower_is_better
 from detmtl.structures.settings import Settings
+from detmtl.yaml_settings import checked, read_yaml
 
 
 class MeasuredTask(Settings):
@@ -148,4 +148,4 @@ def read_transfer(path: Path) -> TransferSettings:
         InputError: with every mistake in it, each with file and line.
     """
     tree, lines = read_yaml(path)
-    return settings_from(tree, lines, str(path), TransferSettings)
+    return checked(TransferSettings, tree, lines, str(path))

@@ -21,7 +21,7 @@ from rich.console import Console
 from detmtl.comparing.scores import write_matches
 from detmtl.comparing.start import start_digest
 from detmtl.comparing.teacher_scores import score_teachers
-from detmtl.config import RunSettings, settings_from
+from detmtl.config import settings_from
 from detmtl.engine import distributed
 from detmtl.engine.trainer import TrainingDiverged
 from detmtl.inference.export import ExportError
@@ -65,7 +65,7 @@ def main(folder: Path) -> int:
 
 def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     """Runs a whole recipe."""
-    settings: RunSettings = settings_from(job["settings"])
+    settings = settings_from(job["settings"])
     if job["teacher"]:
         _link(folder.parent / job["teacher"], folder / "teacher")
     facts = {"start": start_digest(settings)}
@@ -76,7 +76,7 @@ def _train(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
 
 def _probe(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     """Trains a run's heads on the frozen trunk of another run, or on the trunk as it starts."""
-    settings: RunSettings = settings_from(job["settings"])
+    settings = settings_from(job["settings"])
     trunk = None
     if job["teacher"]:
         _link(folder.parent / job["teacher"], folder / "teacher")
@@ -100,7 +100,7 @@ def _label(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     for key in job["runs"]:
         student = folder.parent / key
         content = json.loads((student / "job.json").read_text())
-        settings: RunSettings = settings_from(content["settings"])
+        settings = settings_from(content["settings"])
         if content["teacher"]:
             _link(folder.parent / content["teacher"], student / "teacher")
         process = distributed.start(settings.device)
@@ -118,7 +118,7 @@ def _label(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
 
 def _score_teacher(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
     """Has the teachers annotate the pictures that the students are scored on, and scores that alike."""
-    settings: RunSettings = settings_from(job["settings"])
+    settings = settings_from(job["settings"])
     write_json(folder / "metrics.json", score_teachers(settings, folder))
     write_matches(settings, folder)
     return {}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from detmtl.data.faults import Faults
-from detmtl.data.images import image_sizes, list_pictures
+from detmtl.data.images import content_hashes, image_sizes, list_pictures
 from detmtl.data.source import FileNames, Parsed, SourceSettings, nothing_covered
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
@@ -30,6 +30,11 @@ class FolderSource(SourceSettings):
         """Returns name, size and time of change of every picture."""
         own = stamps(root / self.images, list_pictures(root / self.images))
         return own if self.listed is None else [own, stamps(root, [self.listed])]
+
+    def contents(self, root: Path, cache: Path) -> Any:
+        """Returns name and size of every picture, and the hash of the list."""
+        own = file_sizes(root / self.images, list_pictures(root / self.images))
+        return [own, file_hashes(root, [self.listed] if self.listed else [], cache)]
 
     def parse(self, root: Path, classes: LabelSpace) -> Parsed:
         """Lists the pictures and reads their sizes."""
@@ -117,3 +122,15 @@ def stamps(folder: Path, names: list[str]) -> list[list[Any]]:
         else:
             out.append([name, status.st_size, status.st_mtime_ns])
     return out
+
+
+def file_sizes(folder: Path, names: list[str]) -> list[list[Any]]:
+    """Returns name and bytes of files, by which pictures are known that were copied or unpacked anew."""
+    return [[name, size] for name, size, _ in stamps(folder, names)]
+
+
+def file_hashes(folder: Path, names: list[str], cache: Path) -> list[list[str]]:
+    """Returns name and content hash of those of the files that are there."""
+    there = [name for name in names if (folder / name).is_file()]
+    hashes = content_hashes([str(folder / name) for name in there], cache)
+    return [[name, found] for name, found in zip(there, hashes, strict=True)]

@@ -284,7 +284,12 @@ class SourceSettings(Settings):
 
     @abstractmethod
     def fingerprint(self, root: Path, cache: Path) -> Any:
-        """Returns JSON-able facts of the files that change whenever the files do."""
+        """Returns JSON-able facts of the files that change whenever the files do, quickly."""
+
+    def contents(self, root: Path, cache: Path) -> Any:
+        """Returns JSON-able facts of what is in the files, whenever and wherever they were written: labels by
+        their content hash, pictures by name and size in bytes."""
+        return self.fingerprint(root, cache)
 
     @abstractmethod
     def parse(self, root: Path, classes: LabelSpace) -> Parsed:

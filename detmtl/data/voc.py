@@ -13,7 +13,13 @@ from xml.etree import ElementTree
 import numpy as np
 
 from detmtl.data.faults import Faults, annotation_faults, lost_labels
-from detmtl.data.folder import require_labels, require_pictures, stamps
+from detmtl.data.folder import (
+    file_hashes,
+    file_sizes,
+    require_labels,
+    require_pictures,
+    stamps,
+)
 from detmtl.data.images import image_sizes, list_files, list_pictures
 from detmtl.data.label_files import picture_names, tell_losses, write_coverage
 from detmtl.data.source import Annotations, FileNames, Parsed, Source, SourceSettings
@@ -56,6 +62,15 @@ class VocSource(SourceSettings):
             stamps(folder, list_files(folder, {".xml"})),
             listing,
             stamps(root / self.images, list_pictures(root / self.images)),
+        ]
+
+    def contents(self, root: Path, cache: Path) -> Any:
+        """Returns the hashes of the XML files and of the list, and name and size of the pictures."""
+        folder = root / self.annotations
+        return [
+            file_hashes(folder, list_files(folder, {".xml"}), cache),
+            file_hashes(root, [self.list] if self.list else [], cache),
+            file_sizes(root / self.images, list_pictures(root / self.images)),
         ]
 
     def parse(self, root: Path, classes: LabelSpace) -> Parsed:

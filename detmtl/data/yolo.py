@@ -16,7 +16,13 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from detmtl.data.faults import Faults, annotation_faults, lost_labels, positions
-from detmtl.data.folder import require_labels, require_pictures, stamps
+from detmtl.data.folder import (
+    file_hashes,
+    file_sizes,
+    require_labels,
+    require_pictures,
+    stamps,
+)
 from detmtl.data.images import image_sizes, list_files, list_pictures
 from detmtl.data.label_files import picture_names, tell_losses, write_coverage
 from detmtl.data.source import Annotations, FileNames, Parsed, Source, SourceSettings
@@ -59,6 +65,16 @@ class YoloSource(SourceSettings):
             list_files(root / self.labels, {".txt"}),
             stamps(root / self.images, pictures),
             stamps(root / self.labels, texts),
+        ]
+
+    def contents(self, root: Path, cache: Path) -> Any:
+        """Returns the names, name and size of pictures, and the hashes of their text files."""
+        pictures = list_pictures(root / self.images)
+        return [
+            self._class_names(root),
+            self._numbers_of_keypoints(root),
+            file_sizes(root / self.images, pictures),
+            file_hashes(root / self.labels, [_text_name(name) for name in pictures], cache),
         ]
 
     def parse(self, root: Path, classes: LabelSpace) -> Parsed:

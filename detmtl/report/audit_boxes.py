@@ -15,7 +15,7 @@ from detmtl.report.page import Section, note, require
 from detmtl.silver.audit import Audit
 from detmtl.silver.audit_gates import LEAST
 from detmtl.silver.audit_measures import Calibrate, Measures
-from detmtl.silver.comparison import Fault
+from detmtl.silver.audit_table import bias_words
 from detmtl.silver.policy import Policy
 
 if TYPE_CHECKING:
@@ -50,24 +50,21 @@ def boxes_page(
     require()
     measures = Measures(audit, thresholds)
     all_of = measures.row("all")
-    in_gold, in_silver = measures.per_picture()
+    in_gold, in_silver = np.nansum(measures.densities, axis=1)
     error = measures.reliability().error()
     facts = [
         (str(audit.pictures), "gold pictures"),
         (str(len(audit.gold)), "gold boxes"),
         (percent(all_of.precision.value), "of the labels are right"),
         (percent(all_of.recall.value), "of the objects are found"),
-        (
-            f"{parts.mean(in_silver):.1f} / {parts.mean(in_gold):.1f}",
-            "boxes a picture, silver / gold",
-        ),
+        (f"{in_silver:.1f} / {in_gold:.1f}", "boxes a picture, silver / gold"),
         (f"{error:.3f}" if error == error else "–", "calibration error of the scores"),
     ]
     sections = [
         Section("Classes", list(parts.classes(measures, ignore_from, policy))),
         Section("Sizes", list(parts.sizes(measures))),
         Section("Scores", list(parts.scores(measures, calibrate))),
-        Section("Boxes per picture", list(parts.density(in_gold, in_silver))),
+        Section("Boxes per picture", list(parts.density(measures))),
         Section("Places", list(parts.places(measures))),
         Section("Ignore band", list(parts.band(measures, ignore_from))),
         Section("Faults", list(parts.faults(measures))),
@@ -101,20 +98,5 @@ def _remarks(measures: Measures) -> "Iterator[str | Markup]":
     unknown = [n for n, known in zip(audit.classes, audit.known, strict=True) if not known]
     if unknown:
         yield note(f"The teacher does not look for: {listed(unknown)}.", "warn")
-    bias = [_bias(name, c, measures) for name, c in parts.named(measures) if c is not None]
-    if said := [text for text in bias if text]:
-        yield note("; ".join(said[:6]) + ".", "warn")
-
-
-def _bias(name: str, c: int | None, measures: Measures) -> str:
-    """Returns in words how the boxes of a class are too large or too small, if they are: the mean is
-    off by more than a tenth and by more than three standard errors."""
-    found, misplaced = (measures.localization(c, fault) for fault in (Fault.NONE, Fault.PLACE))
-    if misplaced["boxes"] > found["boxes"]:  # so far off that gold confirms few
-        found = misplaced
-    words = []
-    for key, what in (("log_width", "wide"), ("log_height", "high")):
-        mean, sd = found[key]
-        if found["boxes"] >= LEAST and abs(mean) > max(0.1, 3 * sd / np.sqrt(found["boxes"])):
-            words.append(f"{np.exp(mean):.2f} times as {what}")
-    return f"Boxes of '{name}' are {' and '.join(words)} as gold's" if words else ""
+    if bias := bias_words(measures):
+        yield note(bias, "warn")

@@ -127,13 +127,15 @@ def reliability(
     yield words
 
 
-def density(gold: np.ndarray, silver: np.ndarray) -> "Iterator[str | Markup]":
-    """Yields how many boxes pictures have, gold (pictures,) against silver (pictures,)."""
+def density(measures: Measures) -> "Iterator[str | Markup]":
+    """Yields how many boxes pictures have, in gold and in silver."""
+    gold, silver = measures.per_picture()
     yield density_plot(gold, silver)
+    in_gold, in_silver = np.nansum(measures.densities, axis=1)
     more, fewer = int((silver > gold).sum()), int((silver < gold).sum())
     yield (
-        f"Silver has {mean(silver):.2f} boxes a picture and gold {mean(gold):.2f}; silver has more in "
-        f"{more} of {len(gold)} pictures, fewer in {fewer}."
+        f"Silver has {in_silver:.2f} boxes a picture and gold {in_gold:.2f}, each class in the pictures that "
+        f"somebody searched for it; silver has more in {more} of {len(gold)} pictures, fewer in {fewer}."
     )
 
 
@@ -258,8 +260,3 @@ def shaded(share: Share) -> Shaded | None:
 
 def _score(threshold: float) -> str | None:
     return f"{threshold:.2f}" if np.isfinite(threshold) else None
-
-
-def mean(values: np.ndarray) -> float:
-    """Returns the mean, 0 of nothing."""
-    return float(values.mean()) if len(values) else 0.0

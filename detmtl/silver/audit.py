@@ -141,7 +141,7 @@ class Audit:
 
     def table(self, thresholds: float | Mapping[str, float] = 0.5) -> Table:
         """Returns precision and recall per class with 95 % intervals, and boxes per picture."""
-        return class_table(self, thresholds)
+        return class_table(self.measures(thresholds))
 
     def problems(self, thresholds: float | Mapping[str, float] = 0.5) -> list[str]:
         """Returns reasons not to trust these labels, a sentence each; [] where there are none."""

@@ -153,19 +153,19 @@ def _shift(audit: "Audit") -> str:
 
 def _density(audit: "Audit", thresholds: float | Mapping[str, float]) -> Iterator[str]:
     measures = Measures(audit, thresholds)
-    gold = int(audit.gold_boxes[audit.known].sum())
-    boxes = int(measures.kept.sum())
+    # A class searched in a picture or two may have any number of boxes there.
+    judged = audit.known & (audit.searched >= LEAST_PICTURES)
+    gold, boxes = measures.densities[:, judged].sum(axis=1)
     limits = np.unique(measures.limits[audit.known])
     at = f"score {limits[0]:.2f}" if len(limits) == 1 else "the classes' thresholds"
     have = (
-        f"at {at} the teacher has {boxes / audit.pictures:.2f} boxes a picture, gold "
-        f"{gold / audit.pictures:.2f}"
+        f"at {at} the teacher has {boxes:.2f} boxes a picture, gold {gold:.2f} of the same classes"
     )
     if boxes > 3 * gold:
-        confirmed = measures.row("all").precision.hits
+        right = measures.row("all").precision
         yield (
-            f"too many boxes: {have}, and gold confirms {confirmed} of {boxes}; raise the threshold, or "
-            "choose it by precision"
+            f"too many boxes: {have}, and gold confirms {right.hits} of {right.count}; raise the threshold, "
+            "or choose it by precision"
         )
     elif 10 * boxes < gold:
         yield f"too few boxes: {have}; lower the threshold, or choose it by precision"

@@ -5,6 +5,7 @@ Letters: C classes, D boxes of the teacher, G gold boxes.
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -126,8 +127,21 @@ class Measures:
         counts = np.bincount(self.audit.boxes["fault"][which], minlength=len(Fault))
         return {fault.name.lower(): int(counts[fault]) for fault in Fault if fault}
 
+    @cached_property
+    def densities(self) -> np.ndarray:
+        """(2, C) gold boxes and labels of each class per picture in which somebody looked for it; NaN of a
+        class that nobody looked for.
+
+        Whatever says how many boxes a picture has says this, of several classes the sum: how many there
+        are of a class in a picture in which nobody looked for it, nobody knows.
+        """
+        kept = np.bincount(self.audit.boxes["class"][self.kept], minlength=len(self.limits))
+        searched = np.where(self.audit.searched > 0, self.audit.searched, np.nan)
+        return np.stack([self.audit.gold_boxes, kept]) / searched
+
     def per_picture(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (pictures,) numbers of gold boxes and of silver boxes, picture by picture."""
+        """Returns (pictures,) numbers of gold boxes and of silver boxes, picture by picture, of the classes
+        that somebody looked for in it. Their mean is no density where those are not all: see `densities`."""
         seen = [self.audit.gold["picture"], self.audit.boxes["picture"][self.kept]]
         order = np.unique(np.concatenate(seen))
         counts = [np.bincount(np.searchsorted(order, at), minlength=len(order)) for at in seen]
@@ -194,10 +208,10 @@ class Measures:
 
     def summary(self) -> dict[str, Any]:
         """Returns the main numbers as plain values for JSON."""
-        gold, silver = self.per_picture()
+        gold, silver = np.nansum(self.densities, axis=1).tolist()
         return {
-            "gold_per_picture": _finite(gold.mean()) if len(gold) else None,
-            "silver_per_picture": _finite(silver.mean()) if len(silver) else None,
+            "gold_per_picture": _finite(gold),
+            "silver_per_picture": _finite(silver),
             "all": self._about(None),
             "per_class": {self.audit.classes[c]: self._about(c) for c in self.classes()},
         }

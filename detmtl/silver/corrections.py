@@ -7,6 +7,7 @@ Letters: I pictures, N boxes, P pairs, C classes.
 """
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,12 +64,15 @@ class Corrections:
             they were wrong. Of those that were sent as doubtful (`doubted`: the ignore band), some were
             rescued: made ordinary boxes of their class. All other ordinary boxes were added (counted for
             the new class).
+        untouched: how many of the rescued ones are where they were: either people found them right, or
+            their tool lost what marked them.
     """
 
     verified: Overlay
     classes: tuple[str, ...]
     pictures: int
     counts: Mapping[str, np.ndarray]
+    untouched: int
 
     def table(self) -> Table:
         """Returns the counts per class, and the precision of what was sent with its 95 % interval."""
@@ -92,7 +96,8 @@ class Corrections:
 def take_back(
     sent: Path, back: Path, reviewed: Sequence[str] | None = None, finished: Path | None = None
 ) -> Corrections:
-    """Compares what came back with what was sent.
+    """Compares what came back with what was sent; warns where all doubts are gone as a tool that knows no
+    crowds would lose them.
 
     Args:
         sent: the COCO file that people got.
@@ -122,7 +127,9 @@ def take_back(
         if not done.any():
             raise InputError(f"{finished}: names no picture that is in {back}")
     mask = _reviewed(was.classes, reviewed)
-    return _compare(was, now.subset(np.flatnonzero(done)), at[done], mask)
+    corrections = _compare(was, now.subset(np.flatnonzero(done)), at[done], mask)
+    _tell_lost_doubts(corrections, now, back)
+    return corrections
 
 
 def left_behind(back: Path) -> int:
@@ -169,6 +176,23 @@ def write_rest(corrections: Corrections, sent: Path, out: Path) -> int:
     rows = np.flatnonzero(~np.isin(was.ids, list(verified))[was.annotations.image_index()])
     write_coco(out, images_of(Overlay(rest, rows, {}), said), was.classes, info)
     return len(rest)
+
+
+def _tell_lost_doubts(corrections: Corrections, now: Source, back: Path) -> None:
+    """Warns where no box of what came back is in doubt, as of a tool that knows no crowds."""
+    doubted = int(corrections.counts["doubted"].sum())
+    assert now.annotations is not None
+    crowds = (now.annotations.ignore != Ignore.NO).any()
+    if 0 < doubted == corrections.untouched and not crowds:
+        warnings.warn(
+            f"{back}: all {doubted} boxes that were sent as doubtful (iscrowd: 1) came back as ordinary "
+            "ones (iscrowd: 0, or without it), in their places and of their classes, and no box of the file "
+            "is a crowd. A tool that does not know iscrowd writes that of itself; then what the teacher was "
+            "not sure of becomes gold that nobody confirmed. If people looked at these boxes, all is well; "
+            "if not, set their iscrowd to 1 again and import again, or send labels that were selected with "
+            "ignore_from: null",
+            stacklevel=3,
+        )
 
 
 def _compare(was: Source, now: Source, at: np.ndarray, reviewed: np.ndarray) -> Corrections:
@@ -224,7 +248,8 @@ def _compare(was: Source, now: Source, at: np.ndarray, reviewed: np.ndarray) -> 
     verified = Overlay(upper, np.full(len(kept), -1), {})
     if not reviewed.all():
         verified = overlay(upper, was, OverlaySettings())
-    return Corrections(verified, was.classes, len(at), counts)
+    untouched = int((cases["rescued"] & (shift <= UNMOVED)).sum())
+    return Corrections(verified, was.classes, len(at), counts, untouched)
 
 
 def _matched(

@@ -73,6 +73,34 @@ class MapAudit:
         found, at = np.unique(self.rows["picture"], return_inverse=True)
         return found, at
 
+    @cached_property
+    def _on_known(self) -> np.ndarray:
+        """Rows of pixels that are of a class that the teacher knows."""
+        return self.rows[np.append(self.known, False)[self.index("true")]]
+
+    @property
+    def little_gold(self) -> bool:
+        """Whether fewer than 5 pictures show a class that the teacher knows."""
+        return len(np.unique(self._on_known["picture"])) < LEAST_PICTURES
+
+    @property
+    def tells_nothing(self) -> bool:
+        """Whether gold cannot tell what the teacher's maps are worth, though nothing speaks against the
+        teacher: hardly any picture shows its classes, and gold confirms none of their pixels."""
+        rows = self._on_known
+        return self.little_gold and not (rows["true"] == rows["given"]).any()
+
+    @property
+    def found(self) -> str:
+        """What there is to judge the teacher by, in words."""
+        names = ", ".join(n for n, known in zip(self.classes, self.known, strict=True) if known)
+        rows = self._on_known
+        right = int(rows["pixels"][rows["true"] == rows["given"]].sum())
+        return (
+            f"gold shows its classes ({names}) in {len(np.unique(rows['picture']))} pictures, and confirms "
+            f"{right} of their pixels"
+        )
+
     def counts(self, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns (K, C + 1) pixels by true class, by given class, and of those that agree; the last
         column is none of the classes.

@@ -174,6 +174,11 @@ class MapMeasures:
                 )
         return problems
 
+    def problems_alone(self) -> list[str]:
+        """Returns reasons not to trust one of several teachers; [] where there are none, also where gold
+        hardly shows its classes: it says nothing against the teacher then."""
+        return [] if self.audit.little_gold else self.problems()
+
 
 def levels_of(limits: np.ndarray) -> np.ndarray:
     """Returns confidences (C,) as numbers of 0 to 255; a limit that is a level stays it."""

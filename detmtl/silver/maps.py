@@ -169,7 +169,7 @@ def select_maps(
         "audit": None if audit is None else audit.digest(),
         "legend": legend.json(),
         "limits": _written(policy.limits),
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings_of(store, settings).model_dump(mode="json"),
     }
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     folder = store.path / "select" / key
@@ -308,6 +308,12 @@ def meaning_of(store: SomeStore, classes: MapClasses, settings: MapSelection) ->
     if isinstance(store, MapStack):
         return store.meaning
     return Meaning.of(store.card, classes, settings)
+
+
+def settings_of(store: SomeStore, settings: MapSelection) -> MapSelection:
+    """Returns a selection's settings as the user gave them; of stacked maps `settings` are what is left to
+    do once each teacher's maps are cut down."""
+    return store.policies[0].settings if isinstance(store, MapStack) else settings
 
 
 def policy_of(

@@ -1,5 +1,6 @@
 """Audit and selection of maps and tags, for stores whose teacher does not write boxes."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from detmtl.silver.maps import (
     measure_maps,
     policy_of,
     select_maps,
+    settings_of,
     with_silver_maps,
 )
 from detmtl.silver.some_store import SomeStore
@@ -67,6 +69,20 @@ class Others:
             )
         return cls(store, classes, policy)
 
+    @property
+    def settings(self) -> MapSelection | TagSelection:
+        """The policy as the user gave it; of stacked maps `policy` is what is left of it."""
+        if isinstance(self.policy, MapSelection):
+            return settings_of(self.store, self.policy)
+        return self.policy
+
+    def abstains(self, audit: MapAudit | TagAudit) -> bool:
+        """Returns whether the teacher has no say among others, because gold tells nothing of it.
+
+        With calibration `none` what teachers say is taken as it is, whatever gold tells, as boxes are.
+        """
+        return self.policy.calibration.method != "none" and audit.tells_nothing
+
     def audit(self, gold: Source) -> MapAudit | TagAudit:
         """Compares the store with gold; see `audit_maps` and `audit_tags`."""
         if isinstance(self.classes, MapClasses):
@@ -112,7 +128,8 @@ def stack(
     """Returns the labels of several teachers as those of one.
 
     Maps are laid one under the other in the order of the teachers, each cut down by its own thresholds;
-    tags are the mean of the teachers' calibrated scores, to which the thresholds apply.
+    tags are the mean of the teachers' calibrated scores, to which the thresholds apply. A teacher of which
+    gold tells nothing abstains, and a warning says so; nobody looks for what it alone knows.
 
     Args:
         stores: of the teachers, the most trusted first.
@@ -120,8 +137,10 @@ def stack(
         audits: of each store.
 
     Raises:
-        InputError: gold is too little to calibrate, or the policy names what is no class.
+        InputError: gold tells nothing of any teacher or is too little to calibrate, or the policy names
+            what is no class.
     """
+    stores, audits = _with_a_say(stores, alone, audits)
     classes, settings = alone[0].classes, alone[0].policy
     names = classes.label_space().names
     if isinstance(classes, MapClasses):
@@ -145,3 +164,27 @@ def stack(
     own = TagClasses(classes=list(names), unmapped="drop")
     fused = TagStack(tuple(stores), tuple(meanings), tuple(calibrations), names)
     return Others(fused, own, settings)
+
+
+def _with_a_say(
+    stores: Sequence[Store], alone: Sequence[Others], audits: Sequence[MapAudit | TagAudit]
+) -> tuple[list[Store], list[MapAudit | TagAudit]]:
+    """Returns the stores and audits of the teachers that do not abstain; warns of the others.
+
+    Raises:
+        InputError: all abstain.
+    """
+    told, kept = [], []
+    for store, others, audit in zip(stores, alone, audits, strict=True):
+        if others.abstains(audit):
+            told.append(
+                f"teacher '{store.card.name}' abstains: {audit.found}; that does not tell what its "
+                f"{store.card.task} are worth: give the audit gold of these, or set calibration: none"
+            )
+        else:
+            kept.append((store, audit))
+    if not kept:
+        raise InputError(told)
+    for sentence in told:
+        warnings.warn(sentence, stacklevel=3)
+    return [store for store, _ in kept], [audit for _, audit in kept]

@@ -6,7 +6,7 @@ Letters: N boxes, C classes.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
@@ -144,6 +144,14 @@ class Labelled(Protocol):
     def floor(self) -> float: ...
 
 
+class Resolved(NamedTuple):
+    """`limits`, `lower` and `calibration` of a `Policy`."""
+
+    limits: np.ndarray
+    lower: np.ndarray
+    calibration: Calibration | None
+
+
 @dataclass(frozen=True, eq=False)
 class Policy:
     """Settings, resolved for the labels of one teacher, or the fused ones of several.
@@ -174,6 +182,7 @@ class Policy:
         settings: SelectionSettings,
         audit: Audit | None,
         several: bool = False,
+        resolved: "Resolved | None" = None,
     ) -> "Policy":
         """Resolves settings.
 
@@ -184,18 +193,17 @@ class Policy:
             settings: the policy.
             audit: of these labels.
             several: whether they are fused labels of several teachers.
+            resolved: what `resolve` made of all that; None: it is asked.
 
         Raises:
             InputError: an unknown class name, something that needs an audit without one, a score below
                 the floor, too little gold to calibrate, or no gold box to tell recall or density.
         """
-        limits, lower, calibration = _resolved(labels, classes, settings, audit, several)
+        found = resolved or resolve(labels, classes, settings, audit, several)
         return cls(
             settings,
-            limits,
-            lower,
-            calibration,
-            coverage_of(classes, known, settings, audit, lower),
+            *found,
+            coverage_of(classes, known, settings, audit, found.lower),
             None if audit is None else np.where(known, audit.density, np.nan),
         )
 
@@ -220,48 +228,18 @@ class Policy:
         return np.where(hard, 1.0, probabilities).astype(np.float32)
 
 
-def resolve_thresholds(
+def resolve(
     labels: Labelled,
     classes: LabelSpace,
     settings: SelectionSettings,
     audit: Audit | None,
     several: bool = False,
-) -> dict[str, float]:
-    """Returns class name -> the score from which on boxes are labels; infinity: none is.
+) -> Resolved:
+    """Returns the scores that settings come to; arguments as of `Policy.of`.
 
     Raises:
         InputError: as `Policy.of`, but for what gold without a box cannot tell.
     """
-    limits, _, _ = _resolved(labels, classes, settings, audit, several)
-    return dict(zip(classes.names, limits.tolist(), strict=True))
-
-
-def resolve_band(
-    labels: Labelled,
-    classes: LabelSpace,
-    settings: SelectionSettings,
-    audit: Audit | None,
-    several: bool = False,
-) -> dict[str, float] | None:
-    """Returns class name -> the score from which on boxes are at least ignored; None: there is no band.
-
-    Raises:
-        InputError: as `resolve_thresholds`.
-    """
-    if settings.ignore_from is None:
-        return None
-    _, lower, _ = _resolved(labels, classes, settings, audit, several)
-    return dict(zip(classes.names, lower.tolist(), strict=True))
-
-
-def _resolved(
-    labels: Labelled,
-    classes: LabelSpace,
-    settings: SelectionSettings,
-    audit: Audit | None,
-    several: bool,
-) -> tuple[np.ndarray, np.ndarray, Calibration | None]:
-    """Returns `limits`, `lower` and `calibration` of a `Policy`."""
     if problems := unresolvable(labels, classes.names, settings, audit is not None, several):
         raise InputError(problems)
     wanted = {n: settings.per_class.get(n, settings.threshold) for n in classes.names}
@@ -283,7 +261,7 @@ def _resolved(
     lower = limits
     if band is not None:
         lower = np.minimum(limits, scores_of([band] * len(classes), calibration, evidence))
-    return limits, lower, calibration
+    return Resolved(limits, lower, calibration)
 
 
 def unresolvable(

@@ -23,13 +23,7 @@ from detmtl.silver.audit import Audit
 from detmtl.silver.ensemble import Ensemble, Gathered
 from detmtl.silver.parts import atomic_write
 from detmtl.silver.pictures import Pictures
-from detmtl.silver.policy import (
-    Policy,
-    SelectionSettings,
-    coverage_of,
-    resolve_band,
-    resolve_thresholds,
-)
+from detmtl.silver.policy import Policy, SelectionSettings, coverage_of
 from detmtl.silver.selection_remarks import nothing_left, remarks, who
 from detmtl.silver.store import Store
 from detmtl.silver.thresholds import AtPrecision, AtProbability
@@ -41,8 +35,6 @@ __all__ = [
     "AtPrecision",
     "AtProbability",
     "SelectionSettings",
-    "resolve_band",
-    "resolve_thresholds",
     "select",
 ]
 

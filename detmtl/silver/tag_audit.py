@@ -16,6 +16,8 @@ from detmtl.silver.parts import atomic_write
 
 SCHEMA = 2
 """Part of the gold hash: raise it when the same labels are judged otherwise."""
+LEAST = 10
+"""Fewer judged words, or pictures that show a tag, than this say nothing of a teacher."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +63,25 @@ class TagAudit:
         """By tag, where the teacher can deny it; a hit is a tag that the picture does not show, and the
         score is the negative one."""
         return Evidence.of(_Sorted(-self.said, self._judged & self.whole, self.truth == 0))
+
+    @property
+    def shown(self) -> int:
+        """How often gold shows a tag that the teacher knows."""
+        return int((self.truth[:, self.known] == 1).sum())
+
+    @property
+    def tells_nothing(self) -> bool:
+        """Whether gold cannot tell what the teacher's scores are worth, though nothing speaks against the
+        teacher: gold judges hardly any of them, or hardly shows its tags, and never where it has a score."""
+        hits = self.evidence.pooled()[1]
+        return len(hits) < LEAST or bool(not hits.any() and self.shown < LEAST)
+
+    @property
+    def found(self) -> str:
+        """What there is to judge the teacher by, in words."""
+        names = ", ".join(n for n, known in zip(self.tags, self.known, strict=True) if known)
+        judged = len(self.evidence.pooled()[0])
+        return f"gold judges {judged} of its scores, and shows {self.shown} times one of its tags ({names})"
 
     @property
     def _judged(self) -> np.ndarray:

@@ -12,11 +12,9 @@ from rich.table import Table
 
 from detmtl.silver.audit_estimates import Reliability
 from detmtl.silver.audit_measures import Row, Share
-from detmtl.silver.tag_audit import TagAudit
+from detmtl.silver.tag_audit import LEAST, TagAudit
 from detmtl.silver.tag_policy import TagPolicy
 
-LEAST = 10
-"""A tag judged in fewer pictures is judged by all tags together."""
 ABSENT, DOUBTFUL, SHOWN = 0, 1, 2
 """What a teacher's score comes to."""
 
@@ -148,12 +146,12 @@ class TagMeasures:
 
     def problems(self) -> list[str]:
         """Returns reasons not to trust these tags, a sentence each; [] where there are none."""
-        known = self.counts[self.audit.known]
-        shown = known[:, :, 1].sum()
+        shown = self.audit.shown
         if shown < LEAST:
             return [
                 f"audit: gold shows the teacher's tags {shown} times; at least {LEAST} are needed to judge"
             ]
+        known = self.counts[self.audit.known]
         right, words = self.counts[:, SHOWN, 1].sum(), self.counts[:, SHOWN].sum()
         base = shown / max(1, known.sum())
         if words >= LEAST and right / words <= base:
@@ -162,3 +160,8 @@ class TagMeasures:
                 f"than chance ({base:.0%}); its tags may be in another order"
             ]
         return []
+
+    def problems_alone(self) -> list[str]:
+        """Returns reasons not to trust one of several teachers; [] where there are none, also where gold
+        hardly shows its tags: it says nothing against the teacher then."""
+        return [] if self.audit.shown < LEAST else self.problems()

@@ -22,6 +22,7 @@ from detmtl.pools import (
     fused_labels,
     fused_others,
     judge_each,
+    judge_each_other,
     of_one_task,
     show_audit,
     show_others,
@@ -87,10 +88,10 @@ def audit_verb(args: argparse.Namespace) -> None:
     if of_one_task(stores) != "boxes":
         alone, gold = _others(args, stores, args.set)
         _refuse_seen(args, gold, LabelSpace.of(["object"]))
+        _stop_at_gates(args.store, judge_each_other(alone, gold, Console(), args.html))
         others = fused_others(stores, alone, gold)
-        checked = others.audit(gold)
-        problems = show_others(others, checked, gold, Console(), args.html)
-        _stop_at_gates(args.store, problems)
+        measures = show_others(others, others.audit(gold), gold, Console(), args.html)
+        _stop_at_gates(args.store, measures.problems())
         return
     if args.annotations is None:
         raise InputError("--annotations is needed: gold, a COCO file")

@@ -173,6 +173,28 @@ def test_far_more_and_far_fewer_boxes_than_gold_has(tmp_path):
     assert few.problems(0.5) == []
 
 
+def test_a_class_that_few_pictures_were_searched_for_counts_there_from_three_pictures_on(tmp_path):
+    gold, cup = scenes(), CLASSES.index("cup")
+
+    def flooded(record):
+        boxes = np.tile(np.array([[5, 5, 50, 50]], np.float32), (60, 1)) + np.arange(60)[:, None]
+        return replace(
+            record,
+            boxes=np.concatenate([record.boxes, boxes.astype(np.float32)]),
+            classes=np.concatenate([record.classes, np.full(60, cup, np.int32)]),
+            scores=np.concatenate([record.scores, np.full(60, 0.54, np.float32)]),
+        )
+
+    store = stored(tmp_path, gold, flooded)
+    for searched, problems in ((2, 0), (5, 1)):
+        coverage = np.ones((len(gold), len(CLASSES)), np.float32)
+        coverage[searched:, cup] = 0
+        partly = replace(gold, coverage=coverage)
+        result = audit(store, partly, SPACE, nms=None)
+        assert result.measures(0.5).kept.sum() < 3 * len(result.gold), "of all classes they are few"
+        assert len(result.problems(0.5)) == problems
+
+
 def test_too_little_gold(tmp_path):
     few = scenes(count=3, per_picture=2, seed=3)
     assert len(few.annotations.boxes) < 10

@@ -15,6 +15,7 @@ from detmtl.report.audit_boxes import boxes_page
 from detmtl.report.audit_page import audit_page, write_audit_page
 from detmtl.report.page import Section
 from detmtl.silver.audit import audit
+from detmtl.silver.audit_table import bias_words, shown
 from detmtl.silver.store import Store
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
@@ -81,6 +82,31 @@ def test_what_gates_found_stands_on_top(audited):
     assert "No gate found" not in html
 
 
+def test_boxes_per_picture_are_the_same_in_table_summary_page_and_gate(tmp_path):
+    gold = with_pictures(scenes(count=12), tmp_path)
+    coverage = np.ones((12, len(CLASSES)), np.float32)
+    coverage[4:, 1:3], coverage[:, 5] = 0, 0
+    partly = Scenes(**{**gold.__dict__, "coverage": coverage})
+    store = stored(tmp_path / "store", gold, extra=40)
+    result = audit(store, partly, SPACE)
+    assert result.searched.tolist() == [12, 4, 4, 12, 12, 0]
+    labels = np.bincount(result.boxes["class"][result.boxes["score"] >= 0.05], minlength=6)
+    silver, known = (np.sum(n[:5] / result.searched[:5]) for n in (labels, result.gold_boxes))
+    assert silver > 1.2 * labels.sum() / 12, "a class counts where somebody looked for it"
+    words = f"{silver:.2f}", f"{known:.2f}"
+    table = result.table(0.05)
+    assert [list(column.cells)[-1] for column in table.columns][-2:] == [words[1], words[0]]
+    found = result.measures(0.05).summary()
+    assert found["silver_per_picture"] == pytest.approx(silver, abs=1e-5)
+    assert found["gold_per_picture"] == pytest.approx(known, abs=1e-5)
+    (problem,) = result.problems(0.05)
+    told = "audit: too many boxes: at score 0.05 the teacher has {} boxes a picture, gold {}"
+    assert problem.startswith(told.format(*words))
+    html = boxes_page(result, partly, "t", 0.05)
+    assert f"<b>{silver:.1f} / {known:.1f}</b>" in html
+    assert "Silver has {} boxes a picture and gold {}".format(*words) in html
+
+
 def test_nothing_found_and_nothing_there(tmp_path):
     gold = with_pictures(scenes(count=12), tmp_path)
     silent = audit(stored(tmp_path / "a", gold, miss=1.0), gold, SPACE)
@@ -122,6 +148,37 @@ def test_the_table_for_the_terminal(audited):
     assert "0.55" in text and "calibration error" in text
     assert f"{row.recall.count / result.pictures:.2f}" in text
     assert np.isfinite(result.measures(0.5).reliability(0).error())
+
+
+def lines_of(measures, ignore_from):
+    with open(os.devnull, "w") as nowhere:
+        console = Console(width=120, record=True, file=nowhere)
+        for part in shown(measures, ignore_from):
+            console.print(part)
+        return console.export_text().splitlines()
+
+
+def test_the_terminal_says_what_there_is_to_say_of_sizes_band_and_bias(audited, tmp_path):
+    _, gold, result = audited
+    measures = result.measures(0.6)
+    lines = lines_of(measures, 0.3)
+    start = next(i for i, line in enumerate(lines) if "by size" in line)
+    assert "small (to 32 x 32)" in lines[start] and "large" in lines[start]
+    rows = [measures.row("", size=i) for i in range(3)]
+    for k, name in enumerate(("precision", "recall"), start + 1):
+        assert re.sub(" +", " ", f"{name} {' '.join(str(getattr(r, name)) for r in rows)}") == (
+            re.sub(" +", " ", lines[k].strip())
+        )
+    band = measures.band(0.3)
+    text = " ".join(" ".join(lines[start + 3 :]).split())
+    assert f"of {band.missed} objects without a label {band.rescued} are not taught" in text
+    assert f"{band.background} of its {band.boxes} boxes lie on background." in text
+    assert bias_words(measures) in text and "times as wide" in text
+    assert len(lines) <= len(CLASSES) + 5 + 3 + 2 + 5, "table, sizes, band, biases"
+    perfect = audit(stored(tmp_path, gold), gold, SPACE, nms=None).measures(0.5)
+    for ignore_from in (None, 0.3):
+        rest = lines_of(perfect, ignore_from)[len(CLASSES) + 6 :]
+        assert [line.split()[0] for line in rest] == ["by", "precision", "recall"]
 
 
 def test_the_verb_says_whose_labels_and_what_gold_is_missing(tmp_path, capsys):

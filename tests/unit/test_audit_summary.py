@@ -56,7 +56,9 @@ def test_the_summary_holds_what_the_page_holds_at_the_policys_thresholds(audited
     assert car["ignore_band"]["rescued"] == band.rescued and car["ignore_band"]["boxes"] > 0
     assert car["localization"]["log_width"][0] > 0.1, "the teacher's boxes are too wide"
     gold, silver = measures.per_picture()
-    assert found["silver_per_picture"] == pytest.approx(silver.mean(), abs=1e-5)
+    assert found["silver_per_picture"] == pytest.approx(silver.mean(), abs=1e-5), (
+        "all were searched"
+    )
     assert found["pictures_with_more_silver"] == np.count_nonzero(silver > gold)
     assert found["coverage"] == policy.coverage and len(found["by_score"]) == 10
     raw = Audit.load(path.with_name("audit.json"))

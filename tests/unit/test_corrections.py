@@ -148,6 +148,31 @@ def test_crowds_that_people_set_and_clear_count_whatever_attributes_say(tmp_path
     assert gold.labels(1)["boxes"].ignore.tolist() == [Ignore.NO, Ignore.NO]
 
 
+@pytest.mark.parametrize("flag", [0, None], ids=["0", "lost"])
+def test_doubts_that_are_all_gone_as_a_tool_without_crowds_loses_them_are_told(
+    sent, tmp_path, flag
+):
+    rows = json.loads(sent.read_text())["annotations"]
+    plain = [{k: v for k, v in row.items() if k != "attributes"} for row in rows]
+    for row in plain:
+        row.pop("iscrowd") if flag is None else row.update(iscrowd=flag)
+    with pytest.warns(
+        UserWarning, match=r"b\.json: all 2 boxes that were sent as doubtful"
+    ) as told:
+        corrections = take_back(sent, write(tmp_path / "b.json", plain))
+    assert len(told) == 1 and "selected with ignore_from: null" in str(told[0].message)
+    assert counts_of(corrections)["rescued"] == counts_of(corrections)["doubted"] == [1, 1]
+    # What follows shows that people looked, or that the tool knows crowds: nothing to warn of.
+    moved, renamed, crowd = ([dict(row) for row in plain] for _ in range(3))
+    moved[4]["bbox"] = [53, 50, 30, 30]
+    renamed[5]["category_id"] = DOG
+    crowd[0]["iscrowd"] = 1
+    for changed in (moved, renamed, crowd, plain[:5] + plain[6:]):
+        take_back(sent, write(tmp_path / "b.json", changed))
+    (tmp_path / "done.txt").write_text("a/1.jpg\n")
+    take_back(sent, write(tmp_path / "b.json", plain), finished=tmp_path / "done.txt")
+
+
 @pytest.mark.parametrize(
     ("more", "count"),
     [

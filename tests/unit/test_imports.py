@@ -15,6 +15,7 @@ LAYERS = [
     {"inference"},
     {"teachers"},
     {"report"},
+    {"yaml_settings"},
     {"config"},
     {"run_folder", "inputs"},
     {"pools"},

@@ -22,6 +22,7 @@ from detmtl.data.maps import MapClasses, MapFolder
 from detmtl.data.tags import BoxTags, TagClasses
 from detmtl.pools import gold_sources, read_selection, show_audit
 from detmtl.run_folder import RunFolder
+from detmtl.silver import policy
 from detmtl.silver.audit import audit
 from detmtl.silver.overlay import OverlaySettings, with_gold
 from detmtl.silver.record import Record
@@ -141,6 +142,23 @@ def test_the_page_of_a_recipe_has_scores_before_and_after_calibration(tmp_path):
     assert enough
     assert "After calibration" in page.read_text()
     assert "No calibrated scores" not in console.export_text()
+
+
+def test_scores_are_calibrated_once_for_thresholds_band_and_policy(tmp_path, monkeypatch):
+    gold, space = scenes(count=12), LabelSpace.of(CLASSES)
+    store = stored(tmp_path, gold, extra=2)
+    checked = audit(store, gold, space)
+    wanted = {"threshold": {"probability": 0.7}, "ignore_from": {"probability": 0.3}}
+    select = SelectionSettings(**wanted, calibration="platt", soft_targets=True)
+    whole, fits = policy.Policy.of(store, space, checked.known, select, checked), []
+    fit = policy.fit_calibration
+    monkeypatch.setattr(policy, "fit_calibration", lambda *a: fits.append(a) or fit(*a))
+    show_audit(store, checked, gold, space, select, Console(quiet=True), False)
+    assert len(fits) == 1
+    (summary,) = tmp_path.rglob("summary.json")
+    for c, own in enumerate(json.loads(summary.read_text())["per_class"].values()):
+        assert own["threshold"] == pytest.approx(whole.limits[c], abs=1e-5)
+        assert own["ignored_from"] == pytest.approx(whole.lower[c], abs=1e-5)
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """Maps and tags of several teachers as those of one."""
 
 import json
+from io import StringIO
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -151,6 +153,82 @@ def test_tags_of_two_teachers_are_the_mean_of_what_they_say(tmp_path):
     assert (row.precision.value, row.recall.value) == (1, 1), "of the first alone .5: it boasts"
     assert alone[0].measures(audits[0]).row("night", 0).precision.value == 0.5
     assert measures.row("rain", 1).recall.value == 1
+
+
+def _labelled(tmp_path, gold, task, select, **teachers):
+    """Labels a pool of one picture as a run does that stops at gates; returns its labels, and what is told.
+
+    Args:
+        gold: what teachers are audited on.
+        task: of the teachers.
+        select: the policy.
+        teachers: name -> classes, what each says of gold's pictures, and of the pool's.
+    """
+    pool = pictures(tmp_path / "pool", 1, name="pool", first=60)
+    for name, (classes, said, of_pool) in teachers.items():
+        _store(tmp_path / "s", Says(name, classes, said, task), gold)
+        _store(tmp_path / "s", Says(name, classes, [of_pool], task), pool)
+    silver = {"select_maps": MapSelection(), "select_tags": TagSelection(), "gates": "stop"}
+    settings = SimpleNamespace(
+        data=SimpleNamespace(maps=MAPS, tags=TAGS),
+        silver=SimpleNamespace(**(silver | {f"select_{task}": select})),
+    )
+    stores = [Store.open(tmp_path / "s", name) for name in teachers]
+    console = Console(file=StringIO(), width=200)
+    process = SimpleNamespace(rank=0)
+    found = pools._label_others(settings, process, console, [pool], gold, stores)
+    return found["pool"].labels(0)[task], console.file.getvalue()
+
+
+def test_a_teacher_of_maps_that_gold_cannot_judge_abstains(tmp_path, monkeypatch):
+    monkeypatch.setattr(pools, "available", lambda: False)
+    count = 6
+    gold = gold_maps(tmp_path, pictures(tmp_path / "p", count), [halves(1, 4)] * count)
+    own, skies = halves(0, OTHER), halves(OTHER, 0)
+    a, b = (("person",), [own] * count, own), (("sky",), [skies] * count, skies)
+    policy = MapSelection(background=[], border=1)
+    with pytest.warns(UserWarning, match=r"teacher 'b' abstains: .* \(sky\) in 0 pictures") as told:
+        labels, table = _labelled(tmp_path / "1", gold, "maps", policy, a=a, b=b)
+    assert {"abstains" in str(w.message) for w in told} == {True}
+    assert "Teacher a:" in table and "Teacher b:" not in table
+    assert (labels.classes[:, :15] == PERSON).all() and (labels.classes[:, 17:] != SKY).all()
+    assert labels.coverage.tolist() == [1, 0, 0, 0], "nobody looked for skies"
+    for name in (
+        "audit/*/summary",
+        "select/*/policy",
+    ):  # and not what is left to do once they are stacked
+        (file,) = (tmp_path / "1/s/fused").glob(f"*/{name}.json")
+        assert json.loads(file.read_text())["settings"] == policy.model_dump(mode="json")
+    plain = MapSelection(background=[], calibration="none")
+    labels, _ = _labelled(tmp_path / "2", gold, "maps", plain, a=a, b=b)
+    assert (labels.classes[:, 16:] == SKY).all() and labels.coverage[SKY] == 1
+    with pytest.raises(InputError, match="teacher 'b' abstains"):
+        _labelled(tmp_path / "3", gold, "maps", policy, b=b, c=b)
+    swapped = (("car", "person"), [own] * count, own)
+    with pytest.raises(InputError, match=r"teacher 'c': audit: 100% of the pixels of 'person'"):
+        _labelled(tmp_path / "4", gold, "maps", policy, a=a, c=swapped)
+
+
+def test_a_teacher_of_tags_that_gold_cannot_judge_abstains(tmp_path, monkeypatch):
+    monkeypatch.setattr(pools, "available", lambda: False)
+    count = 30
+    gold = gold_tags(pictures(tmp_path / "p", count), [[k % 2, 0, 0] for k in range(count)])
+    a = (("night", "dusk"), [[0.8 * (k % 2) + 0.1, 0.1] for k in range(count)], [0.9, 0.1])
+    b = (("snow",), [[0.9]] * count, [0.9])
+    fitted = TagSelection(calibration="platt")
+    with pytest.warns(UserWarning, match=r"teacher 'b' abstains: .* 0 times .* \(snow\)") as told:
+        labels, table = _labelled(tmp_path / "1", gold, "tags", fitted, a=a, b=b)
+    assert {"abstains" in str(w.message) for w in told} == {True}
+    assert "Teacher a:" in table and "Teacher b:" not in table
+    assert labels.targets.tolist() == [1, 0, 0] and labels.weights.tolist() == [1, 0, 0]
+    plain = TagSelection(calibration="none")
+    labels, _ = _labelled(tmp_path / "2", gold, "tags", plain, a=a, b=b)
+    assert labels.targets.tolist() == [1, 0, 1], "as boxes are taken as they are"
+    with pytest.raises(InputError, match="teacher 'b' abstains"):
+        _labelled(tmp_path / "3", gold, "tags", fitted, b=b, c=b)
+    wrong = (("night", "dusk"), [[0.9 - 0.8 * (k % 2), 0.1] for k in range(count)], [0.9, 0.1])
+    with pytest.raises(InputError, match=r"teacher 'c': audit: of the tags that the teacher calls"):
+        _labelled(tmp_path / "4", gold, "tags", fitted, a=a, c=wrong)
 
 
 def _label(settings, tmp_path):

@@ -8,7 +8,6 @@ from torchvision.models import get_weight
 from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
 from torchvision_retinanet import NAMES, reference
 
-from detmtl.config import settings_from
 from detmtl.inference.predictor import load_checkpoint
 from detmtl.models.backbone import BackboneSettings
 from detmtl.models.torchvision_weights import (
@@ -23,6 +22,7 @@ from detmtl.structures.errors import InputError
 from detmtl.tasks.multitask import ModelSettings, build_model
 from detmtl.tasks.presets import detection, pyramid
 from detmtl.tasks.start import StartSettings
+from detmtl.yaml_settings import checked
 
 KIND = "regnetx_002"
 WIDTH = 64
@@ -172,7 +172,7 @@ def test_settings_of_a_start():
         ({"weights": "FasterRCNN.COCO_V1"}, "RetinaNet_ResNet50_FPN_V2_Weights.DEFAULT"),
     ):
         with pytest.raises(InputError, match=words):
-            settings_from(wrong, where="start", kind=StartSettings)
+            checked(StartSettings, wrong, where="start")
     with pytest.raises(InputError, match="there is no file"):
         StartSettings(path="nowhere.pth").read()
 
