@@ -4,6 +4,7 @@ Most tests take torch's own graphs but run them operation by operation: generati
 """
 
 import os
+import shutil
 import sys
 from collections import Counter
 from itertools import count
@@ -274,6 +275,7 @@ def test_without_a_compiler_torch_itself_says_so():
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for a CPU with g++")
 def test_generated_code_trains_alike(eager, tmp_path):
     torch._dynamo.reset()
     run(tmp_path, "default")
