@@ -5,6 +5,7 @@ is cut off from its gradient. Within one graph every weight gets a gradient as s
 where nothing came: momentum and weight decay would move the weights of a task that is silent.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal, cast
@@ -97,7 +98,9 @@ def check_compiler(device: torch.device) -> None:
         InputError: torch cannot compile for `device` here.
     """
     try:
-        torch.compile(_next)(torch.ones(2, device=device))
+        with warnings.catch_warnings():  # what torch says of its own parts when they are first loaded
+            warnings.simplefilter("ignore")
+            torch.compile(_next)(torch.ones(2, device=device))
     except Exception as error:  # torch, its backends and their compilers raise many kinds
         first = str(error).strip().split("\n")[0]
         needs = "a C++ compiler, such as g++" if device.type == "cpu" else "triton and a C compiler"

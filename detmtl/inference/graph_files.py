@@ -105,7 +105,9 @@ def load_graph(path: Path, format: str) -> tuple[Graph, dict[str, Any]]:
     """
     if format == "pt2":
         extra = {EXTRA_FILE: ""}
-        module = torch.export.load(path, extra_files=extra).module()
+        with warnings.catch_warnings():  # torch 2.11 warns of its own buffers
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+            module = torch.export.load(path, extra_files=extra).module()
         return module, _about(extra[EXTRA_FILE], path)
     if importlib.util.find_spec("onnxruntime") is None:
         raise missing_package("onnxruntime", "onnx", "running ONNX files")

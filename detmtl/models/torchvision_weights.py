@@ -20,6 +20,9 @@ BACKGROUND, NOTHING = "__background__", "N/A"
 SILENT = -16.0
 """Bias of rows that mean nothing: a score of 1e-7, which costs nothing and finds nothing."""
 
+NO_EPSILON = torch.finfo(torch.float32).tiny
+"""What norms add to the variance where torchvision has them add 0, which torch 2.11's batch norm refuses."""
+
 _RULES = [
     (re.compile(pattern), ours)
     for pattern, ours in (

@@ -22,6 +22,7 @@ from detmtl.models.fpn import FPN
 from detmtl.models.pretrained import downloaded, read_weights
 from detmtl.models.torchvision_weights import (
     BACKGROUND,
+    NO_EPSILON,
     RetinaWeights,
     class_rows,
     from_torchvision,
@@ -98,7 +99,7 @@ class StartSettings(Settings):
             names = None
         # torchvision runs its first published weights with norms that add nothing to the variance
         first = official is RetinaNet_ResNet50_FPN_Weights.COCO_V1
-        return Start(weights, names, str(file), 0.0 if first else None)
+        return Start(weights, names, str(file), NO_EPSILON if first else None)
 
     def _official(self) -> WeightsEnum | None:
         if self.weights is None:

@@ -17,6 +17,7 @@ from torchvision.models import WeightsEnum, get_model, get_model_weights, list_m
 from torchvision.transforms._presets import SemanticSegmentation
 
 from detmtl.models.pretrained import downloaded, load_weights, read_weights
+from detmtl.models.torchvision_weights import NO_EPSILON
 from detmtl.silver.card import TeacherCard
 from detmtl.structures.boxes import clip
 from detmtl.structures.errors import InputError
@@ -161,7 +162,7 @@ class TorchvisionTeacherSettings(TeacherSettings):
         if official is not None and official.name == "COCO_V1" and self.model in WITHOUT_EPSILON:
             for module in network.modules():
                 if isinstance(module, nn.BatchNorm2d):
-                    module.eps = 0.0
+                    module.eps = NO_EPSILON
         network = network.eval().requires_grad_(False).to(device)
         transforms = self._transforms(official) if segments else None
         inside = "torchvision's own" if transforms is None else " ".join(repr(transforms).split())

@@ -11,6 +11,7 @@ from torchvision_retinanet import NAMES, reference
 from detmtl.inference.predictor import load_checkpoint
 from detmtl.models.backbone import BackboneSettings
 from detmtl.models.torchvision_weights import (
+    NO_EPSILON,
     class_rows,
     from_torchvision,
     norm_of,
@@ -261,7 +262,7 @@ def test_the_first_published_weights_have_norms_that_add_nothing(tmp_path):
     assert "class rows of zebra, person" in model.eval().started
     image = torch.randint(0, 256, (1, 3, 64, 96), generator=torch.Generator().manual_seed(0))
     found = {}
-    for epsilon in (0.0, 1e-5):
+    for epsilon in (NO_EPSILON, 1e-5):
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.eps = epsilon
@@ -270,8 +271,8 @@ def test_the_first_published_weights_have_norms_that_add_nothing(tmp_path):
         found[epsilon] = list(features.values())[-1]
     with torch.no_grad():
         mine = model.backbone(model.normalize(image))[-1]
-    scale = found[0.0].abs().max()
-    assert (mine - found[0.0]).abs().max() < 1e-5 * scale
+    scale = found[NO_EPSILON].abs().max()
+    assert (mine - found[NO_EPSILON]).abs().max() < 1e-5 * scale
     assert (mine - found[1e-5]).abs().max() > 1e-4 * scale
 
 
