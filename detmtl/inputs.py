@@ -20,7 +20,7 @@ def input_hashes(
     known: dict[str, str] | None = None,
 ) -> dict[str, str]:
     """Returns what a run reads -> a hash that changes with what is in its files: labels, maps and
-    depths byte for byte, pictures by name and size. Copied or unpacked anew they are the same.
+    depths byte for byte, pictures that no COCO file lists by name and size. Unpacked anew they are the same.
 
     Args:
         settings: of the run.

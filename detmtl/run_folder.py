@@ -11,8 +11,16 @@ from detmtl.config import RunSettings, read_settings, write_settings
 from detmtl.engine import distributed
 from detmtl.structures.errors import InputError
 
-WITHOUT_EFFECT = ("device ", "data.workers ", "train.compile ", "train.score_in_background ")
+WITHOUT_EFFECT = (
+    "device ",
+    "data.workers ",
+    "silver.gates ",
+    "train.compile ",
+    "train.score_in_background ",
+)
 """Settings that may change between a kill and the next start, in the words of `_differences`."""
+SCHEMA = "schema"
+"""Names, beside the files of a run, by which facts they are known."""
 
 
 @dataclass(frozen=True)
@@ -100,13 +108,21 @@ class RunFolder:
         Args:
             hashes: see `detmtl.inputs.input_hashes`.
         """
+        hashes = {SCHEMA: "2", **hashes}
         if self._trained() and self.inputs.exists():
             before = json.loads(self.inputs.read_text())
             changed = [
-                name for name in {**before, **hashes} if before.get(name) != hashes.get(name)
+                name
+                for name in ({**before, **hashes}.keys() - {SCHEMA})
+                if before.get(name) != hashes.get(name)
             ]
             if changed:
                 names = ", ".join(sorted(changed))
+                if before.get(SCHEMA) != hashes[SCHEMA]:
+                    return [
+                        f"--out {self.path}: holds a run of an earlier version, which knew files by other "
+                        f"facts: whether {names} are the same cannot be told; choose another folder"
+                    ]
                 return [
                     f"--out {self.path}: holds a run on other files ({names} changed since); choose "
                     "another folder, or bring the files back to continue it"

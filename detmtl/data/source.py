@@ -286,10 +286,10 @@ class SourceSettings(Settings):
     def fingerprint(self, root: Path, cache: Path) -> Any:
         """Returns JSON-able facts of the files that change whenever the files do, quickly."""
 
+    @abstractmethod
     def contents(self, root: Path, cache: Path) -> Any:
-        """Returns JSON-able facts of what is in the files, whenever and wherever they were written: labels by
-        their content hash, pictures by name and size in bytes."""
-        return self.fingerprint(root, cache)
+        """Returns JSON-able facts of what is in the files, whenever they were written: labels by their
+        content hash; pictures, where no label file lists them, by name and size in bytes."""
 
     @abstractmethod
     def parse(self, root: Path, classes: LabelSpace) -> Parsed:

@@ -12,6 +12,7 @@ from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import config as dynamo
 from torch._functorch import config as functorch
 
 from detmtl.structures.errors import InputError
@@ -19,6 +20,8 @@ from detmtl.structures.sample import Batch
 from detmtl.tasks.multitask import MultiTask
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
+GRAPHS = 64
+"""Of one function, for sets of labels and for sizes; torch's own 8 are soon used up, the rest is eager."""
 Network = Callable[[Batch], dict[str, list[Tensor]]]
 
 
@@ -61,7 +64,8 @@ def _compiled(model: MultiTask, mode: CompileMode) -> Network:
 
 @contextmanager
 def repeatable(mode: CompileMode | None) -> Iterator[None]:
-    """Lets balancers and the diagnosis go backward several times through a compiled network.
+    """Lets balancers and the diagnosis go backward several times through a compiled network, and a network
+    have as many graphs as its batches need.
 
     Otherwise torch reuses what was kept for the backward pass as soon as it is read. Its switch for that
     belongs to a thread, so the passes of a GPU, too, stay in this one.
@@ -69,7 +73,11 @@ def repeatable(mode: CompileMode | None) -> Iterator[None]:
     if mode is None:
         yield
         return
-    with functorch.patch(donated_buffer=False), torch.autograd.set_multithreading_enabled(False):
+    with (
+        functorch.patch(donated_buffer=False),
+        dynamo.patch(recompile_limit=GRAPHS),
+        torch.autograd.set_multithreading_enabled(False),
+    ):
         yield
 
 
@@ -98,7 +106,9 @@ def check_compiler(device: torch.device) -> None:
         InputError: torch cannot compile for `device` here.
     """
     try:
-        with warnings.catch_warnings():  # what torch says of its own parts when they are first loaded
+        with (
+            warnings.catch_warnings()
+        ):  # what torch says of its own parts when they are first loaded
             warnings.simplefilter("ignore")
             torch.compile(_next)(torch.ones(2, device=device))
     except Exception as error:  # torch, its backends and their compilers raise many kinds

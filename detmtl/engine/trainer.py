@@ -52,11 +52,11 @@ class TrainSettings(Settings):
         compile: mode of torch.compile for the network's forward and backward passes in training; None: it
             is not compiled. Evaluation, the averaged weights and all files are as without. The first step
             takes minutes; then each combination of tasks that have labels in a batch is compiled when it
-            first comes, and the second size of pictures once more, for all sizes. `reduce-overhead` and
-            `max-autotune`, which also tries kernels, replay CUDA graphs on a GPU: recorded for every size,
-            each with memory of its own, so that they are for pictures of few sizes. Losses, the heads of
-            tasks about boxes, which look at boxes, and the balancer stay eager. The same up to rounding,
-            but for dropout, which draws other numbers.
+            first comes, and once more where a side of the pictures changes for the first time.
+            `reduce-overhead` and `max-autotune`, which also tries kernels, replay CUDA graphs on a GPU:
+            recorded for every size, each with memory of its own, so that they are for few sizes. Losses, the
+            heads of tasks about boxes, which look at boxes, and the balancer stay eager. The same up to
+            rounding, but for dropout, which draws other numbers.
         ema: decay of the moving average of the weights that is evaluated and deployed; None: none.
         log_every, evaluate_every, save_every, pictures_every: in steps; None: only after the last one
             (pictures: never).

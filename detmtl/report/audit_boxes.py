@@ -6,8 +6,6 @@ Letters: C classes, D boxes of the teacher, G gold boxes.
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from detmtl.data.source import Source
 from detmtl.report import audit_sections as parts
 from detmtl.report.audit_page import audit_page, listed, percent
@@ -50,7 +48,7 @@ def boxes_page(
     require()
     measures = Measures(audit, thresholds)
     all_of = measures.row("all")
-    in_gold, in_silver = np.nansum(measures.densities, axis=1)
+    in_gold, in_silver = measures.density
     error = measures.reliability().error()
     facts = [
         (str(audit.pictures), "gold pictures"),

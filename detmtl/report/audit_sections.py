@@ -131,7 +131,7 @@ def density(measures: Measures) -> "Iterator[str | Markup]":
     """Yields how many boxes pictures have, in gold and in silver."""
     gold, silver = measures.per_picture()
     yield density_plot(gold, silver)
-    in_gold, in_silver = np.nansum(measures.densities, axis=1)
+    in_gold, in_silver = measures.density
     more, fewer = int((silver > gold).sum()), int((silver < gold).sum())
     yield (
         f"Silver has {in_silver:.2f} boxes a picture and gold {in_gold:.2f}, each class in the pictures that "

@@ -13,6 +13,7 @@ import numpy as np
 from detmtl.silver.audit_estimates import wilson
 from detmtl.silver.audit_measures import Measures
 from detmtl.silver.audit_readings import AS_STORED
+from detmtl.silver.comparison import Fault
 
 if TYPE_CHECKING:
     from detmtl.silver.audit import Audit
@@ -155,6 +156,9 @@ def _density(audit: "Audit", thresholds: float | Mapping[str, float]) -> Iterato
     measures = Measures(audit, thresholds)
     # A class searched in a picture or two may have any number of boxes there.
     judged = audit.known & (audit.searched >= LEAST_PICTURES)
+    kept = measures.kept & judged[audit.boxes["class"]]
+    if audit.gold_boxes[judged].sum() + kept.sum() < LEAST:
+        return
     gold, boxes = measures.densities[:, judged].sum(axis=1)
     limits = np.unique(measures.limits[audit.known])
     at = f"score {limits[0]:.2f}" if len(limits) == 1 else "the classes' thresholds"
@@ -162,9 +166,9 @@ def _density(audit: "Audit", thresholds: float | Mapping[str, float]) -> Iterato
         f"at {at} the teacher has {boxes:.2f} boxes a picture, gold {gold:.2f} of the same classes"
     )
     if boxes > 3 * gold:
-        right = measures.row("all").precision
+        right = int((audit.boxes["fault"][kept] == Fault.NONE).sum())
         yield (
-            f"too many boxes: {have}, and gold confirms {right.hits} of {right.count}; raise the threshold, "
+            f"too many boxes: {have}, and gold confirms {right} of {int(kept.sum())}; raise the threshold, "
             "or choose it by precision"
         )
     elif 10 * boxes < gold:

@@ -137,7 +137,14 @@ class Measures:
         """
         kept = np.bincount(self.audit.boxes["class"][self.kept], minlength=len(self.limits))
         searched = np.where(self.audit.searched > 0, self.audit.searched, np.nan)
-        return np.stack([self.audit.gold_boxes, kept]) / searched
+        return np.stack([self.audit.density, kept / searched])
+
+    @property
+    def density(self) -> np.ndarray:
+        """(2,) gold boxes and labels of all classes per picture; NaN where nobody looked for any."""
+        return self.densities.sum(axis=1, where=self.audit.searched > 0, initial=0) / (
+            1.0 if (self.audit.searched > 0).any() else np.nan
+        )
 
     def per_picture(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns (pictures,) numbers of gold boxes and of silver boxes, picture by picture, of the classes
@@ -208,7 +215,7 @@ class Measures:
 
     def summary(self) -> dict[str, Any]:
         """Returns the main numbers as plain values for JSON."""
-        gold, silver = np.nansum(self.densities, axis=1).tolist()
+        gold, silver = self.density.tolist()
         return {
             "gold_per_picture": _finite(gold),
             "silver_per_picture": _finite(silver),

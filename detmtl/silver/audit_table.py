@@ -58,12 +58,11 @@ def class_table(measures: Measures) -> Table:
     for column in columns:
         heading = f"{column}/picture" if column in ("gold", "silver") else column
         table.add_column(heading, justify="left" if column == "class" else "right")
-    density = measures.densities
     for c in [*measures.classes(), None]:
         name = "all" if c is None else audit.classes[c]
         row = measures.row(name, c)
         error = measures.reliability(c).error()
-        gold, silver = np.nansum(density, axis=1) if c is None else density[:, c]
+        gold, silver = measures.density if c is None else measures.densities[:, c]
         table.add_row(
             escape(name),
             "" if c is None else f"{measures.limits[c]:.2f}",

@@ -179,18 +179,19 @@ def write_rest(corrections: Corrections, sent: Path, out: Path) -> int:
 
 
 def _tell_lost_doubts(corrections: Corrections, now: Source, back: Path) -> None:
-    """Warns where no box of what came back is in doubt, as of a tool that knows no crowds."""
+    """Warns where no box of what came back is in doubt and most are where they were, as of a tool that knows
+    no crowds: who looks at them moves, renames or deletes a good part."""
     doubted = int(corrections.counts["doubted"].sum())
     assert now.annotations is not None
     crowds = (now.annotations.ignore != Ignore.NO).any()
-    if 0 < doubted == corrections.untouched and not crowds:
+    if 2 * corrections.untouched > doubted and not crowds:
         warnings.warn(
-            f"{back}: all {doubted} boxes that were sent as doubtful (iscrowd: 1) came back as ordinary "
-            "ones (iscrowd: 0, or without it), in their places and of their classes, and no box of the file "
-            "is a crowd. A tool that does not know iscrowd writes that of itself; then what the teacher was "
-            "not sure of becomes gold that nobody confirmed. If people looked at these boxes, all is well; "
-            "if not, set their iscrowd to 1 again and import again, or send labels that were selected with "
-            "ignore_from: null",
+            f"{back}: {corrections.untouched} of {doubted} boxes that were sent as doubtful (iscrowd: 1) "
+            "came back as ordinary ones (iscrowd: 0, or without it), in their places and of their classes, "
+            "and no box of the file is a crowd. A tool that does not know iscrowd writes that of itself; "
+            "then what the teacher was not sure of becomes gold that nobody confirmed. If people looked at "
+            "these boxes, all is well; if not, set their iscrowd to 1 again and import again, or send labels "
+            "that were selected with ignore_from: null",
             stacklevel=3,
         )
 

@@ -17,7 +17,8 @@ from detmtl.silver.parts import atomic_write
 SCHEMA = 2
 """Part of the gold hash: raise it when the same labels are judged otherwise."""
 LEAST = 10
-"""Fewer judged words, or pictures that show a tag, than this say nothing of a teacher."""
+"""Fewer judged words, or pictures that show a tag, than this say nothing of a teacher; a tag judged in fewer
+pictures is judged by all tags together."""
 
 
 @dataclass(frozen=True, eq=False)

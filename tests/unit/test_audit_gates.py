@@ -13,6 +13,7 @@ from silver_stand_ins import store_of
 
 from detmtl.data.coco import CocoSource, category_names
 from detmtl.data.source import FileNames
+from detmtl.silver import audit_gates
 from detmtl.silver.audit import audit
 from detmtl.silver.held_out import refuse_seen
 from detmtl.structures.classes import LabelSpace
@@ -193,6 +194,35 @@ def test_a_class_that_few_pictures_were_searched_for_counts_there_from_three_pic
         result = audit(store, partly, SPACE, nms=None)
         assert result.measures(0.5).kept.sum() < 3 * len(result.gold), "of all classes they are few"
         assert len(result.problems(0.5)) == problems
+
+
+def test_few_boxes_of_the_classes_that_are_searched_enough_are_no_evidence(tmp_path, monkeypatch):
+    monkeypatch.setattr(audit_gates, "LEAST_PICTURES", 12)
+    gold, cup = scenes(), CLASSES.index("cup")
+    cups = [cup in gold.labels(i)["boxes"].classes.tolist() for i in range(len(gold))]
+    coverage = np.zeros((len(gold), len(CLASSES)), np.float32)
+    coverage[:11] = 1
+    coverage[:, cup] = np.logical_not(cups)
+    partly = replace(gold, coverage=coverage)
+
+    def one_cup_too_many(record):
+        return replace(
+            record,
+            boxes=np.concatenate([record.boxes, np.array([[5, 5, 50, 50]], np.float32)]),
+            classes=np.append(record.classes, np.int32(cup)),
+            scores=np.append(record.scores, np.float32(0.54)),
+        )
+
+    for folder, change, problems in (("a", None, 0), ("b", one_cup_too_many, 1)):
+        store = stored(tmp_path / folder, gold, *([change] if change else []))
+        result = audit(store, partly, SPACE, nms=None)
+        few = replace(result, boxes=result.boxes[result.boxes["class"] != cup])
+        extra = result.boxes[result.boxes["class"] == cup]
+        assert len(result.gold) >= 20, "enough for the other gates"
+        assert few.problems(0.5) == []
+        some = replace(result, boxes=np.concatenate([few.boxes, extra[:9]]))
+        assert some.problems(0.5) == [], "9 boxes tell nothing"
+        assert len(result.problems(0.5)) == problems, "more do"
 
 
 def test_too_little_gold(tmp_path):

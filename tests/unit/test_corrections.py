@@ -1,11 +1,15 @@
 """People's corrections come back: matched, counted, and as gold."""
 
 import json
+import warnings
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from detmtl.data.coco import read_labels
+from detmtl.silver import corrections as corrections_module
 from detmtl.silver.corrections import left_behind, take_back, write_rest, write_verified
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade, Ignore
@@ -157,7 +161,7 @@ def test_doubts_that_are_all_gone_as_a_tool_without_crowds_loses_them_are_told(
     for row in plain:
         row.pop("iscrowd") if flag is None else row.update(iscrowd=flag)
     with pytest.warns(
-        UserWarning, match=r"b\.json: all 2 boxes that were sent as doubtful"
+        UserWarning, match=r"b\.json: 2 of 2 boxes that were sent as doubtful"
     ) as told:
         corrections = take_back(sent, write(tmp_path / "b.json", plain))
     assert len(told) == 1 and "selected with ignore_from: null" in str(told[0].message)
@@ -171,6 +175,16 @@ def test_doubts_that_are_all_gone_as_a_tool_without_crowds_loses_them_are_told(
         take_back(sent, write(tmp_path / "b.json", changed))
     (tmp_path / "done.txt").write_text("a/1.jpg\n")
     take_back(sent, write(tmp_path / "b.json", plain), finished=tmp_path / "done.txt")
+
+
+@pytest.mark.parametrize(("untouched", "warned"), [(5, True), (3, True), (2, False), (0, False)])
+def test_a_few_touched_doubts_do_not_hide_that_the_others_are_lost(sent, untouched, warned):
+    corrections = SimpleNamespace(counts={"doubted": np.array([2, 3])}, untouched=untouched)
+    ordinary = SimpleNamespace(annotations=SimpleNamespace(ignore=np.full(9, Ignore.NO)))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        corrections_module._tell_lost_doubts(corrections, ordinary, sent)
+    assert [f"{untouched} of 5 boxes" in str(t.message) for t in told] == [True] * warned
 
 
 @pytest.mark.parametrize(

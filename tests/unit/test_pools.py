@@ -111,6 +111,19 @@ def test_a_folder_with_work_in_it_belongs_to_its_settings(settings, tmp_path, wo
         folder.claim(settings("train.steps=4"))
     assert "steps: 3" in folder.settings.read_text()
     folder.claim(settings("train.compile=default"))  # how it is computed may change
+    folder.claim(settings("silver.gates=warn"))  # what a run that gates stopped is told to set
+
+
+def test_files_noted_by_an_earlier_version_are_not_called_changed(settings, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.claim(settings())
+    assert folder.claim_inputs({"data.gold": "a"}) == []
+    folder.last.touch()
+    assert folder.claim_inputs({"data.gold": "a"}) == []
+    assert "data.gold changed since" in folder.claim_inputs({"data.gold": "b"})[0]
+    folder.inputs.write_text('{"data.gold": "a"}')
+    (told,) = folder.claim_inputs({"data.gold": "b"})
+    assert "an earlier version" in told and "changed since" not in told
 
 
 def test_an_audit_without_a_page_has_its_table_and_its_summary(tmp_path):
