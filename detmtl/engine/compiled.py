@@ -107,7 +107,9 @@ def check_compiler(device: torch.device) -> None:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch says of its own parts when it first loads them
+            warnings.simplefilter(
+                "ignore"
+            )  # what torch says of its own parts when it first loads them
             torch.compile(_next)(torch.ones(2, device=device))
     except Exception as error:  # torch, its backends and their compilers raise many kinds
         first = str(error).strip().split("\n")[0]
