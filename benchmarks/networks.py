@@ -11,7 +11,7 @@ from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
-from detmtl.engine.compiled import CompileMode, network_of
+from detmtl.engine.compiled import CompileMode, compiled_steps, network_of
 from detmtl.engine.optim import OptimSettings
 from detmtl.engine.precision import autocast
 from detmtl.models.backbone import BackboneSettings
@@ -124,7 +124,8 @@ def step_of(
             return torch.stack(list(task.loss(outputs["boxes"], batch).values())).sum()  # type: ignore[operator]
 
     def step() -> None:
-        losses().backward()
+        with compiled_steps(compile):
+            losses().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

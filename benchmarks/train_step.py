@@ -30,6 +30,7 @@ from torch import Tensor
 from detmtl.config import find_config, read_settings
 from detmtl.data.mixture import MixSettings
 from detmtl.engine.memory import keep_freed_memory
+from detmtl.losses.focal import compiled_negatives
 from detmtl.models.anchors import AnchorSettings
 from detmtl.models.matching import Rules, match
 from detmtl.models.windows import grids
@@ -131,16 +132,24 @@ def loss(rounds: int, pictures: int, boxes: int, side: int) -> list[Row]:
         leaves = {name: x.detach().requires_grad_() for name, x in rows.items()}
         sum(network.compute_loss(targets, leaves, anchors).values()).backward()
 
+    def compiled(kind: torch.dtype) -> None:
+        with compiled_negatives():
+            mine(kind)
+
     ways = {
         "torchvision": peer,
         "detmtl": lambda: mine(torch.float32),
         "detmtl bf16": lambda: mine(torch.bfloat16),
+        "detmtl compiled": lambda: compiled(torch.float32),
+        "detmtl bf16 compiled": lambda: compiled(torch.bfloat16),
     }
     seconds = in_turn(ways, rounds)
     what = f"loss with matching, {pictures} pictures of {side} px, {boxes} boxes"
     return [
         row(what, seconds, "torchvision", "detmtl", 15, "logits float32"),
         row(what, seconds, "torchvision", "detmtl bf16", None, "detmtl's logits bfloat16"),
+        row(what, seconds, "torchvision", "detmtl compiled", None, "train.compile, float32"),
+        row(what, seconds, "torchvision", "detmtl bf16 compiled", None, "train.compile, bfloat16"),
     ]
 
 
@@ -161,6 +170,8 @@ def step(rounds: int, pictures: int, boxes: int, side: int, device: torch.device
         )
     for name, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         ways[f"detmtl {name}"] = step_of(ours(CLASSES), batch, kind, device)
+    compiled = "detmtl bf16 compiled"
+    ways[compiled] = step_of(ours(CLASSES), batch, torch.bfloat16, device, compile="default")
     seconds = in_turn(ways, rounds)
     mine = faster(seconds, ["detmtl fp32", "detmtl bf16"])
     best = faster(seconds, ["torchvision fp32", "torchvision bf16 channels_last"])
@@ -172,6 +183,7 @@ def step(rounds: int, pictures: int, boxes: int, side: int, device: torch.device
         ),
         row(what, seconds, best, mine, None, "the faster setting of each here"),
         row(what, seconds, "torchvision fp32", "detmtl fp32", 1.5, "fp32 both"),
+        row(what, seconds, "detmtl bf16", compiled, None, "train.compile"),
     ]
 
 

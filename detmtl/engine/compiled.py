@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._dynamo import config as dynamo
 from torch._functorch import config as functorch
 
+from detmtl.losses.focal import compiled_negatives
 from detmtl.structures.errors import InputError
 from detmtl.structures.sample import Batch
 from detmtl.tasks.multitask import MultiTask
@@ -63,12 +64,13 @@ def _compiled(model: MultiTask, mode: CompileMode) -> Network:
 
 
 @contextmanager
-def repeatable(mode: CompileMode | None) -> Iterator[None]:
-    """Lets balancers and the diagnosis go backward several times through a compiled network, and a network
-    have as many graphs as its batches need.
+def compiled_steps(mode: CompileMode | None) -> Iterator[None]:
+    """Surrounds the steps of a compiled network; None: changes nothing.
 
-    Otherwise torch reuses what was kept for the backward pass as soon as it is read. Its switch for that
-    belongs to a thread, so the passes of a GPU, too, stay in this one.
+    Balancers and the diagnosis may go backward through the network several times, the network may have as
+    many graphs as its batches need, and the losses of negatives, who see every logit, are compiled too.
+    Without the first torch reuses what was kept for the backward pass as soon as it is read. Its switch for
+    that belongs to a thread, so the passes of a GPU, too, stay in this one.
     """
     if mode is None:
         yield
@@ -77,6 +79,7 @@ def repeatable(mode: CompileMode | None) -> Iterator[None]:
         functorch.patch(donated_buffer=False),
         dynamo.patch(recompile_limit=GRAPHS),
         torch.autograd.set_multithreading_enabled(False),
+        compiled_negatives(),
     ):
         yield
 

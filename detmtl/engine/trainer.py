@@ -14,9 +14,9 @@ from detmtl.engine import distributed
 from detmtl.engine.compiled import (
     CompileMode,
     check_compiler,
+    compiled_steps,
     keep_gradients,
     network_of,
-    repeatable,
     replays,
 )
 from detmtl.engine.diagnosis import Diagnosis
@@ -54,9 +54,10 @@ class TrainSettings(Settings):
             takes minutes; then each combination of tasks that have labels in a batch is compiled when it
             first comes, and once more where a side of the pictures changes for the first time.
             `reduce-overhead` and `max-autotune`, which also tries kernels, replay CUDA graphs on a GPU:
-            recorded for every size, each with memory of its own, so that they are for few sizes. Losses, the
-            heads of tasks about boxes, which look at boxes, and the balancer stay eager. The same up to
-            rounding, but for dropout, which draws other numbers.
+            recorded for every size, each with memory of its own, so that they are for few sizes. What focal
+            loss and its kin do with negatives is compiled as well; other losses, the heads of tasks about
+            boxes, which look at boxes, and the balancer stay eager. The same up to rounding, but for
+            dropout, which draws other numbers.
         ema: decay of the moving average of the weights that is evaluated and deployed; None: none.
         log_every, evaluate_every, save_every, pictures_every: in steps; None: only after the last one
             (pictures: never).
@@ -175,7 +176,7 @@ def train(
     state.restore_random()
 
     with (
-        repeatable(settings.compile),
+        compiled_steps(settings.compile),
         Scores(state, recorder, folder, settings.best, settings.score_in_background) as scores,
     ):
         if state.unscored:

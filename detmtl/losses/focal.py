@@ -6,7 +6,9 @@ classes' values, so that targets 0 and 1 give the focal loss exactly.
 Letters: B pictures, C classes, R rows (anchors of a level), L levels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -169,12 +171,22 @@ def _level(
     return total.index_add_(0, picture, loss * weights), work
 
 
+@contextmanager
+def compiled_negatives() -> Iterator[None]:
+    """Has torch compile what the losses of this module do with negatives, while it lasts: one pass over
+    the logits. The same up to rounding."""
+    token = _pass.set(torch.compile(_negatives_of, dynamic=True))
+    try:
+        yield
+    finally:
+        _pass.reset(token)
+
+
 def _negatives(work: Tensor, weights: Tensor, gamma: float) -> Tensor:
     """Returns each picture's sum of p ** gamma * softplus(x) * weights (B,), and puts its gradient in
     place of x.
 
-    On a CPU in blocks that stay in its cache. softplus(x) is written as log(1 + exp(x)); for that,
-    logits above 80 count as 80.
+    On a CPU in blocks that stay in its cache.
 
     Args:
         work: (B, R, C) logits x, contiguous; p is their sigmoid.
@@ -182,19 +194,34 @@ def _negatives(work: Tensor, weights: Tensor, gamma: float) -> Tensor:
         gamma: the exponent.
     """
     pictures, rows, classes = work.shape
+    if rows == 0:
+        return work.new_zeros(pictures)
     step = rows if work.is_cuda else max(1, CACHED // (pictures * classes))
-    spread = weights[:, None].expand(-1, min(step, rows), -1).contiguous()
-    sums = []
-    for start in range(0, rows, step):
-        x = work[:, start : start + step]
-        p, entropy = sigmoid_and_softplus(x.clamp(max=80.0))
-        factor = p * p if gamma == 2 else p**gamma
-        factor *= spread[:, : x.shape[1]]
-        # not bmm, which is ten times slower for one row and one column
-        sums.append(torch.linalg.vecdot(factor.flatten(1), entropy.flatten(1)))
-        entropy.addcmul_(entropy, p, value=-1)  # softplus(x) * (1 - p)
-        torch.mul(p.add_(entropy, alpha=gamma), factor, out=x)
-    return torch.stack(sums).sum(0) if sums else work.new_zeros(pictures)
+    spread = weights[:, None].expand(-1, min(step, rows), -1).flatten(1)
+    sums = [
+        _pass.get()(x, spread[:, : x.shape[1]], gamma)
+        for x in work.flatten(1).split(step * classes, dim=1)
+    ]
+    return torch.stack(sums).sum(0)
+
+
+def _negatives_of(x: Tensor, weights: Tensor, gamma: float) -> Tensor:
+    """Does what `_negatives` says with logits x and weights, both (B, N).
+
+    softplus(x) is written as log(1 + exp(x)); for that, logits above 80 count as 80.
+    """
+    p, entropy = sigmoid_and_softplus(x.clamp(max=80.0))
+    factor = p * p if gamma == 2 else p**gamma
+    factor *= weights
+    # not bmm, which is ten times slower for one row and one column
+    total = torch.linalg.vecdot(factor, entropy)
+    entropy.addcmul_(entropy, p, value=-1)  # softplus(x) * (1 - p)
+    x.copy_(p.add_(entropy, alpha=gamma).mul_(factor))
+    return total
+
+
+_pass = ContextVar("_pass", default=_negatives_of)
+"""What does it: that function, or it compiled."""
 
 
 def sigmoid_and_softplus(x: Tensor) -> tuple[Tensor, Tensor]:

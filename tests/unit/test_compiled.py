@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from itertools import count
 
 import pytest
@@ -26,6 +27,7 @@ from detmtl.engine.precision import autocast
 from detmtl.engine.recorder import Recorder, read_metrics
 from detmtl.engine.state import load_weights, read_checkpoint
 from detmtl.engine.trainer import TrainSettings, train
+from detmtl.losses.focal import FocalTargets, compiled_negatives, focal_sums
 from detmtl.models.backbone import BackboneSettings
 from detmtl.models.fpn import FPNSettings
 from detmtl.structures.errors import InputError
@@ -69,7 +71,7 @@ def whole(monkeypatch):
     Yields how many functions were captured."""
     real = torch.compile
 
-    def captured(function, mode=None):
+    def captured(function, mode=None, dynamic=None):
         return real(function, backend="aot_eager", fullgraph=True)
 
     monkeypatch.setattr(torch, "compile", captured)
@@ -263,6 +265,49 @@ def test_a_machine_that_cannot_compile_is_told_at_the_start(monkeypatch):
         settings.prepare(model_of(), None, OPTIM, Process(0, 1, CPU), {}, NAMES)
     assert "and more" not in str(error.value)
     TrainSettings(steps=1).check(CPU)
+
+
+def focal(dtype=torch.bfloat16, compiled=False, gamma=2.0, seed=0):
+    """The focal loss of two levels, one of several blocks, and its gradient; some rows and elements off."""
+    g = torch.Generator().manual_seed(seed)
+    levels, targets = [], []
+    for rows in (21_000 + 1000 * seed, 5):
+        x = torch.randn(2, rows, 7, generator=g) * 4
+        off, holes = (torch.rand(*shape, generator=g) < 0.1 for shape in ((2, rows), x.shape))
+        own = torch.tensor([0, 7 * rows + 3])
+        off.view(-1)[[0, rows]] = False
+        holes.view(-1)[own] = False
+        one = torch.ones(2)
+        weights = torch.rand(2, 7, generator=g)
+        targets.append(FocalTargets(off, holes, weights, own, one.bool(), one, one))
+        levels.append(x.to(dtype).requires_grad_())
+    with compiled_negatives() if compiled else nullcontext():
+        total = focal_sums(levels, targets, 0.25, gamma)
+    total.sum().backward()
+    return total.detach(), [x.grad for x in levels]
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.5, 2.0])
+def test_negatives_are_compiled_within_the_context_alone(whole, gamma):
+    found, expected = focal(compiled=True, gamma=gamma), focal(gamma=gamma)
+    assert whole["unique_graphs"] > 0
+    torch.testing.assert_close(found, expected)
+    before = whole["unique_graphs"]
+    focal()
+    assert whole["unique_graphs"] == before
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for a CPU with g++")
+def test_negatives_in_generated_code():
+    torch._dynamo.reset()
+    for seed, dtype in enumerate((torch.bfloat16, torch.float32, torch.float64)):
+        found, expected = focal(dtype, True, seed=seed), focal(dtype, seed=seed)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)  # sums of 147,000 numbers
+        assert all(
+            (a == 0).sum() == (b == 0).sum() for a, b in zip(found[1], expected[1], strict=True)
+        )
+    torch._dynamo.reset()
 
 
 @pytest.mark.slow
