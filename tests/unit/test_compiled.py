@@ -41,8 +41,11 @@ from detmtl.tasks.noise import NoiseConfig
 from detmtl.tasks.semantic import SemanticConfig
 from detmtl.tasks.tags import TagsConfig
 
-# torch hides this one where it comes from, which does not help where warnings are errors
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+# torch hides the first where it comes from, which does not help where warnings are errors
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor that is not a leaf",
+    "ignore:Guards may run slower on Python 3.13.0",
+)
 
 TASKS = {
     "boxes": DetectionConfig.model_validate({"head": {"depth": 1}}),
