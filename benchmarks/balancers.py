@@ -2,7 +2,7 @@
 
     python benchmarks/balancers.py --threads 2 --results benchmarks/results/NAME.md
 
-The network and the four tasks of scenes_multitask.yaml on pictures of noise. All methods are measured in
+The network and the four tasks of scenes_tasks.yaml on pictures of noise. All methods are measured in
 one process, one step of each after the other, round after round, so that what disturbs one disturbs
 all. Two rows are no balancers: `backward` called on the sum by hand, and the cut at the features.
 """
@@ -83,17 +83,18 @@ def measure(found: Mapping[str, Step], model: MultiTask, rounds: int) -> dict[st
     return {name: values[2:] for name, values in seconds.items()}
 
 
-def noise(height: int, width: int, pictures: int, tags: int) -> Batch:
-    """Returns pictures of noise with all labels of the four tasks."""
+def noise(height: int, width: int, pictures: int, names: Mapping[str, list[str]]) -> Batch:
+    """Returns pictures of noise with all labels of the four tasks, of the classes named for each."""
+    classes, maps, tags = (len(names[kind]) for kind in ("boxes", "maps", "tags"))
     g = torch.Generator().manual_seed(0)
     samples = []
     for i in range(pictures):
         corners = torch.rand(8, 2, generator=g) * torch.tensor([width - 50.0, height - 50.0])
         boxes = torch.cat([corners, corners + 40], 1)
         labels = {
-            "boxes": BoxLabels.of(boxes, torch.randint(0, 4, (8,), generator=g), 4),
+            "boxes": BoxLabels.of(boxes, torch.randint(0, classes, (8,), generator=g), classes),
             "maps": MapLabels(
-                torch.randint(0, 5, (height, width), generator=g).byte(), None, torch.ones(5)
+                torch.randint(0, maps, (height, width), generator=g).byte(), None, torch.ones(maps)
             ),
             "tags": TagLabels(torch.rand(tags, generator=g).round(), torch.ones(tags)),
             "depth": DepthLabels(torch.rand(height, width, generator=g) * 50 + 1),
@@ -114,10 +115,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     keep_freed_memory()
-    settings = read_settings(find_config("scenes_multitask.yaml"), ["model.backbone.weights=null"])
+    settings = read_settings(find_config("scenes_tasks.yaml"), ["model.backbone.weights=null"])
     model = build(settings, settings.data.label_space()).train()
     model.to(memory_format=torch.channels_last)
-    batch = noise(*args.size, args.pictures, len(settings.data.names()["tags"]))
+    batch = noise(*args.size, args.pictures, settings.data.names())
     seconds = measure(steps(model, batch), model, args.rounds)
     rows = []
     for name, values in seconds.items():
@@ -133,7 +134,7 @@ def main() -> None:
             "",
             provenance(),
             "",
-            f"scenes_multitask.yaml, {len(batch)} pictures of {args.size[0]}x{args.size[1]}; "
+            f"scenes_tasks.yaml, {len(batch)} pictures of {args.size[0]}x{args.size[1]}; "
             f"{shared / 1e6:.1f} million parameters are shared. Forward, losses and backward; "
             f"{args.rounds} rounds, one step of each in turn; ratios to the plain sum of the same round: "
             "median, least and largest.",
