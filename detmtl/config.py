@@ -26,14 +26,14 @@ from detmtl.data.subset import Subset
 from detmtl.data.tags import TagClasses
 from detmtl.engine.diagnosis import DiagnosisSettings
 from detmtl.engine.online import OnlineSettings
-from detmtl.engine.online_choice import unusable
+from detmtl.engine.online_boxes import unusable
 from detmtl.engine.optim import OptimSettings
 from detmtl.engine.trainer import TrainSettings
 from detmtl.silver.fusion import FusionSettings
-from detmtl.silver.map_policy import MapSelection
+from detmtl.silver.map_policy import MapSelection, unresolvable_maps
 from detmtl.silver.overlay import OverlaySettings
 from detmtl.silver.selection import SelectionSettings
-from detmtl.silver.tag_policy import TagSelection
+from detmtl.silver.tag_policy import TagSelection, unresolvable_tags
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.settings import Settings
@@ -288,10 +288,15 @@ class RunSettings(Settings):
             )
         if self.train.ema is None:
             problems.append("train.ema: mode online needs it: the averaged model is the teacher")
-        if not any(isinstance(task, DetectionConfig) for task in self.tasks.values()):
+        problems += [
+            f"online.labels: has {kind}, and no task learns from {kind}; the teacher is the model itself: "
+            f"add such a task, or list kinds of which there are some: {listed(self.online_tasks())}"
+            for kind in self.online.labels
+            if kind not in self.online_tasks()
+        ]
+        if "tags" in self.online.labels and self.data.tags and self.data.tags.from_boxes:
             problems.append(
-                "mix.mode: online labels boxes alone, and no task is of kind detection; maps and tags are "
-                "labelled beforehand, by silver.teacher in another mode"
+                "online.labels: has tags, which follow from boxes here (data.tags.from_boxes); leave them out"
             )
         problems += self._online_select_problems()
         if audit is not None and audit != "val":
@@ -308,8 +313,25 @@ class RunSettings(Settings):
         return problems
 
     def _online_select_problems(self) -> list[str]:
+        written, names = set(self.online.labels), self.data.names()
+        audited, problems = self.online_audit() is not None, []
+        if "maps" in written and "maps" in names:
+            where = self._online_where("select_maps")
+            problems += unresolvable_maps(self.online_select_maps(), names["maps"], audited, where)
+        if "tags" in written and "tags" in names:
+            where = self._online_where("select_tags")
+            problems += unresolvable_tags(self.online_select_tags(), names["tags"], audited, where)
+        return problems + (self._online_box_problems() if "boxes" in written else [])
+
+    def _online_where(self, part: str) -> str:
+        """Returns which section says what mode online selects."""
+        return (
+            f"{'silver' if getattr(self.online, part) is None and self.silver else 'online'}.{part}"
+        )
+
+    def _online_box_problems(self) -> list[str]:
         own = self.online.select
-        where = "silver.select" if own is None and self.silver else "online.select"
+        where = self._online_where("select")
         problems = unusable(
             self.online_select(),
             list(self.data.classes),
@@ -357,6 +379,25 @@ class RunSettings(Settings):
         """Returns which of the online teacher's boxes become labels."""
         offline = self.silver.select if self.silver else SelectionSettings()
         return self.online.select or offline
+
+    def online_select_maps(self) -> MapSelection:
+        """Returns which pixels of the online teacher's maps become labels."""
+        return self.online.select_maps or (
+            self.silver.select_maps if self.silver else MapSelection()
+        )
+
+    def online_select_tags(self) -> TagSelection:
+        """Returns which of the online teacher's tags become labels."""
+        return self.online.select_tags or (
+            self.silver.select_tags if self.silver else TagSelection()
+        )
+
+    def online_tasks(self) -> dict[str, str]:
+        """Returns the kinds of labels that mode online could write -> the first task that finds them."""
+        tasks: dict[str, str] = {}
+        for name, kind in self.silver_tasks().items():
+            tasks.setdefault(kind, name)
+        return tasks
 
     def silver_tasks(self) -> dict[str, str]:
         """Returns the tasks whose labels a teacher that the run trains itself may write -> their kind."""

@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Tensor
 
 from detmtl.config import GoldTeacher, RunSettings
-from detmtl.data.loader import batches, drafts, evaluation_batches
+from detmtl.data.loader import batches, evaluation_batches
 from detmtl.data.mixture import Mixture
 from detmtl.data.source import Source
 from detmtl.engine import distributed
@@ -26,8 +26,7 @@ from detmtl.engine.diagnosis import Diagnosis
 from detmtl.engine.distributed import Process
 from detmtl.engine.evaluator import collect, evaluate
 from detmtl.engine.memory import keep_freed_memory
-from detmtl.engine.online import online_batches
-from detmtl.engine.online_audit import Audits, Choices, audit_pictures
+from detmtl.engine.online_audit import Gold
 from detmtl.engine.recorder import Recorder
 from detmtl.engine.state import State, load_weights, read_checkpoint, seed_everything, weights_of
 from detmtl.engine.trainer import train
@@ -36,6 +35,7 @@ from detmtl.inputs import input_hashes
 from detmtl.pools import label_pools, learned_sources, teacher_settings
 from detmtl.report.progress import bar
 from detmtl.run_folder import RunFolder
+from detmtl.run_online import online_gold, online_stream
 from detmtl.run_sources import load_sources, render, to_be_labelled
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
@@ -174,10 +174,7 @@ def _run(
     mixture_of(settings, [to_be[n] for n in wanted])  # its mistakes are told before the work
     if not folder.metrics.exists():
         settings.train.check(process.device)
-    audit_on, gold = settings.online_audit(), None
-    if audit_on is not None:
-        gold = val if audit_on == "val" else sources[audit_on]
-        gold = audit_pictures(gold, settings.online.audit_pictures, settings.online_select())
+    gold = online_gold(settings, sources, val)
     if pools:
         assert settings.silver is not None
         if isinstance(settings.silver.teacher, GoldTeacher):
@@ -252,7 +249,7 @@ def fit_model(
     folder: RunFolder,
     process: Process,
     console: Console,
-    gold: Source | None = None,
+    gold: Gold | None = None,
 ) -> None:
     """Trains `model`, or what is left of its training, and leaves its best weights in it.
 
@@ -322,7 +319,7 @@ def training_batches(
     settings: RunSettings,
     mixture: Mixture,
     state: State,
-    gold: Source | None,
+    gold: Gold | None,
     folder: RunFolder,
     process: Process,
 ) -> tuple[Iterator[Batch], Callable[[], Mapping[str, float]]]:
@@ -344,36 +341,7 @@ def training_batches(
     }
     if settings.mix.mode != "online":
         return batches(mixture, augment, **common, pin=process.device.type == "cuda"), dict
-    space, select = settings.data.label_space(), settings.online_select()
-    floor = settings.online_floor()
-    start = mixture.first_step_of_last_phase()
-    audits = None
-    if gold is not None and settings.online.audit_every is not None:
-        audits = Audits(
-            state,
-            gold,
-            space,
-            folder.path / "online",
-            start,
-            settings.online.audit_every * accumulate,
-            settings.input,
-            settings.train.precision,
-            floor,
-            select.nms,
-        )
-    choices = Choices(select, space, floor, start, audits)
-    waiting = drafts(mixture, augment, settings.online_pools(), **common)
-    labelled = online_batches(
-        waiting,
-        first,
-        state,
-        mixture.sources,
-        augment,
-        choices,
-        settings.online_overlay(),
-        settings.train.precision,
-    )
-    return labelled, choices.told
+    return online_stream(settings, mixture, augment, state, gold, folder, common)
 
 
 def score(

@@ -11,11 +11,13 @@ from detmtl.config import GoldTeacher, RunSettings
 from detmtl.data.details import nowhere_known
 from detmtl.data.scenes import render_scenes
 from detmtl.data.source import Source
+from detmtl.data.tags import Tags
 from detmtl.engine import distributed
 from detmtl.engine.distributed import Process
 from detmtl.pools import audit_source, gold_sources, learned_sources, tags_of
 from detmtl.report.progress import bar
 from detmtl.silver.audit import refuse_overlap
+from detmtl.silver.card import Written
 from detmtl.silver.held_out import given_gold, refuse_seen, without_doubles
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
@@ -102,29 +104,50 @@ def to_be_labelled(settings: RunSettings, sources: Mapping[str, Source]) -> dict
     wanted = settings.mix_sources()
     online = [n for n in settings.online_pools() if n in wanted]
     where = "online.pools" if settings.online.pools is not None else "silver.pools"
+    written = settings.online.labels
     problems = [
-        f"{where}: people have looked for every class in each picture of '{n}', and nothing is left for "
-        "mode online to label; take it out, or, to leave its labels unread, give it kind folder (`listed` "
-        "takes the pictures that a COCO file names)"
+        f"{where}: people have given all {' and '.join(written)} of '{n}', of every class in each picture, "
+        "and nothing is left for mode online to label; take it out, or, to leave its labels unread, give it "
+        "kind folder (`listed` takes the pictures that a COCO file names)"
         for n in online
-        if sources[n].grade is Grade.GOLD
-        and sources[n].annotations is not None
-        and sources[n].coverage.min() >= 1
+        if all(_whole(sources[n], kind) for kind in written)
     ]
     if problems:
         raise InputError(problems)
     found = {n: _pool(settings, sources[n]) if n in online else sources[n] for n in wanted}
-    pools = settings.offline_pools() + online
-    kept = {s.name: s for s in without_doubles(list(found.values()), pools)}
+    drawn = online if "boxes" in written else []  # the others come with all boxes that they get
+    kept = {
+        s.name: s for s in without_doubles(list(found.values()), settings.offline_pools() + drawn)
+    }
     return {
-        n: given_gold(s, [o for o in kept.values() if o.name != n])[0] if n in online else s
+        n: given_gold(s, [o for o in kept.values() if o.name != n])[0] if n in drawn else s
         for n, s in kept.items()
     }
 
 
+def _whole(source: Source, kind: Written) -> bool:
+    """Returns whether people have given all labels of a kind that there are to give."""
+    if source.grade is not Grade.GOLD:
+        return False
+    match kind:
+        case "boxes":
+            return source.annotations is not None and bool(source.coverage.min() >= 1)
+        case "maps":
+            return source.maps is not None and bool(source.maps.present().all())
+        case "tags":
+            return isinstance(source.tags, Tags) and bool(source.tags.present.all())
+
+
 def _pool(settings: RunSettings, source: Source) -> Source:
-    """Returns a pool of mode online with the boxes of people; those of a model give way to the new ones."""
+    """Returns a pool of mode online with the labels of people; those of a model, of the kinds that are
+    written, give way to the new ones."""
+    written = settings.online.labels
     if source.grade is Grade.SILVER:
         none = np.zeros((1, len(source.classes)), dtype=np.float32)
-        source = replace(source, annotations=None, coverage=none)
+        if "boxes" in written:
+            source = replace(source, annotations=None, coverage=none)
+        if "maps" in written:
+            source = replace(source, maps=None)
+        if "tags" in written:
+            source = replace(source, tags=None)
     return replace(source, grade=Grade.SILVER, tags=tags_of(source, settings.data.tags))

@@ -285,8 +285,11 @@ def run_key(settings: RunSettings, fingerprints: Any) -> str:
         tree["silver"]["gates"] = "stop"
     if tree["train"]["compile"] is None:
         del tree["train"]["compile"]
-    if tree["online"]["overlay"] is None:
-        del tree["online"]["overlay"]
+    if tree["online"]["labels"] == ["boxes"]:
+        del tree["online"]["labels"]
+    for part in ("overlay", "select_maps", "select_tags"):
+        if tree["online"][part] is None:
+            del tree["online"][part]
     return digest([VERSION, tree, fingerprints])
 
 

@@ -1,123 +1,124 @@
 """The online teacher audited by gold, again and again, as any other teacher is.
 
-Its boxes of the audit pictures go into a store in the run folder, `online/<number of the batch>/`, and
-that store is audited. So a run that goes on finds the audit that was in force, and a person can
-look at each of them.
+What it finds in the audit pictures goes into stores in the run folder, `online/<number of the
+batch>/<kind>/`, and these are audited. So a run that goes on finds the audit that was in force, and a
+person can look at each of them.
 """
 
 import hashlib
 import shutil
 import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from detmtl.data.fit import InputSettings
-from detmtl.data.joined import with_boxes
 from detmtl.data.loader import evaluation_batches
 from detmtl.data.source import Source
 from detmtl.engine import distributed
 from detmtl.engine.evaluator import predict, to_file_pixels
-from detmtl.engine.online_choice import Choice, boxes_of
+from detmtl.engine.online_kind import Choice, Kind
 from detmtl.engine.precision import Precision
 from detmtl.engine.state import State
-from detmtl.silver.audit import Audit, audit
-from detmtl.silver.calibration import TooLittleEvidence, require_package
+from detmtl.silver.calibration import TooLittleEvidence
 from detmtl.silver.card import TeacherCard
-from detmtl.silver.selection import SelectionSettings
-from detmtl.silver.store import Record, Store
-from detmtl.structures.classes import LabelSpace
+from detmtl.silver.records import AnyRecord
+from detmtl.silver.store import Store
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import BoxLabels, Ignore
 
 
-def audit_pictures(gold: Source, most: int, select: SelectionSettings) -> Source:
-    """Returns the pictures by which the online teacher is audited, evenly spread over those in which
-    people looked for boxes. Tells before the training what would keep every audit from being of use.
+@dataclass(frozen=True, eq=False)
+class Gold:
+    """The pictures by which the online teacher is audited.
+
+    Attributes:
+        pictures: all of them.
+        of: the key of each kind of labels -> those with such labels.
+    """
+
+    pictures: Source
+    of: Mapping[str, Source]
+
+
+def audit_pictures(gold: Source, most: int, kinds: Sequence[Kind]) -> Gold:
+    """Returns the pictures by which the online teacher is audited, for each kind evenly spread over those
+    in which people looked for such labels. Tells before the training what would keep every audit from
+    being of use.
 
     Args:
         gold: labelled by people, of the label space's classes, not trained on.
-        most: pictures.
-        select: what the audits are for.
+        most: pictures of a kind.
+        kinds: what the teacher writes.
 
     Raises:
-        InputError: gold has no boxes, none in these pictures, or a package is missing.
+        InputError: gold has no labels of a kind, none in these pictures, or a package is missing.
     """
-    if select.needs_probability():
-        require_package(select.calibration.method)
-    if gold.annotations is None:
-        raise InputError(
-            f"online.audit: source '{gold.name}' has no boxes to audit the teacher by; give a source that "
-            "has, or set online.audit_every: null"
-        )
-    gold = with_boxes(gold)
-    spread = np.linspace(0, len(gold) - 1, min(most, len(gold))).round().astype(int)
-    chosen = gold.subset(np.unique(spread))
-    assert chosen.annotations is not None
-    if not (chosen.annotations.ignore == Ignore.NO).any():
-        raise InputError(
-            f"online.audit: {len(chosen)} of {len(gold)} pictures of source '{gold.name}' are looked at, and "
-            "none of them has a box; raise online.audit_pictures, or set online.audit_every: null"
-        )
-    return chosen
+    chosen: dict[str, np.ndarray] = {}
+    for kind in kinds:
+        judged = np.flatnonzero(kind.judged(gold))
+        if not len(judged):
+            raise InputError(
+                f"online.audit: source '{gold.name}' has no {kind.written} to audit the teacher by; give a "
+                "source that has, or set online.audit_every: null"
+            )
+        spread = np.linspace(0, len(judged) - 1, min(most, len(judged))).round().astype(int)
+        chosen[kind.written] = judged[np.unique(spread)]
+        kind.refuse(gold.subset(chosen[kind.written]), gold.subset(judged))
+    everything = np.unique(np.concatenate(list(chosen.values())))
+    return Gold(gold.subset(everything), {n: gold.subset(rows) for n, rows in chosen.items()})
 
 
 class Audits:
-    """The audits of the teacher, one every so many batches.
+    """The audits of the teacher, one of each kind of labels every so many batches.
 
     Args:
         state: whose averaged model is audited.
         gold: see `audit_pictures`.
-        classes: the label space.
-        folder: gets a store for each audit.
+        kinds: as there.
+        folder: gets a store of each kind for each audit, `<number of the batch>/<kind>/`.
         start: number of the first batch that needs one.
         every: batches between two.
         size, precision: of the network.
-        floor: lowest score that the model gives.
-        nms: as in the selection.
     """
 
     def __init__(
         self,
         state: State,
-        gold: Source,
-        classes: LabelSpace,
+        gold: Gold,
+        kinds: Sequence[Kind],
         folder: Path,
         start: int,
         every: int,
         size: InputSettings,
         precision: Precision,
-        floor: float,
-        nms: float | None,
     ):
         self.every = every
-        self._gold = gold
-        self._classes = LabelSpace.of(classes.names)
+        self._gold, self._kinds = gold, list(kinds)
         self._state, self._folder, self._size = state, folder, size
         self._start = start
         self._precision: Precision = precision
-        self._floor, self._nms = floor, nms
 
     def due(self, number: int) -> int:
         """Returns the number of the batch before which the newest audit for batch `number` was made."""
         assert number >= self._start
         return number - (number - self._start) % self.every
 
-    def __call__(self, due: int, now: bool) -> Audit:
-        """Returns the audit made before batch `due`, on every rank the same.
+    def make(self, due: int) -> None:
+        """Writes what the teacher, as it is now, finds in the gold pictures."""
+        self._label(self._folder / f"{due:08d}")
 
-        Args:
-            due: as `due` returns it.
-            now: whether the weights are those of that moment, and the audit is to be made.
+    def __call__(self, kind: Kind, due: int) -> Any:
+        """Returns the audit of a kind made before batch `due`, on every rank the same.
 
         Raises:
             InputError: the run goes on, and the audit is gone.
         """
-        path = self._folder / f"{due:08d}"
-        if now:
-            self._label(path)
-        elif not path.is_dir():
+        path = self._folder / f"{due:08d}" / kind.written
+        if not path.is_dir():
             raise InputError(
                 f"{path}: an audit of the online teacher is missing; the run cannot go on as it would have: "
                 "bring it back, or start anew in another folder"
@@ -125,16 +126,18 @@ class Audits:
         # rank 0 first: it writes the result
         for mine in (True, False):
             if (distributed.rank() == 0) == mine:
-                found = audit(Store.open(path), self._gold, self._classes, self._nms)
+                found = kind.audit(Store.open(path), self._gold.of[kind.written])
             distributed.barrier()
         return found  # pyright: ignore[reportPossiblyUnboundVariable]
 
     def _label(self, path: Path) -> None:
-        """Writes what the teacher finds in the gold pictures; each rank looks at its part of them."""
-        hashes = dict(zip(self._gold.ids.tolist(), self._gold.hashes(), strict=True))
-        mine: list[Record] = []
+        """Each rank looks at its part of the pictures, once for all kinds."""
+        gold = self._gold
+        hashes = dict(zip(gold.pictures.ids.tolist(), gold.pictures.hashes(), strict=True))
+        judged = {name: set(source.ids.tolist()) for name, source in gold.of.items()}
+        mine: list[tuple[str, AnyRecord]] = []
         for batch in evaluation_batches(
-            self._gold,
+            gold.pictures,
             self._size.short,
             self._size.long,
             batch_size=8,
@@ -143,102 +146,113 @@ class Audits:
         ):
             found = predict(self._state.averaged, batch, self._state.device, self._precision)
             sizes = batch.sizes.tolist()
-            for labels, size, info in zip(boxes_of(found), sizes, batch.infos, strict=True):
-                own = to_file_pixels(labels, size, info)
-                assert isinstance(own, BoxLabels)
-                mine.append(
-                    Record(
-                        content_hash=hashes[info.id],
-                        height=info.height,
-                        width=info.width,
-                        boxes=own.boxes.numpy(),
-                        classes=own.classes.numpy().astype(np.int32),
-                        scores=own.scores.numpy(),
-                        file=info.path,
+            for i, info in enumerate(batch.infos):
+                picture = {
+                    "content_hash": hashes[info.id],
+                    "height": info.height,
+                    "width": info.width,
+                    "file": info.path,
+                }
+                mine += [
+                    (
+                        kind.written,
+                        kind.record(to_file_pixels(found[kind.task][i], sizes[i], info), picture),
                     )
-                )
+                    for kind in self._kinds
+                    if info.id in judged[kind.written]
+                ]
         everyones = distributed.gather_at_first(mine)
         if everyones is not None:
             shutil.rmtree(path, ignore_errors=True)  # of a run that was killed and went back
-            card = TeacherCard(
-                name="averaged",
-                weights_sha256=_sha256(self._state.averaged),
-                classes=self._classes.names,
-                preprocessing=f"{self._size.short} x {self._size.long}",
-            )
-            store = Store.create(path, card, self._floor)
-            with store.writer() as writer:
-                for record in (r for of_rank in everyones for r in of_rank):
-                    writer.add(record)
+            weights = _sha256(self._state.averaged)
+            for kind in self._kinds:
+                card = TeacherCard(
+                    name="averaged",
+                    weights_sha256=weights,
+                    classes=kind.classes,
+                    preprocessing=f"{self._size.short} x {self._size.long}",
+                    task=kind.written,
+                )
+                with Store.create(path / kind.written, card, kind.floor).writer() as writer:
+                    for written, record in (r for of_rank in everyones for r in of_rank):
+                        if written == kind.written:
+                            writer.add(record)
         distributed.barrier()
 
 
 class Choices:
-    """The choice in force for each batch: the policy, resolved by the newest audit that has evidence enough.
+    """The choices in force for each batch: the policy of each kind, resolved by the newest audit that has
+    evidence enough.
 
     Which that is follows from the audits in the run folder alone, so that a run that goes on makes the
     same choices.
 
     Args:
-        settings: the policy; see `detmtl.engine.online_choice.unusable`.
-        classes: the label space.
-        floor: lowest score that the model gives.
+        kinds: what the teacher writes.
         start: number of the first batch with pictures that wait.
         audits: None: there are none.
 
     Raises:
-        InputError: the policy cannot be resolved without audits; see `Choice.of`.
+        InputError: a policy cannot be resolved without audits; see `Kind.choice`.
     """
 
-    def __init__(
-        self,
-        settings: SelectionSettings,
-        classes: LabelSpace,
-        floor: float,
-        start: int,
-        audits: Audits | None,
-    ):
-        self._settings, self._classes, self._floor = settings, classes, floor
-        self._start, self._audits = start, audits
-        self._due = -1
-        self._choice = None if audits else Choice.of(settings, classes, None, floor)
-        self._weak, self._warned = 0, False
+    def __init__(self, kinds: Sequence[Kind], start: int, audits: Audits | None):
+        self._start, self._audits, self._due = start, audits, -1
+        self._of = {kind.written: _ChoiceOf(kind, start, audits) for kind in kinds}
 
-    def __call__(self, number: int) -> Choice | None:
-        """Returns the choice for batch `number`, None where nothing is labelled yet."""
+    def __call__(self, number: int) -> dict[str, Choice]:
+        """Returns the choice of each kind for batch `number`, but for those of which nothing is labelled
+        yet."""
         if number < self._start:
-            return None
+            return {}
         if self._audits is not None and (due := self._audits.due(number)) != self._due:
-            self._choice, self._weak = self._newest(self._audits, due, number)
+            if due == number:
+                self._audits.make(due)
+            for of_kind in self._of.values():
+                of_kind.take(due)
             self._due = due
-        return self._choice
+        return {n: of_kind.choice for n, of_kind in self._of.items() if of_kind.choice is not None}
 
     def told(self) -> dict[str, float]:
-        """Returns what is recorded: `online/weak_audits`, how many audits in a row, the newest ones, had
-        too little evidence; {} without audits."""
-        return {} if self._audits is None else {"online/weak_audits": self._weak}
+        """Returns what is recorded: `online/weak_audits_of_boxes` and so on, how many audits in a row, the
+        newest ones, had too little evidence; {} without audits."""
+        if self._audits is None:
+            return {}
+        return {f"online/weak_audits_of_{n}": of_kind.weak for n, of_kind in self._of.items()}
 
-    def _newest(self, audits: Audits, due: int, number: int) -> tuple[Choice | None, int]:
-        """Returns the choice by the newest audit, from that of batch `due` backward, that has evidence
-        enough, None where there is none; and how many are newer."""
-        weak = 0
-        while due >= self._start:
-            if due == self._due:  # what it came to is known
-                return self._choice, self._weak + weak
-            found = audits(due, now=due == number)
+
+class _ChoiceOf:
+    """The choice in force of one kind, and how many audits since had too little evidence."""
+
+    def __init__(self, kind: Kind, start: int, audits: Audits | None):
+        self.choice = None if audits else kind.choice(None)
+        self.weak = 0
+        self._kind, self._start, self._audits = kind, start, audits
+        self._due, self._warned = -1, False
+
+    def take(self, due: int) -> None:
+        """Takes the newest audit, from that before batch `due` backward, that has evidence enough; none
+        where there is none."""
+        assert self._audits is not None
+        choice, weak, at = None, 0, due
+        while at >= self._start:
+            if at == self._due:  # what it came to is known
+                choice, weak = self.choice, self.weak + weak
+                break
             try:
-                return Choice.of(self._settings, self._classes, found, self._floor), weak
+                choice = self._kind.choice(self._audits(self._kind, at))
+                break
             except TooLittleEvidence as error:
-                self._warn(due, error)
-            due, weak = due - audits.every, weak + 1
-        return None, weak
+                self._warn(at, error)
+            at, weak = at - self._audits.every, weak + 1
+        self.choice, self.weak, self._due = choice, weak, due
 
     def _warn(self, due: int, error: InputError) -> None:
         if not self._warned and distributed.rank() == 0:
             warnings.warn(
-                f"online: the audit before batch {due} has too little evidence, and the last choice that "
-                "one allowed stays; until there is one, nothing is labelled. Told once, recorded as "
-                f"online/weak_audits: {error}",
+                f"online: the audit of {self._kind.written} before batch {due} has too little evidence, and "
+                "the last choice that one allowed stays; until there is one, nothing is labelled. Told "
+                f"once, recorded as online/weak_audits_of_{self._kind.written}: {error}",
                 stacklevel=2,
             )
         self._warned = True

@@ -35,11 +35,16 @@ from detmtl.structures.settings import Settings
 class MapRecord(Protocol):
     """What a store holds of one picture: see `detmtl.silver.map_record`."""
 
-    content_hash: str
-    height: int
-    width: int
-    classes: np.ndarray
-    confidence: np.ndarray | None
+    @property
+    def content_hash(self) -> str: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def classes(self) -> np.ndarray: ...
+    @property
+    def confidence(self) -> np.ndarray | None: ...
 
 
 class MapSelection(Settings):
@@ -85,6 +90,26 @@ class MapSelection(Settings):
     def thresholds(self) -> list[Threshold]:
         """Returns every threshold that is set."""
         return [self.confidence, *self.per_class.values()]
+
+
+def unresolvable_maps(
+    settings: MapSelection, names: Sequence[str], audited: bool, where: str = "select_maps"
+) -> list[str]:
+    """Returns what keeps settings from being resolved, a sentence each.
+
+    Args:
+        settings: the policy.
+        names: of the classes.
+        audited: whether gold maps judge the teacher.
+        where: the settings, for the sentences.
+    """
+    problems = unknown_names(f"{where}.per_class", settings.per_class, names)
+    if not audited:
+        thresholds, calibrated = settings.thresholds(), settings.calibration.method != "none"
+        problems += unresolved(where, thresholds, wants_probability(thresholds), calibrated)
+        if settings.least_precision:
+            problems.append(f"{where}.least_precision: needs an audit; give gold maps")
+    return problems
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,14 +189,7 @@ class MapPolicy:
             InputError: an unknown class name, something that needs an audit without one, or too little
                 gold to calibrate.
         """
-        problems = unknown_names("select_maps.per_class", settings.per_class, names)
-        if audit is None:
-            calibrated = settings.calibration.method != "none"
-            probabilities = wants_probability(settings.thresholds())
-            problems += unresolved("select_maps", settings.thresholds(), probabilities, calibrated)
-            if settings.least_precision:
-                problems.append("select_maps.least_precision: needs an audit; give gold maps")
-        if problems:
+        if problems := unresolvable_maps(settings, names, audit is not None):
             raise InputError(problems)
         evidence = None if audit is None else audit.evidence
         calibration = None

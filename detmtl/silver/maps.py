@@ -154,12 +154,8 @@ def select_maps(
     """
     files = _map_files(pool)
     policy = policy_of(store, classes, settings, audit)
-    names, measures = classes.label_space().names, None
-    trusted = policy.meaning.gives & np.isfinite(policy.limits[:-1])
-    if audit is not None:
-        measures = MapMeasures(audit, policy.limits)
-        trusted &= measures.precision() >= settings.least_precision
-    legend = _legend(names, policy, trusted, measures)
+    names = classes.label_space().names
+    legend, trusted = worth_of(names, policy, audit)
     facts = {
         "version": VERSION,
         "teacher": store.card.name,
@@ -198,8 +194,7 @@ def _chosen(
     pictures: dict[str, list[int]] = {}
     for i, content_hash in enumerate(pool.hashes()):
         pictures.setdefault(content_hash, []).append(i)
-    keep = np.arange(256, dtype=np.uint8)
-    keep[np.flatnonzero(policy.meaning.gives & ~trusted)] = UNKNOWN
+    keep = trusted_only(policy, trusted)
     for record in store.records_of(pictures):
         classes = keep[policy(record)]
         for i in pictures[record.content_hash]:
@@ -274,29 +269,42 @@ def _write(
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _legend(
-    names: Sequence[str], policy: MapPolicy, trusted: np.ndarray, measures: MapMeasures | None
-) -> Legend:
-    """Returns what the values of the chosen maps mean, with the weight and the coverage of each class.
-
-    A class that is not trusted gives no labels, but the teacher's background still denies it.
+def worth_of(
+    names: Sequence[str], policy: MapPolicy, audit: MapAudit | None
+) -> tuple[Legend, np.ndarray]:
+    """Returns what the values of chosen maps mean, with the weight and the coverage of each class, and
+    (C,) bool: which classes give labels. Of those that do not, the teacher's pixels are unknown, but its
+    background still denies them.
     """
     settings, known = policy.settings, policy.meaning.known
+    measures = None if audit is None else MapMeasures(audit, policy.limits)
+    trusted = policy.meaning.gives & np.isfinite(policy.limits[:-1])
     weights, coverage = np.ones(len(names)), np.ones(len(names))
-    if measures is not None and settings.weight == "precision":
-        weights = measures.precision()
+    if measures is not None:
+        precision = measures.precision()
+        trusted &= precision >= settings.least_precision
+        if settings.weight == "precision":
+            weights = precision
     if settings.coverage is not None:
         coverage[:] = settings.coverage
     elif measures is not None:
         coverage = measures.found()
     coverage = np.where(known, coverage, 0)
-    return Legend(
+    legend = Legend(
         dict(enumerate(names)),
         (OTHER,),
         {c: round(float(weights[c]), 4) for c in np.flatnonzero(trusted).tolist()},
         {c: round(float(coverage[c]), 4) for c in range(len(names))},
         Grade.SILVER,
     )
+    return legend, trusted
+
+
+def trusted_only(policy: MapPolicy, trusted: np.ndarray) -> np.ndarray:
+    """Returns (256,) uint8: what each value of a chosen map becomes, see `worth_of`."""
+    keep = np.arange(256, dtype=np.uint8)
+    keep[np.flatnonzero(policy.meaning.gives & ~trusted)] = UNKNOWN
+    return keep
 
 
 def meaning_of(store: SomeStore, classes: MapClasses, settings: MapSelection) -> Meaning:

@@ -84,6 +84,18 @@ class TagSelection(Settings):
         return self.soft_targets or wants_probability(t for p in self.pairs(tags) for t in p)
 
 
+def unresolvable_tags(
+    settings: TagSelection, tags: Sequence[str], audited: bool, where: str = "select_tags"
+) -> list[str]:
+    """Returns what keeps settings from being resolved, a sentence each; see `unresolvable_maps`."""
+    problems = unknown_names(f"{where}.per_tag", settings.per_tag, tags)
+    if not audited:
+        every = [t for pair in settings.pairs(tags) for t in pair]
+        calibrated = settings.calibration.method != "none"
+        problems += unresolved(where, every, settings.needs_probability(tags), calibrated)
+    return problems
+
+
 @dataclass(frozen=True, eq=False)
 class TagMeaning:
     """What a teacher's classes mean.
@@ -151,16 +163,10 @@ class TagPolicy:
             InputError: an unknown tag, something that needs an audit without one, or too little gold to
                 calibrate.
         """
-        pairs, probabilities = settings.pairs(tags), settings.needs_probability(tags)
-        problems = unknown_names("select_tags.per_tag", settings.per_tag, tags)
-        if audit is None:
-            calibrated = settings.calibration.method != "none"
-            every = [t for pair in pairs for t in pair]
-            problems += unresolved("select_tags", every, probabilities, calibrated)
-        if problems:
+        if problems := unresolvable_tags(settings, tags, audit is not None):
             raise InputError(problems)
-        calibration = None
-        if probabilities:
+        pairs, calibration = settings.pairs(tags), None
+        if settings.needs_probability(tags):
             method = settings.calibration
             calibration = (
                 Calibration.none(len(tags))

@@ -133,10 +133,7 @@ def _chosen(
 ) -> dict[str, object]:
     """Returns the file of tags."""
     known = np.flatnonzero(meaning.known).tolist()
-    absent_weight, shown_weight = np.ones(len(names)), np.ones(len(names))
-    if audit is not None and policy.settings.weight == "audit":
-        absent_weight, shown_weight = TagMeasures(audit, policy).confirmed()
-    weights = np.stack([absent_weight, np.zeros(len(names)), shown_weight])  # by word
+    weights = word_weights(policy, audit)
     pictures: dict[str, list[int]] = {}
     for i, content_hash in enumerate(pool.hashes()):
         pictures.setdefault(content_hash, []).append(i)
@@ -161,6 +158,14 @@ def _chosen(
         )
     images.sort(key=lambda row: row["file_name"])
     return {"grade": "silver", "tags": [names[t] for t in known], "images": images}
+
+
+def word_weights(policy: TagPolicy, audit: TagAudit | None) -> np.ndarray:
+    """Returns (3, T): the loss weight of each tag by what the policy calls it, see `TagPolicy.words`."""
+    absent = shown = np.ones(len(policy.low))
+    if audit is not None and policy.settings.weight == "audit":
+        absent, shown = TagMeasures(audit, policy).confirmed()
+    return np.stack([absent, np.zeros(len(absent)), shown])
 
 
 def _filled(own: Tags, silver: Tags) -> Tags:

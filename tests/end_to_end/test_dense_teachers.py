@@ -117,3 +117,36 @@ def test_tags_of_a_teacher_that_the_run_trains_itself(taught, tmp_path):
     run(_settings(taught / "data", silver=silver), tmp_path)
     store = Store.open(tmp_path / "silver")
     assert (store.card.task, store.card.classes, len(store)) == ("tags", TAGS, 8)
+
+
+@pytest.mark.slow
+def test_maps_and_tags_of_the_average_of_the_moment(taught, tmp_path):
+    """Mode online, and a run that is cut off and goes on."""
+    tree = _settings(taught / "data").resolved()
+    folder = {"kind": "folder", "images": "images/pool"}
+    tree["data"]["sources"]["pool"] = folder
+    changed = {
+        "data": tree["data"],
+        "mix": {"mode": "online", "burn_in": 0.3},
+        "online": {
+            "labels": ["maps", "tags"],
+            "audit_every": 2,
+            "select_tags": {"shown_from": 0.2},
+        },
+        "train": {"steps": 6, "precision": "fp32", "ema": 0.5, "log_every": 1, "save_every": 2},
+        "export": {"format": None},
+    }
+    settings = _settings(taught / "data", **changed)
+    run(settings, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    shares = {r["step"]: r["loss_share/pool"] for r in lines if "loss_share/pool" in r}
+    assert shares[1] == shares[2] == 0 and all(shares[step] > 0 for step in (3, 4, 5, 6))
+    weak = [f"online/weak_audits_of_{kind}" for kind in ("maps", "tags")]
+    assert all(r[name] == 0 for r in lines for name in weak if name in r)
+    made = sorted(
+        str(p.relative_to(tmp_path / "run/online")) for p in tmp_path.glob("run/online/*/*")
+    )
+    assert made == [f"{n:08d}/{kind}" for n in (2, 4) for kind in ("maps", "tags")]
+    store = Store.open(tmp_path / "run/online/00000002/maps")
+    assert (store.card.task, store.card.classes, len(store)) == ("maps", CLASSES, 4)
+    assert len(list(store.path.glob("audit/*/maps.json"))) == 1

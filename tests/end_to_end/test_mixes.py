@@ -72,6 +72,6 @@ def test_online_on_one_source_that_is_gold_for_some_classes(data, detmtl, tmp_pa
     done = detmtl("train", *words, "--out", tmp_path / "run")
     assert done.status == 0, done.err
     told = [r for r in records(tmp_path / "run") if "pictures_per_second" in r]
-    assert [r["online/weak_audits"] for r in told] == [0, 0, 0]
+    assert [r["online/weak_audits_of_boxes"] for r in told] == [0, 0, 0]
     assert all(r["loss_share/partly"] == 1 for r in told)
     assert "electrum" in done.out

@@ -313,7 +313,7 @@ def test_what_online_cannot_choose_by_is_told_when_the_settings_are_read(write, 
     read_settings(path, [silver, "mix.mode=batch", *others])
 
 
-def test_online_is_for_boxes_of_one_teacher(write):
+def test_online_has_one_teacher_and_a_task_for_what_it_writes(write):
     path = write(ONLINE)
     (problem,) = problems(path, "online.select={fusion: {method: nms}}")
     assert "online.select.fusion: mode online has one teacher" in problem
@@ -322,7 +322,8 @@ def test_online_is_for_boxes_of_one_teacher(write):
     assert read_settings(path, [silver]).online_select().fusion.method == "nms"
     maps = ONLINE.replace("{kind: detection}", "{kind: semantic}")
     text = "\n".join(problems(write(maps.replace("boxes:", "sky:")), "data.maps={classes: [sky]}"))
-    assert "online labels boxes alone" in text and "by silver.teacher in another mode" in text
+    assert "online.labels: has boxes, and no task learns from boxes" in text
+    assert "list kinds of which there are some: maps" in text
 
 
 def test_online_lays_its_boxes_under_gold_as_silver_does(write):

@@ -118,5 +118,5 @@ def test_mode_online_fills_in_beside_what_people_said_elsewhere(label, tmp_path)
     ]
     assert again.coverage.tolist() == pool.coverage.tolist()
     assert [again.boxes(i).classes.tolist() for i in range(4)] == [[], [], [], [1]]
-    with pytest.raises(InputError, match=r"people have looked for every class .* of 'pool'"):
+    with pytest.raises(InputError, match=r"people have given all boxes of 'pool'"):
         to_be_labelled(settings, sources | {"pool": written})

@@ -19,7 +19,7 @@ LAYERS = [
     {"config"},
     {"run_folder", "inputs"},
     {"pools"},
-    {"run_sources"},
+    {"run_sources", "run_online"},
     {"recipe"},
     {"comparing"},
     {"compare"},

@@ -29,7 +29,7 @@ from detmtl.data.tags import BoxTags, TagClasses
 from detmtl.engine.evaluator import collect, predict
 from detmtl.engine.online import online_batches
 from detmtl.engine.online_audit import Audits, Choices, audit_pictures
-from detmtl.engine.online_choice import Choice
+from detmtl.engine.online_boxes import BoxChoice, OnlineBoxes
 from detmtl.engine.optim import OptimSettings
 from detmtl.engine.trainer import TrainSettings, train
 from detmtl.run_sources import to_be_labelled
@@ -77,6 +77,10 @@ def settings(**changes) -> TrainSettings:
     return TrainSettings(**{**given, **changes})
 
 
+def boxes(policy=PLAIN):
+    return OnlineBoxes("boxes", SPACE, 0.05, policy, OverlaySettings())
+
+
 def stream(state, sources, chosen, audits=None, policy=PLAIN, rank=0, world=1):
     """Returns the batches that are left, and their mixture."""
     mix = MixSettings(mode="online", burn_in=0.3, shares={"gold": 1, "pool": 1})
@@ -85,19 +89,20 @@ def stream(state, sources, chosen, audits=None, policy=PLAIN, rank=0, world=1):
     waiting = drafts(
         mixture, AUGMENT, ["pool"], first, mixture.steps, rank=rank, world=world, seed=2
     )
-    choices = Choices(policy, SPACE, 0.05, mixture.first_step_of_last_phase(), audits)
+    kinds = [boxes(policy)]
+    choices = Choices(kinds, mixture.first_step_of_last_phase(), audits)
     labelled = online_batches(
-        waiting, first, state, mixture.sources, AUGMENT, choices, OverlaySettings(), "fp32"
+        waiting, first, state, mixture.sources, AUGMENT, choices, kinds, "fp32"
     )
     return labelled, mixture, choices
 
 
 def audits_of(state, sources, folder, accumulate=1):
     start = round(0.3 * STEPS * accumulate)
-    gold = audit_pictures(sources[2], 5, PLAIN)
+    gold = audit_pictures(sources[2], 5, [boxes()])
     return Audits(
-        state, gold, SPACE, folder / "online", start, 3 * accumulate,
-        InputSettings(short=48, long=64), "fp32", 0.05, 0.6,
+        state, gold, [boxes()], folder / "online", start, 3 * accumulate,
+        InputSettings(short=48, long=64), "fp32",
     )  # fmt: skip
 
 
@@ -239,7 +244,11 @@ def test_weak_audits_end_no_training_and_resume_the_same(tmp_path, sources):
     for folder in ("whole", "part"):
         rows = map(json.loads, (tmp_path / folder / "metrics.jsonl").read_text().splitlines())
         kept.append(
-            [(r["step"], r.get("online/weak_audits")) for r in rows if "pictures_per_second" in r]
+            [
+                (r["step"], r.get("online/weak_audits_of_boxes"))
+                for r in rows
+                if "pictures_per_second" in r
+            ]
         )
     # audits before batches 3, 6 and 9, which is that of step 10
     assert kept[0] == kept[1] == [(4, 1), (5, 1), (8, 2), (10, 3)]
@@ -251,13 +260,16 @@ class Judged:
     every = 3
 
     def __init__(self, audits):
-        self.audits, self.asked = audits, []
+        self.audits, self.made, self.asked = audits, [], []
 
     def due(self, number):
         return number - number % 3
 
-    def __call__(self, due, now):
-        self.asked.append((due, now))
+    def make(self, due):
+        self.made.append(due)
+
+    def __call__(self, kind, due):
+        self.asked.append(due)
         return self.audits[due]
 
 
@@ -265,18 +277,18 @@ def test_the_last_good_choice_stays_whoever_asks_and_when(tmp_path, sources):
     good, weak = (judged_boxes(tmp_path / str(n), sources[2], n) for n in (4, 1))
     audits = {3: weak, 6: good, 9: weak, 12: weak, 15: good}
     with pytest.raises(TooLittleEvidence, match="and 10 are needed"):
-        Choice.of(CALIBRATED, SPACE, weak, 0.05)
+        BoxChoice.of(CALIBRATED, SPACE, weak, 0.05)
 
     def told(numbers):
-        choices = Choices(CALIBRATED, SPACE, 0.05, 3, Judged(audits))
+        choices = Choices([boxes(CALIBRATED)], 3, Judged(audits))
         found = []
         for number in numbers:
-            choice = choices(number)
+            choice = choices(number).get("boxes")
             coverage = None if choice is None else list(choice.policy.coverage.values())
-            found.append((coverage, choices.told()["online/weak_audits"]))
+            found.append((coverage, choices.told()["online/weak_audits_of_boxes"]))
         return found
 
-    of_good = list(Choice.of(CALIBRATED, SPACE, good, 0.05).policy.coverage.values())
+    of_good = list(BoxChoice.of(CALIBRATED, SPACE, good, 0.05).policy.coverage.values())
     expected = [(None, 0), (None, 1), (of_good, 0), (of_good, 1), (of_good, 2), (of_good, 0)]
     numbers = [0, 3, 6, 9, 12, 15]
     with pytest.warns(UserWarning, match="too little evidence"):
@@ -292,10 +304,10 @@ def test_the_last_good_choice_stays_whoever_asks_and_when(tmp_path, sources):
 def test_each_audit_is_looked_at_once(tmp_path, sources):
     weak = judged_boxes(tmp_path, sources[2], 1)
     audits = Judged(dict.fromkeys((0, 3, 6), weak))
-    choices = Choices(CALIBRATED, SPACE, 0.05, 0, audits)
+    choices = Choices([boxes(CALIBRATED)], 0, audits)
     with pytest.warns(UserWarning, match="too little evidence"):
-        assert {choices(number) for number in range(8)} == {None}
-    assert audits.asked == [(0, True), (3, True), (6, True)]
+        assert not any(choices(number) for number in range(8))
+    assert audits.made == audits.asked == [0, 3, 6]
 
 
 def judged_boxes(folder, gold, copies):
@@ -315,17 +327,19 @@ def judged_boxes(folder, gold, copies):
 
 def test_audits_that_cannot_be_of_use_are_refused_before_the_training(sources, monkeypatch):
     held = sources[2]
-    assert len(audit_pictures(held, 5, PLAIN)) == 5
+    assert len(audit_pictures(held, 5, [boxes()]).pictures) == 5
     searched = replace(held, coverage=np.array([[1, 1], [0, 0]] * 3, np.float32))
-    assert audit_pictures(searched, 9, PLAIN).ids.tolist() == held.ids[::2].tolist()
+    found = audit_pictures(searched, 9, [boxes()])
+    assert found.pictures.ids.tolist() == held.ids[::2].tolist()
+    assert found.of["boxes"].ids.tolist() == held.ids[::2].tolist()
     with pytest.raises(InputError, match="source 'pool' has no boxes to audit the teacher by"):
-        audit_pictures(sources[1], 5, PLAIN)
+        audit_pictures(sources[1], 5, [boxes()])
     with pytest.raises(InputError, match=r"1 of 6 pictures of source 'held' .* none of them"):
-        audit_pictures(held, 1, PLAIN)
+        audit_pictures(held, 1, [boxes()])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    audit_pictures(held, 5, PLAIN)
+    audit_pictures(held, 5, [boxes()])
     with pytest.raises(InputError, match=r"pip install 'detmtl\[calibration\]'"):
-        audit_pictures(held, 5, SelectionSettings(soft_targets=True))
+        audit_pictures(held, 5, [boxes(SelectionSettings(soft_targets=True))])
 
 
 def partly_labelled(pool, gold_class):
@@ -401,7 +415,7 @@ def test_a_pool_comes_with_what_people_said_of_it(sources):
     assert found["pool"].grades() == {Grade.GOLD, Grade.SILVER}
     assert found["pool"].annotations is pool.annotations and found["pool"].tags is None
     whole = replace(pool, grade=Grade.GOLD, coverage=np.ones((1, 2), np.float32))
-    with pytest.raises(InputError, match=r"online\.pools: people have looked for every class"):
+    with pytest.raises(InputError, match=r"online\.pools: people have given all boxes of 'pool'"):
         to_be_labelled(of, {"gold": gold, "pool": whole})
     tags = {"classes": ["a", "b"], "from_boxes": True}
     of = settings_from({**ONLINE, "data": {**ONLINE["data"], "tags": tags}})
@@ -462,7 +476,7 @@ def test_choice_means_what_it_means_for_a_store(tmp_path, sources):
         )  # fmt: skip
     store = Store.open(tmp_path)
     for policy in policies:
-        at_once = Choice.of(policy, SPACE, None, 0.05)(BOXES)
+        at_once = BoxChoice.of(policy, SPACE, None, 0.05)(BOXES)
         assert at_once is not None
         file = json.loads(select(store, [gold], SPACE, policy).read_text())
         kept = [a["bbox"][0] for a in file["annotations"]]
@@ -494,13 +508,13 @@ def test_choice_follows_the_audit(tmp_path, sources):
             )  # fmt: skip
     judged = audit(Store.open(tmp_path), gold, SPACE)
     policy = SelectionSettings.model_validate({"threshold": {"precision": 0.9}})
-    choice = Choice.of(policy, SPACE, judged, 0.05)
+    choice = BoxChoice.of(policy, SPACE, judged, 0.05)
     coverage = list(choice.policy.coverage.values())
     assert coverage == pytest.approx(list(judged.recall_at(0.3).values()), abs=1e-6)
     assert choice.policy.limits.tolist() == pytest.approx(list(judged.threshold_for(0.9).values()))
     assert 0 < min(coverage) < 1
     with pytest.raises(InputError) as caught:
-        Choice.of(
+        BoxChoice.of(
             SelectionSettings.model_validate(
                 {"threshold": {"precision": 0.9}, "per_class": {"c": 0.6}, "ignore_from": 0.01}
             ),
@@ -526,12 +540,12 @@ def test_calibration_makes_targets_weights_and_thresholds(tmp_path, sources):
             writer.add(Record(content_hash, height, width, boxes, classes, scores))
     judged = audit(Store.open(tmp_path), gold, SPACE)
     wanted = {"soft_targets": True, "class_weight": "probability", "calibration": "platt"}
-    choice = Choice.of(SelectionSettings.model_validate(wanted), SPACE, judged, 0.05)
+    choice = BoxChoice.of(SelectionSettings.model_validate(wanted), SPACE, judged, 0.05)
     labels = choice(found((0, 0, 0.9)))
     assert labels.scores.item() == pytest.approx(0.5, abs=0.1)
     assert labels.weights[0].tolist() == [labels.scores.item(), 1.0]
     sure = {"threshold": {"probability": 0.8}, "ignore_from": None, "calibration": "platt"}
-    strict = Choice.of(SelectionSettings.model_validate(sure), SPACE, judged, 0.05)
+    strict = BoxChoice.of(SelectionSettings.model_validate(sure), SPACE, judged, 0.05)
     assert len(strict(found((0, 0, 0.9)))) == 0
 
 
@@ -544,14 +558,14 @@ def test_a_picture_with_too_many_labels_is_not_learned(tmp_path, sources):
             nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32)
             writer.add(Record(content_hash, *(int(x) for x in gold.sizes[i]), *nothing))
     judged = audit(Store.open(tmp_path), gold, SPACE)
-    choice = Choice.of(SelectionSettings(max_density=2.0), SPACE, judged, 0.05)
+    choice = BoxChoice.of(SelectionSettings(max_density=2.0), SPACE, judged, 0.05)
     mean = judged.gold_boxes.sum() / judged.pictures
     some, many = (found(*((20 * i, 0, 0.9) for i in range(n))) for n in (2, int(2 * mean) + 2))
     assert len(choice(some)) == 2 and choice(many) is None
 
 
 def test_ignore_band_and_nothing_found():
-    choice = Choice.of(PLAIN, SPACE, None, 0.05)
+    choice = BoxChoice.of(PLAIN, SPACE, None, 0.05)
     labels = choice(BOXES)
     assert labels.scores.tolist() == pytest.approx([1, 1, 1, 0.35])
     assert labels.ignore.tolist() == [Ignore.NO] * 3 + [Ignore.CLASS]
@@ -567,7 +581,7 @@ def _of_rank(rank, folder, sources):
     batches, _, _ = stream(state, sources, chosen, audits, rank=rank, world=2)
     seen = list(batches)
     told = [b.labels["boxes"].boxes.tolist() for b in seen]
-    torch.save([told, audits(9, now=False).digest()], folder / f"{rank}.pt")
+    torch.save([told, audits(boxes(), 9).digest()], folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""What a teacher's boxes of one picture become, without a store between.
+"""Mode online's boxes: those of the averaged model, chosen as those of a store are.
 
 Letters: C classes.
 """
@@ -6,16 +6,23 @@ Letters: C classes.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from detmtl.silver.audit import Audit
+from detmtl.data.source import Source
+from detmtl.engine.online_kind import Kind
+from detmtl.silver.audit import Audit, audit
+from detmtl.silver.calibration import require_package
 from detmtl.silver.ensemble import row_type
 from detmtl.silver.mapping import suppress
+from detmtl.silver.overlay import OverlaySettings, overlay_boxes
 from detmtl.silver.policy import Policy, SelectionSettings, unresolvable
 from detmtl.silver.selection import choose, labels_of
+from detmtl.silver.store import Record, Store
 from detmtl.structures.classes import LabelSpace
-from detmtl.structures.labels import BoxLabels, Labels
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import BoxLabels, Ignore, Labels
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ def unusable(
 
 
 @dataclass(frozen=True, eq=False)
-class Choice:
+class BoxChoice:
     """A selection's policy, resolved for the model as it is now.
 
     Attributes:
@@ -73,7 +80,7 @@ class Choice:
     @classmethod
     def of(
         cls, settings: SelectionSettings, classes: LabelSpace, audit: Audit | None, floor: float
-    ) -> "Choice":
+    ) -> "BoxChoice":
         """Resolves settings as the selection of a store does.
 
         Args:
@@ -89,9 +96,10 @@ class Choice:
         known = np.ones(len(classes), dtype=bool)
         return cls(Policy.of(_Teacher(floor), classes, known, settings, audit))
 
-    def __call__(self, found: BoxLabels) -> BoxLabels | None:
+    def __call__(self, found: Labels) -> BoxLabels | None:
         """Returns the labels that are made of the model's boxes of one picture, best first; None where
         there are too many of them to be believed (`max_density`): nobody looked, then."""
+        assert isinstance(found, BoxLabels)
         boxes, scores = found.boxes.numpy(), found.scores.numpy()
         classes, overlap = found.classes.numpy(), self.policy.settings.nms
         order = np.argsort(-scores, kind="stable")
@@ -103,11 +111,69 @@ class Choice:
         return None if len(dense) else labels_of(rows, ignored, self.policy)
 
 
-def boxes_of(found: Mapping[str, Sequence[Labels]]) -> list[BoxLabels]:
-    """Returns the boxes of each picture among predictions, by task, that the online teacher gives: those of
-    the first task that finds any."""
-    return next(
-        list(of)  # pyright: ignore[reportReturnType]
-        for of in found.values()
-        if isinstance(of[0], BoxLabels)
-    )
+class OnlineBoxes(Kind):
+    """Boxes.
+
+    Args:
+        task: name of the detection task.
+        classes: the label space.
+        floor: lowest score that the task gives.
+        select: the policy.
+        overlay: what becomes of the model's boxes beside those that a picture has.
+    """
+
+    written = "boxes"
+
+    def __init__(
+        self,
+        task: str,
+        classes: LabelSpace,
+        floor: float,
+        select: SelectionSettings,
+        overlay: OverlaySettings,
+    ):
+        super().__init__(task, classes.names, floor)
+        self.select, self.overlay, self._space = select, overlay, LabelSpace.of(classes.names)
+
+    def judged(self, gold: Source) -> np.ndarray:
+        """Returns (I,) bool, in which pictures people looked for a class."""
+        if gold.annotations is None:
+            return np.zeros(len(gold), dtype=bool)
+        coverage = np.broadcast_to(gold.coverage, (len(gold), len(gold.classes)))
+        return np.asarray(coverage.any(axis=1))
+
+    def refuse(self, chosen: Source, gold: Source) -> None:
+        """Raises InputError where a package is missing, and where no picture has a box."""
+        if self.select.needs_probability():
+            require_package(self.select.calibration.method)
+        assert chosen.annotations is not None
+        if not (chosen.annotations.ignore == Ignore.NO).any():
+            raise InputError(
+                f"online.audit: {len(chosen)} of {len(gold)} pictures of source '{gold.name}' are looked at, "
+                "and none of them has a box; raise online.audit_pictures, or set online.audit_every: null"
+            )
+
+    def record(self, found: Labels, picture: Mapping[str, Any]) -> Record:
+        """Returns the boxes."""
+        assert isinstance(found, BoxLabels)
+        return Record(
+            boxes=found.boxes.numpy(),
+            classes=found.classes.numpy().astype(np.int32),
+            scores=found.scores.numpy(),
+            **picture,
+        )
+
+    def audit(self, store: Store, gold: Source) -> Audit:
+        """Returns the boxes against gold's."""
+        return audit(store, gold, self._space, self.select.nms)
+
+    def choice(self, audit: Audit | None) -> BoxChoice:
+        """Returns what makes labels of boxes."""
+        return BoxChoice.of(self.select, self._space, audit, self.floor)
+
+    def onto(self, known: Labels | None, found: Labels) -> Labels:
+        """Returns the model's boxes laid under those that people drew."""
+        if known is None:
+            return found
+        assert isinstance(known, BoxLabels) and isinstance(found, BoxLabels)
+        return overlay_boxes(known, found, self.overlay)

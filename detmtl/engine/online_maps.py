@@ -1,0 +1,89 @@
+"""Mode online's maps: pixels of the averaged model, chosen as those of a store are."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from detmtl.data.maps import MapClasses
+from detmtl.data.source import Source
+from detmtl.engine.online_kind import Choice, Kind
+from detmtl.silver.calibration import require_package
+from detmtl.silver.card import TeacherCard
+from detmtl.silver.map_audit import MapAudit
+from detmtl.silver.map_policy import MapPolicy, MapSelection, Meaning
+from detmtl.silver.map_record import MapRecord
+from detmtl.silver.maps import audit_maps, trusted_only, worth_of
+from detmtl.silver.store import Store
+from detmtl.silver.thresholds import wants_probability
+from detmtl.structures.labels import Grade, Labels, MapLabels
+
+PATH = Path("the online teacher")
+"""What errors call the store that there is not."""
+
+
+class OnlineMaps(Kind):
+    """Maps.
+
+    Args:
+        task: name of the semantic task.
+        classes: the C names of its classes.
+        select: the policy.
+    """
+
+    written = "maps"
+
+    def __init__(self, task: str, classes: Sequence[str], select: MapSelection):
+        super().__init__(task, classes)
+        self.select, self._space = select, MapClasses(classes=list(classes))
+        card = TeacherCard(
+            name="averaged", weights_sha256="", classes=self.classes, preprocessing="", task="maps"
+        )
+        self._meaning = Meaning.of(card, self._space, select)
+
+    def judged(self, gold: Source) -> np.ndarray:
+        """Returns (I,) bool, which pictures have a map by people."""
+        return np.zeros(len(gold), dtype=bool) if gold.maps is None else gold.maps.present()
+
+    def refuse(self, chosen: Source, gold: Source) -> None:
+        """Raises InputError where a package is missing."""
+        if wants_probability(self.select.thresholds()):
+            require_package(self.select.calibration.method)
+
+    def record(self, found: Labels, picture: Mapping[str, Any]) -> MapRecord:
+        """Returns the map with its confidence."""
+        assert isinstance(found, MapLabels)
+        confidence = None
+        if found.weights is not None:
+            confidence = np.round(found.weights.numpy() * 255).astype(np.uint8)
+        return MapRecord(classes=found.classes.numpy(), confidence=confidence, **picture)
+
+    def audit(self, store: Store, gold: Source) -> MapAudit:
+        """Returns the maps against gold's, pixel by pixel."""
+        return audit_maps(store, gold, self._space, self.select)
+
+    def choice(self, audit: MapAudit | None) -> Choice:
+        """Returns what makes labels of a map: a class for each pixel that is sure enough, its weight, and
+        how far background denies each class."""
+        policy = MapPolicy.of(PATH, self._meaning, self.classes, self.select, audit)
+        legend, trusted = worth_of(self.classes, policy, audit)
+        keep, weights = trusted_only(policy, trusted), np.ones(256, dtype=np.float32)
+        for c, weight in (legend.weights or {}).items():
+            weights[c] = weight
+        coverage = np.array([(legend.coverage or {})[c] for c in legend.categories], np.float32)
+
+        def choose(found: Labels) -> MapLabels:
+            assert isinstance(found, MapLabels)
+            height, width = found.classes.shape
+            picture = {"content_hash": "", "height": height, "width": width}
+            classes = keep[policy(self.record(found, picture))]
+            return MapLabels(
+                torch.from_numpy(classes),
+                torch.from_numpy(weights[classes]),
+                torch.from_numpy(coverage),
+                Grade.SILVER,
+            )
+
+        return choose
