@@ -40,6 +40,8 @@ from detmtl.structures.settings import Settings
 from detmtl.tasks.detection import DetectionConfig
 from detmtl.tasks.multitask import ModelSettings
 from detmtl.tasks.presets import PresetName, filled_in
+from detmtl.tasks.semantic import SemanticConfig
+from detmtl.tasks.tags import TagsConfig
 from detmtl.tasks.tasks import TaskConfig
 from detmtl.teachers.teacher import WRITTEN, the_one
 from detmtl.teachers.teachers import AnyTeacher
@@ -289,7 +291,7 @@ class RunSettings(Settings):
         if self.train.ema is None:
             problems.append("train.ema: mode online needs it: the averaged model is the teacher")
         problems += [
-            f"online.labels: has {kind}, and no task learns from {kind}; the teacher is the model itself: "
+            f"online.labels: has {kind}, and no task finds {kind}; the teacher is the model itself: "
             f"add such a task, or list kinds of which there are some: {listed(self.online_tasks())}"
             for kind in self.online.labels
             if kind not in self.online_tasks()
@@ -315,19 +317,32 @@ class RunSettings(Settings):
     def _online_select_problems(self) -> list[str]:
         written, names = set(self.online.labels), self.data.names()
         audited, problems = self.online_audit() is not None, []
+        if "boxes" in written:
+            problems += self._online_box_problems()
         if "maps" in written and "maps" in names:
             where = self._online_where("select_maps")
-            problems += unresolvable_maps(self.online_select_maps(), names["maps"], audited, where)
+            found = unresolvable_maps(self.online_select_maps(), names["maps"], audited, where)
+            problems += found + self._online_hint(found, "select_maps")
         if "tags" in written and "tags" in names:
             where = self._online_where("select_tags")
-            problems += unresolvable_tags(self.online_select_tags(), names["tags"], audited, where)
-        return problems + (self._online_box_problems() if "boxes" in written else [])
+            found = unresolvable_tags(self.online_select_tags(), names["tags"], audited, where)
+            problems += found + self._online_hint(found, "select_tags")
+        return problems
 
     def _online_where(self, part: str) -> str:
         """Returns which section says what mode online selects."""
         return (
             f"{'silver' if getattr(self.online, part) is None and self.silver else 'online'}.{part}"
         )
+
+    def _online_hint(self, problems: list[str], part: str) -> list[str]:
+        where = self._online_where(part)
+        if not problems or where.startswith("online"):
+            return []
+        return [
+            f"online.{part}: is not given, and mode online chooses by {where}; give it where they are to "
+            "differ"
+        ]
 
     def _online_box_problems(self) -> list[str]:
         own = self.online.select
@@ -339,11 +354,7 @@ class RunSettings(Settings):
             self.online_audit() is not None,
             where,
         )
-        if problems and where == "silver.select":
-            problems.append(
-                "online.select: is not given, and mode online chooses by silver.select; give it where they "
-                "are to differ"
-            )
+        problems += self._online_hint(problems, "select")
         if own is not None and own.fusion != FusionSettings():
             problems.append(
                 "online.select.fusion: mode online has one teacher and nothing to fuse; leave it out"
@@ -394,9 +405,11 @@ class RunSettings(Settings):
 
     def online_tasks(self) -> dict[str, str]:
         """Returns the kinds of labels that mode online could write -> the first task that finds them."""
+        found = {DetectionConfig: "boxes", SemanticConfig: "maps", TagsConfig: "tags"}
         tasks: dict[str, str] = {}
-        for name, kind in self.silver_tasks().items():
-            tasks.setdefault(kind, name)
+        for name, task in self.tasks.items():  # what a task of another kind finds is not known here
+            if type(task) in found:
+                tasks.setdefault(found[type(task)], name)
         return tasks
 
     def silver_tasks(self) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """The pictures of a run: rendered where they are built in, loaded, and checked against each other."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from detmtl.pools import audit_source, gold_sources, learned_sources, tags_of
 from detmtl.report.progress import bar
 from detmtl.silver.audit import refuse_overlap
 from detmtl.silver.card import Written
-from detmtl.silver.held_out import given_gold, refuse_seen, without_doubles
+from detmtl.silver.held_out import given_dense, given_gold, refuse_seen, without_doubles
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
@@ -86,6 +87,9 @@ def load_sources(
                     learned_sources(settings, loaded),
                     audit_source(settings, loaded, loaded["val"]),
                 )
+            judges = settings.online_audit()
+            if judges is not None and judges != "val":  # val is compared above
+                refuse_overlap([loaded[n] for n in settings.mix_sources()], [loaded[judges]])
     except InputError as error:
         problems += error.problems
     if problems := distributed.from_first(problems):
@@ -106,48 +110,75 @@ def to_be_labelled(settings: RunSettings, sources: Mapping[str, Source]) -> dict
     where = "online.pools" if settings.online.pools is not None else "silver.pools"
     written = settings.online.labels
     problems = [
-        f"{where}: people have given all {' and '.join(written)} of '{n}', of every class in each picture, "
-        "and nothing is left for mode online to label; take it out, or, to leave its labels unread, give it "
-        "kind folder (`listed` takes the pictures that a COCO file names)"
+        f"{where}: people have given all {' and '.join(written)} of '{n}', and nothing is left for mode "
+        "online to label; take it out, or leave these labels unread: boxes by kind folder (`listed` takes "
+        "the pictures that a COCO file names), maps and tags by leaving them out of the source"
         for n in online
         if all(_whole(sources[n], kind) for kind in written)
     ]
     if problems:
         raise InputError(problems)
     found = {n: _pool(settings, sources[n]) if n in online else sources[n] for n in wanted}
-    drawn = online if "boxes" in written else []  # the others come with all boxes that they get
+    drawn = online if "boxes" in written else []
     kept = {
         s.name: s for s in without_doubles(list(found.values()), settings.offline_pools() + drawn)
     }
-    return {
-        n: given_gold(s, [o for o in kept.values() if o.name != n])[0] if n in drawn else s
-        for n, s in kept.items()
-    }
+    for n in online:
+        others = [other for other in kept.values() if other.name != n]
+        if n in drawn:
+            kept[n] = given_gold(kept[n], others)[0]
+        if set(written) != {"boxes"}:
+            kept[n] = _with_dense(kept[n], others, written)
+    return kept
+
+
+def _with_dense(pool: Source, others: Sequence[Source], written: Collection[Written]) -> Source:
+    """Returns a pool with the maps and tags that people gave its pictures in other sources. Where nothing is
+    left to label then, and no boxes are written, the pictures themselves are left out."""
+    given = given_dense(pool, others, written)
+    if "boxes" in written:
+        return given
+    before, after = (
+        np.all([_by_people(s, kind) for kind in written], axis=0) for s in (pool, given)
+    )
+    doubles = after & ~before
+    if not doubles.any():
+        return given
+    first = int(np.flatnonzero(doubles)[0])
+    warnings.warn(
+        f"source '{pool.name}': {doubles.sum()} of {len(pool)} pictures are left out, because people gave "
+        f"their {' and '.join(written)} in other sources; the first is {pool.path(first)}",
+        stacklevel=2,
+    )
+    return given.subset(np.flatnonzero(~doubles))
+
+
+def _by_people(source: Source, kind: Written) -> np.ndarray:
+    """Returns (I,) bool: which pictures have all labels of a kind by people."""
+    if kind == "maps" and source.maps is not None:
+        return source.maps.by_people()
+    if kind == "tags" and isinstance(source.tags, Tags):
+        return source.tags.by_people()
+    if kind == "boxes" and source.annotations is not None and source.grade is Grade.GOLD:
+        return np.broadcast_to(source.coverage.min(axis=1) >= 1, len(source))
+    return np.zeros(len(source), dtype=bool)
 
 
 def _whole(source: Source, kind: Written) -> bool:
     """Returns whether people have given all labels of a kind that there are to give."""
-    if source.grade is not Grade.GOLD:
-        return False
-    match kind:
-        case "boxes":
-            return source.annotations is not None and bool(source.coverage.min() >= 1)
-        case "maps":
-            return source.maps is not None and bool(source.maps.present().all())
-        case "tags":
-            return isinstance(source.tags, Tags) and bool(source.tags.present.all())
+    return bool(_by_people(source, kind).all())
 
 
 def _pool(settings: RunSettings, source: Source) -> Source:
     """Returns a pool of mode online with the labels of people; those of a model, of the kinds that are
     written, give way to the new ones."""
     written = settings.online.labels
-    if source.grade is Grade.SILVER:
+    if "boxes" in written and source.grade is Grade.SILVER:
         none = np.zeros((1, len(source.classes)), dtype=np.float32)
-        if "boxes" in written:
-            source = replace(source, annotations=None, coverage=none)
-        if "maps" in written:
-            source = replace(source, maps=None)
-        if "tags" in written:
-            source = replace(source, tags=None)
+        source = replace(source, annotations=None, coverage=none)
+    if "maps" in written and not _by_people(source, "maps").any():
+        source = replace(source, maps=None)
+    if "tags" in written and isinstance(source.tags, Tags):
+        own = _by_people(source, "tags")
+        source = replace(source, tags=replace(source.tags, present=own) if own.any() else None)
     return replace(source, grade=Grade.SILVER, tags=tags_of(source, settings.data.tags))

@@ -58,10 +58,17 @@ class JoinedMaps(Flat):
 
     def present(self) -> np.ndarray:
         """Returns (I,) bool: which pictures have a map."""
+        return self._gathered([maps.present() for maps in self.parts])
+
+    def by_people(self) -> np.ndarray:
+        """Returns (I,) bool: which pictures have a map that people made."""
+        return self._gathered([maps.by_people() for maps in self.parts])
+
+    def _gathered(self, of_parts: Sequence[np.ndarray]) -> np.ndarray:
         found = np.zeros(len(self.part), dtype=bool)
-        for k, maps in enumerate(self.parts):
+        for k, values in enumerate(of_parts):
             own = self.part == k
-            found[own] = maps.present()[self.place[own]]
+            found[own] = values[self.place[own]]
         return found
 
     def paths(self) -> list[str]:

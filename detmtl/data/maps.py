@@ -193,6 +193,10 @@ class SomeMaps(Protocol):
         """Returns (I,) bool: which pictures have a map."""
         ...
 
+    def by_people(self) -> np.ndarray:
+        """Returns (I,) bool: which pictures have a map that people made."""
+        ...
+
     def paths(self) -> list[str]:
         """Returns the files, of each picture that has a map the one that counts."""
         ...
@@ -216,6 +220,10 @@ class FilledMaps(Flat):
     def present(self) -> np.ndarray:
         """Returns (I,) bool: which pictures have a map."""
         return self.first.present() | self.second.present()
+
+    def by_people(self) -> np.ndarray:
+        """Returns (I,) bool: which pictures have a map that people made."""
+        return np.where(self.first.present(), self.first.by_people(), self.second.by_people())
 
     def paths(self) -> list[str]:
         """Returns the files, of each picture that has a map the one that counts."""
@@ -255,6 +263,10 @@ class Maps(Flat):
     def present(self) -> np.ndarray:
         """Returns (I,) bool: which pictures have a map."""
         return np.diff(self.files.offsets) > 0
+
+    def by_people(self) -> np.ndarray:
+        """Returns (I,) bool: which pictures have a map that people made."""
+        return self.present() & (self.grade == Grade.GOLD)
 
     def paths(self) -> list[str]:
         """Returns the files of the maps."""

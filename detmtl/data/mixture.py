@@ -5,7 +5,7 @@ and every worker finds the same, and a run resumes at any step.
 Letters: S sources, B pictures of a global batch (all ranks together), T steps.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,6 +18,7 @@ from detmtl.data.plan import PlanRow, plan_table
 from detmtl.data.repeat_factor import BalanceSettings, repeat_factors
 from detmtl.data.schedule import Curriculum, Points, factors_at
 from detmtl.data.streams import Stream
+from detmtl.data.tags import Tags
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
 from detmtl.structures.settings import Settings
@@ -304,14 +305,28 @@ def _drawn(sources: "Sequence[Source]", settings: MixSettings, batch_size: int) 
 
 
 def _labelled_by_people(source: "Source") -> bool:
-    """Returns whether people have looked for something in each picture of a source, and no model has yet:
+    """Returns whether people have labelled each picture of a source in some way, and no model has yet:
     pools of mode online are of grade SILVER from the start."""
     if source.grade == Grade.GOLD:
         return True
-    if source.annotations is None:
-        return False
-    searched = source.coverage.any(axis=1).all()
-    return bool(searched and (source.annotations.grade == Grade.GOLD).all())
+    looked = np.zeros(len(source), dtype=bool)
+    if source.annotations is not None:
+        if not (source.annotations.grade == Grade.GOLD).all():
+            return False
+        looked |= source.coverage.any(axis=1)
+    for present, by_people in _dense(source):
+        if (present & ~by_people).any():
+            return False
+        looked |= by_people
+    return bool(looked.all())
+
+
+def _dense(source: "Source") -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields which pictures (I,) have labels of other kinds than boxes, and which by people."""
+    if source.maps is not None:
+        yield source.maps.present(), source.maps.by_people()
+    if isinstance(source.tags, Tags):
+        yield source.tags.present, source.tags.by_people()
 
 
 def _highest(settings: MixSettings, name: str) -> float:

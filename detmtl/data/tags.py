@@ -112,6 +112,10 @@ class Tags(Flat):
     present: np.ndarray
     grade: np.ndarray
 
+    def by_people(self) -> np.ndarray:
+        """Returns (I,) bool: of which pictures people told tags."""
+        return self.present & (self.grade == Grade.GOLD)
+
     def take(self, indices: np.ndarray) -> "Tags":
         """Returns the tags of the pictures at `indices`."""
         arrays = (self.targets, self.weights, self.present, self.grade)

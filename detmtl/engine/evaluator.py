@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -113,11 +113,20 @@ def collect(
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, batch: Batch, device: torch.device, precision: Precision = "auto"
+    model: nn.Module,
+    batch: Batch,
+    device: torch.device,
+    precision: Precision = "auto",
+    tasks: Collection[str] | None = None,
 ) -> dict[str, list[Labels]]:
-    """Returns task name -> predictions of each picture on the CPU, in the network's pixels."""
+    """Returns task name -> predictions of each picture on the CPU, in the network's pixels.
+
+    Args:
+        tasks: names of those that are wanted, none of them about other tasks' boxes; None: all.
+    """
     outputs, sizes = forward(model, batch, device, precision)
-    return _on_cpu(decode_all(dict(model.tasks.items()), outputs, sizes))  # type: ignore[union-attr, operator]
+    wanted = {n: t for n, t in model.tasks.items() if tasks is None or n in tasks}  # type: ignore[union-attr, operator]
+    return _on_cpu(decode_all(wanted, outputs, sizes))
 
 
 @torch.no_grad()

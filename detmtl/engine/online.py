@@ -54,12 +54,14 @@ class OnlineSettings(Settings):
         select_maps, select_tags: which pixels and which tags do; None: as in `silver`.
         audit: the gold pictures by which the teacher is audited, for calibration, for thresholds that
             are given as precision or probability, for weights and for coverage: `val` or a source that is
-            not trained on. None: as `silver.audit`, without a silver section `val`.
+            not trained on, with gold of each kind in `labels`. None: as `silver.audit`, without a silver
+            section `val`.
         audit_every: steps between two audits; None: never. The teacher changes all the time.
         audit_pictures: the most gold pictures of one audit of a kind of labels: it takes as long as they
-            take the teacher. Where they cannot tell what scores are worth, the last choice that an audit
-            made stays, until the first one nothing is labelled; `online/weak_audits_of_boxes` and so on
-            are recorded, see `detmtl.engine.online_audit.Choices`.
+            take the teacher, and leaves what was found in the run folder (of a map about .2 MB). Where
+            they cannot tell what scores are worth, the last choice that an audit made stays, until the
+            first one nothing of that kind is labelled; `online/weak_audits_of_boxes` and so on are
+            recorded, see `detmtl.engine.online_audit.Choices`.
     """
 
     pools: list[str] | None = None
@@ -110,14 +112,15 @@ def online_batches(
         found: dict[str, list[Labels]] = {}
         if chosen and weak:
             views = Batch.of([replace(sample, labels={}) for sample in weak])
-            found = predict(state.averaged, views, state.device, precision)
+            tasks = {kind.task for kind in kinds}
+            found = predict(state.averaged, views, state.device, precision, tasks)
         for k, (sample, (i, (place, seed))) in enumerate(
             zip(weak, draft.waiting.items(), strict=True)
         ):
             labels = dict(sample.labels)
             for kind in kinds:
                 if kind.written in chosen:
-                    made = chosen[kind.written](found[kind.task][k])
+                    made = chosen[kind.written](found[kind.task][k], sample.info)
                     if made is not None:
                         labels[kind.written] = kind.onto(labels.get(kind.written), made)
             pixels = sample.image.permute(1, 2, 0).contiguous().numpy()

@@ -8,7 +8,8 @@ person can look at each of them.
 import hashlib
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,8 @@ def audit_pictures(gold: Source, most: int, kinds: Sequence[Kind]) -> Gold:
         judged = np.flatnonzero(kind.judged(gold))
         if not len(judged):
             raise InputError(
-                f"online.audit: source '{gold.name}' has no {kind.written} to audit the teacher by; give a "
-                "source that has, or set online.audit_every: null"
+                f"online.audit: source '{gold.name}' has no {kind.written} by people to audit the "
+                "teacher by; give a source that has, or set online.audit_every: null"
             )
         spread = np.linspace(0, len(judged) - 1, min(most, len(judged))).round().astype(int)
         chosen[kind.written] = judged[np.unique(spread)]
@@ -119,6 +120,11 @@ class Audits:
         """
         path = self._folder / f"{due:08d}" / kind.written
         if not path.is_dir():
+            if (path.parent / "raw").is_dir():
+                raise InputError(
+                    f"{path.parent}: the audit is of an earlier version of detmtl, with which this run was "
+                    "begun; go on with that one, or start anew in another folder"
+                )
             raise InputError(
                 f"{path}: an audit of the online teacher is missing; the run cannot go on as it would have: "
                 "bring it back, or start anew in another folder"
@@ -131,38 +137,8 @@ class Audits:
         return found  # pyright: ignore[reportPossiblyUnboundVariable]
 
     def _label(self, path: Path) -> None:
-        """Each rank looks at its part of the pictures, once for all kinds."""
-        gold = self._gold
-        hashes = dict(zip(gold.pictures.ids.tolist(), gold.pictures.hashes(), strict=True))
-        judged = {name: set(source.ids.tolist()) for name, source in gold.of.items()}
-        mine: list[tuple[str, AnyRecord]] = []
-        for batch in evaluation_batches(
-            gold.pictures,
-            self._size.short,
-            self._size.long,
-            batch_size=8,
-            rank=distributed.rank(),
-            world=distributed.world_size(),
-        ):
-            found = predict(self._state.averaged, batch, self._state.device, self._precision)
-            sizes = batch.sizes.tolist()
-            for i, info in enumerate(batch.infos):
-                picture = {
-                    "content_hash": hashes[info.id],
-                    "height": info.height,
-                    "width": info.width,
-                    "file": info.path,
-                }
-                mine += [
-                    (
-                        kind.written,
-                        kind.record(to_file_pixels(found[kind.task][i], sizes[i], info), picture),
-                    )
-                    for kind in self._kinds
-                    if info.id in judged[kind.written]
-                ]
-        everyones = distributed.gather_at_first(mine)
-        if everyones is not None:
+        """Each rank looks at its part of the pictures, once for all kinds, and writes what it finds."""
+        if distributed.rank() == 0:
             shutil.rmtree(path, ignore_errors=True)  # of a run that was killed and went back
             weights = _sha256(self._state.averaged)
             for kind in self._kinds:
@@ -173,11 +149,45 @@ class Audits:
                     preprocessing=f"{self._size.short} x {self._size.long}",
                     task=kind.written,
                 )
-                with Store.create(path / kind.written, card, kind.floor).writer() as writer:
-                    for written, record in (r for of_rank in everyones for r in of_rank):
-                        if written == kind.written:
-                            writer.add(record)
+                Store.create(path / kind.written, card, kind.floor)
         distributed.barrier()
+        with ExitStack() as stack:
+            writers = {
+                kind.written: stack.enter_context(
+                    Store.open(path / kind.written).writer(distributed.rank())
+                )
+                for kind in self._kinds
+            }
+            for kind, record in self._records():
+                writers[kind].add(record)
+        distributed.barrier()
+
+    def _records(self) -> Iterator[tuple[str, AnyRecord]]:
+        """Yields what is found in this rank's pictures, of each the kinds that gold can judge."""
+        gold, tasks = self._gold, {kind.task for kind in self._kinds}
+        hashes = dict(zip(gold.pictures.ids.tolist(), gold.pictures.hashes(), strict=True))
+        judged = {name: set(source.ids.tolist()) for name, source in gold.of.items()}
+        for batch in evaluation_batches(
+            gold.pictures,
+            self._size.short,
+            self._size.long,
+            batch_size=8,
+            rank=distributed.rank(),
+            world=distributed.world_size(),
+        ):
+            found = predict(self._state.averaged, batch, self._state.device, self._precision, tasks)
+            sizes = batch.sizes.tolist()
+            for i, info in enumerate(batch.infos):
+                picture = {
+                    "content_hash": hashes[info.id],
+                    "height": info.height,
+                    "width": info.width,
+                    "file": info.path,
+                }
+                for kind in self._kinds:
+                    if info.id in judged[kind.written]:
+                        labels = to_file_pixels(found[kind.task][i], sizes[i], info)
+                        yield kind.written, kind.record(labels, picture)
 
 
 class Choices:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from detmtl.data.source import Source
-from detmtl.engine.online_kind import Kind
+from detmtl.engine.online_kind import ONLINE, Kind
 from detmtl.silver.audit import Audit, audit
 from detmtl.silver.calibration import require_package
 from detmtl.silver.ensemble import row_type
@@ -22,7 +22,8 @@ from detmtl.silver.selection import choose, labels_of
 from detmtl.silver.store import Record, Store
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import BoxLabels, Ignore, Labels
+from detmtl.structures.labels import BoxLabels, Grade, Ignore, Labels
+from detmtl.structures.sample import ImageInfo
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class _Teacher:
     """
 
     floor: float
-    path: Path = Path("the online teacher")
+    path: Path = ONLINE
 
 
 _OF_A_POOL = {
@@ -96,7 +97,7 @@ class BoxChoice:
         known = np.ones(len(classes), dtype=bool)
         return cls(Policy.of(_Teacher(floor), classes, known, settings, audit))
 
-    def __call__(self, found: Labels) -> BoxLabels | None:
+    def __call__(self, found: Labels, info: ImageInfo) -> BoxLabels | None:
         """Returns the labels that are made of the model's boxes of one picture, best first; None where
         there are too many of them to be believed (`max_density`): nobody looked, then."""
         assert isinstance(found, BoxLabels)
@@ -137,7 +138,7 @@ class OnlineBoxes(Kind):
 
     def judged(self, gold: Source) -> np.ndarray:
         """Returns (I,) bool, in which pictures people looked for a class."""
-        if gold.annotations is None:
+        if gold.annotations is None or gold.grade != Grade.GOLD:
             return np.zeros(len(gold), dtype=bool)
         coverage = np.broadcast_to(gold.coverage, (len(gold), len(gold.classes)))
         return np.asarray(coverage.any(axis=1))

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,13 @@ from detmtl.silver.card import Written
 from detmtl.silver.records import AnyRecord
 from detmtl.silver.store import Store
 from detmtl.structures.labels import Labels
+from detmtl.structures.sample import ImageInfo
 
-Choice = Callable[[Labels], Labels | None]
-"""What the model finds in a picture, in the network's pixels -> the labels that are made of it; None:
-nobody looked."""
+ONLINE = Path("the online teacher")
+"""What errors call the store that there is not."""
+Choice = Callable[[Labels, ImageInfo], Labels | None]
+"""What the model finds in a picture, in the network's pixels, and where it comes from -> the labels that are
+made of it; None: nobody looked."""
 
 
 class Kind(ABC):

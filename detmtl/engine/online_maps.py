@@ -1,7 +1,7 @@
 """Mode online's maps: pixels of the averaged model, chosen as those of a store are."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,8 +9,8 @@ import torch
 
 from detmtl.data.maps import MapClasses
 from detmtl.data.source import Source
-from detmtl.engine.online_kind import Choice, Kind
-from detmtl.silver.calibration import require_package
+from detmtl.engine.online_kind import ONLINE, Choice, Kind
+from detmtl.silver.calibration import TooLittleEvidence, require_package
 from detmtl.silver.card import TeacherCard
 from detmtl.silver.map_audit import MapAudit
 from detmtl.silver.map_policy import MapPolicy, MapSelection, Meaning
@@ -19,9 +19,7 @@ from detmtl.silver.maps import audit_maps, trusted_only, worth_of
 from detmtl.silver.store import Store
 from detmtl.silver.thresholds import wants_probability
 from detmtl.structures.labels import Grade, Labels, MapLabels
-
-PATH = Path("the online teacher")
-"""What errors call the store that there is not."""
+from detmtl.structures.sample import ImageInfo
 
 
 class OnlineMaps(Kind):
@@ -45,7 +43,7 @@ class OnlineMaps(Kind):
 
     def judged(self, gold: Source) -> np.ndarray:
         """Returns (I,) bool, which pictures have a map by people."""
-        return np.zeros(len(gold), dtype=bool) if gold.maps is None else gold.maps.present()
+        return np.zeros(len(gold), dtype=bool) if gold.maps is None else gold.maps.by_people()
 
     def refuse(self, chosen: Source, gold: Source) -> None:
         """Raises InputError where a package is missing."""
@@ -67,18 +65,23 @@ class OnlineMaps(Kind):
     def choice(self, audit: MapAudit | None) -> Choice:
         """Returns what makes labels of a map: a class for each pixel that is sure enough, its weight, and
         how far background denies each class."""
-        policy = MapPolicy.of(PATH, self._meaning, self.classes, self.select, audit)
+        policy = MapPolicy.of(ONLINE, self._meaning, self.classes, self.select, audit)
+        if audit is not None and audit.tells_nothing and self._weighs_by_audit():
+            raise TooLittleEvidence(
+                f"online.select_maps: weight and coverage: audit: {audit.found}"
+            )
         legend, trusted = worth_of(self.classes, policy, audit)
         keep, weights = trusted_only(policy, trusted), np.ones(256, dtype=np.float32)
         for c, weight in (legend.weights or {}).items():
             weights[c] = weight
         coverage = np.array([(legend.coverage or {})[c] for c in legend.categories], np.float32)
 
-        def choose(found: Labels) -> MapLabels:
+        def choose(found: Labels, info: ImageInfo) -> MapLabels:
             assert isinstance(found, MapLabels)
             height, width = found.classes.shape
             picture = {"content_hash": "", "height": height, "width": width}
-            classes = keep[policy(self.record(found, picture))]
+            scaled = _with_border(policy, max(height / info.height, width / info.width))
+            classes = keep[scaled(self.record(found, picture))]
             return MapLabels(
                 torch.from_numpy(classes),
                 torch.from_numpy(weights[classes]),
@@ -87,3 +90,14 @@ class OnlineMaps(Kind):
             )
 
         return choose
+
+    def _weighs_by_audit(self) -> bool:
+        return self.select.weight == "precision" or self.select.coverage is None
+
+
+def _with_border(policy: MapPolicy, scale: float) -> MapPolicy:
+    """Returns the policy for a map of another size: a border is given in pixels of the picture's file."""
+    border = policy.meaning.border
+    if border == 0:
+        return policy
+    return replace(policy, meaning=replace(policy.meaning, border=max(1, round(border * scale))))

@@ -1,7 +1,6 @@
 """Mode online's tags: those of the averaged model, chosen as those of a store are."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +8,8 @@ import torch
 
 from detmtl.data.source import Source
 from detmtl.data.tags import TagClasses, Tags
-from detmtl.engine.online_kind import Choice, Kind
-from detmtl.silver.calibration import require_package
+from detmtl.engine.online_kind import ONLINE, Choice, Kind
+from detmtl.silver.calibration import TooLittleEvidence, require_package
 from detmtl.silver.store import Store
 from detmtl.silver.tag_audit import TagAudit
 from detmtl.silver.tag_measures import SHOWN
@@ -18,6 +17,7 @@ from detmtl.silver.tag_policy import TagPolicy, TagSelection
 from detmtl.silver.tag_record import TagRecord
 from detmtl.silver.tags import audit_tags, word_weights
 from detmtl.structures.labels import Grade, Labels, TagLabels
+from detmtl.structures.sample import ImageInfo
 
 
 class OnlineTags(Kind):
@@ -37,7 +37,9 @@ class OnlineTags(Kind):
 
     def judged(self, gold: Source) -> np.ndarray:
         """Returns (I,) bool, of which pictures people told tags."""
-        return gold.tags.present if isinstance(gold.tags, Tags) else np.zeros(len(gold), dtype=bool)
+        if not isinstance(gold.tags, Tags):
+            return np.zeros(len(gold), dtype=bool)
+        return np.asarray(gold.tags.by_people() & (gold.tags.weights > 0).any(axis=1))
 
     def refuse(self, chosen: Source, gold: Source) -> None:
         """Raises InputError where a package is missing."""
@@ -55,12 +57,13 @@ class OnlineTags(Kind):
 
     def choice(self, audit: TagAudit | None) -> Choice:
         """Returns what makes labels of probabilities: shown, absent or unknown, each with its weight."""
-        path = Path("the online teacher")
-        policy = TagPolicy.of(path, self.classes, self.select, audit)
+        policy = TagPolicy.of(ONLINE, self.classes, self.select, audit)
+        if audit is not None and audit.tells_nothing and self.select.weight == "audit":
+            raise TooLittleEvidence(f"online.select_tags.weight: audit: {audit.found}")
         weights = word_weights(policy, audit)
         everything, tags = np.ones(len(self.classes), dtype=bool), np.arange(len(self.classes))
 
-        def choose(found: Labels) -> TagLabels:
+        def choose(found: Labels, info: ImageInfo) -> TagLabels:
             assert isinstance(found, TagLabels)
             said = found.targets.numpy()
             words = policy.words(said, everything)

@@ -216,7 +216,11 @@ def _negatives_of(x: Tensor, weights: Tensor, gamma: float) -> Tensor:
     # not bmm, which is ten times slower for one row and one column
     total = torch.linalg.vecdot(factor, entropy)
     entropy.addcmul_(entropy, p, value=-1)  # softplus(x) * (1 - p)
-    x.copy_(p.add_(entropy, alpha=gamma).mul_(factor))
+    slope = p.add_(entropy, alpha=gamma)
+    if torch.compiler.is_compiling():  # which knows no `out`; it makes one pass of all this anyway
+        x.copy_(slope * factor)
+    else:
+        torch.mul(slope, factor, out=x)
     return total
 
 

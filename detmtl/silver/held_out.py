@@ -8,8 +8,10 @@ from itertools import combinations
 
 import numpy as np
 
-from detmtl.data.flat import Annotations
+from detmtl.data.flat import Annotations, FileNames
+from detmtl.data.maps import FilledMaps, Maps
 from detmtl.data.source import Source
+from detmtl.data.tags import BoxTags, Tags
 from detmtl.silver.overlay import OverlaySettings, overlay
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
@@ -124,6 +126,49 @@ def given_gold(pool: Source, others: Sequence[Source]) -> tuple[Source, list[str
             f"'{other.name}'; there silver fills in what they did not look for"
         )
     return pool, told
+
+
+def given_dense(pool: Source, others: Sequence[Source], kinds: Collection[str]) -> Source:
+    """Returns a pool whose pictures have the maps and the tags that people gave them as pictures of other
+    sources.
+
+    Args:
+        pool: pictures that a model labels.
+        others: sources whose maps and tags are in the same classes.
+        kinds: which of "maps" and "tags".
+    """
+    hashes = pool.hashes()
+    for other in others:
+        place = {content_hash: i for i, content_hash in enumerate(other.hashes())}
+        at = np.array([place.get(h, -1) for h in hashes], dtype=np.int64)
+        if "maps" in kinds and isinstance(other.maps, Maps):
+            own = np.zeros(len(pool), bool) if pool.maps is None else pool.maps.present()
+            theirs = other.maps.by_people()
+            new = (at >= 0) & ~own & theirs[at]
+            names = [other.maps.files[at[i]] if new[i] else "" for i in range(len(pool))]
+            if new.any():
+                more = replace(other.maps, files=FileNames.of("/", names))
+                maps = more if pool.maps is None else FilledMaps(pool.maps, more)
+                pool = replace(pool, maps=maps)
+        if "tags" in kinds and isinstance(other.tags, Tags):
+            new = (at >= 0) & other.tags.by_people()[at]
+            pool = replace(pool, tags=_told(pool.tags, other.tags.take(at), new))
+    return pool
+
+
+def _told(own: Tags | BoxTags | None, more: Tags, new: np.ndarray) -> Tags | BoxTags | None:
+    """Returns `own` tags, with `more` of the pictures (I,) that are `new` where nobody told any."""
+    if isinstance(own, BoxTags) or not new.any():
+        return own
+    new = new if own is None else new & ~own.present
+    if own is None:
+        return replace(more, present=new)
+    return Tags(
+        np.where(new[:, None], more.targets, own.targets),
+        np.where(new[:, None], more.weights, own.weights),
+        own.present | new,
+        np.where(new, more.grade, own.grade).astype(np.uint8),
+    )
 
 
 def _by_people(pool: Source) -> Source:

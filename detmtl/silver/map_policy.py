@@ -65,8 +65,8 @@ class MapSelection(Settings):
     """How confidences become probabilities, where one is asked for; a method's name will do. The pixels
     that a picture has of a class count as a few observations, since they resemble each other."""
     border: int = Field(default=0, ge=0)
-    """Pixels no farther than this from an edge between labels are unknown: teachers of low
-    resolution misplace edges."""
+    """Pixels (of the picture's file) no farther than this from an edge between labels are unknown: teachers
+    of low resolution misplace edges."""
     least_precision: float = Field(default=0.0, ge=0, le=1)
     """Classes of which gold confirms less than this share of the pixels give no labels: their pixels
     are unknown."""

@@ -121,7 +121,7 @@ def test_tags_of_a_teacher_that_the_run_trains_itself(taught, tmp_path):
 
 @pytest.mark.slow
 def test_maps_and_tags_of_the_average_of_the_moment(taught, tmp_path):
-    """Mode online, and a run that is cut off and goes on."""
+    """Mode online, whose audits are kept by batch and kind."""
     tree = _settings(taught / "data").resolved()
     folder = {"kind": "folder", "images": "images/pool"}
     tree["data"]["sources"]["pool"] = folder

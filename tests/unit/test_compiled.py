@@ -75,7 +75,7 @@ def whole(monkeypatch):
     real = torch.compile
 
     def captured(function, mode=None, dynamic=None):
-        return real(function, backend="aot_eager", fullgraph=True)
+        return real(function, backend="aot_eager", fullgraph=True, dynamic=dynamic)
 
     monkeypatch.setattr(torch, "compile", captured)
     torch._dynamo.reset()
@@ -306,7 +306,13 @@ def test_negatives_in_generated_code():
     torch._dynamo.reset()
     for seed, dtype in enumerate((torch.bfloat16, torch.float32, torch.float64)):
         found, expected = focal(dtype, True, seed=seed), focal(dtype, seed=seed)
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)  # sums of 147,000 numbers
+        torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=0)  # of 147,000 numbers
+        bits = (
+            {"rtol": 0.008, "atol": 1e-6}
+            if dtype == torch.bfloat16
+            else {"rtol": 1e-5, "atol": 1e-6}
+        )
+        torch.testing.assert_close(found[1], expected[1], **bits)
         assert all(
             (a == 0).sum() == (b == 0).sum() for a, b in zip(found[1], expected[1], strict=True)
         )

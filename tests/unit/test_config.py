@@ -322,7 +322,7 @@ def test_online_has_one_teacher_and_a_task_for_what_it_writes(write):
     assert read_settings(path, [silver]).online_select().fusion.method == "nms"
     maps = ONLINE.replace("{kind: detection}", "{kind: semantic}")
     text = "\n".join(problems(write(maps.replace("boxes:", "sky:")), "data.maps={classes: [sky]}"))
-    assert "online.labels: has boxes, and no task learns from boxes" in text
+    assert "online.labels: has boxes, and no task finds boxes" in text
     assert "list kinds of which there are some: maps" in text
 
 

@@ -29,6 +29,8 @@ class Pictures:
     grade: Grade = Grade.GOLD
     weight: float = 1.0
     annotations: None = None
+    maps: None = None
+    tags: None = None
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:

@@ -42,13 +42,14 @@ from detmtl.silver.store import Record, Store
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Grade, Ignore
-from detmtl.structures.sample import Batch
+from detmtl.structures.sample import Batch, ImageInfo
 
 SPACE = LabelSpace.of(["a", "b"])
 AUGMENT = Augment([{"HorizontalFlip": {"p": 1.0}}], 48, 64)
 OPTIM = OptimSettings(lr=0.02, warmup=2)
 STEPS = 10
 PLAIN = SelectionSettings(threshold=0.5, ignore_from=0.3)
+INFO = ImageInfo(0, "0.png", 60, 80, "pool")
 
 
 @pytest.fixture(scope="module")
@@ -332,8 +333,12 @@ def test_audits_that_cannot_be_of_use_are_refused_before_the_training(sources, m
     found = audit_pictures(searched, 9, [boxes()])
     assert found.pictures.ids.tolist() == held.ids[::2].tolist()
     assert found.of["boxes"].ids.tolist() == held.ids[::2].tolist()
-    with pytest.raises(InputError, match="source 'pool' has no boxes to audit the teacher by"):
+    with pytest.raises(
+        InputError, match="source 'pool' has no boxes by people to audit the teacher by"
+    ):
         audit_pictures(sources[1], 5, [boxes()])
+    with pytest.raises(InputError, match="source 'held' has no boxes by people"):
+        audit_pictures(replace(held, grade=Grade.SILVER), 5, [boxes()])
     with pytest.raises(InputError, match=r"1 of 6 pictures of source 'held' .* none of them"):
         audit_pictures(held, 1, [boxes()])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -476,7 +481,7 @@ def test_choice_means_what_it_means_for_a_store(tmp_path, sources):
         )  # fmt: skip
     store = Store.open(tmp_path)
     for policy in policies:
-        at_once = BoxChoice.of(policy, SPACE, None, 0.05)(BOXES)
+        at_once = BoxChoice.of(policy, SPACE, None, 0.05)(BOXES, INFO)
         assert at_once is not None
         file = json.loads(select(store, [gold], SPACE, policy).read_text())
         kept = [a["bbox"][0] for a in file["annotations"]]
@@ -541,12 +546,12 @@ def test_calibration_makes_targets_weights_and_thresholds(tmp_path, sources):
     judged = audit(Store.open(tmp_path), gold, SPACE)
     wanted = {"soft_targets": True, "class_weight": "probability", "calibration": "platt"}
     choice = BoxChoice.of(SelectionSettings.model_validate(wanted), SPACE, judged, 0.05)
-    labels = choice(found((0, 0, 0.9)))
+    labels = choice(found((0, 0, 0.9)), INFO)
     assert labels.scores.item() == pytest.approx(0.5, abs=0.1)
     assert labels.weights[0].tolist() == [labels.scores.item(), 1.0]
     sure = {"threshold": {"probability": 0.8}, "ignore_from": None, "calibration": "platt"}
     strict = BoxChoice.of(SelectionSettings.model_validate(sure), SPACE, judged, 0.05)
-    assert len(strict(found((0, 0, 0.9)))) == 0
+    assert len(strict(found((0, 0, 0.9)), INFO)) == 0
 
 
 def test_a_picture_with_too_many_labels_is_not_learned(tmp_path, sources):
@@ -561,15 +566,15 @@ def test_a_picture_with_too_many_labels_is_not_learned(tmp_path, sources):
     choice = BoxChoice.of(SelectionSettings(max_density=2.0), SPACE, judged, 0.05)
     mean = judged.gold_boxes.sum() / judged.pictures
     some, many = (found(*((20 * i, 0, 0.9) for i in range(n))) for n in (2, int(2 * mean) + 2))
-    assert len(choice(some)) == 2 and choice(many) is None
+    assert len(choice(some, INFO)) == 2 and choice(many, INFO) is None
 
 
 def test_ignore_band_and_nothing_found():
     choice = BoxChoice.of(PLAIN, SPACE, None, 0.05)
-    labels = choice(BOXES)
+    labels = choice(BOXES, INFO)
     assert labels.scores.tolist() == pytest.approx([1, 1, 1, 0.35])
     assert labels.ignore.tolist() == [Ignore.NO] * 3 + [Ignore.CLASS]
-    empty = choice(BoxLabels.empty(2))
+    empty = choice(BoxLabels.empty(2), INFO)
     assert len(empty) == 0 and empty.coverage.tolist() == [1, 1]  # looked, nothing there
 
 
