@@ -297,10 +297,12 @@ def test_no_worker_and_no_thread_is_left(mixture, ending):
     del iterator
     gc.collect()
     deadline = time.monotonic() + 10
-    while children() - before and time.monotonic() < deadline:
+    while time.monotonic() < deadline:  # on a busy machine the last of them takes its time
+        if not children() - before and threading.active_count() <= threads:
+            break
         time.sleep(0.02)
     assert children() - before == set()
-    assert threading.active_count() <= threads
+    assert threading.active_count() <= threads, threading.enumerate()
 
 
 @pytest.mark.slow
