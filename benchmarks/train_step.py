@@ -48,7 +48,7 @@ def matching(rounds: int) -> list[Row]:
     rows = []
     for boxes, goal in ((1000, 250), (100, 100)):
         mine, peer = matching_ways(boxes)
-        seconds = in_turn({"torchvision": peer, "detmtl": mine}, rounds if boxes < 1000 else 1)
+        seconds = in_turn({"torchvision": peer, "detmtl": mine}, rounds if boxes < 1000 else 3)
         rows.append(
             row(f"matching, {boxes} boxes, 201,600 anchors", seconds, "torchvision", "detmtl", goal)
         )
