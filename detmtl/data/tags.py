@@ -116,6 +116,16 @@ class Tags(Flat):
         """Returns (I,) bool: of which pictures people told tags."""
         return self.present & (self.grade == Grade.GOLD)
 
+    def filled(self, other: "Tags") -> "Tags":
+        """Returns these tags, and those of `other` of the same pictures where nobody told any."""
+        missing = ~self.present & other.present
+        return Tags(
+            np.where(missing[:, None], other.targets, self.targets),
+            np.where(missing[:, None], other.weights, self.weights),
+            self.present | other.present,
+            np.where(missing, other.grade, self.grade).astype(np.uint8),
+        )
+
     def take(self, indices: np.ndarray) -> "Tags":
         """Returns the tags of the pictures at `indices`."""
         arrays = (self.targets, self.weights, self.present, self.grade)

@@ -152,23 +152,10 @@ def given_dense(pool: Source, others: Sequence[Source], kinds: Collection[str]) 
                 pool = replace(pool, maps=maps)
         if "tags" in kinds and isinstance(other.tags, Tags):
             new = (at >= 0) & other.tags.by_people()[at]
-            pool = replace(pool, tags=_told(pool.tags, other.tags.take(at), new))
+            theirs = replace(other.tags.take(at), present=new)
+            if new.any() and not isinstance(pool.tags, BoxTags):
+                pool = replace(pool, tags=theirs if pool.tags is None else pool.tags.filled(theirs))
     return pool
-
-
-def _told(own: Tags | BoxTags | None, more: Tags, new: np.ndarray) -> Tags | BoxTags | None:
-    """Returns `own` tags, with `more` of the pictures (I,) that are `new` where nobody told any."""
-    if isinstance(own, BoxTags) or not new.any():
-        return own
-    new = new if own is None else new & ~own.present
-    if own is None:
-        return replace(more, present=new)
-    return Tags(
-        np.where(new[:, None], more.targets, own.targets),
-        np.where(new[:, None], more.weights, own.weights),
-        own.present | new,
-        np.where(new, more.grade, own.grade).astype(np.uint8),
-    )
 
 
 def _by_people(pool: Source) -> Source:

@@ -119,7 +119,7 @@ def with_silver_tags(pool: Source, folder: Path, classes: TagClasses) -> Source:
     # A teacher that does not know a tag has not looked for it: the file lists those that it knows.
     names = TagClasses(classes=list(classes.label_space().names))
     silver = written.load(pool.files, folder, names, f"silver of source '{pool.name}'")
-    tags = _filled(pool.tags, silver) if isinstance(pool.tags, Tags) else silver
+    tags = pool.tags.filled(silver) if isinstance(pool.tags, Tags) else silver
     return replace(pool, tags=tags, grade=Grade.SILVER)
 
 
@@ -166,14 +166,3 @@ def word_weights(policy: TagPolicy, audit: TagAudit | None) -> np.ndarray:
     if audit is not None and policy.settings.weight == "audit":
         absent, shown = TagMeasures(audit, policy).confirmed()
     return np.stack([absent, np.zeros(len(absent)), shown])
-
-
-def _filled(own: Tags, silver: Tags) -> Tags:
-    """Returns `own` tags where a picture has some, else silver's."""
-    missing = ~own.present & silver.present
-    return Tags(
-        np.where(missing[:, None], silver.targets, own.targets),
-        np.where(missing[:, None], silver.weights, own.weights),
-        own.present | silver.present,
-        np.where(missing, silver.grade, own.grade).astype(np.uint8),
-    )
