@@ -68,7 +68,7 @@ def compiled_steps(mode: CompileMode | None) -> Iterator[None]:
     """Surrounds the steps of a compiled network; None: changes nothing.
 
     Balancers and the diagnosis may go backward through the network several times, the network may have as
-    many graphs as its batches need, and the losses of negatives, who see every logit, are compiled too.
+    many graphs as its batches need, and what losses do with negatives, of every logit, is compiled too.
     Without the first torch reuses what was kept for the backward pass as soon as it is read. Its switch for
     that belongs to a thread, so the passes of a GPU, too, stay in this one.
     """

@@ -46,8 +46,8 @@ class OnlineSettings(Settings):
             stay: the teacher fills in the classes of boxes that people did not look for, and maps and
             tags where they gave none. None: `silver.pools`, or without a silver section the sources of
             kind folder.
-        labels: what the teacher writes: boxes, maps, tags, or several of them, each found by the first
-            task that learns from such labels. Whatever else a task learns from is people's alone.
+        labels: what the teacher writes: boxes, maps, tags, or several of them, found by the first task of
+            kind detection, semantic and tags. Whatever else a task learns from is people's alone.
         select: which of the teacher's boxes become labels; None: as `silver.select`. What counts over all
             pictures of a pool (`ignore_budget`, `max_empty`) is refused.
         overlay: what becomes of them beside a pool's gold labels; None: as `silver.overlay`.
