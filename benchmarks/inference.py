@@ -121,15 +121,20 @@ def agreement(expected: Callable, found: Callable, side: int, exact: bool) -> st
 
 
 def boxes_of(predictor: Predictor | ScriptPredictor) -> Callable[[list[Tensor]], list[BoxLabels]]:
-    """Returns pictures -> detections."""
-    return lambda images: [labels["boxes"] for labels in predictor.predict(images)]  # type: ignore[misc]
+    """Returns pictures -> detections, on the CPU."""
+    return lambda images: [labels["boxes"].to("cpu") for labels in predictor.predict(images)]  # type: ignore[misc]
 
 
-def exported_file(loaded: LoadedModel, dtype: export.ExportDtype, folder: Path) -> ScriptPredictor:
+def exported_file(
+    loaded: LoadedModel,
+    dtype: export.ExportDtype,
+    folder: Path,
+    device: torch.device | str = "cpu",
+) -> ScriptPredictor:
     """Returns a TorchScript file of the model, written without the check: `agreement` shows it."""
     path = folder / f"{dtype}.torchscript"
     export._write(loaded, export.exported(loaded.model, path), path, "traced", dtype)
-    return ScriptPredictor(path)
+    return ScriptPredictor(path, device)
 
 
 def whole(rounds: int, side: int, device: torch.device, parts: Sequence[str]) -> list[Row]:
@@ -223,41 +228,52 @@ def on_gpu(rounds: int, side: int) -> list[Row]:
     """Times network and boxes on a GPU at batch 1 and 16; pictures per second and memory."""
     device, rows = torch.device("cuda"), []
     loaded = model_of(side)
+    with tempfile.TemporaryDirectory() as folder:
+        script = exported_file(loaded, "bfloat16", Path(folder), device)
+    peer = peer_of(side, device).to(memory_format=torch.channels_last)
+    predictors = {
+        "detmtl bf16": Predictor(loaded, device, "bf16"),
+        "TorchScript bf16": script,
+        "compiled bf16": Predictor(loaded, device, "bf16", compile=True),
+    }
+    found = boxes_of(Predictor(loaded, device))
+    told = {n: agreement(found, boxes_of(p), side, False) for n, p in predictors.items()}
     for count in (1, 16):
         g = torch.Generator().manual_seed(0)
         pictures = [
             torch.randint(0, 256, (3, side, side), dtype=torch.uint8, generator=g).to(device)
             for _ in range(count)
         ]
-        peer = peer_of(side, device).to(memory_format=torch.channels_last)
         given = [p.float() / 255 for p in pictures]
 
         @torch.inference_mode()
-        def theirs_run(peer: nn.Module = peer, given: list[Tensor] = given) -> object:
+        def theirs_run(given: list[Tensor] = given) -> object:
             with autocast(device, torch.bfloat16):
                 return peer(given)
 
-        predictors = {
-            "detmtl bf16": Predictor(loaded, device, "bf16"),
-            "detmtl compiled bf16": Predictor(loaded, device, "bf16", compile=True),
-        }
         ways: dict[str, Way] = {"torchvision bf16": theirs_run}
         ways |= {n: lambda p=p, i=pictures: p.predict(i) for n, p in predictors.items()}
         seconds = in_turn(ways, rounds, warmup=5, synchronize=torch.cuda.synchronize)
-        memory = {}
-        for name, way in ways.items():
-            torch.cuda.reset_peak_memory_stats()
-            way()
-            torch.cuda.synchronize()
-            memory[name] = torch.cuda.max_memory_allocated() / 2**30
-        for name in list(predictors):
-            speeds = [
-                f"{n}: {count / statistics.median(seconds[n]):.0f} pictures/s, {memory[n]:.1f} GiB"
-                for n in ("torchvision bf16", name)
-            ]
-            what = f"inference with suppression, batch {count}, {side} px"
-            rows.append(Row(what, *speeds, ratio(seconds, "torchvision bf16", name)))
+        memory = {name: peak_on_gpu(way) for name, way in ways.items()}
+        speeds = {
+            n: f"{n}: {count / statistics.median(seconds[n]):.0f} pictures/s, {memory[n]:.1f} GiB"
+            for n in ways
+        }
+        what = f"inference with suppression, batch {count}, {side} px"
+        for name in predictors:
+            times = ratio(seconds, "torchvision bf16", name)
+            rows.append(Row(what, speeds["torchvision bf16"], speeds[name], times, note=told[name]))
     return rows
+
+
+def peak_on_gpu(way: Way) -> float:
+    """Returns by how many GiB the memory of the GPU grows at most; what a graph holds is not in it."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    way()
+    torch.cuda.synchronize()
+    return (torch.cuda.max_memory_allocated() - before) / 2**30
 
 
 def main() -> None:

@@ -36,12 +36,26 @@ def in_dtype(model: MultiTask, dtype: torch.dtype) -> MultiTask:
 def compiled(model: MultiTask, dtype: torch.dtype) -> Network:
     """Returns the network in `dtype`, compiled by torch with its weights as constants.
 
-    Each size of picture is compiled when it first comes, in some seconds to minutes; worth it for many
-    pictures of few sizes. Needs a C++ compiler on a CPU. To be called without gradients.
+    Each size of picture, and on a GPU each number of pictures, is compiled when it first comes, in some
+    seconds to minutes; worth it for many pictures of few sizes. Needs a C++ compiler on a CPU. On a GPU it is
+    one CUDA graph, with memory of its own. To be called without gradients.
 
     Args:
         model: in evaluation mode; not changed.
         dtype: of weights and features.
     """
     network = in_dtype(model, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return torch.compile(network, dynamic=False, options={"freezing": True})
+    on_gpu = next(network.parameters()).is_cuda
+    options = {"freezing": True, "triton.cudagraphs": on_gpu}
+    fast = torch.compile(network, dynamic=False, options=options)
+    return _kept(fast) if on_gpu else fast
+
+
+def _kept(network: Network) -> Network:
+    """Returns the network with outputs that stay as they are when it is called again, unlike a graph's."""
+
+    def call(images: Tensor) -> dict[str, list[Tensor]]:
+        torch.compiler.cudagraph_mark_step_begin()
+        return {name: [x.clone() for x in maps] for name, maps in network(images).items()}
+
+    return call

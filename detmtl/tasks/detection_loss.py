@@ -125,8 +125,7 @@ class DetectionLoss:
     def _match(self, anchors: Tensor, labels: PaddedBoxes, maps: Sequence[Tensor]) -> Matches:
         if self.rules.kind == "atss":
             return match_atss(anchors, labels, self.rules, self._grids_of(maps))
-        on_cpu = anchors.device.type == "cpu"
-        return match(anchors, labels, self.rules, self._grids_of(maps) if on_cpu else None)
+        return match(anchors, labels, self.rules, self._grids_of(maps))
 
     def _grids_of(self, maps: Sequence[Tensor]) -> list[Grid]:
         """Returns the grids of the anchors; read off anchors on the CPU, so that no device is waited for."""

@@ -41,6 +41,7 @@ def _check_equal(a, b):
 def _both(anchors, grid, labels, rules=Rules()):  # noqa: B008
     quick, thorough = windowed(anchors, labels, rules, grid), dense(anchors, labels, rules)
     _check_equal(quick, thorough)
+    _check_equal(quick, dense(anchors, labels, rules, grid))
     return quick
 
 

@@ -58,7 +58,11 @@ def _check(boxes, anchors, grid, rules):
     boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     labels = pad_boxes([BoxLabels.of(boxes, torch.zeros(len(boxes)), 1)])
     learned, negative = brute_force(boxes.numpy(), anchors.numpy(), rules)
-    for found in (windowed(anchors, labels, rules, grid), dense(anchors, labels, rules)):
+    for found in (
+        windowed(anchors, labels, rules, grid),
+        dense(anchors, labels, rules),
+        dense(anchors, labels, rules, grid),
+    ):
         assert np.array_equal(found.positive[0].numpy(), learned >= 0)
         assert np.array_equal(found.negative[0].numpy(), negative)
         assert np.array_equal(found.index[0].numpy(), learned.clip(0))

@@ -163,10 +163,9 @@ def step(
     balancer = (balancing or FixedSettings()).build([*tasks])
     ema = Ema(model, 0.9)  # copied here: a copy of fake tensors reads memory that is not theirs
     real = [batch_of(pictures, boxes, width, ignore) for width in (128, 160)]
-    if tasks["boxes"].matching.kind == "atss":  # reads the grids off anchors that are on the CPU
-        for one in real:
-            maps = model(one.images[:1])["boxes"][: len(model.tasks["boxes"].levels)]
-            model.tasks["boxes"]._loss._grids_of(maps)
+    for one in real:  # the grids are read off anchors that are on the CPU, once for each size
+        maps = model(one.images[:1])["boxes"][: len(model.tasks["boxes"].levels)]
+        model.tasks["boxes"]._loss._grids_of(maps)
     watching = Watching()
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         to_gpu(model)
