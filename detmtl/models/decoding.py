@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from detmtl.models.anchors import Anchors
 from detmtl.models.boxcoder import decode
 from detmtl.models.distances import decode_distances, expected
+from detmtl.models.suppression import kept_of_all
 
 
 class Decoder(nn.Module):
     """Decodes, selects and suppresses; can be compiled by `torch.jit.script`.
 
     Scores and boxes are float32 (float64 for float64 outputs) whatever the outputs' type. Candidates
-    are found on logits, so that only theirs see a sigmoid, and only theirs are decoded.
+    are found on logits, so that only theirs see a sigmoid, and only theirs are decoded. On a CPU picture by
+    picture, on a GPU all pictures together: the same up to the order of equal scores.
     """
 
     def __init__(
@@ -67,25 +69,48 @@ class Decoder(nn.Module):
                 head has it, for each: see `RetinaHead.forward`.
             sizes: (B, 2) true height and width of each picture.
         """
+        anchors, logits, boxes, quality = self._parts(outputs)
+        if outputs[0].is_cuda:
+            return self._together(anchors, logits, boxes, quality, sizes)
+        return self._one_by_one(anchors, logits, boxes, quality, sizes)
+
+    def _parts(
+        self, outputs: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+        """Returns of each level anchors (R, 4), logits (B, R, C), what the head says of boxes
+        (B, R, numbers), and quality (B, R, 1); without that branch the last list is empty."""
         num_levels = len(outputs) // self.parts
-        anchors = self.anchors(outputs[:num_levels])
         logits: list[Tensor] = []
-        deltas: list[Tensor] = []
+        boxes: list[Tensor] = []
+        quality: list[Tensor] = []
         for level in range(num_levels):
             logits.append(_rows(outputs[level], self.num_classes))
-            deltas.append(_rows(outputs[num_levels + level], 4 * (self.bins + 1)))
+            boxes.append(_rows(outputs[num_levels + level], 4 * (self.bins + 1)))
+        for level in range(2 * num_levels, len(outputs)):
+            quality.append(_rows(outputs[level], 1))
+        return self.anchors(outputs[:num_levels]), logits, boxes, quality
+
+    def _one_by_one(
+        self,
+        anchors: list[Tensor],
+        logits: list[Tensor],
+        said: list[Tensor],
+        quality: list[Tensor],
+        sizes: Tensor,
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Returns what `forward` does, of what `_parts` returns: picture by picture, with few numbers."""
         results: list[tuple[Tensor, Tensor, Tensor]] = []
         for picture in range(len(sizes)):
             boxes: list[Tensor] = []
             scores: list[Tensor] = []
             classes: list[Tensor] = []
-            for level in range(num_levels):
+            for level in range(len(logits)):
                 score, row, cls = self._candidates(logits[level][picture])
-                if self.parts == 3:
-                    quality = _rows(outputs[2 * num_levels + level][picture][None], 1)[0, :, 0]
-                    score, kept = self._with_quality(score, quality[row])
-                    row, cls = row[kept], cls[kept]
-                boxes.append(self._boxes(anchors[level][row], deltas[level][picture][row]))
+                if len(quality) > 0:
+                    score = self._with_quality(score, quality[level][picture, :, 0][row])
+                    kept = torch.nonzero(score > self.score_threshold).squeeze(1)
+                    score, row, cls = score[kept], row[kept], cls[kept]
+                boxes.append(self._boxes(anchors[level][row], said[level][picture][row]))
                 scores.append(score)
                 classes.append(cls)
             height, width = sizes[picture][0], sizes[picture][1]
@@ -94,6 +119,48 @@ class Decoder(nn.Module):
                     _clip(torch.cat(boxes), height, width), torch.cat(scores), torch.cat(classes)
                 )
             )
+        return results
+
+    def _together(
+        self,
+        anchors: list[Tensor],
+        logits: list[Tensor],
+        said: list[Tensor],
+        quality: list[Tensor],
+        sizes: Tensor,
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Returns what `forward` does, of what `_parts` returns: all pictures in one go, with shapes that
+        do not depend on what is found until the suppression."""
+        all_boxes: list[Tensor] = []
+        all_scores: list[Tensor] = []
+        all_classes: list[Tensor] = []
+        for level in range(len(logits)):
+            x = logits[level]
+            row = torch.arange(x.size(1), device=x.device).expand(x.size(0), -1)
+            if x.size(1) > self.candidates:  # the best are among the rows whose best are the best
+                row = x.amax(2).topk(self.candidates, dim=1)[1]
+                x = x.gather(1, row.unsqueeze(2).expand(-1, -1, x.size(2)))
+            values, place = x.flatten(1).topk(min(self.candidates, x.size(1) * x.size(2)), dim=1)
+            row = row.gather(1, torch.div(place, self.num_classes, rounding_mode="floor"))
+            score = torch.sigmoid(values if values.dtype == torch.float64 else values.float())
+            kept = score > self.score_threshold
+            if len(quality) > 0:
+                score = self._with_quality(score, quality[level][:, :, 0].gather(1, row))
+                kept = kept & (score > self.score_threshold)
+            numbers = said[level].size(2)
+            here = said[level].gather(1, row.unsqueeze(2).expand(-1, -1, numbers))
+            all_boxes.append(self._boxes(anchors[level][row], here))
+            all_scores.append(torch.where(kept, score, -1.0))
+            all_classes.append(place % self.num_classes)
+        scores, order = torch.cat(all_scores, 1).sort(dim=1, descending=True, stable=True)
+        boxes = torch.cat(all_boxes, 1).gather(1, order.unsqueeze(2).expand(-1, -1, 4))
+        boxes = _clip(boxes, sizes[:, :1], sizes[:, 1:])
+        classes = torch.cat(all_classes, 1).gather(1, order)
+        counts: list[int] = (scores >= 0).sum(1).tolist()
+        places = kept_of_all(boxes, classes, counts, self.nms, self.class_agnostic, self.detections)
+        results: list[tuple[Tensor, Tensor, Tensor]] = []
+        for i, at in enumerate(places):
+            results.append((boxes[i][at], scores[i][at], classes[i][at]))
         return results
 
     def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,17 +178,15 @@ class Decoder(nn.Module):
         row = torch.div(place, self.num_classes, rounding_mode="floor")
         return scores, row, place % self.num_classes
 
-    def _with_quality(self, scores: Tensor, quality: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the scores above the threshold, p ** (1 - w) * q ** w, and which of (K,) these are.
+    def _with_quality(self, scores: Tensor, quality: Tensor) -> Tensor:
+        """Returns p ** (1 - w) * q ** w.
 
         Args:
-            scores: (K,) class probabilities p.
-            quality: (K,) logits of q.
+            scores: class probabilities p.
+            quality: logits of q, of their shape.
         """
         q = torch.sigmoid(quality.to(scores.dtype))
-        scores = scores ** (1.0 - self.quality_power) * q**self.quality_power
-        kept = torch.nonzero(scores > self.score_threshold).squeeze(1)
-        return scores[kept], kept
+        return scores ** (1.0 - self.quality_power) * q**self.quality_power
 
     def _boxes(self, anchors: Tensor, outputs: Tensor) -> Tensor:
         """Returns the boxes (K, 4) of anchors (K, 4) and what the head says of them (K, numbers)."""
@@ -180,5 +245,6 @@ def _rows(maps: Tensor, numbers: int) -> Tensor:
 
 
 def _clip(boxes: Tensor, height: Tensor, width: Tensor) -> Tensor:
-    sides = torch.stack([width, height, width, height]).to(boxes.dtype)
+    """Returns boxes (..., 4) within pictures whose sides (...) have the shape of a box's corner."""
+    sides = torch.stack([width, height, width, height], dim=-1).to(boxes.dtype)
     return torch.minimum(boxes.clamp(min=0), sides)

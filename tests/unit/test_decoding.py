@@ -204,3 +204,40 @@ def test_above_finds_what_a_comparison_of_all_finds(count, dtype):
     values = torch.randn(count, generator=g).to(dtype)
     for limit in (-float("inf"), -0.5, 2.5, 9.0):
         assert torch.equal(above(values, limit), torch.nonzero(values > limit).squeeze(1))
+
+
+def _same(found, expected):
+    for ours, theirs in zip(found, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
+@pytest.mark.parametrize(
+    ("settings", "level"),
+    [
+        ({}, -3.0),
+        ({"detections": 5}, 1.0),  # nearly all of what is found is needed to find a few
+        ({"detections": 3000, "nms": 0.9}, 1.0),
+        ({"candidates": 50, "detections": 7}, -1.0),
+        ({"score_threshold": 0.0, "candidates": 100000}, -1.0),
+        ({"score_threshold": 0.3, "nms": 0.2, "class_agnostic": True}, 0.0),
+        ({}, -40.0),  # nothing
+        ({"bins": 8, "reach": 1.5, "quality": True, "quality_power": 0.3}, None),
+    ],
+)
+def test_all_pictures_together_give_what_each_gives_alone(settings, level):
+    """As a GPU decodes; of float64, whose scores are seldom equal: their order is not the same in both."""
+    decoder = _decoder(**settings)
+    outputs = _with_distributions(True) if level is None else _outputs(level=level)
+    outputs = [
+        torch.cat([x, x.flip(0) - 0.5, x - 9.0]).double() for x in outputs
+    ]  # little in the last
+    sizes = torch.tensor([[96, 128], [77, 101]] * 3)
+    expected = decoder(outputs, sizes)
+    assert (level == -40.0) == (not sum(len(scores) for _, scores, _ in expected))
+    parts = decoder._parts(outputs)
+    _same(decoder._together(*parts, sizes), expected)
+    scripted = torch.jit.script(decoder)
+    _same(scripted._together(*parts, sizes), expected)
+    few = _decoder(**settings)._together(*decoder._parts([x[:1] for x in outputs]), sizes[:1])
+    _same(few, expected[:1])
