@@ -199,7 +199,9 @@ def main() -> None:
     settings = TrainSettings(steps=1000, precision=args.precision)
     optim = OptimSettings(name="sgd", lr=LR)
     state = prepared(ours(CLASSES, network), settings, optim, args.device)
-    step = step_of(state, batch_of(pictures, args.boxes, side, side, CLASSES), settings, optim.clip)
+    batch = batch_of(pictures, args.boxes, side, side, CLASSES)
+    batch = batch.pin_memory() if gpu else batch  # as a loader hands it over
+    step = step_of(state, batch, settings, optim.clip)
     synchronize = torch.cuda.synchronize if gpu else lambda: None
     for _ in range(5 if gpu else 1):
         step()

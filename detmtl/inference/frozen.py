@@ -46,7 +46,7 @@ def compiled(model: MultiTask, dtype: torch.dtype) -> Network:
     """
     network = in_dtype(model, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     on_gpu = next(network.parameters()).is_cuda
-    options = {"freezing": True, "triton.cudagraphs": on_gpu}
+    options = {"freezing": True} | ({"triton.cudagraphs": True} if on_gpu else {})
     fast = torch.compile(network, dynamic=False, options=options)
     return _kept(fast) if on_gpu else fast
 
