@@ -17,7 +17,7 @@ import gc
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -224,8 +224,10 @@ def light(rounds: int, config: str, overrides: list[str]) -> list[Row]:
     ]
 
 
-def on_gpu(rounds: int, pictures: int, boxes: int, side: int) -> list[Row]:
-    """Times the step on a GPU; returns pictures per second and memory."""
+def on_gpu(
+    rounds: int, pictures: int, boxes: int, side: int, without: Sequence[str] = ()
+) -> list[Row]:
+    """Times the step on a GPU, but for the ways `without`; returns pictures per second and memory."""
     device = torch.device("cuda")
     batch = on(batch_of(pictures, boxes, side, side, CLASSES), device)
     half = torch.bfloat16
@@ -249,7 +251,8 @@ def on_gpu(rounds: int, pictures: int, boxes: int, side: int) -> list[Row]:
     }
     ways, memory = {}, {}
     for name, make in makers.items():
-        ways[name], memory[name] = weighed(make)
+        if name not in without:
+            ways[name], memory[name] = weighed(make)
     seconds = in_turn(ways, rounds, warmup=3, synchronize=torch.cuda.synchronize)
     speeds = {n: pictures / statistics.median(seconds[n]) for n in ways}
     told = {n: f"{n}: {speeds[n]:.0f} pictures/s, {memory[n]:.1f} GiB" for n in ways}
@@ -307,7 +310,7 @@ def graphed(
         take()
     fresh = _copied(batch)
 
-    def replay() -> None:
+    def replay(keeping: Way = take) -> None:  # weights and momenta, which the graph only points to
         _fill(batch, fresh)
         graph.replay()
 
@@ -349,6 +352,9 @@ def main() -> None:
     parser.add_argument("--config", default="bccd_retina.yaml")
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--results", type=Path)
+    parser.add_argument(
+        "--without", action="append", default=[], help="a way to leave out on a GPU"
+    )
     parser.add_argument("--weigh", choices=["detmtl", "torchvision"])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -357,7 +363,8 @@ def main() -> None:
         return
     rows: list[Row] = []
     if args.device == "cuda":
-        rows = on_gpu(args.rounds * 4, args.pictures or 16, args.boxes, args.side or 800)
+        pictures, side = args.pictures or 16, args.side or 800
+        rows = on_gpu(args.rounds * 4, pictures, args.boxes, side, args.without)
     else:
         keep_freed_memory()  # as detmtl's command line does; both gain by it
         unknown = set(args.parts.split(",")) - set(PARTS)

@@ -5,6 +5,9 @@ Float32 here means float32: convolutions may not round to TF32, as torch lets th
 
 import os
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -111,7 +114,7 @@ def test_losses_and_their_gradients_are_those_of_a_cpu(gpu, name, compiled):
 
     def result(device: torch.device) -> tuple[dict[str, Tensor], list[Tensor]]:
         task = model_of(settings).tasks["boxes"].to(device)  # a new one: a normalizer may remember
-        leaves = [x.to(device).requires_grad_() for x in outputs]
+        leaves = [x.detach().to(device).requires_grad_() for x in outputs]
         terms = task.loss(leaves, batch.to(device))
         torch.stack(list(terms.values())).sum().backward()
         gradients = [x.grad.cpu() for x in leaves if x.grad is not None]
@@ -124,8 +127,20 @@ def test_losses_and_their_gradients_are_those_of_a_cpu(gpu, name, compiled):
             found = result(gpu)
     else:
         found = result(gpu)
+    assert len(found[1]) == len(expected[1]) > 3
     torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-4, atol=1e-6)
+
+
+@contextmanager
+def waiting_is_an_error() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype feature")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 BALANCERS = ["fixed", "uncertainty", "dwa", "famo", "geometric", "gradnorm", "pcgrad"]
@@ -159,14 +174,11 @@ def test_a_step_of_all_tasks_waits_for_nothing(gpu, kind):
     for batch in batches:
         step(batch)
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting_is_an_error():
         with pytest.raises(RuntimeError, match="synchroniz"):
             torch.ones(1, device=gpu).item()
         for batch in batches:
             step(batch)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert all(torch.isfinite(torch.tensor(v)) for v in watch.check().values())
 
 
@@ -176,10 +188,12 @@ def detector() -> tuple[LoadedModel, list[Tensor]]:
     model = model_of({"boxes": DetectionConfig()}).eval()
     with torch.no_grad():
         last = model.tasks["boxes"].head.class_logits
-        last.weight.normal_()
+        last.weight.normal_(std=0.3)
         last.bias.zero_()
     g = torch.Generator().manual_seed(2)
-    pictures = [torch.randint(0, 256, (3, 96, w), dtype=torch.uint8, generator=g) for w in (96, 64)]
+    pictures = [
+        torch.randint(0, 256, (3, 96, w), dtype=torch.uint8, generator=g) for w in (96, 128)
+    ]
     return LoadedModel(model, tuple(NAMES), 96, 128, {}), pictures
 
 
@@ -211,9 +225,10 @@ def test_a_compiled_predictor_finds_the_same_and_keeps_what_it_gave(gpu, detecto
     compiled = Predictor(loaded, gpu, compile=True)
     for _ in range(3):  # the graph is recorded in the second call and replayed in the third
         found = boxes_of(compiled, pictures[:1])
-        outputs = compiled._compiled(pictures[0][None].to(gpu))
-        before = [x.clone() for x in outputs["boxes"]]
-        compiled._compiled(pictures[0].flip(0)[None].to(gpu))
+        with torch.inference_mode():
+            outputs = compiled._compiled(pictures[0][None].to(gpu))
+            before = [x.clone() for x in outputs["boxes"]]
+            compiled._compiled(pictures[0].flip(0)[None].to(gpu))
         assert all(torch.equal(a, b) for a, b in zip(before, outputs["boxes"], strict=True))
         assert_same(expected[:1], found, pictures[:1])
     torch._dynamo.reset()
