@@ -228,8 +228,7 @@ def main() -> None:
             f"{network} with a pyramid, batch norm and the first two stages frozen, {CLASSES} classes; "
             f"{pictures} pictures of {side} px with {args.boxes} boxes; {args.precision}, channels_last, "
             f"SGD, EMA; mean of {args.steps} steps. A step takes {plain * 1e3:.0f} ms without the profiler "
-            f"and {wall * 1e3:.0f} ms with it."
-            + ("" if gpu else " It has not run on a GPU."),
+            f"and {wall * 1e3:.0f} ms with it.",
             "",
             "A row's time is its operators' own; 'rest' is what lies between the stages; backward rows "
             "belong to the stage whose operators made the graph. `waiting` reads the losses, which on a "

@@ -65,10 +65,10 @@ ALL_TASKS = {
 
 
 @pytest.fixture(autouse=True)
-def gpu() -> torch.device:
+def gpu(monkeypatch) -> torch.device:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    torch.backends.cudnn.allow_tf32 = False
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     return torch.device("cuda", torch.cuda.current_device())
 
 
@@ -218,6 +218,7 @@ def test_detections_and_an_exported_file_are_those_of_a_cpu(gpu, detector, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")
 def test_a_compiled_predictor_finds_the_same_and_keeps_what_it_gave(gpu, detector):
     loaded, pictures = detector
     expected = boxes_of(Predictor(loaded), pictures)
