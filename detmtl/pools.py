@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from detmtl.config import GoldTeacher, RunSettings, settings_from
+from detmtl.config import RunSettings, settings_from
+from detmtl.config_parts import GoldTeacher
 from detmtl.data.coco import CocoSource, read_labels
 from detmtl.data.coco_writer import written_details
 from detmtl.data.joined import joined, with_boxes

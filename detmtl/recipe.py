@@ -17,7 +17,8 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from detmtl.config import GoldTeacher, RunSettings
+from detmtl.config import RunSettings
+from detmtl.config_parts import GoldTeacher
 from detmtl.data.loader import batches, evaluation_batches
 from detmtl.data.mixture import Mixture
 from detmtl.data.source import Source

@@ -21,19 +21,20 @@ from detmtl.structures.sample import Batch
 
 def online_kinds(settings: RunSettings) -> list[Kind]:
     """Returns the kinds of labels that the teacher of mode online writes; [] in other modes."""
-    if settings.mix.mode != "online":
+    online = settings.when_online()
+    if online is None:
         return []
-    tasks, names = settings.online_tasks(), settings.data.names()
+    tasks, names = online.finders, settings.data.names()
     makers: dict[str, Callable[[str], Kind]] = {
         "boxes": lambda task: OnlineBoxes(
             task,
             settings.data.label_space(),
-            settings.online_floor(),
-            settings.online_select(),
-            settings.online_overlay(),
+            online.floor,
+            online.select,
+            online.overlay,
         ),
-        "maps": lambda task: OnlineMaps(task, names["maps"], settings.online_select_maps()),
-        "tags": lambda task: OnlineTags(task, names["tags"], settings.online_select_tags()),
+        "maps": lambda task: OnlineMaps(task, names["maps"], online.select_maps),
+        "tags": lambda task: OnlineTags(task, names["tags"], online.select_tags),
     }
     return [make(tasks[kind]) for kind, make in makers.items() if kind in settings.online.labels]
 
@@ -44,10 +45,10 @@ def online_gold(settings: RunSettings, sources: Mapping[str, Source], val: Sourc
     Raises:
         InputError: as `audit_pictures`.
     """
-    audit_on = settings.online_audit()
-    if audit_on is None:
+    online = settings.when_online()
+    if online is None or online.audit is None:
         return None
-    gold = val if audit_on == "val" else sources[audit_on]
+    gold = val if online.audit == "val" else sources[online.audit]
     return audit_pictures(gold, settings.online.audit_pictures, online_kinds(settings))
 
 
@@ -73,6 +74,8 @@ def online_stream(
         common: arguments of `drafts` that all modes have.
     """
     kinds, start = online_kinds(settings), mixture.first_step_of_last_phase()
+    online = settings.when_online()
+    pools = online.pools if online else []
     precision, audits = settings.train.precision, None
     if gold is not None and settings.online.audit_every is not None:
         audits = Audits(
@@ -86,7 +89,7 @@ def online_stream(
             precision,
         )
     choices = Choices(kinds, start, audits)
-    waiting = drafts(mixture, augment, settings.online_pools(), **common)
+    waiting = drafts(mixture, augment, pools, **common)
     labelled = online_batches(
         waiting, common["start_step"], state, mixture.sources, augment, choices, kinds, precision
     )

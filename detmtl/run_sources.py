@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from detmtl.config import GoldTeacher, RunSettings
+from detmtl.config import RunSettings
+from detmtl.config_parts import GoldTeacher
 from detmtl.data.details import nowhere_known
 from detmtl.data.scenes import render_scenes
 from detmtl.data.source import Source
@@ -47,7 +48,9 @@ def load_sources(
         InputError: faults in the data, or a picture to measure on is among those to train on.
     """
     data = settings.data
-    wanted = set(settings.mix_sources()) | ({settings.online_audit()} & set(data.sources))
+    online = settings.when_online()
+    judges = None if online is None else online.audit
+    wanted = set(settings.mix_sources()) | ({judges} & set(data.sources))
     if settings.silver:
         wanted |= {n for n in data.sources if n == settings.silver.audit}
         # a part is one of all gold sources, whatever the mix is
@@ -87,7 +90,6 @@ def load_sources(
                     learned_sources(settings, loaded),
                     audit_source(settings, loaded, loaded["val"]),
                 )
-            judges = settings.online_audit()
             if judges is not None and judges != "val":  # val is compared above
                 refuse_overlap([loaded[n] for n in settings.mix_sources()], [loaded[judges]])
     except InputError as error:
@@ -106,24 +108,25 @@ def to_be_labelled(settings: RunSettings, sources: Mapping[str, Source]) -> dict
         InputError: people have left nothing for mode online to label.
     """
     wanted = settings.mix_sources()
-    online = [n for n in settings.online_pools() if n in wanted]
+    online = settings.when_online()
+    pools = [n for n in online.pools if n in wanted] if online else []
     where = "online.pools" if settings.online.pools is not None else "silver.pools"
     written = settings.online.labels
     problems = [
         f"{where}: people have given all {' and '.join(written)} of '{n}', and nothing is left for mode "
         "online to label; take it out, or leave these labels unread: boxes by kind folder (`listed` takes "
         "the pictures that a COCO file names), maps and tags by leaving them out of the source"
-        for n in online
+        for n in pools
         if all(_whole(sources[n], kind) for kind in written)
     ]
     if problems:
         raise InputError(problems)
-    found = {n: _pool(settings, sources[n]) if n in online else sources[n] for n in wanted}
-    drawn = online if "boxes" in written else []
+    found = {n: _pool(settings, sources[n]) if n in pools else sources[n] for n in wanted}
+    drawn = pools if "boxes" in written else []
     kept = {
         s.name: s for s in without_doubles(list(found.values()), settings.offline_pools() + drawn)
     }
-    for n in online:
+    for n in pools:
         others = [other for other in kept.values() if other.name != n]
         if n in drawn:
             kept[n] = given_gold(kept[n], others)[0]

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from detmtl.comparing.settings import TEACHER, Changes, CompareSettings, SplitSettings, base_config
-from detmtl.config import GoldTeacher, RunSettings, settings_from
+from detmtl.config import RunSettings, settings_from
+from detmtl.config_parts import GoldTeacher
 from detmtl.pools import teacher_settings
 from detmtl.structures.errors import InputError
 from detmtl.yaml_settings import override, read_yaml

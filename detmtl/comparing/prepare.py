@@ -25,7 +25,8 @@ from detmtl.comparing.plan import (
 )
 from detmtl.comparing.scores import final_source
 from detmtl.comparing.start import start_digest
-from detmtl.config import GoldTeacher, RunSettings
+from detmtl.config import RunSettings
+from detmtl.config_parts import GoldTeacher
 from detmtl.data.source import Source
 from detmtl.engine.distributed import Process
 from detmtl.inputs import input_hashes, named_files

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ def compiled(model: MultiTask, dtype: torch.dtype) -> Network:
     """
     network = in_dtype(model, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     on_gpu = next(network.parameters()).is_cuda
-    options = {"freezing": True} | ({"triton.cudagraphs": True} if on_gpu else {})
+    options: dict[str, Any] = {"freezing": True} | ({"triton.cudagraphs": True} if on_gpu else {})
     fast = torch.compile(network, dynamic=False, options=options)
     return _kept(fast) if on_gpu else fast
 

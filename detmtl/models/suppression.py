@@ -52,7 +52,7 @@ def _counted(keep: Tensor) -> list[int]:
 
 def _few(found: list[int], counts: list[int], first: int, wanted: int) -> bool:
     """Returns whether a picture has fewer boxes than wanted, and had more than were looked at."""
-    for i in range(len(counts)):
+    for i in range(len(counts)):  # noqa: SIM110 (TorchScript knows no generators)
         if found[i] < wanted and counts[i] > first:
             return True
     return False

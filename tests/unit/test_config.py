@@ -255,10 +255,10 @@ def test_online_needs_no_silver_section(write):
     path = write(ONLINE)
     settings = read_settings(path)
     assert settings.mix_sources() == ["gold", "pool"]
-    assert settings.online_pools() == ["pool"] and settings.online_audit() == "val"
-    assert read_settings(path, ["online.audit_every=null"]).online_audit() is None
+    assert settings.when_online().pools == ["pool"] and settings.when_online().audit == "val"
+    assert read_settings(path, ["online.audit_every=null"]).when_online().audit is None
     # other modes have nobody to label the folder, and no pools that are labelled as they come
-    assert read_settings(path, ["mix.mode=gold"]).online_pools() == []
+    assert read_settings(path, ["mix.mode=gold"]).when_online() is None
     (problem,) = problems(path, "mix.mode=concat")
     assert "data.sources.pool: is of kind folder" in problem
 
@@ -266,11 +266,11 @@ def test_online_needs_no_silver_section(write):
 def test_online_takes_what_silver_says_unless_told_otherwise(write):
     silver = "silver={teacher: {kind: gold}, pools: [pool], select: {threshold: 0.8}}"
     settings = read_settings(write(ONLINE), [silver])
-    assert settings.online_pools() == ["pool"]
-    assert settings.online_select().threshold == 0.8
+    assert settings.when_online().pools == ["pool"]
+    assert settings.when_online().select.threshold == 0.8
     own = read_settings(write(ONLINE), [silver, "online.select={threshold: 0.6}"])
-    assert own.online_select().threshold == 0.6
-    assert read_settings(write(ONLINE)).online_select().threshold == 0.5
+    assert own.when_online().select.threshold == 0.6
+    assert read_settings(write(ONLINE)).when_online().select.threshold == 0.5
 
 
 def test_online_mistakes_are_told(write):
@@ -319,7 +319,7 @@ def test_online_has_one_teacher_and_a_task_for_what_it_writes(write):
     assert "online.select.fusion: mode online has one teacher" in problem
     # what several teachers of other pools need is no fault
     silver = "silver={teacher: {kind: gold}, pools: [pool], select: {fusion: {method: nms}}}"
-    assert read_settings(path, [silver]).online_select().fusion.method == "nms"
+    assert read_settings(path, [silver]).when_online().select.fusion.method == "nms"
     maps = ONLINE.replace("{kind: detection}", "{kind: semantic}")
     text = "\n".join(problems(write(maps.replace("boxes:", "sky:")), "data.maps={classes: [sky]}"))
     assert "online.labels: has boxes, and no task finds boxes" in text
@@ -328,11 +328,11 @@ def test_online_has_one_teacher_and_a_task_for_what_it_writes(write):
 
 def test_online_lays_its_boxes_under_gold_as_silver_does(write):
     path = write(ONLINE)
-    assert read_settings(path).online_overlay() == OverlaySettings()
+    assert read_settings(path).when_online().overlay == OverlaySettings()
     silver = "silver={teacher: {kind: gold}, pools: [pool], overlay: {double: 0.7}}"
-    assert read_settings(path, [silver]).online_overlay().double == 0.7
+    assert read_settings(path, [silver]).when_online().overlay.double == 0.7
     own = read_settings(path, [silver, "online.overlay={double: 0.3}"])
-    assert own.online_overlay().double == 0.3
+    assert own.when_online().overlay.double == 0.3
 
 
 def test_balancing_is_told_apart_by_kind(write):

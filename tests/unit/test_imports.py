@@ -16,6 +16,8 @@ LAYERS = [
     {"teachers"},
     {"report"},
     {"yaml_settings"},
+    {"config_parts"},
+    {"config_online"},
     {"config"},
     {"run_folder", "inputs"},
     {"pools"},
