@@ -16,6 +16,7 @@ from pycocotools.cocoeval import COCOeval
 
 from detmtl.data.outlines import encoded, pasted
 from detmtl.metrics.coco import NUMBERS
+from detmtl.metrics.shape_counts import ShapeCounts
 from detmtl.metrics.two_sided import TwoSided
 from detmtl.structures.boxes import area, xyxy_to_xywh
 from detmtl.structures.details import NO_MASK
@@ -80,9 +81,16 @@ class MaskMetric(TwoSided[_Sides, _Sum]):
 
     def compute(self) -> dict[str, float]:
         """Returns name -> value in [0, 1] or NaN."""
-        evaluation = _evaluated(self._pictures, self.class_names, "segm")
+        evaluation = _evaluated(_judged(self._pictures, self.class_names, "segm"))
         numbers = _numbers(evaluation, NUMBERS, self.class_names)
         return numbers | {"on_truth/IoU": _mean_of(self._on_truth)}
+
+    def per_picture(self) -> ShapeCounts:
+        """Returns what was collected, picture by picture in the order of their sources and ids."""
+        pictures, on_truth = _together(self._pictures, self._on_truth)
+        judge = _judged(pictures, self.class_names, "segm")
+        sizes = ("", "small", "medium", "large")
+        return ShapeCounts.of(judge.evalImgs, self.class_names, sizes, sizes[1:], on_truth, "IoU")
 
 
 class KeypointMetric(TwoSided[_Sides, _Sum]):
@@ -144,12 +152,23 @@ class KeypointMetric(TwoSided[_Sides, _Sum]):
 
     def compute(self) -> dict[str, float]:
         """Returns name -> value in [0, 1] or NaN."""
-        kept = {c: i for i, c in enumerate(self.class_names) if c in self._with_points}
-        evaluation = _evaluated(self._pictures, kept, "keypoints", self._sigmas)
+        kept = self._kept()
+        evaluation = _evaluated(_judged(self._pictures, kept, "keypoints", self._sigmas))
         numbers = _numbers(evaluation, _KEYPOINT_NUMBERS, list(kept), most=0)
         recall = evaluation["recall"][:, :, 0, 0]
         numbers["AR"] = _mean(recall)
         return numbers | {"on_truth/OKS": _mean_of(self._on_truth)}
+
+    def per_picture(self) -> ShapeCounts:
+        """Returns what was collected, picture by picture in the order of their sources and ids."""
+        pictures, on_truth = _together(self._pictures, self._on_truth)
+        judge = _judged(pictures, self._kept(), "keypoints", self._sigmas)
+        sizes = ("", "medium", "large")
+        return ShapeCounts.of(judge.evalImgs, [*self._kept()], sizes, (), on_truth, "OKS")
+
+    def _kept(self) -> dict[str, int]:
+        """Returns the classes that have keypoints -> their index."""
+        return {c: i for i, c in enumerate(self.class_names) if c in self._with_points}
 
 
 def similarities(
@@ -239,13 +258,22 @@ def _with_keypoints(labels: BoxLabels, rows: list[_Row]) -> list[_Row]:
     return rows
 
 
-def _evaluated(
+def _together(
+    pictures: Mapping[tuple[str, int], _Sides], on_truth: Mapping[tuple[str, int], _Sum]
+) -> tuple[dict[tuple[str, int], _Sides], np.ndarray]:
+    """Returns the pictures of both, and (I, 2) what was summed on their boxes of truth, in their order."""
+    keys = sorted({*pictures, *on_truth})
+    sums = [on_truth.get(key, (0.0, 0)) for key in keys]
+    return {key: pictures.get(key, ([], [])) for key in keys}, np.array(sums).reshape(-1, 2)
+
+
+def _judged(
     pictures: Mapping[tuple[str, int], _Sides],
     categories: Sequence[str] | Mapping[str, int],
     kind: str,
     sigmas: np.ndarray | None = None,
-) -> dict[str, np.ndarray]:
-    """Returns precision (T, R, C, A, L) and recall (T, C, A, L) of pycocotools, -1 where there is no truth.
+) -> Any:
+    """Returns pycocotools' evaluation of all pictures, whose `evalImgs` are there.
 
     Args:
         pictures: truth and detections of each.
@@ -281,13 +309,20 @@ def _evaluated(
         evaluation = judge(*sides, iouType=kind)
         if sigmas is not None:
             evaluation.params.kpt_oks_sigmas = sigmas
-        shape = (len(evaluation.params.iouThrs), len(named), len(evaluation.params.areaRng))
-        limits = len(evaluation.params.maxDets)
-        if not pictures or not named:
-            recalls = len(evaluation.params.recThrs)
-            precision = -np.ones((shape[0], recalls, *shape[1:], limits))
-            return {"precision": precision, "recall": -np.ones((*shape, limits))}
-        evaluation.evaluate()
+        if pictures and named:
+            evaluation.evaluate()
+    return evaluation
+
+
+def _evaluated(evaluation: Any) -> dict[str, np.ndarray]:
+    """Returns precision (T, R, C, A, L) and recall (T, C, A, L) of pycocotools, -1 where there is no truth,
+    of what `_judged` returns."""
+    params = evaluation.params
+    if not len(params.imgIds) or not len(params.catIds):
+        shape = (len(params.catIds), len(params.areaRng), len(params.maxDets))
+        precision = -np.ones((len(params.iouThrs), len(params.recThrs), *shape))
+        return {"precision": precision, "recall": -np.ones((len(params.iouThrs), *shape))}
+    with redirect_stdout(io.StringIO()):
         evaluation.accumulate()
     return {what: np.asarray(evaluation.eval[what]) for what in ("precision", "recall")}
 

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from detmtl.metrics.attributes import AttributeCounts, AttributeMetric
+from detmtl.metrics.coco_details import KeypointMetric, MaskMetric
 from detmtl.metrics.dense import MapCounts, MapMetric
 from detmtl.metrics.depth import DepthMetric, DepthSums
 from detmtl.metrics.per_picture import PerPicture
+from detmtl.metrics.shape_counts import ShapeCounts
 from detmtl.metrics.tags import TagMetric, TagScores
 
 MOST_BYTES = 2**28
@@ -20,6 +22,8 @@ _KINDS: dict[type, tuple[str, type]] = {
     TagMetric: ("tags", TagScores),
     DepthMetric: ("depth", DepthSums),
     AttributeMetric: ("attributes", AttributeCounts),
+    MaskMetric: ("masks", ShapeCounts),
+    KeypointMetric: ("keypoints", ShapeCounts),
 }
 """Boxes are not among them: their matches follow from a run's detections."""
 
