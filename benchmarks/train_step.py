@@ -249,6 +249,11 @@ def on_gpu(
         "detmtl CUDA graph": replayed,
         best: lambda: replayed("default"),
     }
+    unknown = set(without) - set(makers) | {peer} & set(without)
+    if unknown:
+        raise SystemExit(
+            f"--without {', '.join(unknown)}: may be left out: {', '.join([*makers][1:])}"
+        )
     ways, memory = {}, {}
     for name, make in makers.items():
         if name not in without:

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo import config as dynamo
+from torch.nn import functional as F
 
 from detmtl.models.fold import fold_batch_norms, has_batch_norm
 from detmtl.models.semantic_head import SemanticHead
@@ -34,12 +36,17 @@ def in_dtype(model: MultiTask, dtype: torch.dtype) -> MultiTask:
     return model
 
 
+GRAPHS = 64
+"""Of one network, for sizes and numbers of pictures; torch's own 8 are soon used up, the rest is eager."""
+
+
 def compiled(model: MultiTask, dtype: torch.dtype) -> Network:
     """Returns the network in `dtype`, compiled by torch with its weights as constants.
 
-    Each size of picture, and on a GPU each number of pictures, is compiled when it first comes, in some
-    seconds to minutes; worth it for many pictures of few sizes. Needs a C++ compiler on a CPU. On a GPU it is
-    one CUDA graph, with memory of its own. To be called without gradients.
+    Each size of picture, and each number of pictures at once, is compiled when it first comes, in some
+    seconds to minutes; worth it for many pictures of few sizes. Needs a C++ compiler on a CPU. On a GPU each
+    is a CUDA graph with memory of its own, and numbers are filled up with empty pictures to powers of 2,
+    so that there are few. To be called without gradients.
 
     Args:
         model: in evaluation mode; not changed.
@@ -49,14 +56,17 @@ def compiled(model: MultiTask, dtype: torch.dtype) -> Network:
     on_gpu = next(network.parameters()).is_cuda
     options: dict[str, Any] = {"freezing": True} | ({"triton.cudagraphs": True} if on_gpu else {})
     fast = torch.compile(network, dynamic=False, options=options)
-    return _kept(fast) if on_gpu else fast
-
-
-def _kept(network: Network) -> Network:
-    """Returns the network with outputs that stay as they are when it is called again, unlike a graph's."""
 
     def call(images: Tensor) -> dict[str, list[Tensor]]:
-        torch.compiler.cudagraph_mark_step_begin()
-        return {name: [x.clone() for x in maps] for name, maps in network(images).items()}
+        with dynamo.patch(recompile_limit=GRAPHS):
+            return _replayed(fast, images) if on_gpu else fast(images)
 
     return call
+
+
+def _replayed(network: Network, images: Tensor) -> dict[str, list[Tensor]]:
+    """Returns what a CUDA graph gives, in memory that it does not write to again."""
+    count = len(images)
+    filled = F.pad(images, (0, 0, 0, 0, 0, 0, 0, (1 << (count - 1).bit_length()) - count))
+    torch.compiler.cudagraph_mark_step_begin()
+    return {n: [x[:count].clone() for x in maps] for n, maps in network(filled).items()}

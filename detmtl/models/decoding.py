@@ -1,7 +1,8 @@
 """Raw outputs of a detection head to boxes.
 
 Letters: B pictures, C classes, L levels, A anchors per position, H and W positions of a level,
-N boxes of a picture, K candidates.
+N boxes of a picture, K candidates,
+R rows (anchors of a level).
 Source: Lin et al. 2017 (RetinaNet), arXiv 1708.02002, section 4.
 """
 
@@ -14,15 +15,16 @@ from torch import Tensor, nn
 from detmtl.models.anchors import Anchors
 from detmtl.models.boxcoder import decode
 from detmtl.models.distances import decode_distances, expected
-from detmtl.models.suppression import kept_of_all
+from detmtl.models.suppression import apart, kept_of_all
 
 
 class Decoder(nn.Module):
     """Decodes, selects and suppresses; can be compiled by `torch.jit.script`.
 
-    Scores and boxes are float32 (float64 for float64 outputs) whatever the outputs' type. Candidates
+    Boxes are float32, and scores too (float64 for float64 outputs), whatever the outputs' type. Candidates
     are found on logits, so that only theirs see a sigmoid, and only theirs are decoded. On a CPU picture by
-    picture, on a GPU all pictures together: the same up to the order of equal scores.
+    picture, on a GPU all pictures together: the same but for which of equal scores come first, or are
+    candidates at all.
     """
 
     def __init__(
@@ -98,7 +100,8 @@ class Decoder(nn.Module):
         quality: list[Tensor],
         sizes: Tensor,
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Returns what `forward` does, of what `_parts` returns: picture by picture, with few numbers."""
+        """Returns what `forward` does, of what `_parts` returns: picture by picture, each with its own
+        number of candidates."""
         results: list[tuple[Tensor, Tensor, Tensor]] = []
         for picture in range(len(sizes)):
             boxes: list[Tensor] = []
@@ -129,18 +132,25 @@ class Decoder(nn.Module):
         quality: list[Tensor],
         sizes: Tensor,
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Returns what `forward` does, of what `_parts` returns: all pictures in one go, with shapes that
-        do not depend on what is found until the suppression."""
+        """Returns what `forward` does, of what `_parts` returns: all pictures in one go, each with as many
+        candidates of a level as the picture that has most; those that it lacks have the score -1."""
+        best: list[Tensor] = []
+        counts: list[Tensor] = []
+        for x in logits:
+            row_best = x.amax(2)
+            above_limit = row_best > self.least_logit  # a NaN is not
+            best.append(torch.where(above_limit, row_best, -torch.inf))
+            counts.append(above_limit.sum(1).amax())
+        rows: list[int] = torch.stack(counts).tolist()
         all_boxes: list[Tensor] = []
         all_scores: list[Tensor] = []
         all_classes: list[Tensor] = []
         for level in range(len(logits)):
+            # the best of a level are among its rows whose best are the best
+            row = best[level].topk(min(self.candidates, rows[level]), dim=1)[1]
             x = logits[level]
-            row = torch.arange(x.size(1), device=x.device).expand(x.size(0), -1)
-            if x.size(1) > self.candidates:  # the best are among the rows whose best are the best
-                row = x.amax(2).topk(self.candidates, dim=1)[1]
-                x = x.gather(1, row.unsqueeze(2).expand(-1, -1, x.size(2)))
-            values, place = x.flatten(1).topk(min(self.candidates, x.size(1) * x.size(2)), dim=1)
+            x = x.gather(1, row.unsqueeze(2).expand(-1, -1, x.size(2))).flatten(1)
+            values, place = x.topk(min(self.candidates, x.size(1)), dim=1)
             row = row.gather(1, torch.div(place, self.num_classes, rounding_mode="floor"))
             score = torch.sigmoid(values if values.dtype == torch.float64 else values.float())
             kept = score > self.score_threshold
@@ -156,8 +166,7 @@ class Decoder(nn.Module):
         boxes = torch.cat(all_boxes, 1).gather(1, order.unsqueeze(2).expand(-1, -1, 4))
         boxes = _clip(boxes, sizes[:, :1], sizes[:, 1:])
         classes = torch.cat(all_classes, 1).gather(1, order)
-        counts: list[int] = (scores >= 0).sum(1).tolist()
-        places = kept_of_all(boxes, classes, counts, self.nms, self.class_agnostic, self.detections)
+        places = kept_of_all(boxes, scores, classes, self.nms, self.class_agnostic, self.detections)
         results: list[tuple[Tensor, Tensor, Tensor]] = []
         for i, at in enumerate(places):
             results.append((boxes[i][at], scores[i][at], classes[i][at]))
@@ -199,20 +208,17 @@ class Decoder(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns what is left of candidates (K, 4), (K,), (K,) after suppression, best first.
 
-        Classes are kept apart by shifting their boxes, in float64: in half precision that overflows,
-        in float32 it moves corners by some hundredths of a pixel. Suppression goes from the best
-        down, so a prefix of the candidates that yields enough detections yields the right ones.
+        Suppression goes from the best down, so a prefix of the candidates that yields enough detections
+        yields the right ones.
         """
         scores, order = scores.sort(descending=True, stable=True)
         boxes, classes = boxes[order], classes[order]
-        apart = boxes.double()
-        if not self.class_agnostic and apart.size(0) > 0:
-            apart = apart + (classes.double() * (apart.max() + 1.0)).unsqueeze(1)
+        shifted = boxes.double() if self.class_agnostic else apart(boxes, classes)
         count = min(boxes.size(0), 3 * self.detections // 2)
-        keep = torch.ops.torchvision.nms(apart[:count], scores[:count].double(), self.nms)
+        keep = torch.ops.torchvision.nms(shifted[:count], scores[:count].double(), self.nms)
         while keep.size(0) < self.detections and count < boxes.size(0):
             count = min(boxes.size(0), 4 * count)
-            keep = torch.ops.torchvision.nms(apart[:count], scores[:count].double(), self.nms)
+            keep = torch.ops.torchvision.nms(shifted[:count], scores[:count].double(), self.nms)
         keep = keep[: self.detections]
         return boxes[keep], scores[keep], classes[keep]
 

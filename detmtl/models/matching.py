@@ -119,6 +119,7 @@ def dense(
         overlap = _overlap(labels.boxes[:, block], counts[:, block], anchors, grids)
         if rules.force or some_class:
             top = overlap.amax(2, keepdim=True)
+            # 2.0 is no overlap: who is to reach nothing reaches it
             reached = overlap == top.masked_fill_((top <= 0) | (not rules.force), 2.0)
             forces = reached & ordinary[:, block, None] if some_class else reached
             forced |= forces.any(1)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from detmtl.inference.frozen import _replayed
 from detmtl.inference.predictor import (
     Predictor,
     load_checkpoint,
@@ -133,6 +134,21 @@ def test_a_compiled_network_is_the_whole_one_in_its_own_precision(checkpoint, mo
     assert options == {"dynamic": False, "options": {"freezing": True}}
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_a_graph_gets_few_numbers_of_pictures_and_its_outputs_are_copied(count):
+    seen, memory = [], torch.zeros(8, 3, 4, 4)
+
+    def graph(images):
+        seen.append(len(images))
+        return {"boxes": [memory[: len(images)].copy_(images)]}
+
+    images = torch.randint(1, 256, (count, 3, 4, 4), dtype=torch.uint8)
+    found = _replayed(graph, images)["boxes"][0]
+    memory.zero_()  # as the next call would
+    assert seen == [{1: 1, 2: 2, 5: 8}[count]]
+    assert torch.equal(found, images.float())
 
 
 def test_an_exported_file_is_not_compiled(tmp_path, monkeypatch):
