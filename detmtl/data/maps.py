@@ -91,8 +91,15 @@ class MapFolder(Settings):
     covers: list[str] | None = None
     missing: Literal["error", "absent", "drop"] = "error"
 
-    def load(self, pictures: FileNames, root: Path, classes: MapClasses, where: str) -> "Maps":
-        """Returns the maps of `pictures`.
+    def load(
+        self,
+        pictures: FileNames,
+        root: Path,
+        classes: MapClasses,
+        where: str,
+        grade: Grade = Grade.GOLD,
+    ) -> "Maps":
+        """Returns the maps of `pictures`; `grade` says who wrote them where their legend does not.
 
         Raises:
             InputError: with everything that is wrong, but for what only decoding shows.
@@ -110,7 +117,7 @@ class MapFolder(Settings):
             lookup=_lookup(legend, codes),
             coverage=coverage,
             weights=_weights(legend, codes),
-            grade=int(legend.grade),
+            grade=int(grade if legend.grade is None else legend.grade),
         )
 
     def _legend(self, root: Path, where: str) -> "Legend":
@@ -138,14 +145,14 @@ class Legend:
         categories: id -> name.
         other: ids of pixels that are none of the categories.
         weights, coverage: id -> number, where it is not 1.
-        grade: who wrote the maps.
+        grade: who wrote the maps; None: it does not say.
     """
 
     categories: Mapping[int, str]
     other: Sequence[int] = ()
     weights: Mapping[int, float] | None = None
     coverage: Mapping[int, float] | None = None
-    grade: Grade = Grade.GOLD
+    grade: Grade | None = None
 
     @classmethod
     def read(cls, path: Path) -> "Legend":
@@ -162,17 +169,17 @@ class Legend:
             raise InputError(f"{path}: is not JSON ({problem})") from None
         rows = _rows(data, path)
         facts = data if isinstance(data, dict) else {}
-        other, grade = facts.get("other", []), facts.get("grade", "gold")
+        other, grade = facts.get("other", []), facts.get("grade")
         if not (isinstance(other, list) and all(isinstance(x, int) for x in other)):
             raise InputError(f"{path}: 'other' is {other!r}; it needs a list of ids")
-        if grade not in ("gold", "silver"):
+        if grade not in (None, "gold", "silver"):
             raise InputError(f"{path}: 'grade' is {grade!r}; it is gold or silver")
         return cls(
             {row["id"]: row["name"] for row in rows},
             tuple(other),
             _numbers(rows, "weight", 1e6, path),
             _numbers(rows, "coverage", 1.0, path),
-            Grade[grade.upper()],
+            None if grade is None else Grade[grade.upper()],
         )
 
     def json(self) -> dict[str, Any]:
@@ -183,7 +190,8 @@ class Legend:
             | ({"coverage": self.coverage[i]} if self.coverage and i in self.coverage else {})
             for i, name in self.categories.items()
         ]
-        return {"categories": rows, "other": list(self.other), "grade": self.grade.name.lower()}
+        grade = {} if self.grade is None else {"grade": self.grade.name.lower()}
+        return {"categories": rows, "other": list(self.other)} | grade
 
 
 class SomeMaps(Protocol):

@@ -377,22 +377,22 @@ class SourceSettings(Settings):
     def _with_others(
         self, source: Source, root: Path, maps: MapClasses | None, tags: TagClasses | None
     ) -> Source:
-        where = f"source '{source.name}'"
+        where, grade = f"source '{source.name}'", Grade[self.grade.upper()]
         drop = np.zeros(len(source), dtype=bool)
         if self.maps is not None and maps is not None:
-            found = self.maps.load(source.files, root, maps, where)
+            found = self.maps.load(source.files, root, maps, where, grade)
             source = replace(source, maps=found)
             if self.maps.missing == "drop":
                 drop |= ~found.present()
         if self.tags is not None and tags is not None:
-            told = self.tags.load(source.files, root, tags, where)
+            told = self.tags.load(source.files, root, tags, where, grade)
             source = replace(source, tags=told)
             if self.tags.missing == "drop":
                 drop |= ~told.present
         elif tags is not None and tags.from_boxes and source.annotations is not None:
             source = replace(source, tags=BoxTags.of(source.classes, tags))
         if self.depth is not None:
-            measured = self.depth.load(source.files, root, where, source.grade)
+            measured = self.depth.load(source.files, root, where, grade)
             source = replace(source, depth=measured)
             if self.depth.missing == "drop":
                 drop |= ~measured.present()

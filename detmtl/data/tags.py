@@ -57,8 +57,15 @@ class TagFile(Settings):
     file: str
     missing: Literal["error", "absent", "drop"] = "error"
 
-    def load(self, pictures: FileNames, root: Path, classes: TagClasses, where: str) -> "Tags":
-        """Returns the tags of `pictures`.
+    def load(
+        self,
+        pictures: FileNames,
+        root: Path,
+        classes: TagClasses,
+        where: str,
+        grade: Grade = Grade.GOLD,
+    ) -> "Tags":
+        """Returns the tags of `pictures`; `grade` says who wrote them where the file does not.
 
         Raises:
             InputError: with everything that is wrong with the file.
@@ -93,7 +100,8 @@ class TagFile(Settings):
             ]
         if problems:
             raise InputError(problems)
-        grade = Grade.SILVER if data.get("grade") == "silver" else Grade.GOLD
+        if data.get("grade"):
+            grade = Grade[data["grade"].upper()]
         return Tags(targets, weights, present, np.full(len(pictures), grade, np.uint8))
 
 
@@ -205,6 +213,8 @@ def _object(path: Path) -> dict[str, Any]:
         problems.append(f"{path}: 'tags' lists a name twice")
     if not (isinstance(images, list) and all(map(_is_image, images))):
         problems.append(f"{path}: 'images' needs a list of objects with file_name")
+    if data.get("grade") not in (None, "gold", "silver"):
+        problems.append(f"{path}: 'grade' is {data['grade']!r}; it is gold or silver")
     if problems:
         raise InputError(problems)
     return data

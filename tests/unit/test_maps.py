@@ -9,6 +9,7 @@ from PIL import Image
 
 from detmtl.data.folder import FolderSource
 from detmtl.data.maps import FilledMaps, Legend, MapClasses, MapFolder, read_values, write_values
+from detmtl.data.tags import TagClasses, TagFile
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import OTHER, UNKNOWN, Grade
@@ -150,6 +151,34 @@ def test_a_legend_of_silver(root):
     assert labels.classes[0].tolist() == [0, 1, 1, OTHER, UNKNOWN, 0]
     assert labels.weights[0].tolist() == pytest.approx([0.9, 0.5, 0.5, 1, 1, 0.9])
     assert labels.coverage.tolist() == pytest.approx([0.7, 1, 0]) and labels.grade == Grade.SILVER
+
+
+@pytest.mark.parametrize(
+    ("said", "of_source", "expected"),
+    [
+        (None, "gold", Grade.GOLD),
+        (None, "silver", Grade.SILVER),
+        ("gold", "silver", Grade.GOLD),
+        ("silver", "gold", Grade.SILVER),
+    ],
+)
+def test_a_source_says_who_wrote_its_maps_and_tags_where_their_files_do_not(
+    root, said, of_source, expected
+):
+    own = {} if said is None else {"grade": said}
+    rows = [{"id": i, "name": n} for i, n in NAMES.items()]
+    (root / "legend.json").write_text(json.dumps({"categories": rows} | own))
+    seen = [{"file_name": "a.jpg", "tags": []}]
+    (root / "tags.json").write_text(json.dumps({"tags": ["rain"], "images": seen} | own))
+    source = FolderSource(
+        images="images",
+        grade=of_source,
+        maps=MapFolder(folder="maps", categories="legend.json", missing="absent"),
+        tags=TagFile(file="tags.json", missing="absent"),
+    ).load("s", root, LabelSpace.of(["x"]), root / "cache", CLASSES, TagClasses(classes=["rain"]))
+    labels = source.labels(0)
+    assert labels["maps"].grade == labels["tags"].grade == expected
+    assert source.maps.by_people()[0] == source.tags.by_people()[0] == (expected == Grade.GOLD)
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,7 @@ def test_a_picture_without_tags_was_not_looked_at(tmp_path):
     [
         ([], "needs to be an object"),
         ({"tags": [], "images": []}, "needs the list of all names"),
+        ({"tags": ["night"], "images": [], "grade": "lead"}, "is gold or silver"),
         ({"tags": ["rain", "rain"], "images": []}, "twice"),
         ({"tags": ["rain"], "images": [{}]}, "objects with file_name"),
         ({"tags": ["rain"], "images": [_row("z.jpg")]}, "tags of none of the 2 pictures"),
