@@ -123,7 +123,8 @@ def _text(path: Path, where: str) -> str:
             with mmap(file.fileno(), 0, access=ACCESS_READ) as data, memoryview(data) as view:
                 text = str(view, json.detect_encoding(bytes(view[:4])), "surrogatepass")
     except OSError as problem:
-        raise InputError(f"{where}: cannot be read ({problem.strerror}): {path}") from problem
+        file_name = "" if where == str(path) else f": {path}"
+        raise InputError(f"{where}: cannot be read ({problem.strerror}){file_name}") from problem
     except UnicodeDecodeError as problem:
         raise InputError(f"{where}: is not JSON ({problem})") from problem
     if _after(text, 0) == len(text):

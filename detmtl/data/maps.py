@@ -3,7 +3,6 @@
 Letters: I pictures, C classes, H and W pixels.
 """
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import model_validator
 
 from detmtl.data.flat import FileNames, Flat
+from detmtl.data.json_file import read_json
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import OTHER, UNKNOWN, Grade, MapLabels
@@ -161,12 +161,7 @@ class Legend:
         Raises:
             InputError: it cannot be read, or holds no categories.
         """
-        try:
-            data = json.loads(path.read_bytes())
-        except OSError as problem:
-            raise InputError(f"{path}: cannot be read ({problem.strerror})") from None
-        except ValueError as problem:
-            raise InputError(f"{path}: is not JSON ({problem})") from None
+        data = read_json(path, str(path))
         rows = _rows(data, path)
         facts = data if isinstance(data, dict) else {}
         other, grade = facts.get("other", []), facts.get("grade")

@@ -3,7 +3,6 @@
 Letters: I pictures, T tags, C classes of boxes.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 from detmtl.data.flat import FileNames, Flat
+from detmtl.data.json_file import read_json
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Grade, Ignore, TagLabels
@@ -193,12 +193,7 @@ class BoxTags(Flat):
 
 
 def _object(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_bytes())
-    except OSError as problem:
-        raise InputError(f"{path}: cannot be read ({problem.strerror})") from None
-    except ValueError as problem:
-        raise InputError(f"{path}: is not JSON ({problem})") from None
+    data = read_json(path, str(path))
     if not isinstance(data, dict):
         raise InputError(
             f"{path}: is {type(data).__name__}; it needs to be an object with tags and images"
