@@ -23,9 +23,9 @@ from torch import Tensor, nn
 
 from detmtl.engine.memory import keep_freed_memory
 from detmtl.engine.precision import autocast
-from detmtl.inference import export
 from detmtl.inference.parity import BFLOAT16, FLOAT32, compare_detections
 from detmtl.inference.predictor import LoadedModel, Predictor, ScriptPredictor
+from detmtl.inference.script_file import ExportDtype, exported, write_script
 from detmtl.structures.labels import BoxLabels
 
 CLASSES = 91
@@ -127,13 +127,13 @@ def boxes_of(predictor: Predictor | ScriptPredictor) -> Callable[[list[Tensor]],
 
 def exported_file(
     loaded: LoadedModel,
-    dtype: export.ExportDtype,
+    dtype: ExportDtype,
     folder: Path,
     device: torch.device | str = "cpu",
 ) -> ScriptPredictor:
     """Returns a TorchScript file of the model, written without the check: `agreement` shows it."""
     path = folder / f"{dtype}.torchscript"
-    export._write(loaded, export.exported(loaded.model, path), path, "traced", dtype)
+    write_script(loaded, exported(loaded.model, path), path, "traced", dtype)
     return ScriptPredictor(path, device)
 
 

@@ -31,7 +31,8 @@ from detmtl.engine.online_audit import Gold
 from detmtl.engine.recorder import Recorder
 from detmtl.engine.state import State, load_weights, read_checkpoint, seed_everything, weights_of
 from detmtl.engine.trainer import train
-from detmtl.inference.export import export_torchscript, exported
+from detmtl.inference.export import export_torchscript
+from detmtl.inference.script_file import exported
 from detmtl.inputs import input_hashes
 from detmtl.pools import label_pools, learned_sources, teacher_settings
 from detmtl.report.progress import bar

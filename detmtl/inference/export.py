@@ -3,29 +3,19 @@
 Letters: B pictures, H and W pixels.
 """
 
-import copy
-import io
 import math
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.jit._trace import TracerWarning
 
-import detmtl
 from detmtl.data.fit import fit
 from detmtl.inference.detector import (
-    BoxedDecoder,
-    Detector,
-    MapDecoder,
-    OtherDecoder,
-    TagDecoder,
     pad_images,
 )
 from detmtl.inference.errors import ExportError
@@ -48,21 +38,22 @@ from detmtl.inference.predictor import (
     ScriptPredictor,
     load_checkpoint,
 )
-from detmtl.inference.torchscript import deprecation_expected, save_torchscript
+from detmtl.inference.script_file import (
+    DTYPES,
+    ExportDtype,
+    Exported,
+    Method,
+    RawOutputs,
+    exported,
+    places_of,
+    write_script,
+)
 from detmtl.inference.torchvision_file import TorchvisionReport, export_torchvision
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels
 from detmtl.structures.sample import DIVISOR
-from detmtl.tasks.box_task import BoxTask
 from detmtl.tasks.detection import DetectionTask
 from detmtl.tasks.multitask import MultiTask
-from detmtl.tasks.semantic import SemanticTask
-from detmtl.tasks.tags import TagsTask
-from detmtl.tasks.task import Task
-
-ExportDtype = Literal["float32", "bfloat16"]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-Method = Literal["traced", "scripted", "exported"]
 
 METHODS: tuple[Method, ...] = ("traced", "scripted")
 """How a network is captured, in the order in which they are tried."""
@@ -161,7 +152,7 @@ def export_graph(
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = unfinished_name(path, format)
     try:
-        network = _Network(in_dtype(loaded.model, DTYPES[dtype]), tasks.names)
+        network = RawOutputs(in_dtype(loaded.model, DTYPES[dtype]), tasks.names)
         write_graph(network, tasks.detection, loaded, unfinished, format)
         tolerance = FLOAT32 if dtype == "float32" else BFLOAT16
         difference = check_graph(loaded, tasks.detection, unfinished, format, tolerance, pictures)
@@ -224,7 +215,7 @@ def export_model(
     try:
         for method in METHODS:
             try:
-                _write(loaded, tasks, unfinished, method, dtype)
+                write_script(loaded, tasks, unfinished, method, dtype)
                 difference = check_parity(loaded, tasks, unfinished, dtype, pictures)
             except Exception as error:  # compiler and compiled code raise many kinds
                 found.append(f"{method}: {type(error).__name__}: {_gist(error)}")
@@ -242,7 +233,7 @@ def export_model(
 
 def check_parity(
     loaded: LoadedModel,
-    tasks: "Exported",
+    tasks: Exported,
     path: Path,
     dtype: ExportDtype = "float32",
     pictures: Sequence[Tensor] = (),
@@ -267,7 +258,7 @@ def check_parity(
         pad_images([fit(image, loaded.short, loaded.long) for image in images], DIVISOR)[0]
         for images in batches
     ]
-    eager = _Network(loaded.model, tasks.names)
+    eager = RawOutputs(loaded.model, tasks.names)
     with torch.inference_mode():
         outputs, problems = compare_outputs(eager, file.module.network, padded, tolerance)
     compared = batches if exact else given or batches
@@ -331,186 +322,15 @@ def _gist(error: Exception) -> str:
     return lines[0] if lines else "no message"
 
 
-class _Network(nn.Module):
-    """(B, 3, H, W) uint8 -> raw outputs of the tasks, one after the other."""
-
-    def __init__(self, model: MultiTask, tasks: Sequence[str]):
-        super().__init__()
-        self.eval()
-        self.model = model
-        self.tasks = tuple(tasks)
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        found = self.model(images)
-        return [output for task in self.tasks for output in found[task]]
-
-
 class _Decoding(nn.Module):
     """A model's tasks behind a file's network."""
 
-    def __init__(self, model: MultiTask, tasks: "Exported", file: ScriptPredictor):
+    def __init__(self, model: MultiTask, tasks: Exported, file: ScriptPredictor):
         super().__init__()
         self.tasks = model.tasks
         self.network = file.module.network
-        self.places = _places(model, tasks)
+        self.places = places_of(model, tasks)
 
     def forward(self, images: Tensor) -> dict[str, list[Tensor]]:
         outputs = self.network(images)
         return {name: outputs[at : at + count] for name, (at, count) in self.places.items()}
-
-
-@dataclass(frozen=True)
-class Exported:
-    """The tasks of a file.
-
-    Attributes:
-        detection: None where there is none.
-        others: semantic tasks, tags, and those that bring their own decoder.
-        boxed: tasks about the boxes.
-    """
-
-    detection: DetectionTask | None
-    others: tuple[Task, ...]
-    boxed: tuple[BoxTask, ...] = ()
-
-    @property
-    def names(self) -> list[str]:
-        """Names in the order of the network's outputs."""
-        first = [] if self.detection is None else [self.detection.name]
-        return first + [task.name for task in (*self.others, *self.boxed)]
-
-
-def exported(model: MultiTask, path: Path) -> Exported:
-    """Returns the tasks that are exported: all of the model's.
-
-    Raises:
-        InputError: one of them cannot be.
-    """
-    tasks = list(model.tasks.values())
-    boxes = [task for task in tasks if isinstance(task, DetectionTask)]
-    boxed = tuple(task for task in tasks if isinstance(task, BoxTask))
-    others = tuple(
-        task
-        for task in tasks
-        if isinstance(task, SemanticTask | TagsTask)
-        or (
-            isinstance(task, Task) and not isinstance(task, BoxTask) and task.exporter() is not None
-        )
-    )
-    if len(boxes) > 1 or len(boxes) + len(others) + len(boxed) < len(tasks):
-        raise InputError(
-            f"{path}: a TorchScript file holds at most one detection task and what describes its boxes, "
-            "semantic tasks, tags, and tasks that have an `exporter`; the model's tasks are "
-            f"{', '.join(model.tasks)}; set export.format: null, or give the task one"
-        )
-    if taken := {"boxes", "labels", "scores"} & {task.name for task in (*others, *boxed)}:
-        raise InputError(
-            f"{path}: tasks named {', '.join(sorted(taken))} would hide what detection gives; rename them"
-        )
-    return Exported(boxes[0] if boxes else None, others, boxed)
-
-
-def _write(
-    loaded: LoadedModel, tasks: Exported, path: Path, method: Method, dtype: ExportDtype
-) -> None:
-    names = list(loaded.class_names)
-    network = _captured(
-        _Network(in_dtype(loaded.model, DTYPES[dtype]), tasks.names), method, loaded.short
-    )
-    first = _places(loaded.model, tasks)
-    boxes = 0 if tasks.detection is None else first[tasks.detection.name][1]
-    maps = [
-        MapDecoder(task.name, first[task.name][0], task.stride)
-        for task in tasks.others
-        if isinstance(task, SemanticTask)
-    ]
-    tags = [
-        TagDecoder(task.name, first[task.name][0], task.stride)
-        for task in tasks.others
-        if isinstance(task, TagsTask)
-    ]
-    exporters = {task.name: task.exporter() for task in tasks.others}
-    others = [
-        OtherDecoder(name, *first[name], exporter.decoder)
-        for name, exporter in exporters.items()
-        if exporter is not None
-    ]
-    decoder = None if tasks.detection is None else tasks.detection.decoder
-    boxed = []
-    for task in tasks.boxed:  # their heads stay in float32 whatever the network computes in
-        head = copy.deepcopy(task.head).requires_grad_(False)
-        points = task.kind == "keypoints"
-        boxed.append(BoxedDecoder(task.name, *first[task.name], head, task.form, points))
-    detector = Detector(
-        network,
-        decoder,
-        names,
-        loaded.short,
-        loaded.long,
-        DIVISOR,
-        boxes,
-        maps,
-        tags,
-        others,
-        boxed,
-    ).eval()
-    about = {
-        "format": 1,
-        "detmtl": detmtl.__version__,
-        "task": None if tasks.detection is None else tasks.detection.name,
-        "tasks": {
-            task.name: {
-                "kind": _kind(task),
-                "classes": list(getattr(task, "class_names", ())),
-            }
-            for task in tasks.others
-        }
-        | {task.name: {"kind": task.kind, "classes": list(task.names)} for task in tasks.boxed},
-        "classes": names,
-        "dtype": dtype,
-        "input": {"short": loaded.short, "long": loaded.long},
-        "settings": loaded.settings,
-    }
-    with deprecation_expected():
-        scripted = torch.jit.script(detector)
-    save_torchscript(scripted, path, about)
-
-
-def _kind(task: Task) -> str:
-    """Returns what kind of labels the file gives for a task."""
-    exporter = task.exporter()
-    if exporter is not None:
-        return exporter.kind
-    return "maps" if isinstance(task, SemanticTask) else "tags"
-
-
-@torch.no_grad()
-def _places(model: MultiTask, tasks: Exported) -> dict[str, tuple[int, int]]:
-    """Returns task -> the position of its first output among the network's, and how many it has."""
-    found = model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
-    places, first = {}, 0
-    for name in tasks.names:
-        places[name] = (first, len(found[name]))
-        first += len(found[name])
-    return places
-
-
-def _captured(network: nn.Module, method: Method, side: int) -> torch.jit.ScriptModule:
-    """Returns the network with its weights as constants.
-
-    Only the network is frozen: the decoder's thresholds can still be set in the loaded file.
-    """
-    height = (side + DIVISOR - 1) // DIVISOR * DIVISOR
-    example = torch.zeros(2, 3, height, height + DIVISOR, dtype=torch.uint8)
-    with deprecation_expected(), torch.no_grad(), warnings.catch_warnings():
-        # whether a size became a constant is found out by comparing, not guessed from advice
-        warnings.simplefilter("ignore", TracerWarning)
-        if method == "traced":
-            captured = torch.jit.trace(network, example, strict=False, check_trace=False)
-        else:
-            captured = torch.jit.script(network)
-        frozen = torch.jit.freeze(captured)
-        buffer = io.BytesIO()  # script() takes a frozen module as a part only after a round trip
-        torch.jit.save(frozen, buffer)
-        buffer.seek(0)
-        return torch.jit.load(buffer)

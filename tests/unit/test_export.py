@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from detmtl.inference import export as exporting
+from detmtl.inference import script_file
 from detmtl.inference.detector import pad_images, to_original
 from detmtl.inference.export import ExportError, export, export_model, export_torchscript
 from detmtl.inference.parity import (
@@ -19,6 +20,7 @@ from detmtl.inference.parity import (
     trial_pictures,
 )
 from detmtl.inference.predictor import LoadedModel, Predictor, ScriptPredictor, load_checkpoint
+from detmtl.inference.script_file import write_script
 from detmtl.inference.torchscript import EXTRA_FILE, load_torchscript
 from detmtl.models.backbone import BackboneSettings
 from detmtl.models.fpn import FPNSettings
@@ -193,21 +195,22 @@ def test_refuses_what_disagrees_and_writes_nothing(loaded, tmp_path, crop, messa
 
 def test_the_next_method_is_tried(loaded, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "METHODS", ("unknown", "traced"))
-    original = exporting._captured
+    original = script_file._captured
 
     def captured(network, method, side):
         if method == "unknown":
             raise ZeroDivisionError("no")
         return original(network, method, side)
 
-    monkeypatch.setattr(exporting, "_captured", captured)
+    monkeypatch.setattr(script_file, "_captured", captured)
     assert export_model(loaded, tmp_path / "m.ts").method == "traced"
 
 
 def test_bfloat16_file_has_small_weights_and_float32_results(loaded, tmp_path, exported):
     # A random network has no sure detections to count; the arithmetic is what is looked at here.
     path = tmp_path / "bf16.ts"
-    exporting._write(loaded, exporting.exported(loaded.model, path), path, "traced", "bfloat16")
+    tasks = script_file.exported(loaded.model, path)
+    write_script(loaded, tasks, path, "traced", "bfloat16")
     assert path.stat().st_size < 0.75 * exported[0].stat().st_size
     predictor = ScriptPredictor(path)
     picture = torch.zeros(1, 3, 96, 128, dtype=torch.uint8)
