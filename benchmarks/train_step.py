@@ -250,10 +250,9 @@ def on_gpu(
         best: lambda: replayed("default"),
     }
     unknown = set(without) - set(makers) | {peer} & set(without)
-    if unknown:
-        raise SystemExit(
-            f"--without {', '.join(unknown)}: may be left out: {', '.join([*makers][1:])}"
-        )
+    if unknown or len(set(without)) > len(makers) - 2:
+        names = ", ".join([*makers][1:])
+        raise SystemExit(f"--without: may name all but one of {names}; got {', '.join(without)}")
     ways, memory = {}, {}
     for name, make in makers.items():
         if name not in without:

@@ -147,8 +147,8 @@ class RunSettings(Settings):
         if self.silver is None or self.mix.mode == "gold":
             return []
         online, trained = self.when_online(), self.mix_sources()
-        here = online.pools if online else ()
-        return [n for n in self.silver.pools if n in trained and n not in here]
+        labelled_online = online.pools if online else ()
+        return [n for n in self.silver.pools if n in trained and n not in labelled_online]
 
     def when_online(self) -> OnlineChoice | None:
         """Returns what mode online does in this run; None: the run has another mode."""

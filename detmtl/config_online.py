@@ -42,7 +42,8 @@ class OnlineChoice:
 
     @property
     def audit(self) -> str | None:
-        """Where the teacher is audited: `val` or a source's name; None: nowhere."""
+        """Where the teacher is audited: `val` or a source's name; None: nowhere; empty, which is a problem:
+        `silver.audit` is a part of the gold and `online.audit` not given."""
         if self.online.audit_every is None:
             return None
         offline = self.silver.audit if self.silver else "val"

@@ -49,8 +49,8 @@ def load_sources(
     """
     data = settings.data
     online = settings.when_online()
-    judges = None if online is None else online.audit
-    wanted = set(settings.mix_sources()) | ({judges} & set(data.sources))
+    audited_on = None if online is None else online.audit
+    wanted = set(settings.mix_sources()) | ({audited_on} & set(data.sources))
     if settings.silver:
         wanted |= {n for n in data.sources if n == settings.silver.audit}
         # a part is one of all gold sources, whatever the mix is
@@ -90,8 +90,8 @@ def load_sources(
                     learned_sources(settings, loaded),
                     audit_source(settings, loaded, loaded["val"]),
                 )
-            if judges is not None and judges != "val":  # val is compared above
-                refuse_overlap([loaded[n] for n in settings.mix_sources()], [loaded[judges]])
+            if audited_on is not None and audited_on != "val":  # val is compared above
+                refuse_overlap([loaded[n] for n in settings.mix_sources()], [loaded[audited_on]])
     except InputError as error:
         problems += error.problems
     if problems := distributed.from_first(problems):

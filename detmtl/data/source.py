@@ -377,7 +377,8 @@ class SourceSettings(Settings):
     def _with_others(
         self, source: Source, root: Path, maps: MapClasses | None, tags: TagClasses | None
     ) -> Source:
-        where, grade = f"source '{source.name}'", Grade[self.grade.upper()]
+        where = f"source '{source.name}'"
+        grade = Grade[self.grade.upper()]  # that of the boxes' file says nothing of other files
         drop = np.zeros(len(source), dtype=bool)
         if self.maps is not None and maps is not None:
             found = self.maps.load(source.files, root, maps, where, grade)
@@ -392,7 +393,7 @@ class SourceSettings(Settings):
         elif tags is not None and tags.from_boxes and source.annotations is not None:
             source = replace(source, tags=BoxTags.of(source.classes, tags))
         if self.depth is not None:
-            measured = self.depth.load(source.files, root, where, grade)
+            measured = self.depth.load(source.files, root, where, source.grade)
             source = replace(source, depth=measured)
             if self.depth.missing == "drop":
                 drop |= ~measured.present()

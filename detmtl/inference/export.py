@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -78,7 +78,7 @@ class ExportReport:
 
     path: Path
     dtype: ExportDtype
-    method: Method
+    method: Method | Literal["exported"]
     difference: Difference
 
     def __str__(self) -> str:

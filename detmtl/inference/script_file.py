@@ -1,4 +1,4 @@
-"""A model's tasks and its network as one TorchScript file, unchecked.
+"""A model's tasks, and how its network and they are written as one TorchScript file, unchecked.
 
 Letters: B pictures, H and W pixels.
 """
@@ -37,7 +37,8 @@ from detmtl.tasks.task import Task
 
 ExportDtype = Literal["float32", "bfloat16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-Method = Literal["traced", "scripted", "exported"]
+Method = Literal["traced", "scripted"]
+"""How a network is captured."""
 
 
 class RawOutputs(nn.Module):
@@ -111,9 +112,14 @@ def write_script(
     """Writes the file that `detmtl.inference.export.export_torchscript` describes.
 
     Args:
+        loaded: the model.
         tasks: from `exported`.
-        method: how the network is captured, `traced` or `scripted`.
+        path: of the file, which is overwritten.
+        method: how the network is captured.
         dtype: that it computes in.
+
+    Raises:
+        Exception: of any kind, by torch, where the network or a task cannot be captured so.
     """
     names = list(loaded.class_names)
     network = _captured(

@@ -31,7 +31,37 @@ _Sides = tuple[list[_Row], list[_Row]]
 _Sum = tuple[float, int]
 
 
-class MaskMetric(TwoSided[_Sides, _Sum]):
+class _Judging(TwoSided[_Sides, _Sum]):
+    """Keeps what pycocotools found of the pictures, which takes long, until there are others."""
+
+    def __init__(self, kind: str, sigmas: Sequence[float] = ()):
+        """Takes which IoU pycocotools asks for, and the sigmas of keypoints."""
+        super().__init__()
+        self._kind = kind
+        self._sigmas = np.array(sigmas)
+        self._last: tuple[list[tuple[str, int]], Any] | None = None
+
+    def merge(self, states: Sequence[Any]) -> None:
+        super().merge(states)
+        self._last = None
+
+    def _add(self, info: ImageInfo, sides: _Sides) -> None:
+        self._pictures[info.source, info.id] = sides
+        self._last = None
+
+    def _kept(self) -> dict[str, int]:
+        """Returns the classes that count -> their index."""
+        raise NotImplementedError
+
+    def _judge(self, pictures: Mapping[tuple[str, int], _Sides]) -> Any:
+        """Returns what `_judged` does of these pictures: all that were added, and perhaps empty ones."""
+        if self._last is None or self._last[0] != sorted(pictures):
+            judge = _judged(pictures, self._kept(), self._kind, self._sigmas)
+            self._last = sorted(pictures), judge
+        return self._last[1]
+
+
+class MaskMetric(_Judging):
     """COCO's 12 numbers of masks, the AP of each class, and the mean IoU of masks on the boxes of truth.
 
     Names: those of `NUMBERS`, AP/<class>, on_truth/IoU; all of them always there, NaN where there is no
@@ -41,8 +71,11 @@ class MaskMetric(TwoSided[_Sides, _Sum]):
     """
 
     def __init__(self, class_names: Sequence[str]):
-        super().__init__()
+        super().__init__("segm")
         self.class_names = list(class_names)
+
+    def _kept(self) -> dict[str, int]:
+        return {name: c for c, name in enumerate(self.class_names)}
 
     def update(
         self,
@@ -57,7 +90,7 @@ class MaskMetric(TwoSided[_Sides, _Sum]):
             found = _rows(predicted, _encoded(predicted, info))
             for row in found:
                 row["area"] = float(_coco.area(row["segmentation"]))
-            self._pictures[info.source, info.id] = _mask_truth(true, found, info), found
+            self._add(info, (_mask_truth(true, found, info), found))
 
     def update_on_truth(
         self,
@@ -81,19 +114,19 @@ class MaskMetric(TwoSided[_Sides, _Sum]):
 
     def compute(self) -> dict[str, float]:
         """Returns name -> value in [0, 1] or NaN."""
-        evaluation = _evaluated(_judged(self._pictures, self.class_names, "segm"))
+        evaluation = _evaluated(self._judge(self._pictures))
         numbers = _numbers(evaluation, NUMBERS, self.class_names)
         return numbers | {"on_truth/IoU": _mean_of(self._on_truth)}
 
     def per_picture(self) -> ShapeCounts:
         """Returns what was collected, picture by picture in the order of their sources and ids."""
         pictures, on_truth = _together(self._pictures, self._on_truth)
-        judge = _judged(pictures, self.class_names, "segm")
+        judge = self._judge(pictures)
         sizes = ("", "small", "medium", "large")
         return ShapeCounts.of(judge.evalImgs, self.class_names, sizes, sizes[1:], on_truth, "IoU")
 
 
-class KeypointMetric(TwoSided[_Sides, _Sum]):
+class KeypointMetric(_Judging):
     """COCO's keypoint AP, that of each class, and the mean object keypoint similarity on boxes of truth.
 
     Names: AP, AP50, AP75, AR, AP/<class>, on_truth/OKS; all of them always there, NaN where there is no
@@ -105,11 +138,10 @@ class KeypointMetric(TwoSided[_Sides, _Sum]):
 
     def __init__(self, class_names: Sequence[str], names: Sequence[str], sigmas: Sequence[float]):
         """Takes the classes of the boxes, the K keypoints as `class/keypoint`, and their sigmas."""
-        super().__init__()
+        super().__init__("keypoints", sigmas)
         owners = {name.partition("/")[0] for name in names}
         self.class_names = list(class_names)
         self._with_points = [c for c in class_names if c in owners]
-        self._sigmas = np.array(sigmas)
 
     def update(
         self,
@@ -127,7 +159,7 @@ class KeypointMetric(TwoSided[_Sides, _Sum]):
                 row | {"keypoints": [], "num_keypoints": 0}
                 for row in _everywhere(true, found, info)
             ]
-            self._pictures[info.source, info.id] = rows, found
+            self._add(info, (rows, found))
 
     def update_on_truth(
         self,
@@ -153,7 +185,7 @@ class KeypointMetric(TwoSided[_Sides, _Sum]):
     def compute(self) -> dict[str, float]:
         """Returns name -> value in [0, 1] or NaN."""
         kept = self._kept()
-        evaluation = _evaluated(_judged(self._pictures, kept, "keypoints", self._sigmas))
+        evaluation = _evaluated(self._judge(self._pictures))
         numbers = _numbers(evaluation, _KEYPOINT_NUMBERS, list(kept), most=0)
         recall = evaluation["recall"][:, :, 0, 0]
         numbers["AR"] = _mean(recall)
@@ -162,12 +194,11 @@ class KeypointMetric(TwoSided[_Sides, _Sum]):
     def per_picture(self) -> ShapeCounts:
         """Returns what was collected, picture by picture in the order of their sources and ids."""
         pictures, on_truth = _together(self._pictures, self._on_truth)
-        judge = _judged(pictures, self._kept(), "keypoints", self._sigmas)
+        judge = self._judge(pictures)
         sizes = ("", "medium", "large")
         return ShapeCounts.of(judge.evalImgs, [*self._kept()], sizes, (), on_truth, "OKS")
 
     def _kept(self) -> dict[str, int]:
-        """Returns the classes that have keypoints -> their index."""
         return {c: i for i, c in enumerate(self.class_names) if c in self._with_points}
 
 
@@ -269,23 +300,18 @@ def _together(
 
 def _judged(
     pictures: Mapping[tuple[str, int], _Sides],
-    categories: Sequence[str] | Mapping[str, int],
+    named: Mapping[str, int],
     kind: str,
-    sigmas: np.ndarray | None = None,
+    sigmas: np.ndarray,
 ) -> Any:
-    """Returns pycocotools' evaluation of all pictures, whose `evalImgs` are there.
+    """Returns pycocotools' evaluation of all pictures, with its `evalImgs` where there is something to judge.
 
     Args:
         pictures: truth and detections of each.
-        categories: class names by index, or name -> index.
+        named: class name -> index.
         kind: `segm` or `keypoints`.
         sigmas: of keypoints.
     """
-    named = (
-        categories
-        if isinstance(categories, Mapping)
-        else {name: c for c, name in enumerate(categories)}
-    )
     sides = []
     with redirect_stdout(io.StringIO()):  # pycocotools prints
         for side in (0, 1):
@@ -307,7 +333,7 @@ def _judged(
             sides.append(coco)
         judge: Any = COCOeval  # its stubs want a literal
         evaluation = judge(*sides, iouType=kind)
-        if sigmas is not None:
+        if len(sigmas):
             evaluation.params.kpt_oks_sigmas = sigmas
         if pictures and named:
             evaluation.evaluate()

@@ -27,14 +27,14 @@ class ShapeCounts:
 
     Attributes:
         class_names: (C,).
-        sizes: (S,) those of `SIZES` by which AP is told too.
+        told: names of `SIZES` by which AP is told too.
         starts, images, scores, outcomes, truth: as in `Matches`.
         on_truth: (I, 2) sum over the boxes of truth that the task looked at, and how many they are.
         measure: () name of what is summed.
     """
 
     class_names: np.ndarray
-    sizes: np.ndarray
+    told: np.ndarray
     starts: np.ndarray
     images: np.ndarray
     scores: np.ndarray
@@ -54,7 +54,7 @@ class ShapeCounts:
         precision = average_precision(matches, weights)
         of_sizes = {
             f"AP_{size}": mean_of_known(average_precision(matches, weights, size).mean(axis=1))
-            for size in self.sizes.tolist()
+            for size in self.told.tolist()
         }
         total, count = (weights.astype(float) @ self.on_truth).T
         with np.errstate(invalid="ignore"):
@@ -89,7 +89,7 @@ class ShapeCounts:
             on_truth, measure: see the attributes.
         """
         num_classes, num_images = len(class_names), len(on_truth)
-        truth = np.zeros((len(SIZES), num_images, num_classes), dtype=np.int64)
+        truth = np.zeros((len(SIZES), num_images, num_classes), dtype=np.uint16)
         scores, where = [np.zeros(0)], []
         outcomes = [np.zeros((len(SIZES), len(THRESHOLDS), 0), dtype=np.int8)]
         all_sizes = list(SIZES)
@@ -121,9 +121,9 @@ class ShapeCounts:
         order = np.lexsort((images, -score, classes))  # ties: by picture, as pycocotools has them
         return cls(
             class_names=np.array(class_names, dtype=str),
-            sizes=np.array(told, dtype=str),
+            told=np.array(told, dtype=str),
             starts=np.searchsorted(classes[order], np.arange(num_classes + 1)),
-            images=images[order],
+            images=images[order].astype(np.int32),
             scores=score[order],
             outcomes=np.concatenate(outcomes, axis=2)[:, :, order],
             truth=truth,

@@ -138,7 +138,7 @@ class Decoder(nn.Module):
         counts: list[Tensor] = []
         for x in logits:
             row_best = x.amax(2)
-            above_limit = row_best > self.least_logit  # a NaN is not
+            above_limit = row_best > lowered(self.least_logit, x)  # a NaN is not
             best.append(torch.where(above_limit, row_best, -torch.inf))
             counts.append(above_limit.sum(1).amax())
         rows: list[int] = torch.stack(counts).tolist()
@@ -150,6 +150,7 @@ class Decoder(nn.Module):
             row = best[level].topk(min(self.candidates, rows[level]), dim=1)[1]
             x = logits[level]
             x = x.gather(1, row.unsqueeze(2).expand(-1, -1, x.size(2))).flatten(1)
+            x = torch.where(x > lowered(self.least_logit, x), x, -torch.inf)  # topk prefers a NaN
             values, place = x.topk(min(self.candidates, x.size(1)), dim=1)
             row = row.gather(1, torch.div(place, self.num_classes, rounding_mode="floor"))
             score = torch.sigmoid(values if values.dtype == torch.float64 else values.float())
@@ -175,7 +176,7 @@ class Decoder(nn.Module):
     def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Returns the best scores (K,) of a level's logits (R, C), best first, their rows and classes."""
         flat = logits.reshape(-1)
-        place = above(flat, self.least_logit)
+        place = above(flat, lowered(self.least_logit, flat))
         values = flat[place]
         if values.dtype != torch.float64:
             values = values.float()
@@ -228,6 +229,13 @@ def least_logit(score_threshold: float) -> float:
     if score_threshold <= 0:
         return -math.inf
     return math.log(score_threshold / (1 - score_threshold)) - 1e-3
+
+
+def lowered(limit: float, logits: Tensor) -> float:
+    """Returns the limit for a comparison with logits, low enough for their type, which it is rounded to."""
+    if logits.dtype == torch.bfloat16 or logits.dtype == torch.float16:
+        return limit - abs(limit) / 128
+    return limit
 
 
 def above(values: Tensor, limit: float, block: int = 256) -> Tensor:

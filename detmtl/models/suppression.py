@@ -111,7 +111,7 @@ def _kept(
 def _over(boxes: Tensor, limit: float) -> Tensor:
     """Returns (B, N, N) bool, which boxes (B, N, 4) overlap by more than an IoU of `limit`; in float64, as
     when one box at a time is suppressed."""
-    boxes = boxes.double()
+    boxes = boxes.detach().double()
     a, b = boxes.unsqueeze(2), boxes.unsqueeze(1)
     sides = boxes[..., 2:] - boxes[..., :2]
     area = sides[..., 0] * sides[..., 1]

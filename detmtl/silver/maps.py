@@ -175,11 +175,17 @@ def select_maps(
 
 
 def with_silver_maps(pool: Source, folder: Path, classes: MapClasses) -> Source:
-    """Returns the pool with what `select_maps` wrote: silver where it has no maps of its own."""
+    """Returns the pool with what `select_maps` wrote: silver where it has no maps of people. Maps of a model
+    that it came with are left where the teacher has none."""
     written = MapFolder(folder="maps", categories="legend.json", missing="absent")
     names = MapClasses(classes=list(classes.label_space().names))
     silver = written.load(pool.files, folder, names, f"silver of source '{pool.name}'")
-    maps = silver if pool.maps is None else FilledMaps(pool.maps, silver)
+    if pool.maps is None:
+        maps: SomeMaps = silver
+    elif isinstance(pool.maps, Maps) and not pool.maps.by_people().any():
+        maps = FilledMaps(silver, pool.maps)
+    else:
+        maps = FilledMaps(pool.maps, silver)
     return replace(pool, maps=maps, grade=Grade.SILVER)
 
 

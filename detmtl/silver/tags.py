@@ -114,12 +114,16 @@ def select_tags(
 
 
 def with_silver_tags(pool: Source, folder: Path, classes: TagClasses) -> Source:
-    """Returns the pool with what `select_tags` wrote: silver where it has no tags of its own."""
+    """Returns the pool with what `select_tags` wrote: silver where it has no tags of people. Tags of a model
+    that it came with are left where the teacher has none."""
     written = TagFile(file="tags.json", missing="absent")
     # A teacher that does not know a tag has not looked for it: the file lists those that it knows.
     names = TagClasses(classes=list(classes.label_space().names))
     silver = written.load(pool.files, folder, names, f"silver of source '{pool.name}'")
-    tags = pool.tags.filled(silver) if isinstance(pool.tags, Tags) else silver
+    tags = silver
+    if isinstance(pool.tags, Tags):
+        of_people = replace(pool.tags, present=pool.tags.by_people())
+        tags = of_people.filled(silver).filled(pool.tags)
     return replace(pool, tags=tags, grade=Grade.SILVER)
 
 

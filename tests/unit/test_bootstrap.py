@@ -22,8 +22,8 @@ from detmtl.metrics.per_picture import as_they_are
 from detmtl.metrics.picture_file import read_pictures, write_pictures
 from detmtl.metrics.tags import TagMetric
 from detmtl.structures.depth import DepthLabels
-from detmtl.structures.details import Details
-from detmtl.structures.labels import OTHER, UNKNOWN, BoxLabels, MapLabels, TagLabels
+from detmtl.structures.details import NO_MASK, Details
+from detmtl.structures.labels import OTHER, UNKNOWN, BoxLabels, Ignore, MapLabels, TagLabels
 from detmtl.structures.sample import ImageInfo
 
 NAMES = ["a", "b", "c"]
@@ -118,6 +118,62 @@ def test_a_weight_is_a_picture_that_comes_several_times(kind, request):
         for name, value in values.items():
             assert value[w] == pytest.approx(expected[name], abs=1e-12, nan_ok=True), name
     assert all(np.std(values[n][~np.isnan(values[n])]) > 0 for n in told), "pictures differ"
+
+
+def big(i: int) -> ImageInfo:
+    return ImageInfo(i, f"{i}.png", 200, 200, "s")
+
+
+def scene(rng, truth: bool) -> BoxLabels:
+    """Shapes and keypoints of three classes and all sizes; of truth some to be ignored or not drawn, and a
+    class that nobody looked for."""
+    n = 12 if truth else 24
+    side = torch.tensor(rng.choice([16.0, 50, 110], n)).float()
+    place = torch.arange(n) % 12
+    corner = torch.stack([place % 4 * 22.0, place // 4 * 22.0], 1)
+    corner += torch.tensor(rng.normal(0, 1.5, (n, 2))).float()
+    boxes = torch.cat([corner, corner + side[:, None]], 1)
+    classes = torch.tensor(rng.integers(0, 3, n))
+    scores = torch.ones(n) if truth else torch.tensor(rng.permutation(n) + 1.0).float() / (n + 1)
+    ignore = torch.tensor(rng.choice([0, 0, 0, int(Ignore.REGION)], n)) if truth else None
+    coverage = torch.tensor([1.0, 0.0 if truth and rng.random() < 0.3 else 1.0, 1.0])
+    labels = BoxLabels.of(boxes, classes, 3, scores=scores, ignore=ignore, coverage=coverage)
+    masks = torch.ones(n, 56, 56, dtype=torch.uint8) if truth else torch.ones(n, 28, 28)
+    masks[:, 40 if truth else 20 :] = 0
+    if truth:
+        masks[torch.tensor(rng.random(n) < 0.15)] = NO_MASK
+    points = boxes.view(n, 2, 2) + torch.tensor(rng.normal(0, 2, (n, 2, 2))).float()
+    known = torch.tensor(rng.random((n, 2, 1)) > 0.2).float() * 2
+    return replace(
+        labels, details=Details(masks=masks, keypoints=torch.cat([points, known], dim=2))
+    )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: MaskMetric(NAMES),
+        lambda: KeypointMetric(NAMES, ["c/x", "c/y"], [0.2, 0.3]),
+    ],
+    ids=["masks", "keypoints"],
+)
+def test_shapes_of_all_sizes_are_counted_as_pycocotools_counts_them(make):
+    rng, metric = np.random.default_rng(3), make()
+    alone = scene(rng, True)
+    metric.update_on_truth([alone], [alone], [big(99)])  # a picture that only this side knows
+    for i in range(12):
+        metric.update([scene(rng, False)], [scene(rng, True)], [big(i)])
+    counted = metric.per_picture()
+    expected, found = metric.compute(), as_they_are(counted)
+    assert len(counted) == 13 and set(found) <= set(expected)
+    assert found == pytest.approx({n: expected[n] for n in found}, nan_ok=True, abs=1e-12)
+    some = [n for n, v in found.items() if 0 < v < 1]
+    assert {"AP", "AP50", "AP/c"} <= set(some)
+    if isinstance(metric, MaskMetric):
+        assert {"AP_small", "AP_medium", "AP_large"} <= set(some)
+        assert len({found[f"AP_{size}"] for size in ("small", "medium", "large")}) == 3
+    metric.update([scene(rng, False)], [scene(rng, True)], [big(50)])
+    assert metric.compute()["AP"] != expected["AP"], "what was judged before is not kept"
 
 
 def test_without_pictures_there_is_no_number(kind):

@@ -257,3 +257,27 @@ def test_what_is_no_number_hides_no_other_row():
         *_decoder()._parts(outputs), torch.tensor([[96, 128]])
     )
     assert len(clean[0][1]) > 20 and len(found[0][1]) > 20 and found[0][1].isfinite().all()
+    # beside a picture with more rows this one fills up with those that are no numbers
+    few = [torch.cat([x, x]) for x in _outputs(1, level=-30.0)]
+    few[0][0, 1, 3, 3] = 2.0
+    few[0][0, :, 6, :] = torch.nan
+    few[0][1] = 2.0
+    both = _decoder()._together(*_decoder()._parts(few), torch.tensor([[96, 128]] * 2))
+    assert both[0][1].tolist() == [pytest.approx(torch.tensor(2.0).sigmoid().item())]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("threshold", [0.01, 0.02, 0.05, 0.3, 0.9])
+def test_no_candidate_is_lost_to_the_rounding_of_the_limit(threshold, dtype):
+    logits = torch.linspace(-7, 7, 4096).to(dtype)
+    expected = (logits.float().sigmoid() > threshold).sum()
+    outputs = [torch.full((1, A * C, s, 1), -60.0).to(dtype) for s in (64, 2, 1)]
+    deltas = [torch.zeros(1, A * 4, s, 1).to(dtype) for s in (64, 2, 1)]
+    outputs[0].view(-1)[: 36 * 64] = logits[: 36 * 64]
+    low = _decoder(score_threshold=threshold, candidates=9000, detections=9000, nms=1.0)
+    outputs[1].view(-1)[:72], outputs[2].view(-1)[:36] = logits[2304:2376], logits[2376:2412]
+    shown = torch.cat([x.view(-1) for x in outputs])
+    expected = int((shown.float().sigmoid() > threshold).sum())
+    size = torch.tensor([[512, 8]])
+    for found in (low(outputs + deltas, size), low._together(*low._parts(outputs + deltas), size)):
+        assert len(found[0][1]) == expected

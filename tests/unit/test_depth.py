@@ -1,5 +1,6 @@
 """Depth: from files to labels, through augmentation and loss, to numbers and files again."""
 
+import json
 import math
 
 import cv2
@@ -9,10 +10,12 @@ import torch
 from pydantic import ValidationError
 
 from detmtl.data.augment import Augment
+from detmtl.data.coco import CocoSource
 from detmtl.data.depth import DepthFolder
 from detmtl.data.flat import FileNames
 from detmtl.losses.depth import depth_errors
 from detmtl.metrics.depth import DepthMetric
+from detmtl.structures.classes import LabelSpace
 from detmtl.structures.depth import DepthLabels
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade, pad
@@ -55,6 +58,30 @@ def test_missing_depths(tmp_path):
     assert depths.take(np.array([1, 0])).labels(1, 1, 2).depth.shape == (1, 2)
     with pytest.raises(InputError, match="nowhere does not exist"):
         DepthFolder(folder="nowhere").load(pictures, folder, "", Grade.GOLD)
+
+
+@pytest.mark.parametrize("said", [{}, {"info": {"grade": "silver"}}, {"of_source": "silver"}])
+def test_depth_beside_boxes_of_a_model_is_a_model_s(tmp_path, said):
+    """No file of depth says who wrote it; `predict` writes it beside a COCO file that does."""
+    files(tmp_path, a=[[1, 2]])
+    (tmp_path / "images").mkdir()
+    cv2.imwrite(str(tmp_path / "images" / "a.jpg"), np.zeros((1, 2, 3), np.uint8))
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "height": 1, "width": 2}],
+        "annotations": [],
+    }
+    content |= {"categories": [{"id": 1, "name": "x"}]} | {
+        k: v for k, v in said.items() if k == "info"
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    source = CocoSource(
+        images="images",
+        annotations="a.json",
+        covers=["x"],
+        grade=said.get("of_source", "gold"),
+        depth=DepthFolder(folder="depth"),
+    ).load("s", tmp_path, LabelSpace.of(["x"]), tmp_path / "cache")
+    assert source.labels(0)["depth"].grade == (Grade.SILVER if said else Grade.GOLD)
 
 
 def augmented(depth, *steps, size=(64, 96)):

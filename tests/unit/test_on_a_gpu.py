@@ -287,6 +287,9 @@ def test_decoding_finds_what_a_cpu_finds(gpu, settings, level, dtype):
     found = decoder([x.to(gpu) for x in outputs], sizes.to(gpu))
     for (boxes, scores, of), theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(scores.cpu(), theirs[1], rtol=1e-3, atol=1e-3)
-        if dtype == torch.float64:
-            torch.testing.assert_close(boxes.cpu(), theirs[0], rtol=0, atol=1e-3)
-            assert torch.equal(of.cpu(), theirs[2])
+        gaps = (theirs[1][:-1] - theirs[1][1:]) > 1e-6  # else their order is a matter of rounding
+        sure = torch.cat([gaps, gaps[-1:]]) & torch.cat([gaps[:1], gaps])
+        if dtype != torch.bfloat16 and len(sure) > 1:
+            assert sure.float().mean() > 0.5
+            torch.testing.assert_close(boxes.cpu()[sure], theirs[0][sure], rtol=0, atol=1e-3)
+            assert torch.equal(of.cpu()[sure], theirs[2][sure])

@@ -112,6 +112,15 @@ def test_people_s_maps_stay(tmp_path):
     assert (second.classes == VEHICLE).all() and second.grade == Grade.SILVER
 
 
+def test_maps_that_another_model_wrote_give_way(tmp_path):
+    source = _gold(tmp_path, pictures(tmp_path / "p", 2), [halves(3, 3), halves(3, 3)])
+    source = replace(source, maps=replace(source.maps, grade=int(Grade.SILVER)))
+    silver = _select(tmp_path, source, [halves(1, 1)])  # of the first picture alone
+    first, second = silver.labels(0)["maps"], silver.labels(1)["maps"]
+    assert (first.classes == PERSON).all() and (second.classes == SKY).all()
+    assert not silver.maps.by_people().any() and len(silver.maps.paths()) == 2
+
+
 @pytest.mark.parametrize("seen", [1, 2])
 def test_pictures_that_would_share_a_map_are_refused(tmp_path, seen):
     source = pictures(tmp_path / "p", 2)

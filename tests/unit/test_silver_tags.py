@@ -95,6 +95,21 @@ def test_thresholds_of_one_tag_and_soft_targets(tmp_path):
         TagSelection(absent_below=0.7)
 
 
+def test_tags_that_another_model_wrote_give_way(tmp_path):
+    source = pictures(tmp_path / "p", 2)
+    own = Tags(
+        np.zeros((2, 3), np.float32),
+        np.ones((2, 3), np.float32),
+        np.ones(2, dtype=bool),
+        np.full(2, Grade.SILVER, np.uint8),
+    )
+    store = _store(tmp_path, source, [[0.9, 0.9, 0.9]])  # of the first picture alone
+    silver = _select(store, replace(source, tags=own), TagSelection())
+    first, second = silver.labels(0)["tags"], silver.labels(1)["tags"]
+    assert first.targets.tolist() == [1, 1, 0] and second.targets.tolist() == [0, 0, 0]
+    assert not silver.tags.by_people().any()
+
+
 def test_people_s_tags_stay(tmp_path):
     source = pictures(tmp_path / "p", 2)
     own = Tags(
