@@ -11,11 +11,10 @@ import numpy as np
 from detmtl.metrics.matches import (
     SIZES,
     Matches,
-    average_precision,
     calibration_error,
     f1_at,
+    precisions,
 )
-from detmtl.metrics.per_picture import mean_of_known
 from detmtl.metrics.picture_file import read_pictures
 
 MATCHES, PICTURES = "matches.npz", "pictures.npz"
@@ -66,14 +65,8 @@ def of_boxes(matches: Matches, weights: np.ndarray) -> Mapping[str, np.ndarray]:
         matches: of all pictures.
         weights: (B, I), see `picture_weights`.
     """
-    by_size = {size: average_precision(matches, weights, size) for size in SIZES}
-    precision = by_size.pop("")
     return {
-        "AP": mean_of_known(precision.mean(axis=1)),
-        "AP50": mean_of_known(precision[:, 0]),
-        "AP75": mean_of_known(precision[:, 5]),
-        **{f"AP_{size}": mean_of_known(of.mean(axis=1)) for size, of in by_size.items()},
+        **precisions(matches, weights, [size for size in SIZES if size]),
         "F1@.5": f1_at(matches, weights),
         "ECE": calibration_error(matches, weights),
-        **{f"AP/{n}": precision[:, :, c].mean(axis=1) for c, n in enumerate(matches.class_names)},
     }

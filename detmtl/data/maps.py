@@ -139,7 +139,7 @@ class Legend:
 
     As a JSON file: `categories`, a list of objects with `id` and `name` and perhaps `weight` (of the
     loss of their pixels) and `coverage` (how far `other` means that a pixel is not of it; else 1);
-    `other`, a list of ids; `grade`, gold or silver.
+    `other`, a list of ids; `grade`, gold or silver, else the source's holds.
 
     Attributes:
         categories: id -> name.

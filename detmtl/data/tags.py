@@ -45,7 +45,8 @@ class TagFile(Settings):
     those that the picture shows. COCO files may carry the same two keys.
 
     An image may also have `scores`, name -> probability that it shows the tag, and `weights`, name ->
-    number in [0, 1], 0 for what nobody could tell. The file may have `grade`, gold or silver.
+    number in [0, 1], 0 for what nobody could tell. The file may have `grade`, gold or silver,
+    else the source's holds.
     Pictures that are not listed, or without `tags`, nobody looked at.
 
     Attributes:

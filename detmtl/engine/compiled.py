@@ -22,7 +22,8 @@ from detmtl.tasks.multitask import MultiTask
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 GRAPHS = 64
-"""Of one function, for sets of labels and for sizes; torch's own 8 are soon used up, the rest is eager."""
+"""Of one function, for sets of labels, sizes and numbers of pictures; torch's own 8 are soon used up, and the
+rest is eager."""
 Network = Callable[[Batch], dict[str, list[Tensor]]]
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch._dynamo import config as dynamo_config
 from torch.nn import functional as F
 
+from detmtl.engine.compiled import GRAPHS
 from detmtl.models.fold import fold_batch_norms, has_batch_norm
 from detmtl.models.semantic_head import SemanticHead
 from detmtl.tasks.multitask import MultiTask
@@ -34,10 +35,6 @@ def in_dtype(model: MultiTask, dtype: torch.dtype) -> MultiTask:
         if isinstance(module, SemanticHead) and module.exact:
             module.logits.float()
     return model
-
-
-GRAPHS = 64
-"""Of one network, for sizes and numbers of pictures; torch's own 8 are soon used up, the rest is eager."""
 
 
 def compiled(model: MultiTask, dtype: torch.dtype) -> Network:

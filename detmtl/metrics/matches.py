@@ -154,6 +154,27 @@ def average_precision(
     return found
 
 
+def precisions(
+    matches: Matches, weights: np.ndarray, sizes: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Returns AP, AP50, AP75, AP_<size> and AP/<class> by name, each (B,).
+
+    Args:
+        matches: of all pictures.
+        weights: (B, I) how often each picture counts.
+        sizes: of `SIZES`.
+    """
+    found = average_precision(matches, weights)
+    of_sizes = {size: average_precision(matches, weights, size) for size in sizes}
+    return {
+        "AP": mean_of_known(found.mean(axis=1)),
+        "AP50": mean_of_known(found[:, 0]),
+        "AP75": mean_of_known(found[:, 5]),
+        **{f"AP_{size}": mean_of_known(of.mean(axis=1)) for size, of in of_sizes.items()},
+        **{f"AP/{name}": found[:, :, c].mean(axis=1) for c, name in enumerate(matches.class_names)},
+    }
+
+
 def f1_at(
     matches: Matches, weights: np.ndarray | None = None, score_threshold: float = 0.5
 ) -> np.ndarray:

@@ -16,9 +16,8 @@ from detmtl.metrics.matches import (
     UNCOUNTED,
     WRONG,
     Matches,
-    average_precision,
+    precisions,
 )
-from detmtl.metrics.per_picture import mean_of_known
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,20 +50,11 @@ class ShapeCounts:
         each (B,)."""
         names = tuple(self.class_names.tolist())
         matches = Matches(names, self.starts, self.images, self.scores, self.outcomes, self.truth)
-        precision = average_precision(matches, weights)
-        of_sizes = {
-            f"AP_{size}": mean_of_known(average_precision(matches, weights, size).mean(axis=1))
-            for size in self.told.tolist()
-        }
         total, count = (weights.astype(float) @ self.on_truth).T
         with np.errstate(invalid="ignore"):
             mean = total / count
         return {
-            "AP": mean_of_known(precision.mean(axis=1)),
-            "AP50": mean_of_known(precision[:, 0]),
-            "AP75": mean_of_known(precision[:, 5]),
-            **of_sizes,
-            **{f"AP/{name}": precision[:, :, c].mean(axis=1) for c, name in enumerate(names)},
+            **precisions(matches, weights, self.told.tolist()),
             f"on_truth/{self.measure}": mean,
         }
 
