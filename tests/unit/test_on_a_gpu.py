@@ -228,6 +228,7 @@ def test_detections_and_an_exported_file_are_those_of_a_cpu(gpu, detector, tmp_p
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")  # torch's own first one, to get memory
 def test_a_compiled_predictor_finds_the_same_and_keeps_what_it_gave(gpu, detector):
     loaded, pictures = detector
     expected = boxes_of(Predictor(loaded), pictures)
@@ -274,7 +275,8 @@ def test_a_recorded_step_is_the_eager_one(gpu):
     ],
 )
 def test_decoding_finds_what_a_cpu_finds(gpu, settings, level, dtype):
-    """Of bfloat16, scores are equal where one or the other is a candidate: as many have to be the same."""
+    """Many scores of bfloat16 are equal: which of them are candidates, and in what order they suppress, may
+    differ, and so may the last few of what is found."""
     strides, classes = [8, 16, 32], 4
     decoder = Decoder(AnchorSettings().build(strides), classes, **settings)
     g = torch.Generator().manual_seed(0)
@@ -286,10 +288,15 @@ def test_decoding_finds_what_a_cpu_finds(gpu, settings, level, dtype):
     expected = decoder(outputs, sizes)
     found = decoder([x.to(gpu) for x in outputs], sizes.to(gpu))
     for (boxes, scores, of), theirs in zip(found, expected, strict=True):
+        if dtype == torch.bfloat16:
+            both = min(len(scores), len(theirs[1]))
+            assert both >= 0.99 * max(len(scores), len(theirs[1]))
+            torch.testing.assert_close(scores.cpu()[:both], theirs[1][:both], rtol=1e-2, atol=1e-2)
+            continue
         torch.testing.assert_close(scores.cpu(), theirs[1], rtol=1e-3, atol=1e-3)
         gaps = (theirs[1][:-1] - theirs[1][1:]) > 1e-6  # else their order is a matter of rounding
         sure = torch.cat([gaps, gaps[-1:]]) & torch.cat([gaps[:1], gaps])
-        if dtype != torch.bfloat16 and len(sure) > 1:
+        if len(sure) > 1:
             assert sure.float().mean() > 0.5
             torch.testing.assert_close(boxes.cpu()[sure], theirs[0][sure], rtol=0, atol=1e-3)
             assert torch.equal(of.cpu()[sure], theirs[2][sure])
