@@ -141,7 +141,8 @@ class Decoder(nn.Module):
             above_limit = row_best > lowered(self.least_logit, x)  # a NaN is not
             best.append(torch.where(above_limit, row_best, -torch.inf))
             counts.append(above_limit.sum(1).amax())
-        rows: list[int] = torch.stack(counts).tolist()
+        # one row at least: torch's fuser writes no valid code for a tensor of bfloat16 without elements
+        rows: list[int] = torch.stack(counts).clamp(min=1).tolist()
         all_boxes: list[Tensor] = []
         all_scores: list[Tensor] = []
         all_classes: list[Tensor] = []

@@ -45,6 +45,8 @@ def kept_of_all(
         most = max(most, counts[i])
         kept.append(torch.empty(0, dtype=torch.long, device=boxes.device))
         todo.append(i)
+    if most == 0:
+        return kept
     first = min(most, 3 * wanted // 2)
     while len(todo) > 0:
         if first * first > pairs:

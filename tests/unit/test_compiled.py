@@ -340,7 +340,9 @@ def test_generated_code_trains_alike(eager, tmp_path):
 @pytest.mark.gpu
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")  # faster, but less alike
-@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")  # torch's own first one, to get memory
+@pytest.mark.filterwarnings(
+    "ignore:The CUDA Graph is empty"
+)  # torch's own first one, to get memory
 @pytest.mark.parametrize("kind", ["fixed", "pcgrad"])
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_a_gpu_trains_alike(mode, kind, tmp_path, monkeypatch):

@@ -226,9 +226,23 @@ def test_detections_and_an_exported_file_are_those_of_a_cpu(gpu, detector, tmp_p
             change_test(predictor, {"score_threshold": 0.05}, "here")
 
 
+def test_a_file_in_bfloat16_has_code_for_levels_without_candidates(gpu, detector, tmp_path):
+    """torch's fuser writes code for what a program has seen, in its second call; of bfloat16 it writes none
+    that compiles where a tensor is empty."""
+    loaded, pictures = detector
+    export_model(loaded, tmp_path / "model.torchscript", dtype="bfloat16")
+    script = ScriptPredictor(tmp_path / "model.torchscript", gpu)
+    for threshold, some in ((0.999, False), (0.7, True), (0.05, True)):
+        change_test(script, {"score_threshold": threshold}, "here")
+        for _ in range(4):
+            assert [len(found) > 0 for found in boxes_of(script, pictures)] == [some, some]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")
-@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")  # torch's own first one, to get memory
+@pytest.mark.filterwarnings(
+    "ignore:The CUDA Graph is empty"
+)  # torch's own first one, to get memory
 def test_a_compiled_predictor_finds_the_same_and_keeps_what_it_gave(gpu, detector):
     loaded, pictures = detector
     expected = boxes_of(Predictor(loaded), pictures)
