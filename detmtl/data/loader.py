@@ -6,7 +6,7 @@ the global batch): the number of workers and the step at which a run resumes cha
 
 import signal
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
@@ -180,17 +180,14 @@ class _TrainingBatches:
         canvas = canvas_of(np.array(sizes))
         rooms = [place[:h, :w] for place, (h, w) in zip(canvas, sizes, strict=True)]
         views = augment.several(self._pictures(jobs, rooms))
-        samples = [self._sample(number, *x) for x in zip(jobs, views, strict=True)]
-        return Batch.of(samples, canvas=canvas)
+        return Batch.of(self._samples(number, jobs, views), canvas=canvas)
 
     def draft(self, number: int, waiting: frozenset[str]) -> "Draft":
         jobs = self._jobs(number, waiting)
         ready = iter(self.augment.several(self._pictures([j for j in jobs if not j.waits])))
         views = [self._weak(job) if job.waits else next(ready) for job in jobs]
-        samples = [self._sample(number, *x) for x in zip(jobs, views, strict=True)]
-        return Draft(
-            samples, {i: Waiting(j.pick.index, j.seed) for i, j in enumerate(jobs) if j.waits}
-        )
+        waits = {i: Waiting(j.pick.index, j.seed) for i, j in enumerate(jobs) if j.waits}
+        return Draft(self._samples(number, jobs, views), waits)
 
     def _weak(self, job: "_Job") -> tuple[Tensor, dict[str, Labels]]:
         image = self.augment.fitted(self._read(job), job.size)
@@ -203,13 +200,19 @@ class _TrainingBatches:
         for job, room in zip_longest(jobs, rooms):
             yield Picture(self._read(job, room), job.labels, job.seed, job.size, room)
 
-    def _sample(self, number: int, job: "_Job", view: tuple[Tensor, dict[str, Labels]]) -> Sample:
-        image, labels = view
-        if not job.waits:
-            labels = job.source.derived(job.pick.index, labels)
-        group = job.pick.source
-        weight = self.mixture.weights_at(number)[group]
-        return Sample(image, labels, job.info, group, weight, job.source.grade)
+    def _samples(
+        self,
+        number: int,
+        jobs: Sequence["_Job"],
+        views: Iterable[tuple[Tensor, dict[str, Labels]]],
+    ) -> list[Sample]:
+        weights, samples = self.mixture.weights_at(number), []
+        for job, (image, labels) in zip(jobs, views, strict=True):
+            if not job.waits:
+                labels = job.source.derived(job.pick.index, labels)
+            group = job.pick.source
+            samples.append(Sample(image, labels, job.info, group, weights[group], job.source.grade))
+        return samples
 
     def _jobs(self, number: int, waiting: frozenset[str] = frozenset()) -> list["_Job"]:
         """Returns this rank's part of a batch."""
