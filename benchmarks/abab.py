@@ -5,16 +5,26 @@ a ratio is the median of the rounds' ratios.
 """
 
 import gc
+import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 from provenance import provenance
 
 Way = Callable[[], object]
+
+KEEPING = "freed memory kept"
+BESIDE = (
+    f"; torchvision as it comes, in a process of its own, and with {KEEPING}, as detmtl's command line has "
+    "it (`detmtl/engine/memory.py`)."
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,46 @@ def in_turn(
             if turn >= warmup:
                 seconds[name].append(clock() - start)
     return seconds
+
+
+@contextmanager
+def elsewhere(make: Callable[..., Way], *arguments: Any) -> Iterator[Way]:
+    """Gives the way that `make(*arguments)` makes, gone in a process of its own.
+
+    There memory is handled as it is by default, whatever this process has told its allocator
+    (`detmtl.engine.memory`). Both wait while the other one works.
+    """
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    threads = torch.get_num_threads()
+    process = context.Process(target=_go_when_told, args=(there, threads, make, arguments))
+    process.start()
+    there.close()  # so that the other end of a process that dies is noticed
+
+    def go() -> None:
+        here.send(None)
+        here.recv()
+
+    try:
+        yield go
+    finally:
+        here.close()
+        process.join()
+
+
+def _go_when_told(
+    pipe: Connection, threads: int, make: Callable[..., Way], arguments: Sequence[Any]
+) -> None:
+    torch.set_num_threads(threads)
+    way = make(*arguments)
+    while True:
+        try:
+            pipe.recv()
+        except EOFError:
+            return
+        way()
+        pipe.send(None)
+        gc.collect()  # not in the time of the next
 
 
 def ratio(seconds: Mapping[str, Sequence[float]], peer: str, ours: str) -> float:

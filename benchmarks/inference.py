@@ -14,10 +14,12 @@ import argparse
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from abab import Row, Way, faster, in_turn, ratio, report, row
+from abab import BESIDE, KEEPING, Row, Way, elsewhere, faster, in_turn, ratio, report, row
 from networks import ours, theirs
 from torch import Tensor, nn
 
@@ -84,21 +86,19 @@ def peer_of(side: int, device: torch.device) -> nn.Module:
     return network
 
 
-def ways_of_peer(network: nn.Module, picture: Tensor, device: torch.device) -> dict[str, Way]:
-    """Returns torchvision's default and its bfloat16 setting."""
-    given = [picture.float() / 255]
-    other = peer_of(picture.shape[-1], device).to(memory_format=torch.channels_last)
+def way_of_peer(side: int, half: bool) -> Way:
+    """Returns torchvision's default on a CPU, or its bfloat16 setting, on a picture of noise."""
+    cpu = torch.device("cpu")
+    given = [noise(side)[0].float() / 255]
+    layout = torch.channels_last if half else torch.contiguous_format
+    network = peer_of(side, cpu).to(memory_format=layout)
 
     @torch.inference_mode()
-    def default() -> object:
-        return network(given)
+    def way() -> object:
+        with autocast(cpu, torch.bfloat16 if half else torch.float32):
+            return network(given)
 
-    @torch.inference_mode()
-    def half() -> object:
-        with autocast(device, torch.bfloat16):
-            return other(given)
-
-    return {"torchvision fp32": default, "torchvision bf16 channels_last": half}
+    return way
 
 
 def agreement(expected: Callable, found: Callable, side: int, exact: bool) -> str:
@@ -137,24 +137,25 @@ def exported_file(
     return ScriptPredictor(path, device)
 
 
-def whole(rounds: int, side: int, device: torch.device, parts: Sequence[str]) -> list[Row]:
-    """Times pixels to boxes."""
+def whole(rounds: int, side: int, parts: Sequence[str]) -> list[Row]:
+    """Times pixels to boxes on a CPU."""
     loaded = model_of(side)
-    g = torch.Generator().manual_seed(0)
-    picture = torch.randint(0, 256, (3, side, side), dtype=torch.uint8, generator=g)
+    picture = noise(side)[0]
     predictors: dict[str, Predictor | ScriptPredictor] = {
         "detmtl fp32": Predictor(loaded),
         "detmtl bf16": Predictor(loaded, precision="bf16"),
     }
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         if "exported" in parts:
             predictors["TorchScript fp32"] = exported_file(loaded, "float32", Path(folder))
             predictors["TorchScript bf16"] = exported_file(loaded, "bfloat16", Path(folder))
         if "compiled" in parts:
             predictors["compiled fp32"] = Predictor(loaded, compile=True)
             predictors["compiled bf16"] = Predictor(loaded, precision="bf16", compile=True)
-        ways = ways_of_peer(peer_of(side, device), picture, device)
-        peers = list(ways)
+        ways: dict[str, Way] = {}
+        for peer, half in (("torchvision fp32", False), ("torchvision bf16 channels_last", True)):
+            ways[peer] = stack.enter_context(elsewhere(way_of_peer, side, half))
+            ways[f"{peer}, {KEEPING}"] = way_of_peer(side, half)
         ways |= {name: lambda p=p: p.predict([picture]) for name, p in predictors.items()}
         seconds = in_turn(ways, rounds, warmup=2)
         told = {
@@ -163,65 +164,92 @@ def whole(rounds: int, side: int, device: torch.device, parts: Sequence[str]) ->
             )
             for name, p in predictors.items()
         }
-    best, mine = faster(seconds, peers), faster(seconds, list(predictors))
-    what = f"inference, one picture of {side} px"
-    default, half = peers
-    rows = [
-        row(what, seconds, default, mine, 9, f"detmtl's best; {told[mine]}"),
-        row(what, seconds, half, mine, 3, "torchvision's bf16 setting"),
-        row(what, seconds, best, mine, None, "the faster setting of each here"),
-        row(what, seconds, default, "detmtl fp32", 1.45, "fp32 both, eager"),
-    ]
-    for name, goal in (("TorchScript bf16", 5), ("TorchScript fp32", None)):
-        if name in ways:
-            rows.append(row(what, seconds, default, name, goal, told[name]))
-    for name in ("compiled bf16", "compiled fp32"):
-        if name in ways:
-            rows.append(row(what, seconds, default, name, None, told[name]))
+    mine = faster(seconds, list(predictors))
+    what, rows = f"inference, one picture of {side} px", []
+    for keeping in ("", f", {KEEPING}"):
+        default, half = (f"torchvision {n}{keeping}" for n in ("fp32", "bf16 channels_last"))
+        rows += [
+            row(what, seconds, default, mine, 9, f"detmtl's best; {told[mine]}"),
+            row(what, seconds, half, mine, 3, "torchvision's bf16 setting"),
+            row(what, seconds, default, "detmtl fp32", 1.45, "fp32 both, eager"),
+        ]
+        for name, goal in (
+            ("TorchScript bf16", 5),
+            ("TorchScript fp32", None),
+            ("compiled bf16", None),
+            ("compiled fp32", None),
+        ):
+            if name in predictors:
+                rows.append(row(what, seconds, default, name, goal, told[name]))
     return rows
 
 
-def postprocess(rounds: int, side: int) -> list[Row]:
-    """Times raw outputs to boxes, with about 1,300 candidates on each level that has as many."""
-    model = ours(CLASSES).eval()
-    network = theirs(CLASSES, side).eval()
-    shapes = [-(-side // s) for s in (8, 16, 32, 64, 128)]
-    g = torch.Generator().manual_seed(0)
-    logits, deltas = [], []
-    for n in shapes:
-        x = torch.randn(1, 9 * CLASSES, n, n, generator=g)
-        x += -2.944 - x.flatten().topk(min(1300, x.numel() // 4)).values[-1]
-        logits.append(x.contiguous(memory_format=torch.channels_last))
-        d = torch.randn(1, 36, n, n, generator=g) * 0.3
-        deltas.append(d.contiguous(memory_format=torch.channels_last))
-    decoder = model.get_submodule("tasks.boxes.decoder")
-    decoder.detections = 100
+@dataclass(frozen=True)
+class RawOutputs:
+    """What heads give of one picture, with about 1,300 candidates on each level that has as many.
+
+    Attributes:
+        logits, deltas: of each level, (1, 9 * numbers, H, W), channels_last.
+    """
+
+    logits: list[Tensor]
+    deltas: list[Tensor]
+
+    @classmethod
+    def of(cls, side: int) -> "RawOutputs":
+        g = torch.Generator().manual_seed(0)
+        logits, deltas = [], []
+        for n in [-(-side // s) for s in (8, 16, 32, 64, 128)]:
+            x = torch.randn(1, 9 * CLASSES, n, n, generator=g)
+            x += -2.944 - x.flatten().topk(min(1300, x.numel() // 4)).values[-1]
+            logits.append(x.contiguous(memory_format=torch.channels_last))
+            d = torch.randn(1, 36, n, n, generator=g) * 0.3
+            deltas.append(d.contiguous(memory_format=torch.channels_last))
+        return cls(logits, deltas)
+
+
+def postprocess_peer(side: int) -> Callable[[], list[dict[str, Tensor]]]:
+    """Returns torchvision's way from raw outputs to boxes."""
+    raw, network = RawOutputs.of(side), theirs(CLASSES, side).eval()
     network.detections_per_img = 100
-    sizes = torch.tensor([[side, side]])
-    anchors = model.get_submodule("tasks.boxes.anchors")(logits)
+    anchors = ours(CLASSES).get_submodule("tasks.boxes.anchors")(raw.logits)
     rows = {
         name: [x.permute(0, 2, 3, 1).reshape(1, -1, n).contiguous() for x in maps]
         for name, n, maps in (
-            ("cls_logits", CLASSES, logits),
-            ("bbox_regression", 4, deltas),
+            ("cls_logits", CLASSES, raw.logits),
+            ("bbox_regression", 4, raw.deltas),
         )
     }
 
     @torch.inference_mode()
-    def mine() -> object:
-        return decoder(logits + deltas, sizes)
-
-    @torch.inference_mode()
-    def peer() -> object:
+    def way() -> list[dict[str, Tensor]]:
         return network.postprocess_detections(rows, [anchors], [(side, side)])
 
-    seconds = in_turn({"torchvision": peer, "detmtl": mine}, rounds, warmup=2)
-    theirs_found, (boxes, scores, classes) = peer()[0], mine()[0]  # type: ignore[index]
+    return way
+
+
+def postprocess(rounds: int, side: int) -> list[Row]:
+    """Times raw outputs to boxes."""
+    raw, peer = RawOutputs.of(side), postprocess_peer(side)
+    decoder = ours(CLASSES).eval().get_submodule("tasks.boxes.decoder")
+    decoder.detections = 100
+    sizes = torch.tensor([[side, side]])
+
+    @torch.inference_mode()
+    def mine() -> list[tuple[Tensor, Tensor, Tensor]]:
+        return decoder(raw.logits + raw.deltas, sizes)
+
+    kept = f"torchvision, {KEEPING}"
+    with elsewhere(postprocess_peer, side) as default:
+        ways = {"torchvision": default, kept: peer, "detmtl": mine}
+        seconds = in_turn(ways, rounds, warmup=2)
+    theirs_found, (boxes, scores, classes) = peer()[0], mine()[0]
     same = torch.equal(theirs_found["labels"], classes) and torch.allclose(
         theirs_found["boxes"], boxes, atol=1e-2
     )
     note = f"{len(scores)} detections, {'the same' if same else 'NOT the same'} within .01 px"
-    return [row("postprocess, 1,300 candidates a level", seconds, "torchvision", "detmtl", 8, note)]
+    what = "postprocess, 1,300 candidates a level"
+    return [row(what, seconds, name, "detmtl", 8, note) for name in ("torchvision", kept)]
 
 
 def on_gpu(rounds: int, side: int) -> list[Row]:
@@ -297,7 +325,7 @@ def main() -> None:
         side = args.side or 640
         rows = postprocess(3 * args.rounds, side) if "postprocess" in parts else []
         if {"exported", "compiled"} & set(parts):
-            rows += whole(args.rounds, side, torch.device("cpu"), parts)
+            rows += whole(args.rounds, side, parts)
     report(
         "Inference beside torchvision's RetinaNet",
         "ResNet-50 with a pyramid, random weights with spread scores; ways in turn, medians of the "
@@ -306,7 +334,7 @@ def main() -> None:
             "; pictures are on the GPU already; memory grows by so much during a call, without weights and "
             "without what a graph holds."
             if args.device == "cuda"
-            else "; the allocator keeps freed memory for all."
+            else BESIDE
         ),
         rows,
         args.results,
