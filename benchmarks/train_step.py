@@ -8,8 +8,9 @@
 ResNet-50 with a pyramid, frozen batch norm, stem and first stage frozen, 91 classes, 9 anchors a
 position, SGD; the same pictures and boxes for both. torchvision gets float pictures, as it wants
 them; detmtl uint8 ones and normalizes. On a CPU torchvision is timed as its users have it, in a process
-of its own, and with freed memory kept, as detmtl's command line keeps it. `light` compares detmtl's task with torchvision's head, loss
-and matching on one backbone and pyramid, both in detmtl's loop (`benchmarks/torchvision_retinanet.py`).
+of its own, and with freed memory kept, as detmtl's command line keeps it. `light` compares detmtl's
+task with torchvision's head, loss and matching on one backbone and pyramid, both in detmtl's loop
+(`benchmarks/torchvision_retinanet.py`).
 On a GPU the step is taken eagerly, compiled, and as one CUDA graph with labels padded to one shape.
 """
 

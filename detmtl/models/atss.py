@@ -80,7 +80,10 @@ def match_atss(
             ignored.scatter_reduce_(0, logit.view(-1), hit.view(-1), "amax")
     positive = (keys > 0).view(b, a)
     index = (m - (keys & 0xFFFFFFFF)).view(b, a) * positive
-    negative = ~positive & labels.present[:, None] & ~in_regions(anchors, labels, rules.inside)
+    negative = ~positive & labels.present[:, None]
+    inside = in_regions(anchors, labels, rules.inside)
+    if inside is not None:
+        negative &= ~inside
     silenced = (
         ignored.view(b, a, num_classes).bool() & negative[..., None] if some_doubtful else None
     )

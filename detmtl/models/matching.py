@@ -10,14 +10,13 @@ Source: the rules are those of torchvision's Matcher (from Ren et al. 2015, arXi
 section 3.1.2, with RetinaNet's thresholds).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from detmtl.models.windows import Grid, reach, windows
+from detmtl.models.windows import Grids, reach, windows
 from detmtl.structures.boxes import area, iou
 from detmtl.structures.labels import Ignore, PaddedBoxes
 
@@ -25,6 +24,9 @@ Forced = Literal["best", "forcing"]
 
 PAIRS = 1 << 20
 """Pairs of a box and an anchor that are looked at together: bounds the memory near 60 MB."""
+
+BLOCK = 1 << 19
+"""Of those, as many as stay in a processor's caches while they are worked on."""
 
 PAIRS_ON_GPU = 1 << 25
 """The same where many small steps cost more than memory: by arithmetic near 0.5 GB for a moment."""
@@ -78,7 +80,7 @@ def match(
     anchors: Tensor,
     labels: PaddedBoxes,
     rules: Rules,
-    grids: Sequence[Grid] | None = None,
+    grids: Grids | None = None,
 ) -> Matches:
     """Matches the anchors with the boxes of all pictures.
 
@@ -99,7 +101,7 @@ def match(
 
 
 def dense(
-    anchors: Tensor, labels: PaddedBoxes, rules: Rules, grids: Sequence[Grid] | None = None
+    anchors: Tensor, labels: PaddedBoxes, rules: Rules, grids: Grids | None = None
 ) -> Matches:
     """Returns what `match` returns; compares every anchor with every box."""
     b, m, a = *labels.valid.shape, len(anchors)
@@ -142,9 +144,7 @@ def dense(
     )
 
 
-def _overlap(
-    boxes: Tensor, counts: Tensor, anchors: Tensor, grids: Sequence[Grid] | None
-) -> Tensor:
+def _overlap(boxes: Tensor, counts: Tensor, anchors: Tensor, grids: Grids | None) -> Tensor:
     """Returns the IoU (B, m, A) of boxes (B, m, 4) and anchors; 0 of boxes that do not count (B, m).
 
     On a grid an overlap is a width, which the column decides, times a height, which the row decides: the
@@ -177,7 +177,7 @@ def _shared(boxes: Tensor, lines: Tensor, axis: int) -> Tensor:
     )
 
 
-def windowed(anchors: Tensor, labels: PaddedBoxes, rules: Rules, grids: Sequence[Grid]) -> Matches:
+def windowed(anchors: Tensor, labels: PaddedBoxes, rules: Rules, grids: Grids) -> Matches:
     """Returns what `match` returns; looks only at the anchors that can matter to a box.
 
     Numbers of pairs depend on the data: on a GPU each would be waited for.
@@ -190,17 +190,16 @@ def windowed(anchors: Tensor, labels: PaddedBoxes, rules: Rules, grids: Sequence
     ordinary = (labels.ignore == Ignore.NO).reshape(-1)
     keys = torch.zeros(b * a, dtype=torch.long)
     forced = torch.zeros(b * a, dtype=torch.bool)
-    forcing = torch.zeros(b * a, dtype=torch.long)
+    forcing = torch.zeros(b * a if rules.forced == "forcing" else 0, dtype=torch.long)
     ignored = (
         torch.zeros(b * a, num_classes, dtype=torch.bool)
         if may_have(labels, Ignore.CLASS)
         else None
     )
-    areas = area(anchors)
     for block in rows.split(1000):
         least = reach(boxes[block], grids)
         which, anchor = windows(boxes[block], least.clamp(max=rules.background), grids)
-        overlap = _pair_iou(boxes[block], anchors, areas, which, anchor)
+        overlap = _pair_iou(boxes[block], anchors, which, anchor)
         top = torch.zeros(len(block)).scatter_reduce_(0, which, overlap, "amax")
         row = block[which]
         place = torch.div(row, m, rounding_mode="floor") * a + anchor
@@ -226,7 +225,8 @@ def windowed(anchors: Tensor, labels: PaddedBoxes, rules: Rules, grids: Sequence
     if rules.forced == "forcing":
         index = torch.where(forced, forcing, index)
     else:
-        _complete(best, index, forced, anchors, labels, rules.background)
+        low = forced[touched] & (best[touched] < rules.background)
+        _complete(best, index, touched[low], anchors, labels)
     inside = in_regions(anchors, labels, rules.inside)
     return _decide(
         best.view(b, a),
@@ -240,82 +240,58 @@ def windowed(anchors: Tensor, labels: PaddedBoxes, rules: Rules, grids: Sequence
 
 
 def _complete(
-    best: Tensor,
-    index: Tensor,
-    forced: Tensor,
-    anchors: Tensor,
-    labels: PaddedBoxes,
-    background: float,
+    best: Tensor, index: Tensor, todo: Tensor, anchors: Tensor, labels: PaddedBoxes
 ) -> None:
-    """Finds, in place, the best box of forced anchors whose windows need not have shown it.
+    """Finds, in place, the best box of those forced anchors `todo` whose windows need not have shown it.
 
     An anchor below the background threshold is in the windows of the boxes that force it, not in
-    those of a box that overlaps it more and has better anchors elsewhere. Where these are many, those
-    of one size and neighborhood are compared with the boxes near them only.
+    those of a box that overlaps it more and has better anchors elsewhere. These few are compared with
+    all boxes.
     """
-    todo = (forced & (best < background)).nonzero()[:, 0]
-    m = labels.valid.shape[1]
+    b, m = labels.valid.shape
     ordinary = labels.valid & (labels.ignore == Ignore.NO)
-    picture = torch.div(todo, len(anchors), rounding_mode="floor")
-    own = anchors[todo % len(anchors)]
-    if len(todo) * m <= PAIRS:
-        overlap = iou(labels.boxes[picture], own[:, None])[..., 0]
-        if len(todo):
-            best[todo], index[todo] = overlap.mul_(ordinary[picture]).max(1)
-        return
-    for part in _neighborhoods(picture, own):
-        i, mine = int(picture[part[0]]), own[part]
-        hull = torch.cat([mine[:, :2].amin(0), mine[:, 2:].amax(0)])
-        boxes = labels.boxes[i]
-        apart = (boxes[:, :2] >= hull[2:]) | (boxes[:, 2:] <= hull[:2])
-        near = (ordinary[i] & ~apart[:, 0] & ~apart[:, 1]).nonzero()[:, 0]
-        for some in part.split(max(1, PAIRS // len(near))):
-            value, which = iou(own[some], boxes[near]).max(1)
-            best[todo[some]], index[todo[some]] = value, near[which]
-
-
-def _neighborhoods(picture: Tensor, boxes: Tensor) -> list[Tensor]:
-    """Returns groups of positions in (K,) and (K, 4): same picture, similar area, near each other."""
-    scale = area(boxes).sqrt().log2().floor()
-    center = (boxes[:, :2] + boxes[:, 2:]) / 2 / (4 * 2 ** scale[:, None])
-    keys = torch.stack([picture.float(), scale, center[:, 0].floor(), center[:, 1].floor()], dim=1)
-    _, group, counts = torch.unique(keys, dim=0, return_inverse=True, return_counts=True)
-    return list(group.argsort(stable=True).split(counts.tolist()))
+    counts = torch.bincount(torch.div(todo, len(anchors), rounding_mode="floor"), minlength=b)
+    for i, mine in enumerate(todo.split(counts.tolist())):
+        for some in mine.split(max(1, BLOCK // m)):
+            overlap = iou(anchors[some - i * len(anchors)], labels.boxes[i]).mul_(ordinary[i])
+            best[some], index[some] = overlap.max(1)
 
 
 def _decide(
     best: Tensor,
     index: Tensor,
     forced: Tensor,
-    inside: Tensor,
+    inside: Tensor | None,
     ignored: Tensor | None,
     labels: PaddedBoxes,
     rules: Rules,
 ) -> Matches:
     positive = forced | (best >= rules.foreground)
-    negative = ~positive & (best < rules.background) & ~inside & labels.present[:, None]
+    negative = (best < rules.background) & ~positive & labels.present[:, None]
+    if inside is not None:
+        negative &= ~inside
     if ignored is not None:
         ignored = ignored & negative[..., None]
     return Matches(index * positive, positive, negative, ignored)
 
 
-def _pair_iou(boxes: Tensor, anchors: Tensor, areas: Tensor, which: Tensor, at: Tensor) -> Tensor:
+def _pair_iou(boxes: Tensor, anchors: Tensor, which: Tensor, at: Tensor) -> Tensor:
     """Returns the IoU (K,) of pairs with the very operations of `iou`, so that ties stay ties."""
     a, b = boxes[which], anchors[at]
     left_top = torch.maximum(a[:, :2], b[:, :2])
     side = (torch.minimum(a[:, 2:], b[:, 2:]) - left_top).clamp_(min=0)
     inter = side[:, 0] * side[:, 1]
-    union = area(boxes)[which] + areas[at] - inter
+    union = area(boxes)[which] + area(b) - inter
     return inter / union.clamp(min=torch.finfo(inter.dtype).tiny)
 
 
-def in_regions(anchors: Tensor, labels: PaddedBoxes, least: float) -> Tensor:
+def in_regions(anchors: Tensor, labels: PaddedBoxes, least: float) -> Tensor | None:
     """Returns (B, A) bool, whether at least the share `least` of an anchor (A, 4) is in one of its
-    picture's regions; a few boxes at a time."""
+    picture's regions; None: there are no regions. A few boxes at a time."""
+    if not may_have(labels, Ignore.REGION):
+        return None
     b, m, a = *labels.valid.shape, len(anchors)
     inside = torch.zeros(b, a, dtype=torch.bool, device=anchors.device)
-    if not may_have(labels, Ignore.REGION):
-        return inside
     regions, areas = labels.valid & (labels.ignore == Ignore.REGION), area(anchors)
     for block in _blocks(m, b * a, anchors.device):
         inside |= _inside(labels.boxes[:, block], regions[:, block], anchors, areas, least)

@@ -9,6 +9,7 @@ Letters: N boxes, G grids (one per anchor shape and level), K pairs of a box and
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -38,7 +39,36 @@ class Grid:
     corner: tuple[float, float, float, float]
 
 
-def grids(levels: Sequence[Tensor], shapes: Sequence[tuple[int, int]]) -> list[Grid]:
+class Grids(tuple[Grid, ...]):
+    """G grids, and as tensors, made when first asked for, what is counted with."""
+
+    @cached_property
+    def corner(self) -> Tensor:
+        """(G, 2) float64: x, y of the first anchor's left top corner."""
+        return torch.tensor([g.corner[:2] for g in self], dtype=torch.float64)
+
+    @cached_property
+    def side(self) -> Tensor:
+        """(G, 2) float64: width and height of the anchors."""
+        return torch.tensor([g.corner[2:] for g in self], dtype=torch.float64) - self.corner
+
+    @cached_property
+    def stride(self) -> Tensor:
+        """(G, 2) float64: x, y."""
+        return torch.tensor([(g.stride_x, g.stride_y) for g in self], dtype=torch.float64)
+
+    @cached_property
+    def count(self) -> Tensor:
+        """(G, 2) float64: columns, rows."""
+        return torch.tensor([(g.columns, g.rows) for g in self], dtype=torch.float64)
+
+    @cached_property
+    def numbers(self) -> Tensor:
+        """(3, G) int64: `first`, how many numbers a row is from the next, and `step`."""
+        return torch.tensor([(g.first, g.columns * g.step, g.step) for g in self]).T.contiguous()
+
+
+def grids(levels: Sequence[Tensor], shapes: Sequence[tuple[int, int]]) -> Grids:
     """Returns the grids of anchors, read off the anchors themselves.
 
     Args:
@@ -55,16 +85,16 @@ def grids(levels: Sequence[Tensor], shapes: Sequence[tuple[int, int]]) -> list[G
             corner = (x1, y1, x2, y2)
             found.append(Grid(first + k, step, rows, columns, stride_y, stride_x, corner))
         first += len(anchors)
-    return found
+    return Grids(found)
 
 
-def reach(boxes: Tensor, of: Sequence[Grid]) -> Tensor:
+def reach(boxes: Tensor, of: Grids) -> Tensor:
     """Returns the best IoU (N,) of each box with any anchor, to rounding.
 
     Along each axis the overlap grows to the place where the centers meet and falls behind it, so the
     best place is one of the two beside it.
     """
-    box, low, side, stride, count = _parts(boxes, of)
+    box, low, side, stride, count = boxes.double()[:, None], of.corner, of.side, of.stride, of.count
     ideal = ((box[..., :2] + box[..., 2:]) / 2 - (low + side / 2)) / stride
     overlaps = []
     for place in (ideal.floor(), ideal.floor() + 1):
@@ -76,7 +106,7 @@ def reach(boxes: Tensor, of: Sequence[Grid]) -> Tensor:
     return (inter / union).amax(1).float()
 
 
-def windows(boxes: Tensor, least: Tensor, of: Sequence[Grid]) -> tuple[Tensor, Tensor]:
+def windows(boxes: Tensor, least: Tensor, of: Grids) -> tuple[Tensor, Tensor]:
     """Returns pairs of a box and an anchor: all with at least this IoU, and some more.
 
     Args:
@@ -88,7 +118,7 @@ def windows(boxes: Tensor, least: Tensor, of: Sequence[Grid]) -> tuple[Tensor, T
         box: (K,) int64 index into `boxes`, rising.
         anchor: (K,) int64 number of the anchor.
     """
-    box, low, side, stride, count = _parts(boxes, of)
+    box, low, side, stride, count = boxes.double()[:, None], of.corner, of.side, of.stride, of.count
     t = (least.double() * (1 - SLACK))[:, None]
     sides = box[..., 2:] - box[..., :2]
     needed = t / (1 + t) * (_product(sides) + _product(side))  # (N, G) square pixels
@@ -106,29 +136,12 @@ def windows(boxes: Tensor, least: Tensor, of: Sequence[Grid]) -> tuple[Tensor, T
     within = torch.arange(len(of_pair)) - (sizes.cumsum(0) - sizes)[of_pair]
     columns = length[..., 0].reshape(-1)[used]
     first_x, first_y = (begin[..., axis].reshape(-1)[used].long() for axis in (0, 1))
-    grid = used % len(of)
-    row_length = torch.tensor([g.columns for g in of])[grid]
-    step = torch.tensor([g.step for g in of])[grid]
-    start = torch.tensor([g.first for g in of])[grid] + (first_y * row_length + first_x) * step
+    first, row_step, step = of.numbers[:, used % len(of)]
+    start = first + first_y * row_step + first_x * step
     y = torch.div(within, columns[of_pair], rounding_mode="floor")
     x = within - y * columns[of_pair]
-    anchor = start[of_pair] + y * (row_length * step)[of_pair] + x * step[of_pair]
+    anchor = start[of_pair] + y * row_step[of_pair] + x * step[of_pair]
     return torch.div(used, len(of), rounding_mode="floor")[of_pair], anchor
-
-
-def _parts(boxes: Tensor, of: Sequence[Grid]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Returns in float64 boxes (N, 1, 4), and of the grids, each (G, 2) as x, y: left top corner of
-    the first anchor, sides, strides, numbers of places."""
-    corner = torch.tensor([g.corner for g in of], dtype=torch.float64)
-    stride = torch.tensor([(g.stride_x, g.stride_y) for g in of], dtype=torch.float64)
-    count = torch.tensor([(g.columns, g.rows) for g in of], dtype=torch.float64)
-    return (
-        boxes.double()[:, None],
-        corner[:, :2],
-        corner[:, 2:] - corner[:, :2],
-        stride,
-        count,
-    )
 
 
 def _product(pairs: Tensor) -> Tensor:

@@ -26,17 +26,22 @@ def area(boxes: Tensor) -> Tensor:
 
 def intersection(a: Tensor, b: Tensor) -> Tensor:
     """Returns pairwise intersection areas (..., N, M) of a (..., N, 4) and b (..., M, 4)."""
-    left_top = torch.maximum(a[..., :, None, :2], b[..., None, :, :2])
-    right_bottom = torch.minimum(a[..., :, None, 2:], b[..., None, :, 2:])
-    side = (right_bottom - left_top).clamp_(min=0)
-    return side[..., 0] * side[..., 1]
+    b = b.mT.contiguous().mT  # a corner's numbers side by side: a quarter of the time
+    return _shared(a, b, 0) * _shared(a, b, 1)
+
+
+def _shared(a: Tensor, b: Tensor, axis: int) -> Tensor:
+    """Returns how far boxes overlap (..., N, M) in x (axis 0) or y (1)."""
+    low = torch.maximum(a[..., :, None, axis], b[..., None, :, axis])
+    high = torch.minimum(a[..., :, None, axis + 2], b[..., None, :, axis + 2])
+    return high.sub_(low).clamp_(min=0)
 
 
 def iou(a: Tensor, b: Tensor) -> Tensor:
     """Returns pairwise intersection over union (..., N, M) in [0, 1]; 0 where both are empty."""
     inter = intersection(a, b)
-    union = area(a)[..., :, None] + area(b)[..., None, :] - inter
-    return inter / union.clamp(min=torch.finfo(inter.dtype).tiny)
+    union = (area(a)[..., :, None] + area(b)[..., None, :]).sub_(inter)
+    return inter / union.clamp_(min=torch.finfo(inter.dtype).tiny)
 
 
 def clip(boxes: Tensor, height: float, width: float) -> Tensor:

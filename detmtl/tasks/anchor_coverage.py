@@ -17,7 +17,7 @@ from torch import Tensor
 from detmtl.data.fit import InputSettings, fit_size
 from detmtl.data.source import Source
 from detmtl.models.anchors import AnchorSettings
-from detmtl.models.windows import Grid, grids, reach
+from detmtl.models.windows import grids, reach
 from detmtl.structures.labels import Ignore
 from detmtl.structures.sample import DIVISOR
 
@@ -103,7 +103,7 @@ def best_overlap(boxes: Boxes, anchors: AnchorSettings, strides: Sequence[int]) 
     made = anchors.build(list(strides))
     for s, (height, width) in enumerate(boxes.shapes.tolist()):
         maps = [(-(-height // stride), -(-width // stride)) for stride in strides]
-        of_shape: list[Grid] = grids(made.of_shapes(maps, torch.device("cpu")), maps)
+        of_shape = grids(made.of_shapes(maps, torch.device("cpu")), maps)
         mine = torch.from_numpy(np.flatnonzero(boxes.shape == s))
         for some in mine.split(4096):
             best[some] = reach(boxes.boxes[some], of_shape)

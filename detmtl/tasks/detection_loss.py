@@ -33,7 +33,7 @@ from detmtl.losses.terms import LossTerms
 from detmtl.models.anchors import Anchors
 from detmtl.models.atss import match_atss
 from detmtl.models.matching import Matches, Rules, match
-from detmtl.models.windows import Grid, grids
+from detmtl.models.windows import Grids, grids
 from detmtl.structures.labels import PaddedBoxes
 from detmtl.structures.sample import Batch
 from detmtl.tasks.detection_boxes import BoxTerms, Rows, overlap_of
@@ -70,7 +70,7 @@ class DetectionLoss:
         self.normalizer: Normalizer = normalizer
         self.boxes = boxes
         self.classification: ClassLoss = classification
-        self._grids: dict[tuple[tuple[int, int], ...], list[Grid]] = {}
+        self._grids: dict[tuple[tuple[int, int], ...], Grids] = {}
 
     def __call__(
         self,
@@ -127,7 +127,7 @@ class DetectionLoss:
             return match_atss(anchors, labels, self.rules, self._grids_of(maps))
         return match(anchors, labels, self.rules, self._grids_of(maps))
 
-    def _grids_of(self, maps: Sequence[Tensor]) -> list[Grid]:
+    def _grids_of(self, maps: Sequence[Tensor]) -> Grids:
         """Returns the grids of the anchors; read off anchors on the CPU, so that no device is waited for."""
         shapes = tuple((m.shape[-2], m.shape[-1]) for m in maps)
         if shapes not in self._grids:
