@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from detmtl.models.matching import Matches, Rules, in_regions, may_have
+from detmtl.models.matching import Matches, Rules, in_regions, matches_of, may_have
 from detmtl.models.windows import Grid
 from detmtl.structures.boxes import area
 from detmtl.structures.labels import Ignore, PaddedBoxes
@@ -82,12 +82,8 @@ def match_atss(
     index = (m - (keys & 0xFFFFFFFF)).view(b, a) * positive
     negative = ~positive & labels.present[:, None]
     inside = in_regions(anchors, labels, rules.inside)
-    if inside is not None:
-        negative &= ~inside
-    silenced = (
-        ignored.view(b, a, num_classes).bool() & negative[..., None] if some_doubtful else None
-    )
-    return Matches(index, positive, negative, silenced)
+    silenced = ignored.view(b, a, num_classes).bool() if some_doubtful else None
+    return matches_of(index, positive, negative, inside, silenced)
 
 
 def _candidates(

@@ -138,10 +138,11 @@ def dense(
         best = torch.maximum(best, value)
     if rules.forced == "forcing":
         index = torch.where(forced, forcing, index)
+    positive = forced | (best >= rules.foreground)
+    negative = (best < rules.background) & ~positive & labels.present[:, None]
     inside = in_regions(anchors, labels, rules.inside)
-    return _decide(
-        best, index, forced, inside, ignored.mT.bool() if ignored.shape[2] else None, labels, rules
-    )
+    of_classes = ignored.mT.bool() if ignored.shape[2] else None
+    return matches_of(index * positive, positive, negative, inside, of_classes)
 
 
 def _overlap(boxes: Tensor, counts: Tensor, anchors: Tensor, grids: Grids | None) -> Tensor:
@@ -203,76 +204,70 @@ def windowed(anchors: Tensor, labels: PaddedBoxes, rules: Rules, grids: Grids) -
         top = torch.zeros(len(block)).scatter_reduce_(0, which, overlap, "amax")
         row = block[which]
         place = torch.div(row, m, rounding_mode="floor") * a + anchor
-        counts = ordinary[row]
-        reached = (overlap == top[which]) & (overlap > 0)
-        if not rules.force:
-            reached = torch.zeros_like(reached)
-        # Bits of a positive float grow with it; below them, earlier boxes have the larger number.
-        key = (overlap.view(torch.int32).long() << 32) | (m - row % m)
-        keys.scatter_reduce_(0, place[counts], key[counts], "amax")
-        forces = counts & reached
-        forced[place[forces]] = True
-        if rules.forced == "forcing":
-            forcing.scatter_reduce_(0, place[forces], row[forces] % m, "amax")
+        reached = (overlap == top[which]) & (overlap > 0) & rules.force
         if ignored is not None:
+            counts = ordinary[row]
             hit = ~counts & (reached | (overlap >= rules.background))
             ignored[place[hit], classes[row[hit]]] = True
+            overlap, row, place, reached = (x[counts] for x in (overlap, row, place, reached))
+        # Bits of a positive float grow with it; below them, earlier boxes have the larger number.
+        key = (overlap.view(torch.int32).long() << 32) | (m - row % m)
+        keys.scatter_reduce_(0, place, key, "amax")
+        forced[place[reached]] = True
+        if rules.forced == "forcing":
+            forcing.scatter_reduce_(0, place[reached], row[reached] % m, "amax")
     touched = keys.nonzero()[:, 0]  # few of all anchors
-    keys = keys[touched]
-    best, index = torch.zeros(b * a), torch.zeros(b * a, dtype=torch.long)
-    best[touched] = (keys >> 32).to(torch.int32).view(torch.float32)
-    index[touched] = m - (keys & 0xFFFFFFFF)
+    keys, forced = keys[touched], forced[touched]
+    best = (keys >> 32).to(torch.int32).view(torch.float32)
+    index = m - (keys & 0xFFFFFFFF)
     if rules.forced == "forcing":
-        index = torch.where(forced, forcing, index)
+        index = torch.where(forced, forcing[touched], index)
     else:
-        low = forced[touched] & (best[touched] < rules.background)
-        _complete(best, index, touched[low], anchors, labels)
-    inside = in_regions(anchors, labels, rules.inside)
-    return _decide(
-        best.view(b, a),
-        index.view(b, a),
-        forced.view(b, a),
-        inside,
+        low = forced & (best < rules.background)
+        best[low], index[low] = _best_of_all(touched[low], anchors, labels)
+    learns = forced | (best >= rules.foreground)
+    positive, learned = torch.zeros(b * a, dtype=torch.bool), torch.zeros(b * a, dtype=torch.long)
+    positive[touched[learns]], learned[touched[learns]] = True, index[learns]
+    negative = labels.present[:, None].repeat(1, a)
+    negative.view(-1)[touched[learns | (best >= rules.background)]] = False
+    return matches_of(
+        learned.view(b, a),
+        positive.view(b, a),
+        negative,
+        in_regions(anchors, labels, rules.inside),
         None if ignored is None else ignored.view(b, a, num_classes),
-        labels,
-        rules,
     )
 
 
-def _complete(
-    best: Tensor, index: Tensor, todo: Tensor, anchors: Tensor, labels: PaddedBoxes
-) -> None:
-    """Finds, in place, the best box of those forced anchors `todo` whose windows need not have shown it.
+def _best_of_all(todo: Tensor, anchors: Tensor, labels: PaddedBoxes) -> tuple[Tensor, Tensor]:
+    """Returns for anchors `todo` (K,), numbered through all pictures and rising, the best IoU with an
+    ordinary box of their picture, and which box that is.
 
-    An anchor below the background threshold is in the windows of the boxes that force it, not in
-    those of a box that overlaps it more and has better anchors elsewhere. These few are compared with
-    all boxes.
+    A forced anchor below the background threshold is in the windows of the boxes that force it, not in
+    those of a box that overlaps it more and has better anchors elsewhere. Such anchors are few.
     """
     b, m = labels.valid.shape
     ordinary = labels.valid & (labels.ignore == Ignore.NO)
     counts = torch.bincount(torch.div(todo, len(anchors), rounding_mode="floor"), minlength=b)
-    for i, mine in enumerate(todo.split(counts.tolist())):
+    best, index = torch.zeros(len(todo)), torch.zeros(len(todo), dtype=torch.long)
+    places = torch.arange(len(todo)).split(counts.tolist())
+    for i, mine in enumerate(places):
         for some in mine.split(max(1, BLOCK // m)):
-            overlap = iou(anchors[some - i * len(anchors)], labels.boxes[i]).mul_(ordinary[i])
-            best[some], index[some] = overlap.max(1)
+            overlap = iou(anchors[todo[some] - i * len(anchors)], labels.boxes[i])
+            best[some], index[some] = overlap.mul_(ordinary[i]).max(1)
+    return best, index
 
 
-def _decide(
-    best: Tensor,
-    index: Tensor,
-    forced: Tensor,
-    inside: Tensor | None,
-    ignored: Tensor | None,
-    labels: PaddedBoxes,
-    rules: Rules,
+def matches_of(
+    index: Tensor, positive: Tensor, negative: Tensor, inside: Tensor | None, ignored: Tensor | None
 ) -> Matches:
-    positive = forced | (best >= rules.foreground)
-    negative = (best < rules.background) & ~positive & labels.present[:, None]
+    """Returns the matches, anchors `inside` of regions taken from the negatives, and what is `ignored`
+    cut down to these."""
     if inside is not None:
-        negative &= ~inside
+        negative = negative & ~inside
     if ignored is not None:
         ignored = ignored & negative[..., None]
-    return Matches(index * positive, positive, negative, ignored)
+    return Matches(index, positive, negative, ignored)
 
 
 def _pair_iou(boxes: Tensor, anchors: Tensor, which: Tensor, at: Tensor) -> Tensor:

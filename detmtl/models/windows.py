@@ -58,7 +58,7 @@ class Grids(tuple[Grid, ...]):
         return torch.tensor([(g.stride_x, g.stride_y) for g in self], dtype=torch.float64)
 
     @cached_property
-    def count(self) -> Tensor:
+    def size(self) -> Tensor:
         """(G, 2) float64: columns, rows."""
         return torch.tensor([(g.columns, g.rows) for g in self], dtype=torch.float64)
 
@@ -94,7 +94,7 @@ def reach(boxes: Tensor, of: Grids) -> Tensor:
     Along each axis the overlap grows to the place where the centers meet and falls behind it, so the
     best place is one of the two beside it.
     """
-    box, low, side, stride, count = boxes.double()[:, None], of.corner, of.side, of.stride, of.count
+    box, low, side, stride, count = boxes.double()[:, None], of.corner, of.side, of.stride, of.size
     ideal = ((box[..., :2] + box[..., 2:]) / 2 - (low + side / 2)) / stride
     overlaps = []
     for place in (ideal.floor(), ideal.floor() + 1):
@@ -118,7 +118,7 @@ def windows(boxes: Tensor, least: Tensor, of: Grids) -> tuple[Tensor, Tensor]:
         box: (K,) int64 index into `boxes`, rising.
         anchor: (K,) int64 number of the anchor.
     """
-    box, low, side, stride, count = boxes.double()[:, None], of.corner, of.side, of.stride, of.count
+    box, low, side, stride, count = boxes.double()[:, None], of.corner, of.side, of.stride, of.size
     t = (least.double() * (1 - SLACK))[:, None]
     sides = box[..., 2:] - box[..., :2]
     needed = t / (1 + t) * (_product(sides) + _product(side))  # (N, G) square pixels
