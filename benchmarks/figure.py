@@ -1,0 +1,177 @@
+"""Draws what silver and its kin brought in every comparison: `docs/electrum.svg`, from the files of results.
+
+    python benchmarks/figure.py
+
+Nothing is measured here. A row is a line of a file's table of differences, found by cell, arm and
+baseline; a point is the mean over seeds, the thick line its interval over seeds, the thin one that over
+pictures, both 95 %; the color is the verdict.
+"""
+
+import argparse
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from provenance import REPOSITORY
+
+from detmtl.report.page import COLORS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+RESULTS = REPOSITORY / "benchmarks" / "results"
+PICTURE = REPOSITORY / "docs" / "electrum.svg"
+VERDICTS = {"better": COLORS[2], "cannot tell": COLORS[5], "worse": COLORS[3]}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A line to draw.
+
+    Attributes:
+        label: what it says.
+        file: name of the results, without date and machine.
+        arm, baseline: of the line.
+        cell: "" where the file has none.
+    """
+
+    label: str
+    file: str
+    arm: str = "electrum"
+    baseline: str = "gold"
+    cell: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A line of a table of differences.
+
+    Attributes:
+        difference: mean over seeds.
+        seeds, pictures: the intervals; the latter None where nothing is kept picture by picture.
+        verdict: one of `VERDICTS`.
+    """
+
+    difference: float
+    seeds: tuple[float, float]
+    pictures: tuple[float, float] | None
+    verdict: str
+
+    def __str__(self) -> str:
+        return f"{self.difference:+.3f} [{self.seeds[0]:+.3f}, {self.seeds[1]:+.3f}]"
+
+
+def _grid(file: str, count: int, few: tuple[str, ...] = ("fastestdet", "yolox")) -> list[Wanted]:
+    names = {"yolox": "YOLOX-Nano", "fastestdet": "FastestDet"}
+    return [
+        Wanted(f"{classes}, {names[teacher]}", file, cell=f"{classes}, {teacher}, gold {count}")
+        for classes in ("person", "three classes")
+        for teacher in reversed(few)
+    ]
+
+
+PARTIAL = "as it comes"  # not balanced
+GROUPS: dict[str, list[Wanted]] = {
+    "electrum - gold alone, AP, photographs (coco128), 8 gold pictures": _grid("coco128_grid", 8),
+    "... 32 gold pictures": [
+        *_grid("coco128_grid", 32, ("yolox",)),
+        Wanted("person, FastestDet (10 seeds)", "coco128_close", cell="person, fastestdet"),
+        Wanted("three classes, FastestDet (10 seeds)", "coco128_close", cell="three classes, fastestdet"),
+        Wanted("three classes, YOLOX-Nano, 1200 steps", "coco128"),
+        Wanted("three classes, a simulated poor teacher", "coco128_simulated"),
+    ],
+    "other data, AP": [
+        Wanted("scenes, 24 gold pictures, the model's own silver", "scenes"),
+        Wanted("cells, 5 gold pictures, self-training", "bccd_few", "self-training", cell="gold 5"),
+        Wanted("cells, 10 gold pictures, self-training", "bccd_few", "self-training", cell="gold 10"),
+        Wanted("cells, 10 gold pictures, online", "bccd_few", "online", cell="gold 10"),
+        Wanted("cells, partial labels: masked - naive", "bccd_partial", "masked", "naive", PARTIAL),
+        Wanted("cells, partial labels: electrum - masked", "bccd_partial", "electrum", "masked", PARTIAL),
+    ],
+    "maps, mean IoU": [
+        Wanted("photographs, 20 gold maps, DeepLab's silver", "coco128_semantic"),
+        Wanted("photographs, 20 gold maps, online", "coco128_semantic_online", "online"),
+    ],
+}  # fmt: skip
+
+
+def found(wanted: Wanted, results: Path = RESULTS) -> Found:
+    """Returns the line of the file's first metric.
+
+    Raises:
+        SystemExit: there is no such file, or no such line in it.
+    """
+    files = sorted(results.glob(f"{wanted.file}_epyc_*.md"))
+    if not files:
+        raise SystemExit(f"{results}/{wanted.file}_epyc_*.md: no such file")
+    where = f"{files[-1]}: {wanted.arm} - {wanted.baseline} in '{wanted.cell}'"
+    lines = files[-1].read_text().partition("\n## Differences\n")[2].splitlines()
+    rows = [[x.strip() for x in line.strip("|").split("|")] for line in lines if line[:1] == "|"]
+    if not rows:
+        raise SystemExit(f"{where}: no table of differences")
+    for row in rows[2:]:
+        said = dict(zip(rows[0], row, strict=False))
+        key = (said.get("cell", ""), said.get("arm"), said.get("baseline"))
+        if key == (wanted.cell, wanted.arm, wanted.baseline):
+            seeds, pictures = _interval(said["over seeds"]), _interval(said["over pictures"])
+            assert seeds is not None, where
+            return Found(float(said["difference"]), seeds, pictures, said["verdict"])
+    raise SystemExit(f"{where}: no such line")
+
+
+def _interval(text: str) -> tuple[float, float] | None:
+    numbers = [float(x) for x in re.findall(r"[+-]\d*\.\d+", text)]
+    return (numbers[0], numbers[1]) if len(numbers) == 2 else None
+
+
+def draw(axes: "Axes", results: Path = RESULTS) -> None:
+    """Draws all rows, the first on top."""
+    y = 0.0
+    places, labels = [], []
+    for group, rows in GROUPS.items():
+        y -= 1.2
+        axes.text(-0.105, y, group, fontweight="bold", va="center", backgroundcolor="white")
+        for wanted in rows:
+            y -= 1
+            line = found(wanted, results)
+            color = VERDICTS[line.verdict]
+            if line.pictures is not None:
+                axes.plot(line.pictures, (y, y), color=color, linewidth=1, alpha=0.7)
+            axes.plot(line.seeds, (y, y), color=color, linewidth=3.2, solid_capstyle="butt")
+            axes.plot([line.difference], [y], "o", color=color, markersize=6)
+            axes.text(0.108, y, str(line), va="center", fontsize=8, color=color)
+            places.append(y)
+            labels.append(wanted.label)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(places, labels)
+    axes.set_ylim(y - 1, 0)
+    axes.set_xlim(-0.105, 0.105)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    for place, (verdict, color) in zip((0.0, 0.2, 0.48), VERDICTS.items(), strict=True):
+        axes.text(place, -0.09, verdict, color=color, transform=axes.transAxes, fontweight="bold")
+
+
+def main() -> None:
+    """Draws the picture."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=PICTURE)
+    args = parser.parse_args()
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    # the same file each time; text stays text, which is smaller and can be searched
+    style = {"svg.hashsalt": "detmtl", "svg.fonttype": "none", "font.size": 9}
+    with matplotlib.rc_context(style):
+        rows = sum(map(len, GROUPS.values()))
+        figure, axes = pyplot.subplots(figsize=(9.5, 0.29 * (rows + 1.2 * len(GROUPS)) + 0.6))
+        draw(axes)
+        figure.savefig(args.out, bbox_inches="tight", metadata={"Date": None}, facecolor="white")
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()
