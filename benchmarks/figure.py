@@ -3,7 +3,7 @@
     python benchmarks/figure.py
 
 Nothing is measured here. A row is a line of a file's table of differences, found by cell, arm and
-baseline; a point is the mean over seeds, the thick line its interval over seeds, the thin one that over
+baseline; a point is the mean over seeds, the thick line its interval over seeds, the thin one below that over
 pictures, both 95 %; the color is the verdict.
 """
 
@@ -71,27 +71,34 @@ def _grid(file: str, count: int, few: tuple[str, ...] = ("fastestdet", "yolox"))
     ]
 
 
-PARTIAL = "as it comes"  # not balanced
+PARTIAL, AS = "bccd_partial", "as it comes"
 GROUPS: dict[str, list[Wanted]] = {
-    "electrum - gold alone, AP, photographs (coco128), 8 gold pictures": _grid("coco128_grid", 8),
-    "... 32 gold pictures": [
+    "photographs, 8 gold pictures: electrum - gold alone, AP": _grid("coco128_grid", 8),
+    "photographs, 32 gold pictures: electrum - gold alone, AP": [
         *_grid("coco128_grid", 32, ("yolox",)),
         Wanted("person, FastestDet (10 seeds)", "coco128_close", cell="person, fastestdet"),
         Wanted("three classes, FastestDet (10 seeds)", "coco128_close", cell="three classes, fastestdet"),
         Wanted("three classes, YOLOX-Nano, 1200 steps", "coco128"),
         Wanted("three classes, a simulated poor teacher", "coco128_simulated"),
     ],
-    "other data, AP": [
-        Wanted("scenes, 24 gold pictures, the model's own silver", "scenes"),
-        Wanted("cells, 5 gold pictures, self-training", "bccd_few", "self-training", cell="gold 5"),
-        Wanted("cells, 10 gold pictures, self-training", "bccd_few", "self-training", cell="gold 10"),
-        Wanted("cells, 10 gold pictures, online", "bccd_few", "online", cell="gold 10"),
-        Wanted("cells, partial labels: masked - naive", "bccd_partial", "masked", "naive", PARTIAL),
-        Wanted("cells, partial labels: electrum - masked", "bccd_partial", "electrum", "masked", PARTIAL),
+    "no teacher but the model itself: with its labels - gold alone, AP": [
+        Wanted("scenes, 24 gold pictures, self-training", "scenes"),
+        *(
+            Wanted(f"cells, {n} gold pictures, {arm}", "bccd_few", arm, cell=f"gold {n}")
+            for n in (5, 10)
+            for arm in ("self-training", "online")
+        ),
     ],
-    "maps, mean IoU": [
-        Wanted("photographs, 20 gold maps, DeepLab's silver", "coco128_semantic"),
-        Wanted("photographs, 20 gold maps, online", "coco128_semantic_online", "online"),
+    "partial labels of cells, AP": [
+        Wanted("absence masked - absence negative", PARTIAL, "masked", "naive", AS),
+        Wanted("electrum - absence masked", PARTIAL, "electrum", "masked", AS),
+        Wanted("balanced: absence masked - absence negative", PARTIAL, "masked", "naive", "balanced"),
+        Wanted("balanced: electrum - absence masked", PARTIAL, "electrum", "masked", "balanced"),
+        Wanted("balanced: silver also for what gold has", "bccd_partial_pools", "electrum", "masked"),
+    ],
+    "semantic maps of photographs: with silver - gold alone, mean IoU": [
+        Wanted("20 gold maps, DeepLab's silver", "coco128_semantic"),
+        Wanted("20 gold maps, online", "coco128_semantic_online", "online"),
     ],
 }  # fmt: skip
 
@@ -136,9 +143,9 @@ def draw(axes: "Axes", results: Path = RESULTS) -> None:
             y -= 1
             line = found(wanted, results)
             color = VERDICTS[line.verdict]
-            if line.pictures is not None:
-                axes.plot(line.pictures, (y, y), color=color, linewidth=1, alpha=0.7)
             axes.plot(line.seeds, (y, y), color=color, linewidth=3.2, solid_capstyle="butt")
+            if line.pictures is not None:  # below, where a shorter one would be hidden
+                axes.plot(line.pictures, (y - 0.28, y - 0.28), color=color, linewidth=1)
             axes.plot([line.difference], [y], "o", color=color, markersize=6)
             axes.text(0.108, y, str(line), va="center", fontsize=8, color=color)
             places.append(y)

@@ -239,7 +239,7 @@ def lowered(limit: float, logits: Tensor) -> float:
     return limit
 
 
-def above(values: Tensor, limit: float, block: int = 256) -> Tensor:
+def above(values: Tensor, limit: float, block: int = 64) -> Tensor:
     """Returns the places of the values (N,) above a limit, ascending.
 
     Few are: blocks without any are left out first, by their maximum, which is fast where a block's length
@@ -248,7 +248,7 @@ def above(values: Tensor, limit: float, block: int = 256) -> Tensor:
     whole = values.size(0) // block * block
     blocks = values[:whole].view(-1, block)
     some = torch.nonzero(blocks.amax(1) > limit).squeeze(1)
-    inside = torch.nonzero(blocks[some].view(-1) > limit).squeeze(1)
+    inside = torch.nonzero(blocks.index_select(0, some).view(-1) > limit).squeeze(1)
     first = some[torch.div(inside, block, rounding_mode="floor")] * block
     rest = torch.nonzero(values[whole:] > limit).squeeze(1)
     return torch.cat([first + inside % block, rest + whole])
