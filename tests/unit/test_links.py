@@ -26,3 +26,17 @@ def test_links_lead_to_files(page):
 def test_results_that_are_named_are_there(file):
     names = set(re.findall(r"\b[a-z0-9_]+_20\d{4}\.md\b", file.read_text()))
     assert {name for name in names if not (RESULTS / name).is_file()} == set()
+
+
+def test_scores_of_the_table_are_in_their_files():
+    """A row that says `same` means the file of the row above."""
+    table = PAGES[0].read_text().partition("| what | AP | AP50 |")[2].partition("\n\n")[0]
+    checked, text = 0, ""
+    for row in table.splitlines()[2:]:
+        what, *scores, _, source = (x.strip() for x in row.strip("|").split("|"))
+        if link := re.search(r"\]\(([^)]+)\)", source):
+            text = (REPOSITORY / link[1]).read_text()
+        for number in re.findall(r"\.\d{3}\b", " ".join(scores)):
+            assert f"0{number}" in text, f"{what}: {number} is not in the file"
+            checked += 1
+    assert checked > 40
