@@ -1,6 +1,6 @@
 """Timing of several ways to do the same, in turn, and the table of what came out beside the goal.
 
-Ways are timed A B C A B C ... in one process, so that a machine whose speed drifts slows all of them;
+Ways are timed A B C A B C ..., mostly in one process, so that a machine whose speed drifts slows all of them;
 a ratio is the median of the rounds' ratios.
 """
 
@@ -22,8 +22,8 @@ Way = Callable[[], object]
 
 KEEPING = "freed memory kept"
 BESIDE = (
-    f"; torchvision as it comes, in a process of its own, and with {KEEPING}, as detmtl's command line has "
-    "it (`detmtl/engine/memory.py`)."
+    f"; torchvision as it comes, in a process of its own, and with {KEEPING}, as detmtl's command line, and "
+    "detmtl here, has it (`detmtl/engine/memory.py`)."
 )
 
 
@@ -101,14 +101,23 @@ def elsewhere(make: Callable[..., Way], *arguments: Any) -> Iterator[Way]:
     there.close()  # so that the other end of a process that dies is noticed
 
     def go() -> None:
-        here.send(None)
-        here.recv()
+        try:
+            here.send(None)
+            here.recv()
+        except (EOFError, OSError) as error:
+            process.join(10)
+            who = getattr(make, "__name__", make)
+            raise SystemExit(
+                f"the process of {who}{arguments} ended with status {process.exitcode}; -9 mostly means that "
+                "there is not enough memory"
+            ) from error
 
     try:
         yield go
     finally:
         here.close()
-        process.join()
+        process.join(60)
+        process.terminate()
 
 
 def _go_when_told(
@@ -116,6 +125,8 @@ def _go_when_told(
 ) -> None:
     torch.set_num_threads(threads)
     way = make(*arguments)
+    gc.collect()
+    gc.freeze()  # a collection, which falls into the time of the next way, then has little to look at
     while True:
         try:
             pipe.recv()
@@ -123,7 +134,7 @@ def _go_when_told(
             return
         way()
         pipe.send(None)
-        gc.collect()  # not in the time of the next
+        gc.collect()  # not in its own time
 
 
 def ratio(seconds: Mapping[str, Sequence[float]], peer: str, ours: str) -> float:

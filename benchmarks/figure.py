@@ -9,6 +9,7 @@ pictures, both 95 %; the color is the verdict.
 
 import argparse
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ class Wanted:
         file: name of the results, without date and machine.
         arm, baseline: of the line.
         cell: "" where the file has none.
+        metric: of the line.
     """
 
     label: str
@@ -41,6 +43,7 @@ class Wanted:
     arm: str = "electrum"
     baseline: str = "gold"
     cell: str = ""
+    metric: str = "AP"
 
 
 @dataclass(frozen=True)
@@ -62,16 +65,19 @@ class Found:
         return f"{self.difference:+.3f} [{self.seeds[0]:+.3f}, {self.seeds[1]:+.3f}]"
 
 
-def _grid(file: str, count: int, few: tuple[str, ...] = ("fastestdet", "yolox")) -> list[Wanted]:
-    names = {"yolox": "YOLOX-Nano", "fastestdet": "FastestDet"}
+NAMES = {"yolox": "YOLOX-Nano", "fastestdet": "FastestDet"}
+
+
+def _grid(file: str, count: int, teachers: Iterable[str] = NAMES) -> list[Wanted]:
     return [
-        Wanted(f"{classes}, {names[teacher]}", file, cell=f"{classes}, {teacher}, gold {count}")
+        Wanted(f"{classes}, {NAMES[teacher]}", file, cell=f"{classes}, {teacher}, gold {count}")
         for classes in ("person", "three classes")
-        for teacher in reversed(few)
+        for teacher in teachers
     ]
 
 
 PARTIAL, AS = "bccd_partial", "as it comes"
+CLASS_ALONE = "silver's boxes teach the class alone"
 GROUPS: dict[str, list[Wanted]] = {
     "photographs, 8 gold pictures: electrum - gold alone, AP": _grid("coco128_grid", 8),
     "photographs, 32 gold pictures: electrum - gold alone, AP": [
@@ -94,17 +100,18 @@ GROUPS: dict[str, list[Wanted]] = {
         Wanted("electrum - absence masked", PARTIAL, "electrum", "masked", AS),
         Wanted("balanced: absence masked - absence negative", PARTIAL, "masked", "naive", "balanced"),
         Wanted("balanced: electrum - absence masked", PARTIAL, "electrum", "masked", "balanced"),
-        Wanted("balanced: silver also for what gold has", "bccd_partial_pools", "electrum", "masked"),
+        Wanted("... silver also for what gold has", "bccd_partial_boxes", "electrum", "masked"),
+        Wanted("... of that, boxes teach the class alone", "bccd_partial_boxes", CLASS_ALONE, "masked"),
     ],
     "semantic maps of photographs: with silver - gold alone, mean IoU": [
-        Wanted("20 gold maps, DeepLab's silver", "coco128_semantic"),
-        Wanted("20 gold maps, online", "coco128_semantic_online", "online"),
+        Wanted("20 gold maps, DeepLab's silver", "coco128_semantic", metric="mIoU"),
+        Wanted("20 gold maps, online", "coco128_semantic_online", "online", metric="mIoU"),
     ],
 }  # fmt: skip
 
 
 def found(wanted: Wanted, results: Path = RESULTS) -> Found:
-    """Returns the line of the file's first metric.
+    """Returns what the file says.
 
     Raises:
         SystemExit: there is no such file, or no such line in it.
@@ -119,8 +126,8 @@ def found(wanted: Wanted, results: Path = RESULTS) -> Found:
         raise SystemExit(f"{where}: no table of differences")
     for row in rows[2:]:
         said = dict(zip(rows[0], row, strict=False))
-        key = (said.get("cell", ""), said.get("arm"), said.get("baseline"))
-        if key == (wanted.cell, wanted.arm, wanted.baseline):
+        key = (said.get("cell", ""), said.get("arm"), said.get("baseline"), said.get("metric"))
+        if key == (wanted.cell, wanted.arm, wanted.baseline, wanted.metric):
             seeds, pictures = _interval(said["over seeds"]), _interval(said["over pictures"])
             assert seeds is not None, where
             return Found(float(said["difference"]), seeds, pictures, said["verdict"])
@@ -160,11 +167,8 @@ def draw(axes: "Axes", results: Path = RESULTS) -> None:
         axes.text(place, -0.09, verdict, color=color, transform=axes.transAxes, fontweight="bold")
 
 
-def main() -> None:
-    """Draws the picture."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=PICTURE)
-    args = parser.parse_args()
+def save(path: Path) -> None:
+    """Writes the picture, by its suffix SVG or PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -176,7 +180,17 @@ def main() -> None:
         rows = sum(map(len, GROUPS.values()))
         figure, axes = pyplot.subplots(figsize=(9.5, 0.29 * (rows + 1.2 * len(GROUPS)) + 0.6))
         draw(axes)
-        figure.savefig(args.out, bbox_inches="tight", metadata={"Date": None}, facecolor="white")
+        metadata = {"Date": None} if path.suffix == ".svg" else None
+        figure.savefig(path, bbox_inches="tight", metadata=metadata, facecolor="white")
+        pyplot.close(figure)
+
+
+def main() -> None:
+    """Draws the picture."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=PICTURE)
+    args = parser.parse_args()
+    save(args.out)
     print(args.out)
 
 

@@ -259,17 +259,18 @@ def light(rounds: int, config: str, overrides: list[str]) -> list[Row]:
     height, width = settings.input.short, settings.input.long
     batch = batch_of(settings.data.batch_size, 14, height, width, len(space.names))
     ways: dict[str, Way] = {}
-    for name, chosen in (("torchvision", with_peer), ("detmtl", settings)):
+    for name, chosen in ((KEPT, with_peer), ("detmtl", settings)):
         for kind_name, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
             torch.manual_seed(0)
             model = build(chosen, space).train()
             ways[f"{name} {kind_name}"] = step_of(model, batch, kind, torch.device("cpu"))
     seconds = in_turn(ways, rounds)
     what = f"{config}: step, {len(batch)} pictures of {width} x {height}, 14 boxes"
-    peer_best = faster(seconds, ["torchvision fp32", "torchvision bf16"])
+    peer_best = faster(seconds, [f"{KEPT} fp32", f"{KEPT} bf16"])
     mine_best = faster(seconds, ["detmtl fp32", "detmtl bf16"])
+    same = "same backbone and pyramid, both in detmtl's loop"
     return [
-        row(what, seconds, "torchvision fp32", "detmtl fp32", None, "same backbone and pyramid"),
+        row(what, seconds, f"{KEPT} fp32", "detmtl fp32", None, same),
         row(what, seconds, peer_best, mine_best, None, "the faster format of each"),
     ]
 
@@ -420,7 +421,7 @@ def main() -> None:
         pictures, side = args.pictures or 16, args.side or 800
         rows = on_gpu(args.rounds * 4, pictures, args.boxes, side, args.without)
     else:
-        keep_freed_memory()  # as detmtl's command line does; both gain by it
+        keep_freed_memory()  # as detmtl's command line does
         unknown = set(args.parts.split(",")) - set(PARTS)
         if unknown:
             parser.error(f"--parts: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")

@@ -20,6 +20,7 @@ from detmtl.config import find_config, read_settings, settings_schema
 from detmtl.data.loader import evaluation_batches
 from detmtl.engine import distributed
 from detmtl.engine.evaluator import evaluate
+from detmtl.engine.memory import keep_freed_memory
 from detmtl.engine.trainer import TrainingDiverged
 from detmtl.inference.export import ExportError, export
 from detmtl.inference.predictor import Predictor, change_test, load_checkpoint, load_predictor
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.showwarning = _one_line  # type: ignore[assignment]
     args = build_parser(_VERBS).parse_args(arguments)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    keep_freed_memory()
     try:
         return args.verb(args) or 0
     except InputError as error:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from detmtl.models.windows import Grids, reach, windows
-from detmtl.structures.boxes import area, iou
+from detmtl.structures.boxes import area, intersection, iou
 from detmtl.structures.labels import Ignore, PaddedBoxes
 
 Forced = Literal["best", "forcing"]
@@ -26,7 +26,7 @@ PAIRS = 1 << 20
 """Pairs of a box and an anchor that are looked at together: bounds the memory near 60 MB."""
 
 BLOCK = 1 << 19
-"""Of those, as many as stay in a processor's caches while they are worked on."""
+"""Pairs of which a processor's caches hold what is computed."""
 
 PAIRS_ON_GPU = 1 << 25
 """The same where many small steps cost more than memory: by arithmetic near 0.5 GB for a moment."""
@@ -197,9 +197,10 @@ def windowed(anchors: Tensor, labels: PaddedBoxes, rules: Rules, grids: Grids) -
         if may_have(labels, Ignore.CLASS)
         else None
     )
+    seen = min(rules.background, rules.foreground)  # every overlap from here on is in the windows
     for block in rows.split(1000):
         least = reach(boxes[block], grids)
-        which, anchor = windows(boxes[block], least.clamp(max=rules.background), grids)
+        which, anchor = windows(boxes[block], least.clamp(max=seen), grids)
         overlap = _pair_iou(boxes[block], anchors, which, anchor)
         top = torch.zeros(len(block)).scatter_reduce_(0, which, overlap, "amax")
         row = block[which]
@@ -223,7 +224,7 @@ def windowed(anchors: Tensor, labels: PaddedBoxes, rules: Rules, grids: Grids) -
     if rules.forced == "forcing":
         index = torch.where(forced, forcing[touched], index)
     else:
-        low = forced & (best < rules.background)
+        low = forced & (best < seen)
         best[low], index[low] = _best_of_all(touched[low], anchors, labels)
     learns = forced | (best >= rules.foreground)
     positive, learned = torch.zeros(b * a, dtype=torch.bool), torch.zeros(b * a, dtype=torch.long)
@@ -241,20 +242,24 @@ def windowed(anchors: Tensor, labels: PaddedBoxes, rules: Rules, grids: Grids) -
 
 def _best_of_all(todo: Tensor, anchors: Tensor, labels: PaddedBoxes) -> tuple[Tensor, Tensor]:
     """Returns for anchors `todo` (K,), numbered through all pictures and rising, the best IoU with an
-    ordinary box of their picture, and which box that is.
+    ordinary box of their picture, and which box that is; each overlaps one.
 
-    A forced anchor below the background threshold is in the windows of the boxes that force it, not in
-    those of a box that overlaps it more and has better anchors elsewhere. Such anchors are few.
+    A forced anchor below the thresholds is in the windows of the boxes that force it, not in those of a box
+    that overlaps it more and has better anchors elsewhere. Such anchors are few but for tiny boxes, and
+    those that follow each other lie in the same rows, where not all boxes are.
     """
     b, m = labels.valid.shape
     ordinary = labels.valid & (labels.ignore == Ignore.NO)
     counts = torch.bincount(torch.div(todo, len(anchors), rounding_mode="floor"), minlength=b)
     best, index = torch.zeros(len(todo)), torch.zeros(len(todo), dtype=torch.long)
-    places = torch.arange(len(todo)).split(counts.tolist())
-    for i, mine in enumerate(places):
-        for some in mine.split(max(1, BLOCK // m)):
-            overlap = iou(anchors[todo[some] - i * len(anchors)], labels.boxes[i])
-            best[some], index[some] = overlap.mul_(ordinary[i]).max(1)
+    for i, mine in enumerate(torch.arange(len(todo)).split(counts.tolist())):
+        boxes = labels.boxes[i]
+        for some in mine.split(max(1, BLOCK // max(1, m))) if len(mine) else ():
+            own = anchors[todo[some] - i * len(anchors)]
+            beside = (boxes[:, 1] < own[:, 3].max()) & (boxes[:, 3] > own[:, 1].min())
+            near = (beside & ordinary[i]).nonzero()[:, 0]
+            best[some], which = iou(own, boxes[near]).max(1)
+            index[some] = near[which]
     return best, index
 
 
@@ -296,9 +301,7 @@ def in_regions(anchors: Tensor, labels: PaddedBoxes, least: float) -> Tensor | N
 def _inside(boxes: Tensor, regions: Tensor, anchors: Tensor, areas: Tensor, least: float) -> Tensor:
     """Returns (B, A) bool, whether at least the share `least` of an anchor is in one of the boxes
     (B, m, 4) that are `regions` (B, m)."""
-    left_top = torch.maximum(boxes[:, :, None, :2], anchors[:, :2])
-    side = (torch.minimum(boxes[:, :, None, 2:], anchors[:, 2:]) - left_top).clamp_(min=0)
-    share = side[..., 0] * side[..., 1] >= least * areas
+    share = intersection(boxes, anchors) >= least * areas
     return (share & regions[..., None]).any(1)
 
 

@@ -64,6 +64,11 @@ class MatchingSettings(Settings):
             raise ValueError(
                 "kind atss finds a threshold for each box; leave foreground and background out"
             )
+        if self.background > self.foreground:
+            raise ValueError(
+                f"background {self.background:g} is above foreground {self.foreground:g}: an anchor between "
+                "them would be both; lower background"
+            )
         return self
 
 

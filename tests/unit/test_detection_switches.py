@@ -275,3 +275,10 @@ def test_the_way_of_a_gpu_gives_the_loss_of_the_cpu(
         sum(terms.values()).backward()
         results.append((dict(terms), [x.grad for x in outputs]))
     torch.testing.assert_close(results[0], results[1])
+
+
+def test_an_anchor_cannot_be_below_background_and_above_foreground():
+    with pytest.raises(
+        ValueError, match=r"background 0\.5 is above foreground 0\.3.* lower background"
+    ):
+        MatchingSettings(foreground=0.3, background=0.5)

@@ -135,6 +135,7 @@ def test_blocks_change_nothing(monkeypatch):
     labels = pad_boxes([_picture(boxes, torch.arange(30) % 3, kinds)] * 2)
     whole = match(ANCHORS, labels, Rules(), GRIDS)
     monkeypatch.setattr(matching, "PAIRS", 3 * 2 * len(ANCHORS))
+    monkeypatch.setattr(matching, "BLOCK", 3 * 30)
     _check_equal(whole, _both(ANCHORS, GRIDS, labels))
 
 

@@ -19,6 +19,7 @@ RULES = [
         {"foreground": 0.7, "background": 0.3},
         {"foreground": 0.35, "background": 0.2},
         {"foreground": 0.5, "background": 0.5},
+        {"foreground": 0.3, "background": 0.5},
     )
 ]
 
@@ -44,7 +45,7 @@ def brute_force(boxes: np.ndarray, anchors: np.ndarray, rules: Rules):
     iou = _iou(boxes, anchors)
     best, first = iou.max(0), iou.argmax(0)
     learned = np.where(best >= rules.foreground, first, -1)
-    negative = best < rules.background
+    negative = (best < rules.background) & (learned < 0)
     if rules.force:
         for i, row in enumerate(iou):  # a later box takes what an earlier one forced
             if row.max() > 0:

@@ -305,6 +305,7 @@ def test_decoding_finds_what_a_cpu_finds(gpu, settings, level, dtype):
         if dtype == torch.bfloat16:
             both = min(len(scores), len(theirs[1]))
             assert both >= 0.99 * max(len(scores), len(theirs[1]))
+            assert both > 0 or level == -40
             torch.testing.assert_close(scores.cpu()[:both], theirs[1][:both], rtol=1e-2, atol=1e-2)
             continue
         torch.testing.assert_close(scores.cpu(), theirs[1], rtol=1e-3, atol=1e-3)
