@@ -22,8 +22,8 @@ Way = Callable[[], object]
 
 KEEPING = "freed memory kept"
 BESIDE = (
-    f"; torchvision as it comes, in a process of its own, and with {KEEPING}, as detmtl's command line, and "
-    "detmtl here, has it (`detmtl/engine/memory.py`)."
+    f"; torchvision as it comes, in a process of its own, and with {KEEPING}, as `detmtl train`, "
+    "`evaluate` and `predict`, and detmtl here, have it (`detmtl/engine/memory.py`)."
 )
 
 

@@ -8,7 +8,7 @@
 ResNet-50 with a pyramid, frozen batch norm, stem and first stage frozen, 91 classes, 9 anchors a
 position, SGD; the same pictures and boxes for both. torchvision gets float pictures, as it wants
 them; detmtl uint8 ones and normalizes. On a CPU torchvision is timed as its users have it, in a process
-of its own, and with freed memory kept, as detmtl's command line keeps it. `light` compares detmtl's
+of its own, and with freed memory kept, as `detmtl train` keeps it. `light` compares detmtl's
 task with torchvision's head, loss and matching on one backbone and pyramid, both in detmtl's loop
 (`benchmarks/torchvision_retinanet.py`).
 On a GPU the step is taken eagerly, compiled, and as one CUDA graph with labels padded to one shape.
@@ -59,8 +59,7 @@ from detmtl.tasks.tasks import TaskConfig
 CLASSES = 91
 PARTS = ("matching", "loss", "step", "light")
 DEFAULT, KEPT = "torchvision", f"torchvision, {KEEPING}"
-"""As its users have it, in a process of its own; and in this one, whose allocator keeps what is freed, as
-detmtl's command line has it."""
+"""As its users have it, in a process of its own; and in this one, whose allocator keeps what is freed."""
 WARMUP = 5
 """Steps before one is recorded; recording takes none."""
 
@@ -421,7 +420,7 @@ def main() -> None:
         pictures, side = args.pictures or 16, args.side or 800
         rows = on_gpu(args.rounds * 4, pictures, args.boxes, side, args.without)
     else:
-        keep_freed_memory()  # as detmtl's command line does
+        keep_freed_memory()  # as `detmtl train` does
         unknown = set(args.parts.split(",")) - set(PARTS)
         if unknown:
             parser.error(f"--parts: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")

@@ -51,7 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.showwarning = _one_line  # type: ignore[assignment]
     args = build_parser(_VERBS).parse_args(arguments)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    keep_freed_memory()
     try:
         return args.verb(args) or 0
     except InputError as error:
@@ -134,6 +133,7 @@ def _scores(
     args: argparse.Namespace, process: distributed.Process, console: Console
 ) -> dict[str, float]:
     """Returns the numbers of a checkpoint on the gold that the options name."""
+    keep_freed_memory()
     loaded = load_checkpoint(args.checkpoint, args.trust)
     source = gold_source(args, loaded.settings["data"], cache_of(args.checkpoint.parent))
     predictor, seen = Predictor(loaded, process.device, args.precision), _views(args)
@@ -176,6 +176,7 @@ def _views(args: argparse.Namespace) -> ViewSettings:
 def _predict(args: argparse.Namespace) -> None:
     writable(args.out, f"--out {args.out}")
     device = str(distributed.pick_device(args.device))
+    keep_freed_memory()
     predictor = load_predictor(args.model, device, args.precision, args.compile, args.trust)
     seen = _views(args)
     change_test(predictor, assignments(args.set), "--set")
