@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
+from detmtl.config import find_config, read_settings, settings_from
 from detmtl.data.scenes import ScenesSettings, render_scenes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -49,6 +51,23 @@ def test_install_commands_name_files_that_exist():
         assert ending in steps[3]
     ci = (REPOSITORY / ".ci" / "run").read_text()
     assert "test command" in ci and "README.md" in ci
+
+
+def test_the_teacher_of_the_page_is_a_setting():
+    (text,) = re.findall(r"```yaml\n(.*?)\n```", README, re.S)
+    shown = YAML(typ="safe", pure=True).load(text)
+    settings = read_settings(find_config("own_data.yaml"), [])
+    raw = settings.resolved()
+    raw["silver"]["teacher"] = shown["silver"]["teacher"]
+    assert settings_from(raw).silver.teacher.adapter.kind == "yolox"
+
+
+def test_configs_of_the_page_exist():
+    table = README.partition("## Which config")[2].partition("\n## ")[0]
+    names = re.findall(r"`(\w+\.yaml)`", table)
+    assert len(names) >= 9
+    for name in names:
+        find_config(name)
 
 
 @pytest.mark.slow
