@@ -110,6 +110,16 @@ class RunSettings(Settings):
             problems.append(
                 f"silver.audit: '{self.silver.audit}' is neither 'val' nor a labelled source"
             )
+        elif (
+            self.silver
+            and isinstance(self.silver.audit, str)
+            and self.silver.audit != "val"
+            and self.data.sources[self.silver.audit].grade != "gold"
+        ):
+            problems.append(
+                f"silver.audit: '{self.silver.audit}' was labelled by a model (grade silver); a teacher is "
+                "judged by people's labels: name another source, or 'val'"
+            )
         for split in ("val", "test"):
             source = getattr(self.data, split)
             if source is not None and not (source.has_labels() and source.grade == "gold"):

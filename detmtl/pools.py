@@ -73,7 +73,8 @@ def label_pools(
     by_people: dict[str, Source] = {}
     for pool in pools:
         others = [source for source in trained if source.name != pool.name]
-        by_people[pool.name], told = given_gold(pool, others)
+        # another model's labels, of an earlier run say, give way to the new ones
+        by_people[pool.name], told = given_gold(pool.boxes_by_people(), others)
         for sentence in told:
             console.print(sentence, markup=False)
     labelled: dict[str, Source] = {}
@@ -102,7 +103,7 @@ def label_pools(
 
 def _with_people(pool: Source, by_people: Source, chosen: Path, settings: OverlaySettings) -> Path:
     """Returns the COCO file of a selection under all that people said of a pool's pictures."""
-    if pool.annotations is None and by_people.annotations is not None:
+    if pool.boxes_by_people().annotations is None and by_people.annotations is not None:
         # As without people's labels: what the selection leaves out is left out.
         there = set(read_labels(chosen, pool.classes).files.paths())
         paths = enumerate(by_people.files.paths())

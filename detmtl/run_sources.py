@@ -75,6 +75,12 @@ def load_sources(
         known = [loaded[n].annotations for n in chosen]
         details = [None if a is None else a.details for a in known]
         problems += nowhere_known(data.details, details, "none of data.sources")
+    audited = settings.silver.audit if settings.silver else None
+    if isinstance(audited, str) and audited != "val" and loaded[audited].grade != Grade.GOLD:
+        problems.append(
+            f"silver.audit: the labels of source '{audited}' were written by a model; a teacher is judged by "
+            "people's"
+        )
     held_out = [loaded[name] for name in ("val", "test") if name in loaded]
     problems += [
         f"data.{source.name}: its labels were written by a model; measure on people's"
@@ -176,9 +182,8 @@ def _pool(settings: RunSettings, source: Source) -> Source:
     """Returns a pool of mode online with the labels of people; those of a model, of the kinds that are
     written, give way to the new ones."""
     written = settings.online.labels
-    if "boxes" in written and source.grade is Grade.SILVER:
-        none = np.zeros((1, len(source.classes)), dtype=np.float32)
-        source = replace(source, annotations=None, coverage=none)
+    if "boxes" in written:
+        source = source.boxes_by_people()
     if "maps" in written and not _by_people(source, "maps").any():
         source = replace(source, maps=None)
     if "tags" in written and isinstance(source.tags, Tags):

@@ -167,6 +167,14 @@ class Annotations(Flat):
         details = None if self.details is None else self.details.take(rows)
         return Annotations(offsets=offsets, **per_box, details=details)
 
+    def where(self, keep: np.ndarray) -> "Annotations":
+        """Returns the boxes that `keep` (N,) bool marks, of the same pictures."""
+        rows = np.flatnonzero(keep)
+        counts = np.bincount(self.image_index()[rows], minlength=len(self.offsets) - 1)
+        per_box = {name: x[rows] for name, x in self.arrays().items() if name != "offsets"}
+        details = None if self.details is None else self.details.take(rows)
+        return Annotations(offsets=_offsets(counts), **per_box, details=details)
+
     def arrays(self) -> dict[str, np.ndarray]:
         """Returns the arrays by name, without those of the details."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "details"}

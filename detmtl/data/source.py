@@ -212,6 +212,16 @@ class Source(Flat):
         own = () if self.annotations is None else np.unique(self.annotations.grade).tolist()
         return {self.grade, *map(Grade, own)}
 
+    def boxes_by_people(self) -> "Source":
+        """Returns the source with the boxes of people alone. Where a model wrote the source, what was looked
+        for is the model's word, and nobody else's."""
+        a = self.annotations
+        if a is None or self.grade is not Grade.SILVER:
+            return self
+        own = a.grade == Grade.GOLD
+        nothing = np.zeros((1, len(self.classes)), dtype=np.float32)
+        return replace(self, annotations=a.where(own) if own.any() else None, coverage=nothing)
+
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Source":
         """Returns a source of the pictures at `indices`, in that order."""
         indices = np.asarray(indices, dtype=np.int64)

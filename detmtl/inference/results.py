@@ -138,6 +138,7 @@ class _Results:
     images: list[dict[str, Any]] = field(default_factory=list)
     annotations: list[dict[str, Any]] = field(default_factory=list)
     points: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    owners: dict[Path, str] = field(default_factory=dict)
 
     def add(
         self, name: str, image: Tensor, found: dict[str, Labels], frame: int | None = None
@@ -181,18 +182,32 @@ class _Results:
                     }
                 )
 
+    def _png(self, task: str, name: str) -> Path:
+        """Returns the file of what a task found in a picture, its folder made.
+
+        Raises:
+            InputError: it is that of another picture, too.
+        """
+        path = (self.out / task / name).with_suffix(".png")
+        other = self.owners.setdefault(path, name)
+        if other != name:
+            raise InputError(
+                f"{other} and {name} differ in their ending alone, and what '{task}' finds in both would be "
+                f"{path}; rename one of them"
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
     def _add_map(self, task: str, name: str, labels: MapLabels) -> None:
         """Writes the map of a picture, and what its values mean."""
-        path = (self.out / task / name).with_suffix(".png")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = self._png(task, name)
         write_values(path, labels.classes.numpy())
         legend = Legend(dict(enumerate(self.predictor.names[task])), (OTHER,), grade=Grade.SILVER)
         (self.out / task / "legend.json").write_text(json.dumps(legend.json()))
 
     def _add_depth(self, task: str, name: str, labels: DepthLabels) -> None:
         """Writes the depth of a picture in millimeters, 16 bits, as sources of depth are read."""
-        path = (self.out / task / name).with_suffix(".png")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = self._png(task, name)
         millimeters = (labels.depth * 1000).round().clamp(0, 65535).numpy().astype(np.uint16)
         written, data = cv2.imencode(".png", millimeters)
         assert written, path

@@ -33,7 +33,7 @@ from detmtl.structures.labels import BoxLabels, Ignore
 
 __all__ = ["Audit", "audit", "overlap", "refuse_overlap", "wilson"]
 
-SCHEMA = 3
+SCHEMA = 4
 """Of audit.json, and part of the gold hash: raise it when the same labels are judged otherwise."""
 
 
@@ -292,6 +292,6 @@ def _gold_hash(
     facts = [SCHEMA, list(hashes), classes.digest(), nms, IOU, teacher]
     digest = hashlib.sha256(json.dumps(facts).encode())
     a = gold.annotations
-    for array in (a.offsets, a.boxes, a.classes, a.ignore, gold.coverage):
+    for array in (a.offsets, a.boxes, a.classes, a.ignore, gold.coverage, gold.sizes):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]

@@ -113,7 +113,7 @@ class Measures:
     def by_score(self, lowest: float = 0.0) -> list[Row]:
         """Returns precision within, and recall from the lower end of, each tenth of the scores."""
         rows = []
-        scores, gold = self.audit.boxes["score"], self.audit.gold["score"]
+        scores, gold = self.audit.boxes["score"], self.audit.gold["score"][self._where(None)[1]]
         for low in np.arange(10) / 10:
             inside = (scores >= max(low, lowest)) & ((scores < low + 0.1) | (low > 0.85))
             precision = Share(int((inside & self._hit).sum()), int(inside.sum()))
@@ -141,15 +141,17 @@ class Measures:
 
     @property
     def density(self) -> np.ndarray:
-        """(2,) gold boxes and labels of all classes per picture; NaN where nobody looked for any."""
-        return self.densities.sum(axis=1, where=self.audit.searched > 0, initial=0) / (
-            1.0 if (self.audit.searched > 0).any() else np.nan
-        )
+        """(2,) gold boxes and labels of the classes that the teacher knows, per picture; NaN where nobody
+        looked for any."""
+        both = (self.audit.searched > 0) & self.audit.known
+        return self.densities.sum(axis=1, where=both, initial=0) / (1.0 if both.any() else np.nan)
 
     def per_picture(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns (pictures,) numbers of gold boxes and of silver boxes, picture by picture, of the classes
-        that somebody looked for in it. Their mean is no density where those are not all: see `densities`."""
-        seen = [self.audit.gold["picture"], self.audit.boxes["picture"][self.kept]]
+        that the teacher knows and somebody looked for in it. Their mean is no density where those are not
+        all: see `densities`."""
+        gold = self.audit.gold["picture"][self._where(None)[1]]
+        seen = [gold, self.audit.boxes["picture"][self.kept]]
         order = np.unique(np.concatenate(seen))
         counts = [np.bincount(np.searchsorted(order, at), minlength=len(order)) for at in seen]
         empty = np.zeros(max(0, self.audit.pictures - len(order)), dtype=np.int64)
@@ -243,10 +245,11 @@ class Measures:
         }
 
     def _where(self, c: int | None, size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (D,) and (G,) bool: the boxes of a class and size."""
+        """Returns (D,) and (G,) bool: the boxes of a class and size; None: of the classes that the teacher
+        knows, since of others it misses nothing."""
         masks = []
         for rows, areas in zip((self.audit.boxes, self.audit.gold), self._area, strict=True):
-            mask = np.ones(len(rows), dtype=bool) if c is None else rows["class"] == c
+            mask = self.audit.known[rows["class"]] if c is None else rows["class"] == c
             if size is not None:
                 mask = mask & (areas >= SIZES[size][1]) & (areas < SIZES[size][2])
             masks.append(mask)

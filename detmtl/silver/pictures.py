@@ -6,6 +6,7 @@ Letters: I pictures.
 import hashlib
 import os
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,9 +59,17 @@ class Pictures:
         if not names:
             raise InputError(f"{store.path}: holds no labelled pictures")
         digests, first = np.unique(np.frombuffer(hashes, dtype="S32"), return_index=True)
+        chosen = [names[i] for i in first]
+        twice = [name for name, count in Counter(chosen).items() if count > 1]
+        if twice:
+            raise InputError(
+                f"{store.path}: holds {len(twice)} names for two pictures each, as {twice[0]}, and the "
+                "labels of one would be given to the other; label each folder of pictures into a store of "
+                "its own, and pictures that were changed since into a new one"
+            )
         return cls(
             digests,
-            [names[i] for i in first],
+            chosen,
             np.arange(1, len(first) + 1),
             np.frombuffer(sizes, dtype=np.int64).reshape(-1, 2)[first],
         )

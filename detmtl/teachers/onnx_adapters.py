@@ -6,9 +6,9 @@ network's input.
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from detmtl.structures.errors import InputError
 from detmtl.teachers.onnx_declared import BoxCode, BoxReader, Detr, Unit, Yolo, scores_and_boxes
@@ -84,8 +84,17 @@ class YoloAdapter(BoxAdapter):
     sigmoid: bool = False
     """Whether scores (and objectness) are logits."""
     suppressed: bool = False
-    """Whether a candidate is box, score and class, chosen already; `nms` is not applied then."""
+    """Whether a candidate is box, score and class, chosen already; `nms` is null then."""
     usual: ClassVar[Pixels] = "unit"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_twice(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("suppressed") is True:
+            if given.get("nms") is not None:
+                raise ValueError("suppressed boxes are not suppressed again; leave nms out")
+            return {**given, "nms": None}
+        return given
 
     def build(self, shapes: Mapping[str, Shape], size: tuple[int, int], num_slots: int) -> Format:
         if self.suppressed and (self.objectness or self.sigmoid):

@@ -195,7 +195,7 @@ def select_verb(args: argparse.Namespace) -> None:
 def _write_labels(out: Path, format: str, chosen: Path, space: LabelSpace) -> None:
     """Writes a selection as a COCO file, or as a folder of label files."""
     if format == "coco":
-        write_text(out, chosen.read_text())
+        write_text(out, chosen.read_text(encoding="utf-8"))
         return
     writable(out, f"--out {out}")
     labels = read_labels(chosen, space.names)

@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -80,6 +81,28 @@ def test_a_class_that_the_teacher_does_not_know_has_no_recall(tmp_path):
     found = [[(A, 0, 0.9)] for _ in range(12)]
     result = compared(tmp_path, [(i, A, 0, 0) for i in range(12)], found, classes=("person",))
     assert result.recall_at(0.5) == {"person": 1.0, "car": 0.0}
+
+
+def test_totals_are_of_the_classes_that_the_teacher_knows(tmp_path):
+    rows = [(i, A, 0, 0) for i in range(12)] + [(i, C, 1, 0) for i in range(12)]
+    result = compared(
+        tmp_path, rows, [[(A, 0, 0.9)] for _ in range(9)] + [[]] * 3, classes=("person",)
+    )
+    measures = result.measures(0.5)
+    assert measures.row("all").recall.plain() == measures.row("person", 0).recall.plain()
+    assert measures.by_score()[5].recall.value == pytest.approx(0.75)
+    assert measures.density.tolist() == [1, 0.75]
+    assert measures.per_picture()[0].sum() == 12
+    assert measures.band(0.1).missed == 3
+
+
+def test_other_sizes_of_gold_are_another_audit(tmp_path):
+    source = gold(pictures(tmp_path / "images", 2), [(0, A, 0, 0)])
+    store = store_of(tmp_path / "store", CLASSES, source, [[(A, 0, 0.9)], []])
+    first = audit(store, source, SPACE)
+    turned = replace(source, sizes=source.sizes + np.array([0, 1], np.int32))
+    assert audit(store, turned, SPACE).gold_hash != first.gold_hash
+    assert audit(store, source, SPACE).gold_hash == first.gold_hash
 
 
 def test_a_class_that_no_score_is_enough_for_has_no_recall_and_speaks_for_none(tmp_path):

@@ -89,13 +89,16 @@ def test_v5_is_rows_with_objectness(tmp_path):
 def test_v10_has_chosen_already(tmp_path):
     rows = np.array([[24, 12, 40, 20, 0.9, 1], [24, 12, 40, 20, 0.8, 1], [0] * 6], np.float32)
     network(tmp_path / "n.onnx", {"output0": rows[None]})
-    teacher = load(tmp_path, {"kind": "yolo", "suppressed": True, "nms": None})
+    teacher = load(tmp_path, {"kind": "yolo", "suppressed": True})
     labels = ask(teacher, 64, 64)
     assert labels.boxes.tolist() == EXPECTED * 2 and labels.classes.tolist() == [1, 1]
     with pytest.raises(InputError, match="class 1, but 1 are named"):
         ask(load(tmp_path, {"kind": "yolo", "suppressed": True}, ["cat"]), 64, 64)
     with pytest.raises(InputError, match="leave objectness"):
         load(tmp_path, {"kind": "yolo", "suppressed": True, "objectness": True})
+    load(tmp_path, {"kind": "yolo", "suppressed": True, "nms": None})
+    with pytest.raises(ValueError, match="not suppressed again; leave nms out"):
+        load(tmp_path, {"kind": "yolo", "suppressed": True, "nms": 0.5})
 
 
 @pytest.mark.parametrize(

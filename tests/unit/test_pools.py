@@ -93,6 +93,11 @@ def test_a_teacher_learns_from_gold_alone_and_not_from_its_audit(settings):
         gold_sources(settings("data.sources.gold.grade=silver"))
 
 
+def test_a_teacher_is_not_judged_by_a_models_labels(settings):
+    with pytest.raises(InputError, match=r"silver\.audit: 'written' was labelled by a model"):
+        settings("silver.audit=written")
+
+
 def test_a_corrected_command_may_use_the_same_folder(settings, tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.claim(settings("data.root=wrong"))

@@ -16,7 +16,7 @@ from detmtl.inference.results import find_sources, predict_to_files
 from detmtl.models.backbone import BackboneSettings
 from detmtl.models.fpn import FPNSettings
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import BoxLabels
+from detmtl.structures.labels import BoxLabels, MapLabels
 from detmtl.tasks.detection import DetectionConfig
 from detmtl.tasks.multitask import ModelSettings, build_model
 from detmtl.tasks.tasks import TaskConfig
@@ -207,6 +207,23 @@ def test_pictures_of_a_folder_to_files(tmp_path):
         assert drawn.shape == (40, 60, 3)
         assert np.abs(drawn.astype(int) - 90).max() > 20  # something was drawn
     assert calls == [(2, 3), (3, 3)]
+
+
+def test_maps_of_pictures_that_differ_in_their_ending_are_refused(tmp_path):
+    class Maps(Everywhere):
+        names = {"map": ("sky",)}
+
+        def predict(self, images):
+            return [
+                {"map": MapLabels(torch.zeros(i.shape[1:], dtype=torch.uint8), None, torch.ones(1))}
+                for i in images
+            ]
+
+    for name in ("in/a.jpg", "in/a.png"):
+        write_picture(tmp_path / name)
+    told = r"a\.jpg and a\.png differ in their ending alone, and what 'map' finds"
+    with pytest.raises(InputError, match=told):
+        predict_to_files(Maps(), [tmp_path / "in"], tmp_path / "out", 2)
 
 
 def test_video_to_files(tmp_path):

@@ -131,6 +131,14 @@ def test_an_annotation_file_is_results_and_says_what_a_box_without_a_score_count
         {"id": 1, "image_id": 5, "category_id": 7, "bbox": [1, 1, 4, 4]},
         {"id": 2, "image_id": 5, "category_id": 3, "bbox": [1, 1, 4, 4], "score": 0.3},
         {"id": 3, "image_id": 5, "category_id": 3, "bbox": [0, 0, 9, 9], "iscrowd": 1},
+        {"id": 4, "image_id": 5, "category_id": 3, "bbox": [0, 0, 9, 9], "ignore": 1},
+        {
+            "id": 5,
+            "image_id": 5,
+            "category_id": 3,
+            "bbox": [0, 0, 9, 9],
+            "attributes": {"ignore": "region"},
+        },
     ]
     whole = ABOUT | {"annotations": boxes}
     with pytest.raises(InputError, match=r"result 0: has no score; set teacher\.score"):

@@ -3,6 +3,7 @@
 import json
 import pickle
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -250,3 +251,21 @@ def test_a_folder_takes_the_pictures_that_a_file_lists(tmp_path):
     (tmp_path / "train.json").write_text("[]")
     with pytest.raises(InputError, match="cannot be read as a COCO file"):
         FolderSource(images=".", listed="train.json").load("pool", tmp_path, space, cache)
+
+
+def test_boxes_by_people_leave_out_a_models_and_what_it_looked_for(tmp_path):
+    save_coco(tmp_path, coco_data())
+    gold = load(tmp_path)
+    assert gold.boxes_by_people() is gold
+    grade = np.full(len(gold.annotations), Grade.SILVER, np.uint8)
+    written = replace(gold, grade=Grade.SILVER, annotations=replace(gold.annotations, grade=grade))
+    none = written.boxes_by_people()
+    assert none.annotations is None and none.coverage.shape == (1, len(NAMES))
+    assert not none.coverage.any() and none.grade == Grade.SILVER
+    grade = grade.copy()
+    grade[-1] = Grade.GOLD
+    mixed = replace(written, annotations=replace(gold.annotations, grade=grade))
+    own = mixed.boxes_by_people()
+    assert own.annotations.boxes.tolist() == gold.annotations.boxes[-1:].tolist()
+    assert own.annotations.image_index().tolist() == [gold.annotations.image_index()[-1]]
+    assert not own.coverage.any() and len(own) == len(gold)

@@ -181,6 +181,15 @@ def test_several_teachers_share_a_folder(tmp_path):
     ]
 
 
+def test_a_name_of_two_pictures_is_refused(tmp_path):
+    store = Store.create(tmp_path, CARD, 0.05)
+    with store.writer() as writer:
+        for n in (1, 2, 3):
+            writer.add(record(n, "0001.jpg" if n < 3 else "0003.jpg"))
+    with pytest.raises(InputError, match=r"1 names for two pictures each, as 0001\.jpg"):
+        Pictures.of_store(Store.open(tmp_path))
+
+
 def test_no_file_of_a_store_is_changed_by_a_second_teacher_or_a_second_run(tmp_path):
     fill(tmp_path, range(6))
     before = {f: (f.read_bytes(), f.stat().st_mtime_ns) for f in tmp_path.rglob("*.*")}
