@@ -117,10 +117,10 @@ class View:
                 [side - boxes[:, 2], boxes[:, 1], side - boxes[:, 0], boxes[:, 3]], dim=1
             )
         boxes = boxes + torch.tensor([self.left, self.top] * 2)
-        near = [max(2, 0.01 * side), max(2, 0.01 * (self.bottom - self.top))] * 2
+        near = _near(torch.tensor([side, self.bottom - self.top] * 2))
         inner = [self.left > 0, self.top > 0, self.right < width, self.bottom < height]
         gap = (boxes - torch.tensor(self.window)) * torch.tensor([1, 1, -1, -1])
-        cut = (gap < torch.tensor(near)) & torch.tensor(inner)
+        cut = (gap < near) & torch.tensor(inner)
         return labels.with_boxes(clip(boxes, height, width)), cut
 
     def in_picture(self, values: Tensor, height: int, width: int, missing: float) -> Tensor:
@@ -221,7 +221,8 @@ def joined(parts: Sequence[BoxLabels], cut: Sequence[Tensor], seen: Sequence[Vie
 
     Two belong together if they are almost the same box in what both of their tiles show. A group's box
     reaches around all of its parts and has the best one's score. A group of which a side is cut in the
-    part that reaches farthest is left out: nobody saw where its object ends.
+    part that reaches farthest is left out, unless another part ends there uncut: nobody saw where its object
+    ends.
 
     Args:
         parts: the cut boxes of each of V views, in pixels of the picture.
@@ -252,12 +253,22 @@ def joined(parts: Sequence[BoxLabels], cut: Sequence[Tensor], seen: Sequence[Vie
     hulls.scatter_reduce_(0, group[:, None].expand(-1, 4), corners, "amax")
     best = scores.new_zeros(number).scatter_reduce_(0, group, scores, "amax")
     its_class = classes.new_zeros(number).scatter_reduce_(0, group, classes, "amax")
-    open_side = (corners == hulls[group]) & torch.cat(list(cut))
+    cuts = torch.cat(list(cut))
+    sides = (windows[:, 2:] - windows[:, :2]).repeat(1, 2)
+    ends = ~cuts & (corners >= hulls[group] - _near(sides))
+    closed = torch.zeros(number, 4, dtype=torch.uint8)
+    closed.scatter_reduce_(0, group[:, None].expand(-1, 4), ends.to(torch.uint8), "amax")
+    open_side = (corners == hulls[group]) & cuts & (closed[group] == 0)
     left_open = torch.zeros(number, dtype=torch.uint8)
     left_open.scatter_reduce_(0, group, open_side.any(1).to(torch.uint8), "amax")
     boxes = torch.cat([-hulls[:, :2], hulls[:, 2:]], dim=1)
     found = BoxLabels.of(boxes, its_class, len(parts[0].coverage), best)
     return found[left_open == 0]
+
+
+def _near(sides: Tensor) -> Tensor:
+    """Returns within how many pixels of the edge of a tile with such sides a box counts as cut."""
+    return (0.01 * sides).clamp(min=2)
 
 
 def _cut(a: Tensor, b: Tensor) -> Tensor:

@@ -152,6 +152,18 @@ def test_parts_are_joined_only_where_tiles_agree_and_the_ends_were_seen():
     assert joined([a, a], [cut_right] * 2, [left, mirrored]).boxes.tolist() == []
 
 
+@pytest.mark.parametrize("right_end", [635.9, 636.3, 636.7])
+def test_an_object_that_ends_beside_a_tiles_edge_is_kept(right_end):
+    """One tile says that its own edge may cut it, the other one sees where it ends, a little before or after."""
+    a, b = View(0, 0, 640, 640, False), View(512, 0, 1152, 640, False)
+    first, cut_a = a.placed(_parts([400, 100, 636.3, 200]), 640, 1152)
+    second, cut_b = b.placed(_parts([0, 100, right_end - 512, 200]), 640, 1152)
+    assert cut_a.tolist() == [[False, False, True, False]]
+    assert cut_b.tolist() == [[True, False, False, False]]
+    (found,) = joined([first, second], [cut_a, cut_b], [a, b]).boxes.tolist()
+    assert found == pytest.approx([400, 100, max(636.3, right_end), 200])
+
+
 def test_large_objects_come_from_the_whole_picture_and_small_ones_from_tiles():
     inner = Bright()
     found_in(picture((0, 0, 1, 1)), inner, tile=64, tile_overlap=0.2)
