@@ -154,7 +154,7 @@ def test_parts_are_joined_only_where_tiles_agree_and_the_ends_were_seen():
 
 @pytest.mark.parametrize("right_end", [635.9, 636.3, 636.7])
 def test_an_object_that_ends_beside_a_tiles_edge_is_kept(right_end):
-    """One tile says that its own edge may cut it, the other one sees where it ends, a little before or after."""
+    """One tile says that its edge may cut it, the other one sees where it ends, a little before or after."""
     a, b = View(0, 0, 640, 640, False), View(512, 0, 1152, 640, False)
     first, cut_a = a.placed(_parts([400, 100, 636.3, 200]), 640, 1152)
     second, cut_b = b.placed(_parts([0, 100, right_end - 512, 200]), 640, 1152)
