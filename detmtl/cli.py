@@ -52,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser(_VERBS).parse_args(arguments)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
-        return args.verb(args) or 0
+        status = args.verb(args) or 0
+        distributed.stop()
+        return status
     except InputError as error:
         for line in str(error).splitlines():
             errors.print(f"error: {line}", markup=False)
@@ -64,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         errors.print("stopped; the same command goes on from the last checkpoint")
         return 130
     finally:
-        distributed.stop()
+        distributed.leave()
 
 
 def _train(args: argparse.Namespace) -> None:

@@ -24,6 +24,7 @@ from detmtl.engine.diagnosis import DiagnosisSettings
 from detmtl.engine.online import OnlineSettings
 from detmtl.engine.optim import OptimSettings
 from detmtl.engine.trainer import TrainSettings
+from detmtl.losses.normalizer import SOURCES
 from detmtl.structures.errors import InputError
 from detmtl.structures.settings import Settings
 from detmtl.tasks.multitask import ModelSettings
@@ -126,6 +127,11 @@ class RunSettings(Settings):
                 problems.append(
                     f"data.{split}: must be labelled by people (grade gold), not by a model"
                 )
+        if len(trained) > SOURCES:
+            problems.append(
+                f"data.sources: the mix has {len(trained)} of them; at most {SOURCES} can be weighed; "
+                "join some"
+            )
         if not trained:
             problems.append(
                 f"mix.mode: {self.mix.mode} leaves no source to train on; "

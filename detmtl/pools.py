@@ -62,7 +62,7 @@ def label_pools(
     assert silver is not None
     store_path = silver.store or folder.path / "silver"
     gold = audit_source(settings, sources, val)
-    pools = [sources[name] for name in silver.pools if name in sources]
+    pools = [sources[name] for name in settings.offline_pools()]
     names = write_silver(settings, folder, process, console, [*pools, gold], store_path)
     stores = [Store.open(store_path, name) for name in names]
     if of_one_task(stores) != "boxes":

@@ -34,6 +34,7 @@ from detmtl.engine.trainer import train
 from detmtl.inference.export import export_torchscript
 from detmtl.inference.script_file import exported
 from detmtl.inputs import input_hashes
+from detmtl.losses.normalizer import Density
 from detmtl.pools import label_pools, learned_sources, teacher_settings
 from detmtl.report.progress import bar
 from detmtl.run_folder import RunFolder
@@ -143,8 +144,10 @@ def run(
         folder.claim(settings)
         distributed.barrier()
         summary = _run(settings, folder, process, console, frozen)
-    finally:
-        distributed.stop()
+    except BaseException:
+        distributed.leave()
+        raise
+    distributed.stop()
     for table in summary.tables():
         console.print(table)
     return summary
@@ -195,6 +198,9 @@ def _run(
     if isinstance(teacher, GoldTeacher) and teacher.burn_in:
         start = folder.teacher.best
         load_weights(model, weights_of(read_checkpoint(start)), str(start))
+        for part in model.modules():
+            if isinstance(part, Density):
+                part.renumber(teacher_settings(settings).mix_sources(), wanted)
     if frozen is not None:
         frozen.apply(model)
     fit_model(settings, model, [sources[n] for n in wanted], val, folder, process, console, gold)

@@ -324,6 +324,8 @@ class _Work(Dataset[T | _Failure]):
 def _serve(work: _Batches[T], numbers: range, workers: int, pin: bool) -> Iterator[T]:
     """Yields the batches of `numbers` in order; the workers live as long as the iterator."""
     _keep_memory()
+    if workers:
+        _allow_files()
     loader = DataLoader(
         _Work(work),
         batch_size=None,  # the work makes whole batches
@@ -355,6 +357,18 @@ def _keep_memory() -> None:
     freed; nothing of this one is ever touched. Other allocators do nothing of the kind.
     """
     torch.empty(31 << 20, dtype=torch.uint8)
+
+
+def _allow_files() -> None:
+    """Lets this process and its workers have as many files open as the system allows: each tensor that a
+    worker hands over is one, and a batch that waits for a teacher's labels has many small ones."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _enter_worker(worker: int) -> None:

@@ -240,7 +240,15 @@ def _notes(settings: MixSettings, sources: "Sequence[Source]") -> list[str]:
     if settings.shares and mode not in SHARED:
         notes.append(f"mix.shares change nothing in mode {mode}")
     if settings.balance.sources is not None and mode in SHARED:
-        notes.append(f"mix.balance.sources changes nothing in mode {mode}; set mix.shares instead")
+        if mode in ("finetune", "online"):
+            notes.append(
+                f"mix.balance.sources counts in mode {mode} only while gold is drawn alone; for the other "
+                "steps set mix.shares"
+            )
+        else:
+            notes.append(
+                f"mix.balance.sources changes nothing in mode {mode}; set mix.shares instead"
+            )
     weights = [(s.weight, str(settings.weights.get(s.name, 1.0))) for s in sources]
     if mode == "alternate" and len(set(weights)) > 1:
         notes.append(

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +17,10 @@ from detmtl.structures.errors import InputError
 T = TypeVar("T")
 BUCKET = 2**23
 """Elements of one all-reduce: large enough for the bandwidth, small enough for a second copy."""
+
+PATIENCE = timedelta(hours=12)
+"""How long processes wait for another: rank 0 hashes, audits and exports alone. One that ended is noticed by
+torchrun, which ends the others."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +59,24 @@ def start(device: str = "auto") -> Process:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if world > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=PATIENCE)
     return Process(rank(), world_size(), chosen)
 
 
 def stop() -> None:
-    """Leaves the group of processes; nothing to do for one alone."""
+    """Ends the group of processes together with all others; nothing to do for one alone."""
     if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def leave() -> None:
+    """Leaves a group whose other processes do not know that this one failed.
+
+    On GPUs all of them would have to end the group, and this one would wait for those that wait for it, its
+    error untold. It ends without, and torchrun ends the others.
+    """
+    if dist.is_available() and dist.is_initialized() and dist.get_backend() != "nccl":
         dist.destroy_process_group()
 
 

@@ -3,6 +3,7 @@
 Letters: B pictures, S slots for sources.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -51,6 +52,21 @@ class Density(nn.Module):
         super().__init__()
         self.register_buffer("seen", torch.zeros(SOURCES + 2, 2))
         self.register_buffer("steady", torch.tensor(START) if steady else None)
+
+    @torch.no_grad()
+    def renumber(self, before: Sequence[str], now: Sequence[str]) -> None:
+        """Moves what is remembered of each source to the number that it has now.
+
+        Args:
+            before: names of the sources of the training that this comes from, in their order.
+            now: those of the one that goes on.
+        """
+        moved = torch.zeros_like(self.seen)
+        moved[SOURCES:] = self.seen[SOURCES:]  # of gold and of all
+        for i, name in enumerate(now):
+            if name in before:
+                moved[i] = self.seen[before.index(name)]
+        self.seen.copy_(moved)
 
     @torch.no_grad()
     def forward(self, sums: Tensor) -> tuple[Tensor, Tensor]:

@@ -234,3 +234,15 @@ def test_tasks_without_a_memory_refuse_a_moving_average(settings):
     assert settings(normalizer="batch").normalizer == "batch"
     with pytest.raises(ValidationError, match="'source', 'batch' or 'image'"):
         settings(normalizer="ema")
+
+
+def test_what_is_remembered_of_a_source_follows_its_name():
+    density = Density()
+    density.seen[:3] = torch.tensor([[30.0, 3], [8, 2], [5, 5]])
+    density.seen[-2:] = torch.tensor([[40.0, 4], [43, 10]])
+    before = density.seen.clone()
+    density.renumber(["a", "b", "c"], ["a", "b", "c", "pool"])
+    assert torch.equal(density.seen, before)
+    density.renumber(["a", "b", "c"], ["pool", "c", "a"])
+    assert density.seen[:4].tolist() == [[0, 0], [5, 5], [30, 3], [0, 0]]
+    assert torch.equal(density.seen[-2:], before[-2:])

@@ -98,6 +98,12 @@ def test_a_teacher_is_not_judged_by_a_models_labels(settings):
         settings("silver.audit=written")
 
 
+def test_more_sources_than_can_be_weighed_are_refused(settings):
+    more = {f"s{i}": {"kind": "coco", "images": "i", "annotations": "a.json"} for i in range(257)}
+    with pytest.raises(InputError, match=r"the mix has 257 of them; at most 256"):
+        settings(f"data.sources={more}", "silver=null", "mix={mode: gold}")
+
+
 def test_a_corrected_command_may_use_the_same_folder(settings, tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.claim(settings("data.root=wrong"))
