@@ -49,6 +49,8 @@ class LossWatch:
     def check(self) -> dict[str, float]:
         """Returns the mean of each term since the last check, over all ranks, and starts anew.
 
+        Of a batch a term is its mean over the ranks, 0 of one that was silent: that is its part of the loss,
+        since what ranks divide by is everyone's. Batches in which all were silent do not count.
         Waits for the device; every rank has to call it.
 
         Raises:
@@ -56,30 +58,33 @@ class LossWatch:
         """
         values = torch.stack(self._values).tolist() if self._values else []
         told = self._complaint(values)
-        sums: dict[str, tuple[float, int]] = {}
-        for (_, name), value in zip(self._names, values, strict=True):
+        mine: dict[str, dict[int, float]] = {}
+        for (batch, name), value in zip(self._names, values, strict=True):
             if name == "gradient_norm" and not math.isfinite(value):
                 name, value = "skipped", 1.0  # counted below, not averaged
-            total, count = sums.get(name, (0.0, 0))
-            sums[name] = total + value, count + 1
+            mine.setdefault(name, {})[batch] = value
         self._values, self._names, self._infos = [], [], []
-        everyones = distributed.gather((told, sums))
+        everyones = distributed.gather((told, mine))
         complaints = [t for t, _ in everyones if t]
         if complaints:
-            raise TrainingDiverged("\n".join(complaints))
+            # a gradient that is not finite is everyone's, after the exchange: who has such a loss began
+            began = [text for own, text in complaints if own]
+            raise TrainingDiverged("\n".join(began or [text for _, text in complaints]))
         means: dict[str, float] = {}
-        for name in dict.fromkeys(n for _, s in everyones for n in s):
-            pairs = [s[name] for _, s in everyones if name in s]
-            total, count = (sum(column) for column in zip(*pairs, strict=True))
-            means[name] = total / len(pairs) if name == "skipped" else total / count
+        for name in dict.fromkeys(n for _, of_rank in everyones for n in of_rank):
+            spoken = [of_rank[name] for _, of_rank in everyones if name in of_rank]
+            total = sum(sum(values.values()) for values in spoken) / len(everyones)
+            batches = len({batch for values in spoken for batch in values})
+            means[name] = total if name == "skipped" else total / batches
         return means
 
     def _note(self, batch: int, name: str, value: Tensor) -> None:
         self._names.append((batch, name))
         self._values.append(value.detach().float())
 
-    def _complaint(self, values: list[float]) -> str | None:
-        """Returns what to tell of the first batch with a value that is not finite."""
+    def _complaint(self, values: list[float]) -> tuple[bool, str] | None:
+        """Returns what to tell of the first batch with a value that is not finite, and whether one of its
+        losses is such a value, not its gradient alone."""
         bad = [
             batch
             for (batch, name), value in zip(self._names, values, strict=True)
@@ -103,4 +108,7 @@ class LossWatch:
             "The update was skipped and no checkpoint holds it. Look at the labels of these pictures "
             "(detmtl check), lower optim.lr, or try train.precision: fp32."
         ]
-        return "\n".join(lines)
+        own = any(
+            not math.isfinite(value) for name, value in told.items() if name != "gradient_norm"
+        )
+        return own, "\n".join(lines)
