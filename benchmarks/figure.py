@@ -80,6 +80,7 @@ PARTIAL, AS = "bccd_partial", "as it comes"
 CLASS_ALONE = "silver's boxes teach the class alone"
 GROUPS: dict[str, list[Wanted]] = {
     "photographs, 8 gold pictures: electrum - gold alone, AP": _grid("coco128_grid", 8),
+    "photographs, 16 gold pictures: electrum - gold alone, AP": _grid("coco128_grid16", 16),
     "photographs, 32 gold pictures: electrum - gold alone, AP": [
         *_grid("coco128_grid", 32, ("yolox",)),
         Wanted("person, FastestDet (10 seeds)", "coco128_close", cell="person, fastestdet"),
