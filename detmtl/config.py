@@ -113,8 +113,7 @@ class RunSettings(Settings):
             )
         elif (
             self.silver
-            and isinstance(self.silver.audit, str)
-            and self.silver.audit != "val"
+            and self.silver.audit in sources
             and self.data.sources[self.silver.audit].grade != "gold"
         ):
             problems.append(

@@ -29,6 +29,9 @@ from detmtl.structures.sample import DIVISOR, Batch, ImageInfo, Sample, canvas_o
 if TYPE_CHECKING:
     from detmtl.data.source import Source
 
+FILES = 65536
+"""Files that a process which loads pictures may have open, where the system lets it."""
+
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
@@ -360,15 +363,16 @@ def _keep_memory() -> None:
 
 
 def _allow_files() -> None:
-    """Lets this process and its workers have as many files open as the system allows: each tensor that a
-    worker hands over is one, and a batch that waits for a teacher's labels has many small ones."""
-    if sys.platform == "win32":
+    """Lets this process and its workers have more files open, on Linux: each tensor that a worker hands over
+    is one, and a batch that waits for a teacher's labels has many small ones."""
+    if sys.platform != "linux":
         return
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _enter_worker(worker: int) -> None:

@@ -402,3 +402,21 @@ def test_large_jpegs_are_decoded_smaller_and_their_labels_stay_in_place(tmp_path
     wrong = replace(source, sizes=np.array([[392, 512]], np.int32))
     with pytest.raises(InputError, match="512 x 384"):
         wrong.read_reduced(0, 48, 64)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the limit is left alone")
+def test_more_files_may_be_open_while_workers_load_and_never_fewer():
+    import resource
+
+    from detmtl.data.loader import FILES, _allow_files
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+        _allow_files()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert hard == before[1] and soft == (FILES if hard < 0 else min(FILES, hard))
+        _allow_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (soft, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
