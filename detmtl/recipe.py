@@ -19,6 +19,7 @@ from torch import Tensor
 
 from detmtl.config import RunSettings
 from detmtl.config_parts import GoldTeacher
+from detmtl.data.joined import searched_classes
 from detmtl.data.loader import batches, evaluation_batches
 from detmtl.data.mixture import Mixture
 from detmtl.data.source import Source
@@ -273,13 +274,17 @@ def fit_model(
     console.print(mixture.plan_table())
     balancer = settings.balancing.build(list(settings.tasks))
     balancer.attach(model.shared_parameters(), model.own_parameters())
+    of_labels = settings.data.names()
+    searched = searched_classes(sources, of_labels)
+    kinds = {name: str(task.labels) for name, task in model.tasks.items()}
     state = settings.train.prepare(
         model,
         balancer,
         optim,
         process,
         settings.resolved(),
-        list(settings.data.label_space().names),
+        list(of_labels["boxes"]),
+        {n: searched[k] for n, k in kinds.items() if k in searched},
     )
     if folder.last.exists():
         state.load(folder.last)
@@ -299,7 +304,7 @@ def fit_model(
     if settings.diagnosis.every is not None:
         diagnosis = Diagnosis(settings.diagnosis, model.stages())
     labels = {name: task.labels for name, task in state.tasks.items()}
-    of_labels, shown = settings.data.names(), process.rank == 0
+    shown = process.rank == 0
     names = {
         name: getattr(task, "class_names", of_labels.get(task.labels, ()))
         for name, task in state.tasks.items()

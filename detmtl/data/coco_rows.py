@@ -126,6 +126,17 @@ class Columns:
         )
 
 
+def is_object(row: Mapping[str, Any]) -> bool:
+    """Returns whether an annotation is one, and not a crowd or a region without loss; by the rules of
+    `Columns.of`."""
+    crowd = row.get("iscrowd")
+    if crowd or row.get("ignore"):
+        return False
+    attributes = row.get("attributes")
+    said = attributes.get("ignore") if isinstance(attributes, dict) else None
+    return crowd is not None or not (isinstance(said, str) and said in _IGNORES)
+
+
 def _attributes(attributes: Mapping[str, Any], i: int, out: Columns) -> Iterator[str]:
     """Puts an annotation's attributes into row i of `out`; yields what is wrong with them."""
     for key, known, array in (("grade", GRADES, out.grade), ("ignore", _IGNORES, out.ignore)):

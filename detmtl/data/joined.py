@@ -1,6 +1,6 @@
 """Several sources as one, each picture with what is known of it in its own."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +42,27 @@ def with_boxes(source: Source) -> Source:
     return source if looked.all() else source.subset(np.flatnonzero(looked))
 
 
+def searched_classes(
+    sources: Sequence[Source], names: Mapping[str, Sequence[str]]
+) -> dict[str, list[str]]:
+    """Returns "boxes", "maps" and "tags" -> the classes that somebody looked for in some picture of some
+    source; of nothing else can a model learn where it is not.
+
+    Args:
+        names: of the classes, by the same keys.
+    """
+    found = [source.searched() for source in sources]
+    return {
+        kind: [
+            name
+            for i, name in enumerate(names[kind])
+            if any(f[kind][i] for f in found if kind in f)
+        ]
+        for kind in ("boxes", "maps", "tags")
+        if kind in names
+    }
+
+
 @dataclass(frozen=True, eq=False)
 class JoinedMaps(Flat):
     """The maps of I pictures of several sources.
@@ -70,6 +91,10 @@ class JoinedMaps(Flat):
             own = self.part == k
             found[own] = values[self.place[own]]
         return found
+
+    def searched(self) -> np.ndarray:
+        """Returns (C,) bool: which classes were looked for in some map."""
+        return np.any([maps.searched() for maps in self.parts], axis=0)
 
     def paths(self) -> list[str]:
         """Returns the files of the maps."""

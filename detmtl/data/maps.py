@@ -200,6 +200,10 @@ class SomeMaps(Protocol):
         """Returns (I,) bool: which pictures have a map that people made."""
         ...
 
+    def searched(self) -> np.ndarray:
+        """Returns (C,) bool: which classes were looked for in some map."""
+        ...
+
     def paths(self) -> list[str]:
         """Returns the files, of each picture that has a map the one that counts."""
         ...
@@ -227,6 +231,10 @@ class FilledMaps(Flat):
     def by_people(self) -> np.ndarray:
         """Returns (I,) bool: which pictures have a map that people made."""
         return np.where(self.first.present(), self.first.by_people(), self.second.by_people())
+
+    def searched(self) -> np.ndarray:
+        """Returns (C,) bool: which classes were looked for in some map."""
+        return self.first.searched() | self.second.searched()
 
     def paths(self) -> list[str]:
         """Returns the files, of each picture that has a map the one that counts."""
@@ -270,6 +278,12 @@ class Maps(Flat):
     def by_people(self) -> np.ndarray:
         """Returns (I,) bool: which pictures have a map that people made."""
         return self.present() & (self.grade == Grade.GOLD)
+
+    def searched(self) -> np.ndarray:
+        """Returns (C,) bool: which classes were looked for in some map, or can be its pixels' as what is
+        unmapped can."""
+        given = np.isin(np.arange(len(self.coverage)), self.lookup)
+        return ((self.coverage > 0) | given) & self.present().any()
 
     def paths(self) -> list[str]:
         """Returns the files of the maps."""

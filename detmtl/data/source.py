@@ -212,6 +212,18 @@ class Source(Flat):
         own = () if self.annotations is None else np.unique(self.annotations.grade).tolist()
         return {self.grade, *map(Grade, own)}
 
+    def searched(self) -> dict[str, np.ndarray]:
+        """Returns for "boxes" (C,), "maps" and "tags" bool, of which classes some picture tells where they
+        are and where not; without an entry where nobody looked."""
+        out = {}
+        if self.annotations is not None:
+            out["boxes"] = (self.coverage > 0).any(axis=0)
+        if self.maps is not None:
+            out["maps"] = self.maps.searched()
+        if self.tags is not None:
+            out["tags"] = self.tags.searched(out.get("boxes"))
+        return out
+
     def boxes_by_people(self) -> "Source":
         """Returns the source with the boxes of people alone. Where a model wrote the source, what was looked
         for is the model's word, and nobody else's."""

@@ -125,6 +125,10 @@ class Tags(Flat):
         """Returns (I,) bool: of which pictures people told tags."""
         return self.present & (self.grade == Grade.GOLD)
 
+    def searched(self, boxes: np.ndarray | None) -> np.ndarray:
+        """Returns (T,) bool: which tags somebody looked for in some picture; `boxes` are not asked."""
+        return np.asarray((self.weights[self.present] > 0).any(axis=0))
+
     def filled(self, other: "Tags") -> "Tags":
         """Returns these tags, and those of `other` of the same pictures where nobody told any."""
         missing = ~self.present & other.present
@@ -172,6 +176,12 @@ class BoxTags(Flat):
     def take(self, indices: np.ndarray) -> "BoxTags":
         """Returns itself: it is of no picture."""
         return self
+
+    def searched(self, boxes: np.ndarray | None) -> np.ndarray:
+        """Returns (T,) bool: which tags follow from boxes that were looked for, `boxes` (C,) bool; None:
+        none were."""
+        looked = np.zeros(self.members.shape[1], bool) if boxes is None else boxes
+        return np.asarray(self.members.any(axis=1) & (looked | ~self.members).all(axis=1))
 
     def labels(self, i: int, boxes: BoxLabels | None) -> TagLabels | None:
         """Returns the tags of a picture with these boxes, None where nobody looked for boxes.

@@ -1,9 +1,10 @@
 """All that training changes, and its checkpoint.
 
 A checkpoint is one file that `torch.load(weights_only=True)` reads: {"format": 1, "settings": the
-run's resolved settings, "classes": names, "step", "model", "ema", "optimizer", "scaler", "balancer",
+run's resolved settings, "classes": names, "searched": task -> the classes that somebody looked for in
+some picture of its training, "step", "model", "ema", "optimizer", "scaler", "balancer",
 "random" of each rank, "best", "unscored"}. `best.pt` and other files to deploy from have no more than
-"format", "settings", "classes", "step" and "model" (the weights to use).
+"format", "settings", "classes", "searched", "step" and "model" (the weights to use).
 """
 
 import copy
@@ -62,6 +63,7 @@ class State:
         ema: the averaged model, or None.
         scaler: for float16, else None.
         settings, classes: told in checkpoints, so that a model can be rebuilt from the file alone.
+        searched: told in checkpoints: task -> the classes of which it could learn anything.
         step: updates made.
         best: highest value of the metric by which the best checkpoint is chosen.
         unscored: the weights of this very step were evaluated and their score is not in `best` yet: a
@@ -76,6 +78,7 @@ class State:
     scaler: torch.amp.GradScaler | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     classes: list[str] = field(default_factory=list)
+    searched: dict[str, list[str]] = field(default_factory=dict)
     step: int = 0
     best: float | None = None
     unscored: bool = False
@@ -104,6 +107,7 @@ class State:
                     "format": FORMAT,
                     "settings": self.settings,
                     "classes": list(self.classes),
+                    "searched": self.searched,
                     "step": self.step,
                     "model": self.model.state_dict(),
                     "ema": None if self.ema is None else self.ema.module.state_dict(),
@@ -133,6 +137,7 @@ class State:
                     "format": FORMAT,
                     "settings": self.settings,
                     "classes": list(self.classes),
+                    "searched": self.searched,
                     "step": self.step if step is None else step,
                     "model": self.averaged.state_dict() if weights is None else weights,
                 },

@@ -98,13 +98,14 @@ class TrainSettings(Settings):
         process: Process,
         settings: dict[str, Any],
         classes: list[str],
+        searched: dict[str, list[str]] | None = None,
     ) -> State:
         """Returns the state at step 0: model and balancer on the device, every rank with rank 0's
         weights.
 
         Args:
-            settings, classes: told in checkpoints; plain values (None, bool, int, float, str, list,
-                dict).
+            settings, classes, searched: told in checkpoints, see `State`; plain values (None, bool, int,
+                float, str, list, dict).
 
         Raises:
             InputError: see `check`.
@@ -126,6 +127,7 @@ class TrainSettings(Settings):
             scaler=torch.amp.GradScaler(process.device.type) if half else None,
             settings=settings,
             classes=list(classes),
+            searched=searched or {},
         )
 
 

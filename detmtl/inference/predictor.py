@@ -4,7 +4,7 @@ Letters: H and W pixels, N boxes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,6 +43,8 @@ class LoadedModel:
         class_names: names by class index.
         short, long: limits of the picture's sides, see `detmtl.data.fit`.
         settings: resolved settings of the run that trained it.
+        searched: task -> those of its classes that somebody looked for in some picture of its training;
+            nothing else could be learned. Files of earlier versions do not say it.
     """
 
     model: MultiTask
@@ -50,6 +52,7 @@ class LoadedModel:
     short: int
     long: int
     settings: Mapping[str, Any]
+    searched: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 class AnyPredictor(Protocol):
@@ -310,7 +313,8 @@ def load_checkpoint(path: str | Path, trust: bool = False) -> LoadedModel:
         _without_pretrained(model_settings), tasks, list(class_names), other_names=names
     )
     load_weights(model, weights_of(checkpoint), str(path))
-    return LoadedModel(model.eval(), class_names, size.short, size.long, settings)
+    searched = checkpoint.get("searched", {})
+    return LoadedModel(model.eval(), class_names, size.short, size.long, settings, searched)
 
 
 def _in_original(labels: Labels, fitted: Tensor, original: Tensor) -> Labels:

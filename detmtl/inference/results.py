@@ -5,11 +5,14 @@ Letters: H and W pixels.
 
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import cv2
 import numpy as np
@@ -73,25 +76,27 @@ def predict_to_files(
         raise InputError(
             f"{clashes[0]}: would be overwritten by its drawing; choose another folder"
         )
-    results = _Results(predictor, out)
     videos = [f for f in files if f.suffix.lower() in VIDEO_SUFFIXES]
     pictures = [f for f in files if f.suffix.lower() not in VIDEO_SUFFIXES]
     problems: list[str] = []
     done = 0
-    for chunk in _chunks(iter(pictures), batch_size):
-        _predict_pictures(predictor, chunk, root, drawn, results, problems)
-        done += len(chunk)
-        if progress:
-            progress(done, len(files))
-    for video in videos:
-        try:
-            _predict_video(predictor, video, root, drawn[video], batch_size, results)
-        except InputError as error:
-            problems += error.problems
-        done += 1
-        if progress:
-            progress(done, len(files))
-    path = results.write(out / "results.json")
+    out.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        results = _Results(predictor, out, _Rows.of(out, stack), _Rows.of(out, stack))
+        for chunk in _chunks(iter(pictures), batch_size):
+            _predict_pictures(predictor, chunk, root, drawn, results, problems)
+            done += len(chunk)
+            if progress:
+                progress(done, len(files))
+        for video in videos:
+            try:
+                _predict_video(predictor, video, root, drawn[video], batch_size, results)
+            except InputError as error:
+                problems += error.problems
+            done += 1
+            if progress:
+                progress(done, len(files))
+        path = results.write(out / "results.json")
     if problems:
         raise InputError(problems)
     return path
@@ -130,13 +135,40 @@ def find_sources(sources: Sequence[str | Path]) -> tuple[Path, list[Path]]:
 
 
 @dataclass
+class _Rows:
+    """Rows of a list in the results file, kept in a file that nobody else sees: there may be millions."""
+
+    file: IO[str]
+    count: int = 0
+
+    @classmethod
+    def of(cls, folder: Path, stack: ExitStack) -> "_Rows":
+        """Returns none; the file is gone when the stack is left."""
+        return cls(stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", dir=folder)))
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Adds a row under the next id, from 1 on."""
+        self.count += 1
+        comma = ",\n" if self.count > 1 else "\n"
+        self.file.write(comma + json.dumps({"id": self.count, **row}))
+
+    def copy(self, name: str, to: IO[str]) -> None:
+        """Writes the list as that entry of an object."""
+        self.file.seek(0)
+        to.write(f'"{name}": [')
+        shutil.copyfileobj(self.file, to)
+        to.write("\n],\n")
+
+
+@dataclass
 class _Results:
     """What the results file will hold."""
 
     predictor: AnyPredictor
     out: Path
-    images: list[dict[str, Any]] = field(default_factory=list)
-    annotations: list[dict[str, Any]] = field(default_factory=list)
+    images: _Rows
+    annotations: _Rows
+    tags: dict[str, None] = field(default_factory=dict)
     points: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     owners: dict[Path, str] = field(default_factory=dict)
 
@@ -145,9 +177,8 @@ class _Results:
     ) -> None:
         """Adds a picture (3, H, W) and what was found in it."""
         height, width = image.shape[1:]
-        entry = {"id": len(self.images) + 1, "file_name": name, "height": height, "width": width}
+        entry: dict[str, Any] = {"file_name": name, "height": height, "width": width}
         entry |= {} if frame is None else {"frame": frame}
-        self.images.append(entry)
         for task, labels in with_details(found).items():
             if isinstance(labels, MapLabels):
                 self._add_map(task, name if frame is None else f"{name}/{frame:06d}", labels)
@@ -169,11 +200,10 @@ class _Results:
             )
             said = described(labels, height, width)
             for details, (box_xywh, pixels, label, score) in zip(said, rows, strict=True):
-                self.annotations.append(
+                self.annotations.add(
                     details
                     | {
-                        "id": len(self.annotations) + 1,
-                        "image_id": entry["id"],
+                        "image_id": self.images.count + 1,
                         "category_id": label + 1,
                         "bbox": [round(x, 3) for x in box_xywh],
                         "area": round(pixels, 3),
@@ -181,6 +211,8 @@ class _Results:
                         "score": round(score, 6),
                     }
                 )
+        self.tags |= dict.fromkeys(entry.get("scores", ()))
+        self.images.add(entry)
 
     def _png(self, task: str, name: str) -> Path:
         """Returns the file of what a task found in a picture, its folder made.
@@ -219,17 +251,14 @@ class _Results:
         categories = [
             {"id": i + 1, "name": name} | self.points.get(name, {}) for i, name in enumerate(names)
         ]
-        tags = [n for row in self.images for n in row.get("scores", ())]
-        content = {"tags": list(dict.fromkeys(tags)), "grade": "silver"} if tags else {}
-        content |= {
-            "images": self.images,
-            "annotations": self.annotations,
-            "info": {"grade": "silver"},
-            "categories": categories,
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"tags": list(self.tags), "grade": "silver"} if self.tags else {}
+        content |= {"info": {"grade": "silver"}, "categories": categories}
         part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps(content))
+        with part.open("w", encoding="utf-8") as file:
+            file.write("{")
+            self.images.copy("images", file)
+            self.annotations.copy("annotations", file)
+            file.write(json.dumps(content)[1:] + "\n")
         os.replace(part, path)
         return path
 

@@ -175,6 +175,7 @@ def write_script(
         }
         | {task.name: {"kind": task.kind, "classes": list(task.names)} for task in tasks.boxed},
         "classes": names,
+        "searched": {task: list(found) for task, found in loaded.searched.items()},
         "dtype": dtype,
         "input": {"short": loaded.short, "long": loaded.long},
         "settings": loaded.settings,

@@ -65,9 +65,9 @@ class ViewSettings(TtaSettings):
     """Whether each view is seen mirrored too."""
     tile: int | None = Field(default=None, ge=32)
     """Pixels of a tile's sides; about the network's size shows objects at their own. None: no tiles."""
-    tile_overlap: float = Field(default=0.2, ge=0, le=0.75)
+    tile_overlap: float = Field(default=0.2, ge=0.05, le=0.75)
     """The least part of a tile's side that its neighbor shows too: objects up to so many pixels are whole
-    in some tile."""
+    in some tile. With less than .05 neighbors had too little in common to tell whose parts are one object."""
 
     @property
     def plain(self) -> bool:

@@ -25,9 +25,9 @@ def depth_errors(differences: Tensor, known: Tensor, kind: str, invariance: floa
         depths have in common only the rest counts. Source: Eigen et al. 2014, arXiv 1406.2283,
         equation 4, with lambda = .5 as they train.
     "l1": mean of |d|.
-    "berhu": |d| up to c, (d^2 + c^2) / 2c beyond, c being a fifth of the batch's largest |d|. Source: Laina
-        et al. 2016, arXiv 1606.00373, equation 2 (there of meters, not of their logarithms). c has no
-        gradient: it is where the loss bends, and no part of what is to become small.
+    "berhu": |d| up to c, (d^2 + c^2) / 2c beyond, c being a fifth of the largest |d| in this process's
+        batch. Source: Laina et al. 2016, arXiv 1606.00373, equation 2 (there of meters, not of their
+        logarithms). c has no gradient: it is where the loss bends, and no part of what is to become small.
 
     Args:
         differences: (B, h, w), logarithm of the prediction less that of the truth.

@@ -20,12 +20,19 @@ class TeacherCard(Settings):
     """Of the file that holds the weights (or the results)."""
     classes: tuple[str, ...]
     """The teacher's own class names; a class in its output is an index into them."""
+    unsearched: tuple[str, ...] = ()
+    """Those of `classes` for which nobody looked in what it learned from: it abstains from them."""
     preprocessing: str
     """In words, every number that changes the output: size, padding, NMS, most boxes."""
     task: Written = "boxes"
     """What its labels are."""
     versions: dict[str, str] = {}
     """Package name -> version of what ran it."""
+
+    @property
+    def searched(self) -> tuple[str, ...]:
+        """Those of `classes` that it looks for."""
+        return tuple(name for name in self.classes if name not in self.unsearched)
 
     def identity(self) -> dict[str, object]:
         """Returns what two cards of the same teacher have in common; a field that is added later has

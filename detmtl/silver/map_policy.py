@@ -138,11 +138,13 @@ class Meaning:
         own = [name for name in card.classes if name not in settings.background]
         codes = dict(zip(own, classes.codes(own, f"teacher '{card.name}'"), strict=True))
         lookup = np.full(256, UNKNOWN, np.uint8)
+        codes |= dict.fromkeys(card.unsearched, UNKNOWN)
         lookup[: len(card.classes)] = [codes.get(name, OTHER) for name in card.classes]
         lookup[OTHER] = OTHER
         space = classes.label_space()
         gives = np.isin(np.arange(len(space)), list(codes.values()))
-        return cls(lookup, np.array(space.known(own)), gives, settings.border)
+        known = space.known(name for name in own if name not in card.unsearched)
+        return cls(lookup, np.array(known), gives, settings.border)
 
     def __call__(self, record: MapRecord) -> np.ndarray:
         """Returns the classes (H, W) uint8 of a picture, of whatever confidence."""

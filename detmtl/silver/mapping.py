@@ -37,11 +37,9 @@ class ClassMap:
                 mapped.
         """
         where = f"teacher '{card.name}'"
-        return cls(
-            np.asarray(classes.class_of(card.classes, where), dtype=np.int64),
-            np.asarray(classes.known(card.classes), dtype=bool),
-            overlap,
-        )
+        target = np.asarray(classes.class_of(card.classes, where), dtype=np.int64)
+        target[np.isin(card.classes, card.unsearched)] = -1
+        return cls(target, np.asarray(classes.known(card.searched), dtype=bool), overlap)
 
     def abstaining(self) -> "ClassMap":
         """Returns the map of a teacher that has no say: it looks for no class, and its boxes are dropped."""

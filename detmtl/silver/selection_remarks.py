@@ -3,14 +3,16 @@
 Letters: C classes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from detmtl.silver.audit import Audit
+from detmtl.silver.card import TeacherCard
 from detmtl.silver.ensemble import Ensemble
 from detmtl.silver.policy import Policy, SelectionSettings
+from detmtl.structures.classes import LabelSpace
 
 _MOST = 5
 """Classes that a sentence names."""
@@ -45,6 +47,9 @@ def remarks(
             "objects are nor where not (coverage 0); ask for less, or let doubtful boxes be ignored "
             "(ignore_from)"
         )
+    told = audit is not None and settings.coverage is None
+    for store in ensemble.stores:
+        yield from _of_teacher(store.card, ensemble.classes, told)
     if audit is None:
         return
     rows = stats["per_class"].values()
@@ -65,6 +70,24 @@ def remarks(
             "together; audit with gold that was searched for it, or give thresholds and coverage as "
             "numbers"
         )
+
+
+def _of_teacher(card: TeacherCard, classes: LabelSpace, audited: bool) -> Iterator[str]:
+    """Yields which classes a teacher knows in part or by name alone; of the former, recall that gold told
+    (`audited`) says enough."""
+    never = [n for n, on in zip(classes.names, classes.known(card.unsearched), strict=True) if on]
+    if never:
+        yield (
+            f"teacher '{card.name}' has the class {_listed(never)}, but nobody looked for such objects in "
+            "what it learned from: it abstains (coverage 0)"
+        )
+    if not audited:
+        for name, (some, rest) in classes.partly(card.searched).items():
+            yield (
+                f"teacher '{card.name}' knows of class '{name}' {', '.join(some)} but not "
+                f"{', '.join(rest)}, and counts as looking for the class; unless they are words for the "
+                "same, give gold to audit with, whose recall tells how much it misses"
+            )
 
 
 def nothing_left(stats: Mapping[str, Any], ensemble: Ensemble, policy: Policy) -> str:
@@ -101,6 +124,6 @@ def _asked_for(stats: Mapping[str, Any]) -> int:
     return sum(stats[f"pictures{p}"] for p in parts) + stats["empty_pictures_left_out"]
 
 
-def _listed(names: np.ndarray) -> str:
+def _listed(names: np.ndarray | Sequence[str]) -> str:
     more = f" and {len(names) - _MOST} more classes" if len(names) > _MOST else ""
     return ", ".join(f"'{name}'" for name in names[:_MOST]) + more

@@ -114,8 +114,9 @@ class TagMeaning:
             InputError: a class of the teacher is unmapped.
         """
         space = classes.label_space()
-        found = space.class_of(card.classes, f"teacher '{card.name}'")
-        return cls(np.array(found)[None] == np.arange(len(space))[:, None])
+        found = np.array(space.class_of(card.classes, f"teacher '{card.name}'"))
+        found[np.isin(card.classes, card.unsearched)] = -1
+        return cls(found[None] == np.arange(len(space))[:, None])
 
     @property
     def known(self) -> np.ndarray:

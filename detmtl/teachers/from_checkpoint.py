@@ -20,6 +20,7 @@ from detmtl.teachers.teacher import (
     existing,
     file_sha256,
     map_as_silver,
+    unsearched,
 )
 from detmtl.teachers.teacher_settings import TeacherSettings
 
@@ -86,6 +87,7 @@ class CheckpointTeacherSettings(TeacherSettings):
             name=self.named(file.stem),
             weights_sha256=file_sha256(file),
             classes=predictor.names[task],
+            unsearched=unsearched(task, predictor.names[task], loaded.searched),
             preprocessing=f"short side {loaded.short}, long side {loaded.long}, task {task}",
             task=kind,
             versions={"torch": torch.__version__},

@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from detmtl.data.coco_rows import is_object
 from detmtl.data.json_file import read_json
 from detmtl.silver.card import TeacherCard
 from detmtl.structures.errors import InputError
@@ -222,14 +223,7 @@ def _annotations(content: Any, file: Path) -> list[Any]:
         raise InputError(
             f"{file}: is neither a list of results nor an annotation file with a list 'annotations'"
         )
-    return [row for row in rows if not (isinstance(row, dict) and _is_region(row))]
-
-
-def _is_region(row: dict[str, Any]) -> bool:
-    """Returns whether an annotation is no object: what `detmtl.data.coco_rows` reads as a region."""
-    attributes = row.get("attributes")
-    said = attributes.get("ignore") if isinstance(attributes, dict) else None
-    return bool(row.get("iscrowd") or row.get("ignore") or said)
+    return [row for row in rows if not isinstance(row, dict) or is_object(row)]
 
 
 def _listed(about: Any, where: Path) -> Pictures:

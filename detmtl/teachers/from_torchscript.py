@@ -18,7 +18,14 @@ from detmtl.structures.labels import BoxLabels, Grade, MapLabels, TagLabels
 from detmtl.structures.sample import ImageInfo
 from detmtl.teachers.maps import map_of_places, require_few
 from detmtl.teachers.slots import ClassSlots, class_slots
-from detmtl.teachers.teacher import Teacher, as_silver, chosen_task, existing, file_sha256
+from detmtl.teachers.teacher import (
+    Teacher,
+    as_silver,
+    chosen_task,
+    existing,
+    file_sha256,
+    unsearched,
+)
 from detmtl.teachers.teacher_settings import TeacherSettings
 
 
@@ -183,6 +190,9 @@ class TorchScriptTeacherSettings(TeacherSettings):
             name=self.named(file.stem),
             weights_sha256=file_sha256(file),
             classes=slots.names,
+            unsearched=()
+            if self.classes
+            else unsearched(task, own or (), about.get("searched", {})),
             preprocessing=f"inside the file; rgb {scaling}; {what}, {slots}",
             task=kind,
             versions={"torch": torch.__version__},

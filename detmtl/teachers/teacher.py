@@ -25,6 +25,7 @@ __all__ = [
     "file_sha256",
     "map_as_silver",
     "not_too_thin",
+    "unsearched",
 ]
 
 
@@ -105,6 +106,16 @@ def the_one(kinds: Mapping[str, str]) -> str | None:
     one; None: that is not clear. `kinds`: task -> what its labels are."""
     boxes = [name for name, kind in kinds.items() if kind == "boxes"] or list(kinds)
     return boxes[0] if len(boxes) == 1 else None
+
+
+def unsearched(
+    task: str | None, names: Sequence[str], searched: Mapping[str, Sequence[str]]
+) -> tuple[str, ...]:
+    """Returns those of a task's classes that nobody looked for in its training; none where `searched`,
+    task -> classes, does not say it."""
+    if task is None or task not in searched:
+        return ()
+    return tuple(n for n in names if n not in searched[task])
 
 
 def existing(root: Path, path: str, setting: str) -> Path:

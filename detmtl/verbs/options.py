@@ -2,7 +2,9 @@
 
 import argparse
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -148,10 +150,23 @@ def yaml_value(text: str, where: str) -> Any:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file that --out names, whole or not at all."""
+    with _replaced(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def copy_file(source: Path, path: Path) -> None:
+    """Copies a file to where --out names, whole or not at all."""
+    with _replaced(path) as partial:
+        shutil.copyfile(source, partial)
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[Path]:
+    """Gives a file that takes the place of `path` once the block is left."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        partial.write_text(text, encoding="utf-8")
+        yield partial
         partial.replace(path)
     except OSError as error:
         raise InputError(f"--out {path}: cannot be written ({error.strerror})") from None

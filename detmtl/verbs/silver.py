@@ -44,11 +44,11 @@ from detmtl.verbs.options import (
     cache_of,
     checked_values,
     coco_source,
+    copy_file,
     gold_maps,
     gold_tags,
     label_space,
     writable,
-    write_text,
     yaml_value,
 )
 
@@ -195,7 +195,7 @@ def select_verb(args: argparse.Namespace) -> None:
 def _write_labels(out: Path, format: str, chosen: Path, space: LabelSpace) -> None:
     """Writes a selection as a COCO file, or as a folder of label files."""
     if format == "coco":
-        write_text(out, chosen.read_text(encoding="utf-8"))
+        copy_file(chosen, out)
         return
     writable(out, f"--out {out}")
     labels = read_labels(chosen, space.names)

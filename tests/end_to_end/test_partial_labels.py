@@ -11,6 +11,8 @@ from detmtl.config import read_settings
 from detmtl.data.coco import read_labels
 from detmtl.pools import audit_source, gold_sources
 from detmtl.structures.labels import Grade
+from detmtl.teachers.from_checkpoint import CheckpointTeacherSettings
+from detmtl.teachers.from_torchscript import TorchScriptTeacherSettings
 
 SOURCES = """{
   reds: {kind: coco, images: images/gold, annotations: gold.json, keep: [red], subset: {share: 0.5}},
@@ -81,3 +83,20 @@ def test_masked_labels_alone_need_no_silver(data, detmtl, tmp_path):
     done = detmtl("train", "--config", data / "recipe.yaml", "--out", tmp_path / "run", *words)
     assert done.status == 0, done.err
     assert "model (gold)" in done.out and not (tmp_path / "run" / "silver").exists()
+
+
+def test_a_model_says_for_which_classes_nobody_looked(data, detmtl, tmp_path):
+    gold = (
+        "data.sources.gold={kind: coco, images: images/gold, annotations: gold.json, keep: [red]}"
+    )
+    words = ["mix={mode: gold}", "silver=null", "train.steps=2", gold, "export.format=torchscript"]
+    words = [word for text in words for word in ("--set", text)]
+    done = detmtl("train", "--config", data / "recipe.yaml", "--out", tmp_path / "run", *words)
+    assert done.status == 0, done.err
+    for name in ("best.pt", "last.pt"):
+        card = CheckpointTeacherSettings(path=name).load(tmp_path / "run").card
+        assert card.classes == ("red", "blue") and card.unsearched == ("blue",)
+    exported = TorchScriptTeacherSettings(path="model.torchscript")
+    assert exported.load(tmp_path / "run").card.unsearched == ("blue",)
+    named = exported.model_copy(update={"classes": ["r", "b"]})
+    assert named.load(tmp_path / "run").card.unsearched == ()

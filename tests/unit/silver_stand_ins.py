@@ -48,13 +48,21 @@ def gold(source: Source, rows, coverage=((1.0, 1.0),)) -> Source:
     return Source(**fields)
 
 
-def card(*classes: str) -> TeacherCard:
-    return TeacherCard(name="t", weights_sha256="0" * 64, classes=classes, preprocessing="none")
+def card(*classes: str, unsearched: tuple[str, ...] = ()) -> TeacherCard:
+    return TeacherCard(
+        name="t",
+        weights_sha256="0" * 64,
+        classes=classes,
+        unsearched=unsearched,
+        preprocessing="none",
+    )
 
 
-def store_of(path: Path, classes, source: Source, found, floor: float = 0.05) -> Store:
+def store_of(
+    path: Path, classes, source: Source, found, floor: float = 0.05, unsearched=()
+) -> Store:
     """Makes a store; found: one list of (box, class, score) for each picture of the source."""
-    store = Store.create(path, card(*classes), floor)
+    store = Store.create(path, card(*classes, unsearched=unsearched), floor)
     with store.writer() as writer:
         for i, (content_hash, rows) in enumerate(zip(source.hashes(), found, strict=False)):
             rows = sorted(rows, key=lambda r: -r[2])

@@ -11,6 +11,7 @@ from coco_files import NAMES, annotation, coco_data, save_coco, save_picture
 from pycocotools.coco import COCO
 
 from detmtl.data.coco import CocoImage, CocoSource, write_coco, write_coco_annotations
+from detmtl.data.coco_rows import is_object
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Grade, Ignore
@@ -84,6 +85,7 @@ def test_iscrowd_says_whether_and_attributes_how_an_annotation_is_ignored(tmp_pa
         for i, row in enumerate(rows)
     ]
     assert load(tmp_path, data).boxes(0).ignore.tolist() == [Ignore.NO] + [Ignore.CLASS] * 3
+    assert [is_object(row) for row in data["annotations"]] == [True, False, False, False]
 
 
 def test_lvis_fields_say_what_was_searched(tmp_path):

@@ -10,7 +10,7 @@ from map_stand_ins import halves
 from PIL import Image
 from silver_stand_ins import gold, pictures
 
-from detmtl.data.joined import joined, with_boxes
+from detmtl.data.joined import joined, searched_classes, with_boxes
 from detmtl.data.maps import FilledMaps, MapClasses, MapFolder
 from detmtl.data.tags import BoxTags, TagClasses, Tags
 from detmtl.structures.labels import Grade
@@ -112,3 +112,26 @@ def test_filled_maps_can_be_joined(sources):
         *[False, True],
         *[True, False, True],
     ]
+
+
+NAMES = {"boxes": ("person", "car"), "maps": ("person", "car"), "tags": ("person", "car")}
+
+
+def test_which_classes_somebody_looked_for(sources):
+    a, b, c = sources
+    assert searched_classes([b], NAMES) == {
+        "boxes": ["person"],  # coverage 1, 0
+        "maps": ["person", "car"],
+        "tags": ["person"],  # they follow from boxes
+    }
+    assert searched_classes([c], NAMES) == {"boxes": [], "maps": [], "tags": ["person", "car"]}
+    everything = {kind: ["person", "car"] for kind in NAMES}
+    assert searched_classes(sources, NAMES) == everything | {"boxes": ["person"]}
+    of_people = replace(
+        a, maps=FilledMaps(replace(a.maps, coverage=np.zeros(2, np.float32)), b.maps)
+    )
+    assert of_people.searched()["maps"].tolist() == [True, True]
+    assert joined("x", [a, b, c]).searched()["maps"].tolist() == [True, True]
+    nobody = _tags([[0, 1]], [False], [0])
+    assert searched_classes([replace(c, tags=nobody)], NAMES)["tags"] == []
+    assert set(searched_classes([a], {"boxes": NAMES["boxes"]})) == {"boxes"}

@@ -139,12 +139,22 @@ def test_an_annotation_file_is_results_and_says_what_a_box_without_a_score_count
             "bbox": [0, 0, 9, 9],
             "attributes": {"ignore": "region"},
         },
+        {
+            "id": 6,
+            "image_id": 5,
+            "category_id": 3,
+            "bbox": [1, 1, 4, 4],
+            "score": 0.2,
+            "iscrowd": 0,  # cleared in a tool that keeps attributes as they were
+            "attributes": {"ignore": "region"},
+        },
     ]
     whole = ABOUT | {"annotations": boxes}
     with pytest.raises(InputError, match=r"result 0: has no score; set teacher\.score"):
         load(tmp_path, whole, annotations=None)
     labels = ask(load(tmp_path, whole, annotations=None, score=0.8), "/p/a.jpg", 20, 30)
-    assert labels.classes.tolist() == [1, 0] and labels.scores.tolist() == pytest.approx([0.8, 0.3])
+    assert labels.classes.tolist() == [1, 0, 0]
+    assert labels.scores.tolist() == pytest.approx([0.8, 0.3, 0.2])
     with pytest.raises(InputError, match="is an annotation file itself"):
         load(tmp_path, whole)
 

@@ -150,6 +150,34 @@ def test_a_dropped_class_gives_no_labels(store, source):
     assert len(json.loads(path.read_text())["annotations"]) == 3
 
 
+def test_a_class_that_nobody_looked_for_in_the_teacher_s_training_is_none_of_its(tmp_path, source):
+    found = [[(A, 0, 0.9), (B, 2, 0.7)], [(B, 2, 0.9)], []]
+    store = store_of(tmp_path / "store", TEACHER, source, found, unsearched=("auto",))
+    with pytest.warns(UserWarning, match="teacher 't' has the class 'car', but nobody looked"):
+        path = select(store, [source], SPACE, SelectionSettings(), root=tmp_path / "images")
+    silver = read(path, tmp_path / "images", tmp_path)
+    assert [silver.labels(i)["boxes"].classes.tolist() for i in range(3)] == [[0], [], []]
+    assert silver.coverage.max(axis=0).tolist() == [1, 0, 0]
+
+
+def test_a_teacher_that_knows_a_part_of_a_class_is_told_of(tmp_path, source):
+    space = LabelSpace.of(
+        {"beast": ["dog", "cow"], "thing": ["auto", "car"], "red": ["red", "blue"]}
+    )
+    teacher = ("dog", "auto", "car", "red")
+    store = store_of(tmp_path / "store", teacher, source, [[(A, 0, 0.9)], [], []])
+    told = "knows of class 'beast' dog but not cow, and counts as looking for the class"
+    with pytest.warns(UserWarning, match=told) as warned:
+        select(store, [source], space, SelectionSettings())
+    assert len(warned) == 1, "of 'red' it has the name, of 'thing' all"
+    labelled = gold(source, [(0, A, 0, 0)], ((1, 1, 1),))
+    labelled.__dict__["classes"] = space.names
+    judged = audit(store, labelled, space)
+    select(store, [source], space, SelectionSettings(), judged)  # a warning would be an error
+    with pytest.warns(UserWarning, match=told):
+        select(store, [source], space, SelectionSettings(coverage=1.0), judged)
+
+
 def test_pictures_without_a_record_are_left_out_with_a_warning(tmp_path, store, source):
     more = pictures(tmp_path / "more", 2, first=50)
     with pytest.warns(UserWarning, match="2 of 5 pictures"):

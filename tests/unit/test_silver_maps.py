@@ -18,7 +18,7 @@ from detmtl.data.maps import FilledMaps, MapClasses, MapFolder
 from detmtl.silver.calibration import cross_fitted
 from detmtl.silver.map_audit import MOST, MapAudit, observations
 from detmtl.silver.map_measures import MapMeasures
-from detmtl.silver.map_policy import MapSelection
+from detmtl.silver.map_policy import MapSelection, Meaning
 from detmtl.silver.maps import audit_maps, measure_maps, select_maps, with_silver_maps
 from detmtl.silver.thresholds import AtPrecision, AtProbability
 from detmtl.structures.errors import InputError
@@ -69,6 +69,25 @@ def test_unmapped_classes_go_where_the_classes_say(tmp_path):
         strict = MapClasses(classes={"person": ["person"], "vehicle": ["car"]})
         store = store_of_maps(tmp_path / "s", source, [halves(1, 1)])
         select_maps(store, source, strict, MapSelection())
+
+
+def test_a_class_that_nobody_looked_for_in_the_teacher_s_training_is_unknown(tmp_path):
+    source = pictures(tmp_path / "p", 1)
+    store = store_of_maps(tmp_path / "store", source, [halves(1, 2)])
+    untaught = store.card.model_copy(update={"unsearched": ("car",)})
+    meaning = Meaning.of(untaught, CLASSES, PLAIN)
+    assert Meaning.of(store.card, CLASSES, PLAIN).known.tolist() == [True, True, False, False]
+    assert meaning.known.tolist() == [True, False, False, False]
+    (record,) = store.records()
+    classes = meaning(record)
+    assert (classes[:, :16] == PERSON).all() and (classes[:, 16:] == UNKNOWN).all()
+
+
+def test_what_can_be_a_map_s_pixels_counts_as_learned(tmp_path):
+    source = pictures(tmp_path / "p", 1)
+    maps = _gold(tmp_path, source, [halves(1, 4)]).maps
+    assert maps.coverage[REST] == 0 and maps.searched().tolist() == [True] * 4
+    assert not replace(maps, files=FileNames.of(tmp_path, [""])).searched().any()
 
 
 def test_unsure_pixels_and_edges_are_unknown(tmp_path):

@@ -8,7 +8,7 @@ from silver_stand_ins import pictures
 
 from detmtl.data.tags import TagClasses, Tags
 from detmtl.silver.card import TeacherCard
-from detmtl.silver.tag_policy import TagSelection
+from detmtl.silver.tag_policy import TagMeaning, TagSelection
 from detmtl.silver.tags import audit_tags, measure_tags, select_tags, with_silver_tags
 from detmtl.silver.thresholds import AtPrecision, AtProbability
 from detmtl.structures.errors import InputError
@@ -80,6 +80,15 @@ def test_what_a_teacher_does_not_say_is_unknown(tmp_path):
     assert silver.labels(0)["tags"].weights.tolist() == [0, 0, 0], "it may be dusk"
     assert silver.labels(1)["tags"].weights.tolist() == [1, 1, 0]
     assert silver.labels(1)["tags"].targets.tolist() == [1, 0, 0]
+
+
+def test_a_tag_that_nobody_looked_for_in_the_teacher_s_training_is_none_of_its(tmp_path):
+    store = _store(tmp_path, pictures(tmp_path / "p", 1), [[0.1, 0.9, 0.4]])
+    meaning = TagMeaning.of(store.card.model_copy(update={"unsearched": ("dusk", "rain")}), CLASSES)
+    assert meaning.known.tolist() == [True, False, False]
+    said, whole = meaning(store.rows[0])
+    assert said[0] == np.float32(0.1) and np.isnan(said[1:]).all()
+    assert whole.tolist() == [True, False, False]
 
 
 def test_thresholds_of_one_tag_and_soft_targets(tmp_path):

@@ -38,8 +38,8 @@ def _task(labels, of=None, gives=None, names=("a",)):
 def load(tmp_path, monkeypatch):
     """Returns the card of a checkpoint of these tasks as teacher."""
 
-    def card(tasks, **settings):
-        loaded = SimpleNamespace(tasks=tasks, short=64, long=96)
+    def card(tasks, searched=None, **settings):
+        loaded = SimpleNamespace(tasks=tasks, short=64, long=96, searched=searched or {})
         names = {name: task.class_names for name, task in tasks.items()}
         predictor = SimpleNamespace(tasks=tasks, names=names)
         monkeypatch.setattr(from_checkpoint, "load_checkpoint", lambda file, trust: loaded)
@@ -79,6 +79,18 @@ def test_the_only_task_need_not_be_named(load):
     alone = {name: SEVERAL[name] for name in ("map", "depth")}
     assert load(alone).task == "maps"
     assert load(SEVERAL).task == "boxes", "the only one of boxes before all others"
+
+
+def test_the_card_says_which_classes_nobody_looked_for(load):
+    searched = {"map": ["sky"], "boxes": []}
+    cards = {name: load(SEVERAL, searched, task=name) for name in ("boxes", "map", "busy")}
+    assert {n: c.unsearched for n, c in cards.items()} == {
+        "boxes": ("car",),
+        "map": ("car",),
+        "busy": (),  # the file does not say it
+    }
+    assert cards["map"].searched == ("sky",) and cards["busy"].searched == ("busy",)
+    assert cards["map"].identity() != load(SEVERAL, task="map").identity()
 
 
 @pytest.mark.parametrize("task", [None, "colors", "depth", "night"])
