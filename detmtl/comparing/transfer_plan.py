@@ -15,6 +15,7 @@ from rich.console import Console
 from detmtl.comparing.plan import Cell, Plan, Planner, Run, digest
 from detmtl.comparing.prepare import Prepared, prepare
 from detmtl.comparing.settings import Changes, CompareSettings
+from detmtl.comparing.statistics import resamples_for
 from detmtl.comparing.transfer_settings import TransferSettings
 from detmtl.config import RunSettings
 from detmtl.engine.distributed import Process
@@ -208,6 +209,8 @@ def _planner(
             seeded=settings.seeded,
             arms={**made},
             baseline=next(iter(made)),
+            # judged are the questions, which TransferSettings has counted, and not each arm here
+            resamples=max(settings.resamples, resamples_for(len(made))),
             same_start=False,  # heads differ; the trunks do not
         )
         return Planner(compared, path, overrides)

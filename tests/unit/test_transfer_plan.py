@@ -6,7 +6,7 @@ import pytest
 
 from detmtl.comparing.plan import Cell, Planner, effort
 from detmtl.comparing.settings import CompareSettings
-from detmtl.comparing.transfer_plan import _check, arms_of, changes_of
+from detmtl.comparing.transfer_plan import _check, _planner, arms_of, changes_of
 from detmtl.comparing.transfer_settings import TransferSettings, read_transfer
 from detmtl.config import RunSettings
 from detmtl.structures.errors import InputError
@@ -208,3 +208,12 @@ def test_a_task_about_boxes_has_no_training_of_its_own():
     assert "'attributes + map' would need" in problem
     (problem,) = told(tasks={"attributes": CHESS["attributes"], "map": "map/mIoU"}, target="map")
     assert "name boxes in tasks too, with target: boxes" in problem
+
+
+def test_many_arms_are_planned_by_the_questions_that_are_judged():
+    (path,) = [p for p in CONFIGS if p.stem == "transfer_scenes"]
+    asked = {"pairs": True, "noise": True, "wide": {"model.fpn.channels": 64}}
+    chosen = TransferSettings.model_validate(read_transfer(path).model_dump() | asked)
+    arms = arms_of(chosen)
+    made = _planner(chosen, path, [], ONE, 0, arms).settings
+    assert [*made.arms] == [arm.name for arm in arms] and len(arms) == 34
