@@ -214,7 +214,8 @@ class _TrainingBatches:
             if not job.waits:
                 labels = job.source.derived(job.pick.index, labels)
             group = job.pick.source
-            samples.append(Sample(image, labels, job.info, group, weights[group], job.source.grade))
+            weight, grade = weights[group], job.source.grade
+            samples.append(Sample(image, labels, job.info, group, weight, grade, job.seed))
         return samples
 
     def _jobs(self, number: int, waiting: frozenset[str] = frozenset()) -> list["_Job"]:

@@ -47,6 +47,7 @@ class Sample:
         group: index of the source in the mix.
         weight: weight of the source's loss.
         grade: of the source.
+        seed: of its augmentation, in [0, 2**64); 0 where nothing is drawn, as in evaluation.
     """
 
     image: Tensor
@@ -55,6 +56,7 @@ class Sample:
     group: int = 0
     weight: float = 1.0
     grade: Grade = Grade.GOLD
+    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +71,7 @@ class Batch:
         groups: (B,) int64, index of each picture's source in the mix.
         weights: (B,) float32, weight of each picture's source.
         grades: (B,) uint8, `Grade` of each picture's source.
+        seeds: (B,) int64, the bits of each picture's seed, for what a task draws at random; None: all 0.
     """
 
     images: Tensor
@@ -78,6 +81,7 @@ class Batch:
     groups: Tensor
     weights: Tensor
     grades: Tensor
+    seeds: Tensor | None = None
 
     @classmethod
     def of(
@@ -111,6 +115,7 @@ class Batch:
             groups=torch.from_numpy(np.array([s.group for s in samples])),
             weights=torch.from_numpy(np.array([s.weight for s in samples], np.float32)),
             grades=torch.from_numpy(np.array([s.grade for s in samples], np.uint8)),
+            seeds=torch.from_numpy(np.array([s.seed for s in samples], np.uint64).view(np.int64)),
         )
 
     def __len__(self) -> int:
@@ -126,6 +131,7 @@ class Batch:
             groups=self.groups.to(device, non_blocking=non_blocking),
             weights=self.weights.to(device, non_blocking=non_blocking),
             grades=self.grades.to(device, non_blocking=non_blocking),
+            seeds=None if self.seeds is None else self.seeds.to(device, non_blocking=non_blocking),
         )
 
     def pin_memory(self) -> "Batch":
@@ -138,6 +144,7 @@ class Batch:
             groups=self.groups.pin_memory(),
             weights=self.weights.pin_memory(),
             grades=self.grades.pin_memory(),
+            seeds=None if self.seeds is None else self.seeds.pin_memory(),
         )
 
 

@@ -27,21 +27,25 @@ class Rois:
     on: Tensor
 
 
-def chosen(labels: PaddedBoxes, known: Tensor, most: int, jitter: float) -> Rois:
+def chosen(
+    labels: PaddedBoxes, known: Tensor, most: int, jitter: float, seeds: Tensor | None = None
+) -> Rois:
     """Returns up to `most` boxes of each picture, displaced and scaled at random.
 
     A detector's boxes are never quite right; who learned on exact ones alone trusts them too much.
-    Chance is a function of the boxes' coordinates, so that nothing has to be remembered for a run that
-    is resumed, and every device and process draws the same; the same picture gives other boxes as
-    soon as augmentation moves them. Nothing is waited for on a GPU, where padding is kept.
+    Chance is a function of the boxes' coordinates and of the seed with which the picture was augmented, so
+    that nothing has to be remembered for a run that is resumed, every device and process draws the same,
+    and a picture that comes again gives other boxes, elsewhere. Nothing is waited for on a GPU, where
+    padding is kept.
 
     Args:
         labels: of the batch.
         known: (B, M) bool, the boxes that can be learned from.
         most: of a picture.
         jitter: the largest shift in shares of a box's sides, and of the logarithm of each side.
+        seeds: (B,) int64, see `Batch.seeds`; None: coordinates alone decide.
     """
-    chance = hashed(labels.boxes, 5)
+    chance = hashed(labels.boxes, 5, None if seeds is None else seeds[:, None])
     b, m = known.shape
     if m > most:
         keys = torch.where(known, chance[..., 0], 2.0)
@@ -63,11 +67,17 @@ def chosen(labels: PaddedBoxes, known: Tensor, most: int, jitter: float) -> Rois
     return Rois(torch.cat([center - half, center + half], dim=1), picture, row, on)
 
 
-def hashed(boxes: Tensor, count: int) -> Tensor:
+def hashed(boxes: Tensor, count: int, seeds: Tensor | None = None) -> Tensor:
     """Returns (..., count) float32 in [0, 1) that follow from the bits of boxes (..., 4) float32, evenly
-    spread and the same on every device."""
+    spread and the same on every device.
+
+    Args:
+        boxes: to draw numbers for.
+        count: of numbers for each box.
+        seeds: int64 that broadcast to (...), of which the lower half counts: others draw anew. None: 0.
+    """
     bits = boxes.float().contiguous().view(torch.int32).long() & 0xFFFFFFFF
-    state = bits[..., 0]
+    state = bits[..., 0] if seeds is None else bits[..., 0] ^ (seeds & 0xFFFFFFFF)
     for k in range(1, 4):
         state = _mixed(state * 31 + bits[..., k])
     ways = torch.arange(1, count + 1, device=boxes.device) * 0x9E3779B9

@@ -138,7 +138,7 @@ class BoxTask(Task):
             return {}
         with torch.autocast(outputs[0].device.type, enabled=False):
             known = known & labels.valid & (labels.ignore == Ignore.NO)
-            rois = chosen(labels, known, self._most, self._jitter)
+            rois = chosen(labels, known, self._most, self._jitter, batch.seeds)
             raw = self.head(outputs, rois.boxes, rois.picture)
             weights = labels.weights[rois.picture, rois.row, 1] * rois.on
             # 0 times whatever padding gives, which is finite

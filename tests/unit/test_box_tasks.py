@@ -265,6 +265,36 @@ def test_no_more_boxes_than_asked_for_and_only_known_ones():
     assert ((rois.boxes - right).abs() <= 20 * 0.2).all() and (rois.boxes != right).any()
 
 
+def test_a_picture_that_comes_again_gives_other_boxes_elsewhere():
+    """300 boxes that never move, as in a picture that is at most mirrored."""
+    corner = torch.rand(300, 2) * 400
+    boxes = torch.cat([corner, corner + 20], 1)
+    padded = pad_boxes([BoxLabels.of(boxes, torch.zeros(300, dtype=torch.long), 1)] * 2)
+    seen, moved = set(), []
+    for step in range(20):
+        seeds = torch.tensor([step, 2**62 + 7 * step])
+        rois = chosen(padded, padded.valid, 64, 0.1, seeds)
+        again = chosen(padded, padded.valid, 64, 0.1, seeds)
+        assert torch.equal(rois.boxes, again.boxes) and torch.equal(rois.row, again.row)
+        assert step == 0 or rois.row[:64].tolist() != rois.row[64:].tolist()
+        seen |= set(rois.row[:64].tolist())
+        moved.append(chosen(padded, padded.valid, 300, 0.1, seeds).boxes[0])
+    assert len(seen) > 280  # 296 by chance; without seeds 64
+    shifts = torch.stack(moved)[:, 0] - boxes[0, 0]
+    assert shifts.unique().numel() == 20 and shifts.min() < 0 < shifts.max()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_drawn_of_a_picture_follows_its_seed(kind):
+    task, batch = _task(kind), _batch(_labels(kind))
+    losses = [
+        sum(task.loss(_features(), replace(batch, seeds=seeds)).values()).item()
+        for seeds in (torch.tensor([3]), torch.tensor([3]), torch.tensor([4]), None)
+    ]
+    assert losses[0] == losses[1] and len(set(losses)) == 3
+    assert losses[3] == sum(task.loss(_features(), batch).values()).item()  # 0: there is none
+
+
 def test_tasks_about_boxes_get_those_of_their_detection_task():
     torch.manual_seed(0)
     detection = DetectionConfig(test={"score_threshold": 0.0}).build(

@@ -72,7 +72,7 @@ def mixture(sources) -> Mixture:
 def same(a: Batch, b: Batch) -> bool:
     """Whether two batches agree in every bit."""
     assert a.infos == b.infos
-    for name in ("images", "sizes", "groups", "weights"):
+    for name in ("images", "sizes", "groups", "weights", "seeds"):
         if not torch.equal(getattr(a, name), getattr(b, name)):
             return False
     return a.labels.keys() == b.labels.keys() and all(
@@ -140,6 +140,8 @@ def test_a_batch_holds_what_the_mixture_drew(mixture):
     assert batch.groups.tolist() == [p.source for p in picks]
     assert batch.weights.tolist() == [[1.0, 0.5][p.source] for p in picks]
     assert batch.infos == tuple(mixture.sources[p.source].info(p.index) for p in picks)
+    seeds = np.array([sample_seed(0, 3, slot) for slot in range(6)], np.uint64)
+    assert torch.equal(batch.seeds, torch.from_numpy(seeds.view(np.int64)))
     assert batch.images.dtype == torch.uint8
     assert batch.images.shape == (6, 3, 64, 64)
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -184,7 +186,7 @@ def test_ranks_see_the_parts_of_the_same_batch(mixture):
     (whole,) = batches(mixture, AUGMENT, 2, 3)
     parts = [next(batches(mixture, AUGMENT, 2, 3, rank=r, world=2)) for r in (0, 1)]
     for r, part in enumerate(parts):
-        assert part.infos == whole.infos[r::2]
+        assert part.infos == whole.infos[r::2] and torch.equal(part.seeds, whole.seeds[r::2])
         height, width = part.images.shape[-2:]
         assert torch.equal(part.images, whole.images[r::2, :, :height, :width])
     with pytest.raises(InputError, match="6 pictures for 7 processes"):
@@ -204,7 +206,7 @@ def test_evaluation_sees_each_picture_once_as_it_is(sources):
         got = list(evaluation_batches(source, 48, 64, batch_size=4, workers=workers))
         assert [len(b) for b in got] == [4, 4, 3]
         infos = [info for batch in got for info in batch.infos]
-        assert infos == [source.info(i) for i in range(11)]
+        assert infos == [source.info(i) for i in range(11)] and not got[0].seeds.any()
     image = fit(torch.from_numpy(source.read(2)).permute(2, 0, 1), 48, 64)
     height, width = got[0].sizes[2].tolist()
     assert torch.equal(got[0].images[2, :, :height, :width], image)

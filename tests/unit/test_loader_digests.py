@@ -120,8 +120,8 @@ def make_source(folder: Path, rich: bool) -> Source:
     )
 
 
-FOLLOWING = ("some", "learned")
-"""Fields that follow from the others, and are younger than the digests."""
+YOUNGER = ("some", "some_other", "learned", "seeds")
+"""Fields that are younger than the digests; they follow from the others or from step and slot."""
 
 
 def feed(digest, value) -> None:
@@ -131,7 +131,7 @@ def feed(digest, value) -> None:
         digest.update(value.contiguous().numpy().tobytes())
     elif is_dataclass(value):
         for field in fields(value):
-            if field.name in FOLLOWING:
+            if field.name in YOUNGER:
                 continue
             digest.update(field.name.encode())
             if field.name != "path":
