@@ -14,6 +14,7 @@ from detmtl.models.fpn import FPNSettings
 from detmtl.structures.errors import InputError
 from detmtl.tasks.detection import DetectionConfig
 from detmtl.tasks.multitask import ModelSettings, build_model
+from detmtl.tasks.noise import KIND
 
 CODE = """
 import pathlib
@@ -78,6 +79,24 @@ def test_other_code_runs_only_if_it_is_trusted(tmp_path, mark, change, capsys):
 
 
 @pytest.mark.parametrize(
+    ("inside", "where"),
+    [
+        ({"of": {"kind": "foreign_code:Config"}}, "tasks.x.of"),
+        ({"of": {"kind": KIND, "of": {"kind": "foreign_code:Config"}}}, "tasks.x.of.of"),
+        ({"of": [{"kind": "foreign_code:Config"}]}, "tasks.x.of.0"),
+    ],
+)
+def test_a_task_of_ours_brings_no_other_code_along(tmp_path, mark, inside, where):
+    settings = settings_of() | {"tasks": {"x": {"kind": KIND} | inside}}
+    content = {"format": 1, "settings": settings, "classes": ["cat"], "step": 1, "model": {}}
+    torch.save(content, tmp_path / "best.pt")
+    with pytest.raises(InputError) as error:
+        load_predictor(tmp_path / "best.pt")
+    assert not mark.exists()
+    assert f"{where} foreign_code:Config" in str(error.value)
+
+
+@pytest.mark.parametrize(
     "backbone",
     [
         {"name": "torch.hub:load", "args": {"repo_or_dir": "x", "source": "local"}},
@@ -105,3 +124,5 @@ def test_a_backbone_that_is_not_one_of_timm_s(tmp_path, backbone):
 def test_what_timm_makes_itself_needs_no_word(tmp_path, backbone):
     refuse_foreign(settings_of(backbone), tmp_path)
     refuse_foreign(settings_of(backbone, "detmtl.tasks.detection:DetectionConfig"), tmp_path)
+    noise = {"x": {"kind": KIND, "of": {"kind": "detection", "matching": {"kind": "atss"}}}}
+    refuse_foreign(settings_of(backbone) | {"tasks": noise}, tmp_path)
