@@ -119,6 +119,17 @@ def holm(p: Sequence[float]) -> list[float]:
     return corrected.tolist()
 
 
+def level_left(corrected: Sequence[float]) -> float:
+    """Returns the level at which Holm's correction tells one more of K differences, the others as they are.
+
+    Args:
+        corrected: probabilities as `holm` returns them.
+    """
+    known = [p for p in corrected if not math.isnan(p)]
+    untold = sum(p > LEVEL for p in known)
+    return LEVEL / max(1, untold)
+
+
 def resamples_for(comparisons: int) -> int:
     """Returns how many resamples K comparisons need at least: with fewer, no difference however large could
     be found, since `over_pictures` never gives less than 2 / (B + 1) and `holm` multiplies that by K."""

@@ -18,6 +18,7 @@ from detmtl.comparing.results import Difference, plain
 from detmtl.comparing.statistics import (
     Estimate,
     Verdict,
+    level_left,
     over_seeds,
     seeds_alone,
     verdicts,
@@ -38,10 +39,12 @@ class Judged:
     Attributes:
         difference: positive is better.
         verdict: after correction for all of its kind in one variant.
+        level: what its probability must reach for a word, see `level_left`.
     """
 
     difference: Difference
     verdict: Verdict
+    level: float
 
     def told(self) -> dict[str, Any]:
         """Returns plain values."""
@@ -164,7 +167,8 @@ def judged(
         signed = {arm: factor * task.sign for arm, factor in of.items()}
         differences[question] = contrast(runs, signed, task.metric)
     said = verdicts([(d.seeds, d.pictures) for d in differences.values()])
-    return {q: Judged(d, v) for (q, d), v in zip(differences.items(), said, strict=True)}
+    level = level_left([v.corrected for v in said])
+    return {q: Judged(d, v, level) for (q, d), v in zip(differences.items(), said, strict=True)}
 
 
 def group(settings: TransferSettings, question: Question) -> tuple[str, ...]:
@@ -206,6 +210,7 @@ def _effect(
     """Returns the numbers, the word and the advice on one question."""
     name, others = question
     task, effect = settings.tasks[name], found.effect[question]
+    pictures = effect.difference.pictures
     overlap = None
     if len(others) == 1 and {probe(others[0], name), probe(others[0], None)} <= {*runs}:
         way = (probe(others[0], name), probe(others[0], None), alone(others[0]))
@@ -215,8 +220,8 @@ def _effect(
         name,
         others,
         effect.verdict.word,
-        effect.difference.seeds.mean,
-        seeds_needed(list(effect.difference.values.values())),
+        seeds_needed([*effect.difference.values.values()], effect.level),
+        pictures.known and pictures.p > effect.level,
         noise=_word(found.noise, question),
         beyond_noise=_word(found.beyond_noise, question),
         wide=_word(found.wide, question),

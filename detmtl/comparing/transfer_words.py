@@ -14,15 +14,20 @@ whatever the tasks do to each other.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from detmtl.comparing.statistics import Estimate, Word
+import numpy as np
+
+from detmtl.comparing.statistics import LEVEL, Estimate, Word, over_seeds
 
 Name = Literal["helps", "hurts", "trunk too narrow", "duplicate", "cannot tell"]
 
 LOUD = 5.0
 """A gradient so many times another one's drowns it."""
+MANY = 100
+"""Seeds beyond which an effect is none for practice."""
 WIDER = "model.fpn.channels, or a larger backbone"
 AGAINST = -0.05
 """Mean cosine from which on two gradients are said to pull against each other: in a detector they are
@@ -36,8 +41,8 @@ class Evidence:
     Attributes:
         task, others: names.
         word: whether the task is better or worse with them than alone (after correction).
-        mean: of the differences.
-        needed: seeds that would tell an effect of this size; NaN: not known.
+        needed: seeds that would tell an effect of this size; 0: those there are do; NaN: not known.
+        few_pictures: whether chance in the test pictures leaves the effect open, alone or too.
         noise: the word on the task beside random labels against alone; None: not asked.
         beyond_noise: the word on the true labels against random ones.
         wide: the word on the wide trunk; None: not asked.
@@ -52,8 +57,8 @@ class Evidence:
     task: str
     others: tuple[str, ...]
     word: Word
-    mean: float = math.nan
     needed: float = math.nan
+    few_pictures: bool = False
     noise: Word | None = None
     beyond_noise: Word | None = None
     wide: Word | None = None
@@ -176,23 +181,38 @@ def _help(found: Evidence) -> Named:
 
 def _unknown(found: Evidence) -> Named:
     advice = "More seeds."
-    if found.needed <= 100:
-        advice = f"About {math.ceil(found.needed)} seeds would tell an effect of this size."
-    elif not math.isnan(found.needed):
-        advice = "It would take more than 100 seeds: for practice there is no effect."
+    if found.needed == 0 and found.few_pictures:
+        advice = (
+            "More test pictures are needed; of seeds there are enough for an effect of this size."
+        )
+    elif found.needed > MANY:
+        advice = f"It would take more than {MANY} seeds: for practice there is no effect."
+    elif found.needed > 0:
+        more = ", and more test pictures," if found.few_pictures else ""
+        advice = f"About {found.needed:.0f} seeds{more} would tell an effect of this size."
     return Named("cannot tell", "", advice)
 
 
-def seeds_needed(values: list[float]) -> float:
-    """Returns how many seeds tell a mean of this size from 0 at level .05 in four cases of five, if the
-    spread is what it is among these; NaN for fewer than two.
+def seeds_needed(values: Sequence[float], level: float = LEVEL) -> float:
+    """Returns how many seeds, more than these, tell a mean of this size from 0 in four cases of five, if the
+    spread is what it is among these; 0 where these tell it, infinity for more than `MANY`, NaN for fewer
+    than two values.
 
-    Source: the usual formula ((z_.975 + z_.8) sd / mean)^2; with so few values a rough guide.
+    Args:
+        values: a difference in each seed.
+        level: what the probability must reach, see `level_left`.
+
+    Source: the usual formula, n >= ((t_{1 - level / 2} + t_.8) sd / mean)^2, with Student's t of n - 1
+    degrees of freedom; with so few values a rough guide.
     """
-    if len(values) < 2:
+    from scipy.stats import t as student  # slow to import, and of no use to other verbs
+
+    seeds = over_seeds(values)
+    if math.isnan(seeds.p):
         return math.nan
-    mean = math.fsum(values) / len(values)
-    variance = math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)
-    if mean == 0:
-        return math.inf if variance else math.nan
-    return max(2.0, 7.85 * variance / mean**2)
+    if seeds.p <= level:
+        return 0.0
+    n = np.arange(len(values) + 1, MANY + 1)
+    wanted = student.ppf(1 - level / 2, n - 1) + student.ppf(0.8, n - 1)
+    enough = n[abs(seeds.mean) * np.sqrt(n) >= wanted * np.std(values, ddof=1)]
+    return float(enough[0]) if seeds.mean and len(enough) else math.inf

@@ -10,6 +10,7 @@ from detmtl.comparing.statistics import (
     Estimate,
     holm,
     joint_p,
+    level_left,
     over_pictures,
     over_seeds,
     told_p,
@@ -49,6 +50,15 @@ def test_holm_reference_values():
     with_gap = holm([0.01, float("nan"), 0.04])
     assert with_gap[0] == pytest.approx(0.02) and math.isnan(with_gap[1])
     assert with_gap[2] == pytest.approx(0.04)
+
+
+def test_level_that_tells_one_more_after_holm():
+    others = [0.001, 0.9, 0.8]
+    level = level_left(holm([*others, 0.5]))
+    assert level == pytest.approx(0.05 / 3), "one of four is told already"
+    for p, told in ((0.999 * level, True), (1.001 * level, False)):
+        assert (holm([*others, p])[-1] <= 0.05) == told
+    assert level_left([0.01, math.nan]) == level_left([]) == 0.05
 
 
 def test_interval_over_pictures():

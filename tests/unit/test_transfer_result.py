@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,6 +142,20 @@ def test_help_and_harm_are_named(make):
 def test_nothing_planted_nothing_found(make):
     found = transfer_result(*make(spread=0.02, tasks=("boxes", "map", "depth")))
     assert {e["name"] for e in found["variants"][0]["effects"]} == {"cannot tell"}
+
+
+def test_the_advice_asks_for_what_stands_in_the_way(make):
+    few_pictures = make({"boxes + map": {"boxes/AP": 0.003}}, spread=0.0002, target="boxes")
+    found = effect(transfer_result(*few_pictures))
+    assert found["seeds"]["low"] > 0 > found["pictures"]["low"]
+    assert found["advice"].startswith("More test pictures are needed")
+    planted = {"boxes + map + depth": {"boxes/AP": 0.02, "map/mIoU": 0.002, "depth/RMSE": -0.005}}
+    asked = {"tasks": ("boxes", "map", "depth"), "pairs": False, "spread": 0.01}
+    effects = transfer_result(*make(planted, **asked))["variants"][0]["effects"]
+    assert any(e["p"] < 0.05 for e in effects), "told, but for Holm's correction"
+    for e in effects:
+        assert e["name"] == "cannot tell"
+        assert int(re.search(r"About (\d+) seeds", e["advice"])[1]) > SEEDS
 
 
 def test_less_error_is_better(make):

@@ -2,9 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 
-from detmtl.comparing.statistics import Estimate
+from detmtl.comparing.statistics import Estimate, over_seeds
 from detmtl.comparing.transfer_words import Evidence, named, seeds_needed, solved
 
 
@@ -78,15 +79,35 @@ def test_several_others_are_named():
 
 
 def test_seeds_that_would_tell():
-    assert seeds_needed([0.1]) != seeds_needed([0.1])
-    assert seeds_needed([0.5, 0.5, 0.5]) == 2
-    assert seeds_needed([1.0, -1.0]) == math.inf
-    values = [0.1, 0.3]  # mean .2, variance .02
-    assert seeds_needed(values) == pytest.approx(7.85 * 0.02 / 0.04)
-    advice = named(found("cannot tell", needed=3.2)).advice
-    assert advice == "About 4 seeds would tell an effect of this size."
-    assert "no effect" in named(found("cannot tell", needed=math.inf)).advice
-    assert named(found("cannot tell")).advice == "More seeds."
+    assert math.isnan(seeds_needed([0.1]))
+    assert seeds_needed([0.5, 0.5, 0.5]) == 0, "these tell it"
+    assert seeds_needed([1.0, -1.0]) == math.inf == seeds_needed([0.0, 0.0])
+    # sqrt(n) mean / sd: 3.46 of 6 seeds are below 2.571 + 0.920, 3.74 of 7 above 2.447 + 0.906
+    assert seeds_needed([0.1, 0.3]) == 7
+    assert seeds_needed([0.1, 0.3], 0.05 / 12) == 11, "Holm's correction asks for more"
+
+
+@pytest.mark.parametrize("values", [[0.02, 0.03], [0.01, 0.03, 0.02], [0.1, 0.5, 0.1, 0.4, 0.0]])
+def test_seeds_that_would_tell_do_so_in_four_cases_of_five(values):
+    level = 0.05 / 12
+    needed = int(seeds_needed(values, level))
+    assert needed > len(values)
+    spread = np.std(values, ddof=1)
+    drawn = np.random.default_rng(0).normal(np.mean(values), spread, (2000, needed))
+    assert np.mean([over_seeds(of).p <= level for of in drawn]) > 0.77
+
+
+def test_what_would_tell_an_effect_that_one_cannot_tell():
+    def advice(**more):
+        return named(found("cannot tell", **more)).advice
+
+    assert advice(needed=4.0) == "About 4 seeds would tell an effect of this size."
+    assert advice(needed=4.0, few_pictures=True).startswith("About 4 seeds, and more test pictures")
+    assert advice(needed=0.0, few_pictures=True).startswith(
+        "More test pictures are needed; of seeds"
+    )
+    assert "no effect" in advice(needed=math.inf, few_pictures=True)
+    assert advice() == "More seeds."
 
 
 def test_the_threshold_of_overlap_is_a_setting():
