@@ -77,8 +77,8 @@ class OnlineChoice:
     @property
     def floor(self) -> float:
         """The lowest score of the teacher's boxes."""
-        tests = [t.test for t in self.tasks.values() if isinstance(t, DetectionConfig)]
-        return max((test.score_threshold for test in tests), default=0.0)
+        finder = self.tasks.get(self.finders.get("boxes", ""))
+        return finder.test.score_threshold if isinstance(finder, DetectionConfig) else 0.0
 
     @property
     def finders(self) -> dict[str, str]:

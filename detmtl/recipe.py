@@ -30,6 +30,7 @@ from detmtl.engine.evaluator import collect, evaluate
 from detmtl.engine.memory import keep_freed_memory
 from detmtl.engine.online_audit import Gold
 from detmtl.engine.recorder import Recorder
+from detmtl.engine.scores import check_best
 from detmtl.engine.state import State, load_weights, read_checkpoint, seed_everything, weights_of
 from detmtl.engine.trainer import train
 from detmtl.inference.export import export_torchscript
@@ -180,6 +181,8 @@ def _run(
     mixture_of(settings, [to_be[n] for n in wanted])  # its mistakes are told before the work
     if not folder.metrics.exists():
         settings.train.check(process.device)
+        if settings.train.best is not None:
+            check_best(settings.train.best, dict(build(settings, space).tasks.items()))
     gold = online_gold(settings, sources, val)
     if pools:
         assert settings.silver is not None
@@ -414,7 +417,7 @@ def validation_batches(settings: RunSettings, source: Source, process: Process) 
         source,
         settings.input.short,
         settings.input.long,
-        settings.data.batch_size,
+        max(1, settings.data.batch_size // process.world),  # as many together as in training
         settings.data.workers,
         process.rank,
         process.world,

@@ -24,8 +24,8 @@ class OptimSettings(Settings):
         backbone_lr_scale: the backbone's learning rate is lr times this.
         clip: largest norm of the gradient over all weights; None: no limit.
         warmup: steps over which the learning rate rises linearly from (almost) 0.
-        schedule: after the warm-up: cosine down to `lr_end` times lr at the last step; steps: times
-            `gamma` at each milestone; constant.
+        schedule: after the warm-up: cosine, which would reach `lr_end` times lr a step after the last; steps:
+            times `gamma` at each milestone; constant.
         milestones: for "steps", as fractions of all steps.
         gamma: for "steps".
         lr_end: for "cosine".

@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -190,6 +190,28 @@ class Scores:
             return False
         state.best = value
         return True
+
+
+def check_best(best: str, tasks: Mapping[str, Any]) -> None:
+    """Refuses a metric that no task has before a run is trained for it; of a metric that cannot tell its
+    names before it has seen anything, whatever is asked for is believed.
+
+    Args:
+        best: task/metric.
+        tasks: name -> task.
+
+    Raises:
+        InputError: names those that there are.
+    """
+    task = best.split("/")[0]
+    try:
+        there = numbers({task: tasks[task].metric()})
+    except Exception:  # metrics of others may want something to count
+        return
+    if best not in there:
+        raise InputError(
+            f"train.best: '{best}' is no metric of this run; there are {', '.join(there)}"
+        )
 
 
 def _job(metrics: Mapping[str, Metric]) -> bytes:

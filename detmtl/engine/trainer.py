@@ -48,7 +48,6 @@ class TrainSettings(Settings):
         steps: updates of the weights.
         accumulate: batches per update.
         precision: number format of the network; "auto" is bfloat16 where the hardware has it.
-        channels_last: memory order of weights and features that convolutions like best.
         compile: mode of torch.compile for the network's forward and backward passes in training; None: it
             is not compiled. Evaluation, the averaged weights and all files are as without. The first step
             takes minutes; then each combination of tasks that have labels in a batch is compiled when it
@@ -71,7 +70,6 @@ class TrainSettings(Settings):
     steps: Count
     accumulate: Count = 1
     precision: Precision = "auto"
-    channels_last: bool = True
     compile: CompileMode | None = None
     ema: Annotated[float, Field(ge=0, lt=1)] | None = 0.998
     log_every: Count = 20
@@ -112,8 +110,7 @@ class TrainSettings(Settings):
         """
         self.check(process.device)
         model.to(process.device)
-        if self.channels_last:
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         balancer.to(process.device)
         distributed.same_weights(model)
         distributed.same_weights(balancer)
@@ -186,6 +183,7 @@ def train(
             clock.restart()
         while state.step < steps:
             set_lr(state.optimizer, optim.factor(state.step, steps))
+            drawing, drawn = _due(state.step + 1, settings.pictures_every), None
             for part in range(settings.accumulate):
                 batch = next(batches).to(device)
                 clock.lap("data")
@@ -203,6 +201,13 @@ def train(
                     keep_gradients(weights)
                 watch.add(state.step + 1, terms, total, batch.infos)
                 shares.add(terms, batch.groups)
+                if drawing:
+                    drawn = (
+                        batch,
+                        {n: [x.detach() for x in of_task] for n, of_task in outputs.items()},
+                    )
+                # a graph that some balancers keep would lie beside that of the next forward pass
+                del outputs, terms, total
                 clock.lap("backward")
                 pictures += len(batch) * distributed.world_size()
             distributed.average_gradients(weights)
@@ -215,7 +220,7 @@ def train(
             step, last = state.step, state.step == steps
             evaluating = last or _due(step, settings.evaluate_every)
             saving = last or _due(step, settings.save_every)
-            drawing, came = _due(step, settings.pictures_every), False
+            came = False
             if evaluating or saving or _due(step, settings.log_every):
                 values = watch.check()  # the only wait for the device
                 told = _told(values, state, clock.read(), pictures)
@@ -227,9 +232,9 @@ def train(
                         recorder.gradients_heat_map(step)
                 pictures = 0
                 came = scores.poll()
-            if drawing:
-                found = _decoded(state, outputs, batch)  # pyright: ignore[reportPossiblyUnboundVariable]
-                recorder.pictures(step, "train", batch, found)  # pyright: ignore[reportPossiblyUnboundVariable]
+            if drawn is not None:
+                recorder.pictures(step, "train", drawn[0], _decoded(state, drawn[1], drawn[0]))
+                drawn = None
             if evaluating or saving:
                 _average_buffers(state)  # a file holds rank 0's
             if evaluating:

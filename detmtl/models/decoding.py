@@ -86,10 +86,10 @@ class Decoder(nn.Module):
         boxes: list[Tensor] = []
         quality: list[Tensor] = []
         for level in range(num_levels):
-            logits.append(_rows(outputs[level], self.num_classes))
-            boxes.append(_rows(outputs[num_levels + level], 4 * (self.bins + 1)))
+            logits.append(rows_of(outputs[level], self.num_classes))
+            boxes.append(rows_of(outputs[num_levels + level], 4 * (self.bins + 1)))
         for level in range(2 * num_levels, len(outputs)):
-            quality.append(_rows(outputs[level], 1))
+            quality.append(rows_of(outputs[level], 1))
         return self.anchors(outputs[:num_levels]), logits, boxes, quality
 
     def _one_by_one(
@@ -254,7 +254,7 @@ def above(values: Tensor, limit: float, block: int = 64) -> Tensor:
     return torch.cat([first + inside % block, rest + whole])
 
 
-def _rows(maps: Tensor, numbers: int) -> Tensor:
+def rows_of(maps: Tensor, numbers: int) -> Tensor:
     """Returns (B, A * numbers, H, W) as (B, H * W * A, numbers); of a channels_last map a view."""
     return maps.permute(0, 2, 3, 1).reshape(maps.size(0), -1, numbers)
 

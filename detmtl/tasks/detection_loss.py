@@ -32,6 +32,7 @@ from detmtl.losses.quality import quality_focal_sums, varifocal_sums
 from detmtl.losses.terms import LossTerms
 from detmtl.models.anchors import Anchors
 from detmtl.models.atss import match_atss
+from detmtl.models.decoding import rows_of
 from detmtl.models.matching import Matches, Rules, match
 from detmtl.models.windows import Grids, grids
 from detmtl.structures.labels import PaddedBoxes
@@ -97,7 +98,7 @@ class DetectionLoss:
         matches = self._match(anchors, labels, maps)
         positives = matches.positive.sum(1)
         scale = normalizer(self.normalizer, positives, labels.present, batch, density)
-        logits = [_rows(x, num_classes) for x in maps]
+        logits = [rows_of(x, num_classes) for x in maps]
         learned, every = _learned(matches)
         rows = Rows.of(learned, anchors, labels, matches, scale, every)
         place = None if every else learned
@@ -213,11 +214,6 @@ def _gather(maps: Sequence[Tensor], numbers: int, learned: Tensor | None) -> Ten
     Args:
         learned: which; None: all. An index that is backward a sort of them is spared then.
     """
-    rows = torch.cat([_rows(x, numbers) for x in maps], dim=1).reshape(-1, numbers)
+    rows = torch.cat([rows_of(x, numbers) for x in maps], dim=1).reshape(-1, numbers)
     rows = rows if learned is None else rows[learned]
     return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
-
-
-def _rows(maps: Tensor, numbers: int) -> Tensor:
-    """Returns (B, A * numbers, H, W) as (B, H * W * A, numbers); of a channels_last map a view."""
-    return maps.permute(0, 2, 3, 1).reshape(len(maps), -1, numbers)

@@ -231,6 +231,11 @@ def build_model(
         for name in tasks
         if not name or "." in name or "/" in name
     ]
+    problems += [
+        f"tasks.{name}: torch's modules have something of that name; take another"
+        for name in tasks
+        if hasattr(nn.ModuleDict(), name)
+    ]
     if not tasks:
         problems.append("tasks: none given; list at least one")
     if problems:

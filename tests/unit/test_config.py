@@ -273,6 +273,13 @@ def test_online_takes_what_silver_says_unless_told_otherwise(write):
     assert read_settings(write(ONLINE)).when_online().select.threshold == 0.5
 
 
+def test_online_s_floor_is_that_of_the_task_that_labels(write):
+    plates = "tasks.plates={kind: detection, test: {score_threshold: 0.3}}"
+    path = write(ONLINE)
+    alone = read_settings(path).when_online().floor
+    assert read_settings(path, [plates, "export.format=null"]).when_online().floor == alone < 0.3
+
+
 def test_online_mistakes_are_told(write):
     path = write(ONLINE)
     text = "\n".join(problems(path, "train.ema=null", "online.pools=[polo]"))

@@ -2,11 +2,15 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
-from detmtl.recipe import _some_pictures, write_json
+from detmtl import recipe
+from detmtl.engine.distributed import Process
+from detmtl.recipe import _some_pictures, validation_batches, write_json
 
 
 def test_numbers_that_json_does_not_know_become_null(tmp_path):
@@ -15,6 +19,16 @@ def test_numbers_that_json_does_not_know_become_null(tmp_path):
     text = (tmp_path / "metrics.json").read_text()
     strict = json.loads(text, parse_constant=lambda name: pytest.fail(name))
     assert strict == {"a": 0.5, "b": None, "c": None, "d": None}
+
+
+@pytest.mark.parametrize(("world", "together"), [(1, 6), (2, 3), (4, 1), (8, 1)])
+def test_processes_evaluate_as_many_pictures_together_as_they_train(monkeypatch, world, together):
+    monkeypatch.setattr(recipe, "evaluation_batches", lambda *given: given)
+    settings = SimpleNamespace(
+        input=SimpleNamespace(short=64, long=96), data=SimpleNamespace(batch_size=6, workers=0)
+    )
+    given = validation_batches(settings, None, Process(0, world, torch.device("cpu")))
+    assert given == (None, 64, 96, together, 0, 0, world)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ import os
 import sys
 from dataclasses import replace
 from itertools import islice
+from types import SimpleNamespace
+from weakref import ref
 
 import pytest
 import torch
@@ -20,8 +22,10 @@ from detmtl.engine import distributed, trainer
 from detmtl.engine.evaluator import collect
 from detmtl.engine.optim import OptimSettings
 from detmtl.engine.recorder import read_metrics
+from detmtl.engine.scores import check_best
 from detmtl.engine.state import State, read_checkpoint
 from detmtl.engine.trainer import TrainingDiverged, TrainSettings, train
+from detmtl.metrics.coco import CocoMetric
 from detmtl.structures.errors import InputError
 
 OPTIM = OptimSettings(lr=0.02, warmup=2)
@@ -241,6 +245,39 @@ def test_unknown_best_metric_is_told(tmp_path):
         run(tmp_path, settings(best="boxes/ap"))
 
 
+def test_a_metric_that_no_task_has_is_told_beforehand():
+    class Shy:
+        def compute(self):
+            raise ZeroDivisionError("nothing to count")
+
+    tasks = {"boxes": SimpleNamespace(metric=lambda: CocoMetric(["a"]))}
+    check_best("boxes/AP50", tasks)
+    with pytest.raises(
+        InputError, match="'boxes/mAP' is no metric of this run; there are boxes/AP"
+    ):
+        check_best("boxes/mAP", tasks)
+    check_best("boxes/mAP", {"boxes": SimpleNamespace(metric=Shy)})
+
+
+@pytest.mark.parametrize("every", [None, 2])
+def test_nothing_of_a_step_s_graph_lies_beside_the_next_one_s(tmp_path, every):
+    chosen, seen, still = settings(steps=4, pictures_every=every, accumulate=2), [], []
+    state = prepared(chosen, OPTIM)
+
+    def before(module, given):
+        if module.training:
+            still.append([alive() is not None for alive in seen])
+
+    def after(module, given, outputs):
+        if module.training:
+            seen.append(ref(outputs["boxes"][0]))
+
+    state.model.register_forward_pre_hook(before)
+    state.model.register_forward_hook(after)
+    run(tmp_path, chosen, state)
+    assert len(seen) == 8 and not any(any(alive) for alive in still)
+
+
 def test_no_truth_still_leaves_a_best(tmp_path):
     chosen = settings(best="boxes/AP")
     state = prepared(chosen, OPTIM)
@@ -321,7 +358,7 @@ def _rank(rank, folder, port):
     }  # fmt: skip
     torch.set_num_threads(1)
     process = distributed.start("cpu")
-    chosen = settings(ema=None, channels_last=False)
+    chosen = settings(ema=None)
     state = prepared(chosen, OPTIM, seed=rank)  # rank 1 must take rank 0's weights
 
     def mine():
@@ -360,7 +397,7 @@ def without_norm(state):
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_two_ranks_equal_one(tmp_path):
-    chosen = settings(ema=None, channels_last=False)
+    chosen = settings(ema=None)
     one = prepared(chosen, OPTIM)
     without_norm(one)
     _, metrics = run(tmp_path / "one", chosen, one)
