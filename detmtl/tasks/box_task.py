@@ -30,6 +30,9 @@ from detmtl.structures.settings import Settings
 from detmtl.tasks.box_rois import Rois, chosen
 from detmtl.tasks.task import Task, level_names
 
+BLOCK = 512
+"""Boxes that are looked at together where they are described: about 2 MB each."""
+
 
 class BoxTaskSettings(Settings):
     """Settings of a task that says something of each box.
@@ -160,11 +163,21 @@ class BoxTask(Task):
             boxes: of each picture, in pixels of the network's picture.
         """
         assert len(boxes) == len(sizes), "each picture needs the boxes of its detection task"
-        described = []
-        for i, labels in enumerate(boxes):
-            features = [x[i : i + 1] for x in outputs]
-            at = labels.boxes.to(outputs[0].device)
-            nowhere = torch.zeros(len(at), dtype=torch.long, device=at.device)
-            found = self.form(self.head(features, at, nowhere), at, labels.classes.to(at.device))
-            described.append(replace(labels, details=details_of(self.kind, found, self.names)))
-        return described
+        if not boxes:
+            return []
+        counts, device = [len(x) for x in boxes], outputs[0].device
+        picture = torch.arange(len(boxes)).repeat_interleave(torch.tensor(counts)).to(device)
+        at = torch.cat([x.boxes for x in boxes]).to(device)
+        classes = torch.cat([x.classes for x in boxes]).to(device)
+        # without any box one block is left: it tells the form of what is found
+        found = torch.cat(
+            [
+                self.form(self.head(outputs, at[k], picture[k]), at[k], classes[k])
+                for start in range(0, max(len(at), 1), BLOCK)
+                for k in [slice(start, start + BLOCK)]
+            ]
+        )
+        return [
+            replace(labels, details=details_of(self.kind, part, self.names))
+            for labels, part in zip(boxes, found.split(counts), strict=True)
+        ]

@@ -11,6 +11,7 @@ from detmtl.structures.details import NO_MASK, Details
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Ignore, pad_boxes
 from detmtl.structures.sample import Batch, ImageInfo, Sample
+from detmtl.tasks import box_task
 from detmtl.tasks.attributes import AttributesConfig, Probabilities
 from detmtl.tasks.box_rois import chosen, hashed
 from detmtl.tasks.detection import DetectionConfig
@@ -153,6 +154,31 @@ def test_a_few_steps_learn_it(kind):
         assert gap < 2
         of_a, of_b = [True, True, False], [False, False, True]
         assert (points[..., 2] > 0).tolist() == [of_a, of_b, of_a]  # a class's keypoints alone
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_boxes_of_all_pictures_are_described_in_blocks(kind, monkeypatch):
+    task, features = _task(kind), _features(4)
+    plain = BoxLabels.of(BOXES, torch.tensor([0, 1, 0]), len(CLASSES))
+    pictures = [plain, plain[:0], plain[torch.tensor([2, 0])], plain.with_boxes(BOXES + 3)]
+    alone = [
+        task.form(
+            task.head([x[i : i + 1] for x in features], of.boxes, first), of.boxes, of.classes
+        )
+        for i, of in enumerate(pictures)
+        for first in [torch.zeros(len(of), dtype=torch.long)]
+    ]
+    monkeypatch.setattr(box_task, "BLOCK", 3)
+    seen = []
+    task.head.register_forward_hook(lambda _, given, __: seen.append(len(given[1])))
+    found = task.decode(features, torch.tensor([[64, 64]] * 4), pictures)
+    assert seen == [3, 3, 2]
+    field = {"attributes": "attribute_scores"}.get(kind, kind)
+    for of, one, expected in zip(pictures, found, alone, strict=True):
+        assert torch.equal(one.boxes, of.boxes)
+        torch.testing.assert_close(getattr(one.details, field), expected)
+    (nothing,) = task.decode(_features(), torch.tensor([[64, 64]]), [plain[:0]])
+    assert getattr(nothing.details, field).shape == (0, *alone[0].shape[1:])
 
 
 def test_attributes_of_a_hand_computed_case():
