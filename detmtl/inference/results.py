@@ -71,11 +71,7 @@ def predict_to_files(
     out = Path(out)
     root, files = find_sources(sources)
     drawn = {file: out / "drawn" / _drawn_name(file.relative_to(root)) for file in files}
-    clashes = [f for f, target in drawn.items() if target.resolve() == f.resolve()]
-    if clashes:
-        raise InputError(
-            f"{clashes[0]}: would be overwritten by its drawing; choose another folder"
-        )
+    _refuse_overwriting(drawn)
     videos = [f for f in files if f.suffix.lower() in VIDEO_SUFFIXES]
     pictures = [f for f in files if f.suffix.lower() not in VIDEO_SUFFIXES]
     problems: list[str] = []
@@ -110,11 +106,12 @@ def find_sources(sources: Sequence[str | Path]) -> tuple[Path, list[Path]]:
     """
     folders, files, problems = [], {}, []
     for source in map(Path, sources):
+        place = _absolute(source)
         if source.is_dir():
-            found = [source / name for name in list_pictures(source)]
+            found = [place / name for name in list_pictures(place)]
             if not found:
                 problems.append(f"{source}: no pictures in this folder")
-            folders.append(source)
+            folders.append(place)
         elif not source.is_file():
             problems.append(f"{source}: there is no such file or folder")
             continue
@@ -123,15 +120,42 @@ def find_sources(sources: Sequence[str | Path]) -> tuple[Path, list[Path]]:
             problems.append(f"{source}: neither a picture nor a video; known are {kinds}")
             continue
         else:
-            found = [source]
-            folders.append(source.parent)
-        files |= {file.absolute(): None for file in found}
+            found = [place]
+            folders.append(place.parent)
+        files |= dict.fromkeys(found)
     if not sources:
         problems.append("source: none given; give a picture, a folder or a video")
     if problems:
         raise InputError(problems)
-    root = os.path.commonpath([folder.absolute() for folder in folders])
-    return Path(root), list(files)
+    return Path(os.path.commonpath(folders)), list(files)
+
+
+def _absolute(path: Path) -> Path:
+    """Returns the absolute path without `..`, which would lead what is written out of its folder."""
+    plain = Path(os.path.abspath(path))
+    if path.exists() and _identity(plain) != _identity(path):
+        return path.resolve()  # `..` after a link: the folder above is not that of the name
+    return plain
+
+
+def _refuse_overwriting(drawn: Mapping[Path, Path]) -> None:
+    """Raises an InputError where the drawing of one source would replace a source, its own or another."""
+    sources = {_identity(file) for file in drawn} - {None}
+    for file, target in drawn.items():
+        if _identity(target) in sources:
+            raise InputError(
+                f"{target}: is one of the sources, and would be overwritten by the drawing of {file}; choose "
+                "another --out, outside of the sources"
+            )
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Returns what is the same under all names of a file or folder, links included; None: there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 @dataclass

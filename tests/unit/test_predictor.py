@@ -209,6 +209,33 @@ def test_pictures_of_a_folder_to_files(tmp_path):
     assert calls == [(2, 3), (3, 3)]
 
 
+def test_sources_above_the_working_directory_are_written_below_the_output(tmp_path, monkeypatch):
+    for name in ("pool/1.jpg", "work/here/data/2.jpg"):
+        write_picture(tmp_path / name)
+    before = (tmp_path / "pool/1.jpg").read_bytes()
+    monkeypatch.chdir(tmp_path / "work/here")
+    path = predict_to_files(Everywhere(), ["../../pool", "data"], "out")
+    names = ["pool/1.jpg", "work/here/data/2.jpg"]
+    assert [i["file_name"] for i in json.loads(path.read_text())["images"]] == names
+    drawn = tmp_path / "work/here/out/drawn"
+    assert [p.relative_to(drawn).as_posix() for p in sorted(drawn.rglob("*.jpg"))] == names
+    assert (tmp_path / "pool/1.jpg").read_bytes() == before
+    # above a link is the folder that it leads to
+    (tmp_path / "link").symlink_to(tmp_path / "work/here")
+    root, files = find_sources([tmp_path / "link/../here/data"])
+    assert (root, files) == (tmp_path / "work/here/data", [tmp_path / "work/here/data/2.jpg"])
+
+
+def test_no_source_is_overwritten_by_the_drawing_of_another(tmp_path):
+    for name in ("a.jpg", "out/drawn/a.jpg"):
+        write_picture(tmp_path / name)
+    before = (tmp_path / "out/drawn/a.jpg").read_bytes()
+    told = r"out/drawn/a\.jpg: is one of the sources.* drawing of .*/a\.jpg; choose another --out"
+    with pytest.raises(InputError, match=told):
+        predict_to_files(Everywhere(), [tmp_path], tmp_path / "out")
+    assert (tmp_path / "out/drawn/a.jpg").read_bytes() == before
+
+
 def test_maps_of_pictures_that_differ_in_their_ending_are_refused(tmp_path):
     class Maps(Everywhere):
         names = {"map": ("sky",)}
