@@ -24,7 +24,7 @@ from detmtl.losses.terms import LossTerms
 from detmtl.models.box_head import BoxHead
 from detmtl.structures.details import details_of
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import BoxLabels, Ignore, PaddedBoxes
+from detmtl.structures.labels import BoxLabels, Grade, Ignore, PaddedBoxes
 from detmtl.structures.sample import DIVISOR, Batch
 from detmtl.structures.settings import Settings
 from detmtl.tasks.box_rois import Rois, chosen
@@ -147,7 +147,9 @@ class BoxTask(Task):
             # 0 times whatever padding gives, which is finite
             losses = self.losses(raw, rois, labels) * weights
             count = losses.new_zeros(len(labels.boxes)).index_add(0, rois.picture, rois.on.to(raw))
-            scale = normalizer(self._normalizer, count, count > 0, batch)
+            # Who gave the details counts here, not who wrote the picture's other boxes.
+            described = replace(batch, grades=grades_of(rois, labels))
+            scale = normalizer(self._normalizer, count, count > 0, described)
             sums = losses.new_zeros(len(count)).index_add(0, rois.picture, losses)
             return LossTerms.of({self.term: sums * scale})
 
@@ -181,3 +183,11 @@ class BoxTask(Task):
             replace(labels, details=details_of(self.kind, part, self.names))
             for labels, part in zip(boxes, found.split(counts), strict=True)
         ]
+
+
+def grades_of(rois: Rois, labels: PaddedBoxes) -> Tensor:
+    """Returns the grade (B,) uint8 of each picture for what is learned of its boxes: gold where one of those
+    that are looked at is."""
+    grade = torch.where(rois.on, labels.grade[rois.picture, rois.row], Grade.SILVER)
+    none = labels.grade.new_full((len(labels.grade),), Grade.SILVER)
+    return none.scatter_reduce(0, rois.picture, grade.to(none), "amin")

@@ -9,11 +9,12 @@ from torch import nn
 from detmtl.models.box_head import BoxHeadSettings, BoxPool
 from detmtl.structures.details import NO_MASK, Details
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import BoxLabels, Ignore, pad_boxes
+from detmtl.structures.labels import BoxLabels, Grade, Ignore, pad_boxes
 from detmtl.structures.sample import Batch, ImageInfo, Sample
 from detmtl.tasks import box_task
 from detmtl.tasks.attributes import AttributesConfig, Probabilities
-from detmtl.tasks.box_rois import chosen, hashed
+from detmtl.tasks.box_rois import Rois, chosen, hashed
+from detmtl.tasks.box_task import grades_of
 from detmtl.tasks.detection import DetectionConfig
 from detmtl.tasks.keypoints import KeypointForm, KeypointsConfig, place_losses
 from detmtl.tasks.masks import MasksConfig, moved_masks
@@ -116,6 +117,34 @@ def test_the_mean_over_boxes_does_not_grow_with_their_number(kind):
     labels = _labels(kind)[torch.tensor([0, 1])]
     twice = labels[torch.tensor([0, 1, 0, 1])]
     torch.testing.assert_close(_loss(task, labels), _loss(task, twice))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_gave_the_details_decides_how_they_are_divided(kind):
+    """A silver pool keeps what people say of its boxes; of gold there are 2 boxes, of the pool 1."""
+    task, labels, features = _task(kind), _labels(kind), _features(2)
+    pool = labels[torch.tensor([0, 2])]  # of the last box, which a teacher found, nothing is known
+
+    def loss(of_pool, grade):
+        batch = _batch(labels, replace(pool, grade=torch.tensor(of_pool, dtype=torch.uint8)))
+        grades = torch.tensor([Grade.GOLD, grade], dtype=torch.uint8)
+        batch = replace(batch, groups=torch.tensor([0, 1]), grades=grades)
+        return sum(task.loss(features, batch).values())
+
+    people, teacher = [Grade.GOLD, Grade.SILVER], [Grade.SILVER, Grade.GOLD]
+    torch.testing.assert_close(loss(people, Grade.SILVER), loss(people, Grade.GOLD))
+    torch.testing.assert_close(loss(teacher, Grade.GOLD), loss(teacher, Grade.SILVER))
+    assert loss(people, Grade.SILVER) > 1.01 * loss(teacher, Grade.SILVER)
+
+
+def test_gold_wins_among_the_boxes_that_are_looked_at():
+    grade = torch.tensor([[1, 0], [1, 0], [1, 1]], dtype=torch.uint8)
+    two = BoxLabels.of(BOXES[:2], torch.tensor([0, 1]), len(CLASSES))
+    labels = pad_boxes([replace(two, grade=of_picture) for of_picture in grade])
+    on = torch.tensor([True, True, True, False, True, True])  # as on a GPU, where padding is kept
+    picture, row = torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([0, 1] * 3)
+    rois = Rois(torch.zeros(6, 4), picture, row, on)
+    assert grades_of(rois, labels).tolist() == [Grade.GOLD, Grade.SILVER, Grade.SILVER]
 
 
 @pytest.mark.parametrize("kind", KINDS)
