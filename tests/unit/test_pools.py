@@ -125,6 +125,16 @@ def test_a_folder_with_work_in_it_belongs_to_its_settings(settings, tmp_path, wo
     folder.claim(settings("silver.gates=warn"))  # what a run that gates stopped is told to set
 
 
+def test_a_run_goes_on_where_its_store_is_now(settings, tmp_path):
+    """As after a comparison was moved, or its folder is spelled otherwise."""
+    folder = RunFolder(tmp_path / "run")
+    folder.claim(settings("silver.store=runs/compared/stores/a"))
+    folder.last.touch()
+    folder.claim(settings("silver.store=/elsewhere/compared/stores/a"))
+    with pytest.raises(InputError, match=r"silver\.floor was 0\.05, now 0\.1"):
+        folder.claim(settings("silver.floor=0.1"))
+
+
 def test_files_noted_by_an_earlier_version_are_not_called_changed(settings, tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.claim(settings())
