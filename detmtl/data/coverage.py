@@ -6,7 +6,7 @@ Letters: I pictures, N boxes of all pictures, C classes.
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -69,15 +69,17 @@ def cover_pictures(parsed: Parsed, path: Path, where: str, classes: LabelSpace) 
     Raises:
         InputError: the file cannot be read, or names a picture or a class that is not there.
     """
-    place = {parsed.files.name(i): i for i in range(len(parsed.files))}
-    coverage = np.array(np.broadcast_to(parsed.coverage, (len(place), len(classes))))
+    places: dict[str, list[int]] = {}  # several of a picture that is listed under several ids
+    for i in range(len(parsed.files)):
+        places.setdefault(parsed.files.name(i), []).append(i)
+    coverage = np.array(np.broadcast_to(parsed.coverage, (len(parsed.files), len(classes))))
     problems, seen = [], set()
     for line, name, stated, value in _statements(path, where):
-        if name not in place:
-            problems.append(f"{line}: {_no_picture(name, place, parsed.files)}")
+        if name not in places:
+            problems.append(f"{line}: {_no_picture(name, places, parsed.files)}")
             continue
         if name not in seen:
-            coverage[place[name]] = 0
+            coverage[places[name]] = 0
             seen.add(name)
         if stated is None:
             continue
@@ -86,7 +88,7 @@ def cover_pictures(parsed: Parsed, path: Path, where: str, classes: LabelSpace) 
             wrong.append(f"{line}: the coverage of '{stated}' is {value!r}; it lies in [0, 1]")
         problems += wrong
         if not wrong:
-            coverage[place[name], classes.names.index(stated)] = value
+            coverage[places[name], classes.names.index(stated)] = value
     if problems:
         raise InputError(problems)
     return replace(parsed, coverage=coverage)
@@ -113,8 +115,8 @@ def _no_class(name: str, classes: LabelSpace, where: str) -> list[str]:
     return [f"{where} names '{name}', which is no class{hint}"]
 
 
-def _no_picture(name: str, place: dict[str, int], files: FileNames) -> str:
-    close = get_close_matches(name, list(place)[:10_000], n=1)
+def _no_picture(name: str, names: Iterable[str], files: FileNames) -> str:
+    close = get_close_matches(name, list(names)[:10_000], n=1)
     return (
         f"there is no picture '{name}' in {files.folder}"
         + (f" (nearest: '{close[0]}')" if close else "")
