@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from detmtl.data.details import DetailClasses
-from detmtl.data.outlines import encoded
+from detmtl.data.outlines import encoded, signed_area
 from detmtl.data.source import Source
-from detmtl.structures.details import Outlines
+from detmtl.structures.details import Outlines, value_groups
 from detmtl.structures.labels import BoxLabels, Grade, Ignore
 
 _LEAST = 0.001
@@ -23,6 +23,10 @@ _LEAST = 0.001
 
 _SAME = 1e-6
 """Coverage is written with six decimals."""
+
+_ESCAPED = "backslashreplace"
+"""What becomes of bytes of a file name that are no UTF-8, which Python keeps as lone surrogates: `\\udce9`,
+as JSON writes one. So the file stays UTF-8 for all its readers, and the name is the same again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +85,10 @@ def write_coco(
     descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with (
-            os.fdopen(descriptor, "w", encoding="utf-8") as out,
-            tempfile.TemporaryFile("w+", encoding="utf-8", dir=path.parent) as later,
+            os.fdopen(descriptor, "w", encoding="utf-8", errors=_ESCAPED) as out,
+            tempfile.TemporaryFile(
+                "w+", encoding="utf-8", errors=_ESCAPED, dir=path.parent
+            ) as later,
         ):
             categories = [
                 {"id": i + 1, "name": name} | _keypoints(name, details)
@@ -192,7 +198,7 @@ def _said(labels: BoxLabels) -> list[dict[str, str]]:
     details = labels.details
     if details is None or details.attributes is None:
         return [{} for _ in range(len(labels))]
-    values = _by_owner(details.attribute_names)
+    values = value_groups(details.attribute_names)
     return [
         {name: of[k] for (name, of), k in zip(values.items(), own, strict=True) if k >= 0}
         for own in details.attributes.tolist()
@@ -230,27 +236,12 @@ def _segmentations(outlines: Outlines, image: CocoImage) -> Iterator[Any]:
     rings = [points[a:b] for a, b in pairwise(outlines.rings.tolist())]
     for i, (first, last) in enumerate(pairwise(outlines.boxes.tolist())):
         own = rings[first:last]
-        if any(_area(ring) < 0 for ring in own):  # a hole, which polygons cannot have
+        if any(signed_area(ring) < 0 for ring in own):  # a hole, which polygons cannot have
             (found,) = encoded(outlines[torch.tensor([i])], image.height, image.width)
             assert found is not None
             yield {"size": [image.height, image.width], "counts": found["counts"].decode()}
         else:
             yield [np.round(ring.ravel(), 3).tolist() for ring in own]
-
-
-def _area(ring: np.ndarray) -> float:
-    """Returns the area of a ring (P, 2), above 0 if it runs clockwise as seen."""
-    x, y = ring.T
-    return float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
-
-
-def _by_owner(names: Sequence[str]) -> dict[str, list[str]]:
-    """Returns owner -> its members, of names `owner/member`."""
-    found: dict[str, list[str]] = {}
-    for name in names:
-        owner, _, member = name.partition("/")
-        found.setdefault(owner, []).append(member)
-    return found
 
 
 def written_details(source: Source) -> DetailClasses | None:
@@ -259,8 +250,8 @@ def written_details(source: Source) -> DetailClasses | None:
     if details is None:
         return None
     return DetailClasses(
-        attributes=dict(_by_owner(details.attribute_names)),
-        keypoints=_by_owner(details.keypoint_names),
+        attributes=dict(value_groups(details.attribute_names)),
+        keypoints=value_groups(details.keypoint_names),
         masks=details.shapes is not None,
     )
 

@@ -65,10 +65,11 @@ def _polygon(numbers: Any) -> np.ndarray:
         raise ValueError(
             f"has the polygon {numbers!r:.60}; it needs at least 3 points, x and y each, finite"
         )
-    return ring if _signed_area(ring) >= 0 else ring[::-1]
+    return ring if signed_area(ring) >= 0 else ring[::-1]
 
 
-def _signed_area(ring: np.ndarray) -> float:
+def signed_area(ring: np.ndarray) -> float:
+    """Returns the area of a ring (P, 2), above 0 if it runs clockwise as seen."""
     x, y = ring.T
     return float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
 
@@ -87,7 +88,7 @@ def traced(picture: np.ndarray) -> list[np.ndarray]:
     for contour, (_, _, _, parent) in zip(contours, tree[0], strict=True):
         ring = _corners((contour[:, 0].astype(np.int64) + 1) >> 1) + np.array([left, top])
         inward = parent >= 0
-        ring = ring if (_signed_area(ring) < 0) == inward else ring[::-1]
+        ring = ring if (signed_area(ring) < 0) == inward else ring[::-1]
         (holes if inward else outer).append(ring.astype(np.float64))
     return outer + holes
 
@@ -175,7 +176,7 @@ def encoded(outlines: Outlines, height: int, width: int) -> list[dict[str, Any] 
         parts = [points[rings[r] : rings[r + 1]].astype(np.float64) for r in range(first, last)]
         if not parts:
             found.append(None)
-        elif min(map(_signed_area, parts)) < 0:
+        elif min(map(signed_area, parts)) < 0:
             own = rings[first : last + 1] - rings[first]
             whole = filled(
                 np.concatenate(parts), own, np.zeros(last - first, int), 1, height, width

@@ -1,6 +1,7 @@
 """COCO annotation files: reading, what is refused, writing."""
 
 import json
+import os
 import re
 import tracemalloc
 
@@ -491,6 +492,18 @@ def test_pycocotools_reads_what_is_written(tmp_path, capsys):
     row = coco.loadAnns(coco.getAnnIds(10, iscrowd=False))[0]
     assert row["bbox"] == [1.125, 2, 10.375, 20] and row["area"] == pytest.approx(207.5)
     assert row["category_id"] == 3 and row["score"] == 0.5
+
+
+def test_a_file_name_that_is_no_utf8_is_written_and_read_again(tmp_path):
+    name = os.fsdecode(b"caf\xe9.png")
+    save_picture(tmp_path / "images" / name)
+    image = CocoImage(name, 48, 64, 10, BoxLabels.empty(3))
+    write_coco(tmp_path / "coco.json", [image], NAMES)
+    assert COCO(tmp_path / "coco.json").loadImgs(10)[0]["file_name"] == name
+    source = load(tmp_path, covers=NAMES)
+    assert source.files.name(0) == name and source.read(0).shape == (48, 64, 3)
+    write_coco_annotations(tmp_path / "again.json", source)
+    assert (tmp_path / "again.json").read_text("utf-8").count(r"caf\udce9.png") == 1
 
 
 def test_a_file_of_no_pictures_is_still_json_and_failure_leaves_the_old_one(tmp_path):
