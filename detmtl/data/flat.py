@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
@@ -197,18 +198,30 @@ def _offsets(lengths: np.ndarray) -> np.ndarray:
 
 def save_arrays(folder: Path, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
     """Writes arrays and JSON facts as `folder`, all or nothing; a folder that is there is kept."""
+    with draft_of(folder) as draft:
+        try:
+            for name, array in arrays.items():
+                np.save(draft / f"{name}.npy", np.ascontiguousarray(array))
+            (draft / "facts.json").write_text(json.dumps(dict(facts)))
+            draft.rename(folder)
+        except OSError:
+            if not (folder / "facts.json").is_file():  # otherwise another process was faster
+                raise
+
+
+@contextmanager
+def draft_of(folder: Path) -> Iterator[Path]:
+    """Gives an empty folder beside `folder`, to be filled and then renamed to it; at the end it is gone if it
+    was not renamed."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    own = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        for name, array in arrays.items():
-            np.save(draft / f"{name}.npy", np.ascontiguousarray(array))
-        (draft / "facts.json").write_text(json.dumps(dict(facts)))
-        draft.rename(folder)
-    except OSError:
-        if not (folder / "facts.json").is_file():  # otherwise another process was faster
-            raise
+        # Nobody else may look into a folder of mkdtemp; into one of mkdir may whoever the user lets.
+        draft = own / folder.name
+        draft.mkdir()
+        yield draft
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(own, ignore_errors=True)
 
 
 def load_arrays(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:

@@ -7,8 +7,6 @@ Letters: C classes, H and W pixels.
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from detmtl.data.flat import draft_of
 from detmtl.data.joined import JoinedMaps
 from detmtl.data.maps import (
     FilledMaps,
@@ -62,7 +61,7 @@ def audit_maps(
         raise InputError(f"source '{gold.name}': has no maps to audit against")
     meaning, names = meaning_of(store, classes, settings), classes.label_space().names
     hashes = gold.hashes()
-    wanted = {hashes[i]: i for i in np.flatnonzero(gold.maps.present()).tolist()}
+    wanted = {hashes[i]: i for i in np.flatnonzero(gold.maps.by_people()).tolist()}
     gold_hash = _gold_hash(gold, hashes, store.card.name, classes, settings)
     path = audit_folder(store.path, gold_hash) / "maps.json"
     if path.is_file():
@@ -85,7 +84,7 @@ def audit_maps(
     if not tally.pictures:
         raise InputError(
             f"{store.path}: has none of the {len(wanted)} pictures of source '{gold.name}' that have a "
-            "map; let the teacher annotate them into this store first"
+            "map by people; let the teacher annotate them into this store first"
         )
     result = MapAudit(
         classes=names,
@@ -242,37 +241,46 @@ def _write(
     names: Sequence[str],
 ) -> None:
     """Writes a selection, all or nothing."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    with draft_of(folder) as draft:
+        try:
+            _fill(draft, str(folder.parent.parent), facts, legend, maps, names)
+            draft.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # otherwise another process was faster
+                raise
+
+
+def _fill(
+    folder: Path,
+    where: str,
+    facts: dict[str, Any],
+    legend: Legend,
+    maps: Iterator[tuple[str, np.ndarray]],
+    names: Sequence[str],
+) -> None:
+    """Writes the files of a selection; `where` is the store, for the error."""
     pixels = np.zeros(256, np.int64)
     count = 0
-    try:
-        for name, classes in maps:
-            path = draft / "maps" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_values(path, classes)
-            pixels += np.bincount(classes.ravel(), minlength=256)
-            count += 1
-        if not count:
-            raise InputError(
-                f"{folder.parent.parent}: has none of the pictures of the pool; let the teacher annotate "
-                "them into this store first"
-            )
-        shares = pixels / pixels.sum()
-        stats = {
-            "pictures": count,
-            "share": dict(zip(names, shares.tolist(), strict=False)),
-            "other": shares[OTHER],
-            "unknown": shares[UNKNOWN],
-        }
-        for name, content in (("policy", facts), ("legend", legend.json()), ("stats", stats)):
-            (draft / f"{name}.json").write_text(json.dumps(content, indent=1))
-        draft.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # otherwise another process was faster
-            raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    for name, classes in maps:
+        path = folder / "maps" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_values(path, classes)
+        pixels += np.bincount(classes.ravel(), minlength=256)
+        count += 1
+    if not count:
+        raise InputError(
+            f"{where}: has none of the pictures of the pool; let the teacher annotate them into this store "
+            "first"
+        )
+    shares = pixels / pixels.sum()
+    stats = {
+        "pictures": count,
+        "share": dict(zip(names, shares.tolist(), strict=False)),
+        "other": shares[OTHER],
+        "unknown": shares[UNKNOWN],
+    }
+    for name, content in (("policy", facts), ("legend", legend.json()), ("stats", stats)):
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=1))
 
 
 def worth_of(
@@ -358,7 +366,7 @@ def _gold_hash(
     assert gold.maps is not None
     facts = [
         SCHEMA,
-        [hashes[i] for i in np.flatnonzero(gold.maps.present()).tolist()],
+        [hashes[i] for i in np.flatnonzero(gold.maps.by_people()).tolist()],
         teacher,
         classes.model_dump(mode="json"),
         settings.model_dump(include={"background", "border"}),

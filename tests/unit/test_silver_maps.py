@@ -121,6 +121,9 @@ def test_the_choice_is_written_once_and_can_be_looked_at(tmp_path):
     assert stats["pictures"] == 1
     with Image.open(first.maps.paths()[0]) as picture:
         assert picture.mode == "P" and len(picture.convert("RGB").getcolors()) == 2
+    assert folder.stat().st_mode == folder.parent.stat().st_mode, (
+        "whoever may read the store may read it"
+    )
 
 
 def test_people_s_maps_stay(tmp_path):
@@ -164,6 +167,16 @@ def _audited(tmp_path, truth, found, settings=PLAIN, **kwargs):
     store = store_of_maps(tmp_path / "store", source, found, **kwargs)
     checked = audit_maps(store, source, CLASSES, settings)
     return checked, measure_maps(store, CLASSES, settings, checked)
+
+
+def test_an_audit_asks_people_alone(tmp_path):
+    source = pictures(tmp_path / "p", 2)
+    gold = _gold(tmp_path, source, [halves(1, 2), halves(1, 2)])
+    store = store_of_maps(tmp_path / "store", source, [halves(1, 2)] * 2)
+    assert audit_maps(store, gold, CLASSES, PLAIN).pictures == 2
+    by_model = replace(gold, maps=replace(gold.maps, grade=Grade.SILVER))
+    with pytest.raises(InputError, match="none of the 0 pictures .* that have a map by people"):
+        audit_maps(store, by_model, CLASSES, PLAIN)
 
 
 def test_an_audit_counts_pixels(tmp_path):

@@ -215,6 +215,8 @@ def test_two_writers_of_one_cache_entry_do_not_disturb_each_other(tmp_path):
         save_arrays(tmp_path / "deep" / "entry", {"a": np.full(3, value)}, {"n": value})
     assert np.load(tmp_path / "deep" / "entry" / "a.npy").tolist() == [1, 1, 1]
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["entry"]
+    mode = (tmp_path / "deep").stat().st_mode
+    assert (tmp_path / "deep" / "entry").stat().st_mode == mode, "as open as any other folder"
 
 
 def test_kinds_are_told_apart():
