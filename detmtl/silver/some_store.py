@@ -39,14 +39,15 @@ def together(stores: Sequence[Store], hashes: Container[str]) -> Iterator[list[A
     """Yields the records of each picture that all stores have, one of each store in their order.
 
     Parts of a store lie in no common order: the labels of all stores but the first wait in a file, and
-    memory holds their pictures' keys alone.
+    memory holds their pictures' keys alone. The file lies in a store: folders for temporary files may be
+    memory.
 
     Args:
         stores: of one task.
         hashes: of the pictures that are wanted.
     """
     decode = FORMATS[stores[0].card.task].decode
-    with tempfile.TemporaryFile() as file:
+    with tempfile.TemporaryFile(dir=stores[0].path) as file:
         places: list[dict[bytes, tuple[int, int]]] = []
         for store in stores[1:]:
             own = {}

@@ -89,6 +89,16 @@ def test_records_are_matched_by_picture_whatever_the_order(tmp_path):
         assert b.content_hash == a.content_hash and (b.classes == i % 2).all()
 
 
+def test_records_that_wait_lie_in_the_store(tmp_path, monkeypatch):
+    source = pictures(tmp_path / "p", 2)
+    maps = [np.zeros((HEIGHT, WIDTH), np.uint8)] * 2
+    stores = [_store(tmp_path / "s", Says(name, ("person",), maps), source) for name in "ab"]
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))  # it may be memory
+    before = sorted((tmp_path / "s").rglob("*"))
+    assert len(list(together(stores, source.hashes()))) == 2
+    assert sorted((tmp_path / "s").rglob("*")) == before
+
+
 def test_maps_of_two_teachers_are_audited_and_chosen_as_one(tmp_path):
     count = 6
     source = gold_maps(tmp_path, pictures(tmp_path / "p", count), [halves(1, 3)] * count)
@@ -259,6 +269,14 @@ def test_a_run_with_several_teachers_of_maps_labels_its_pool(run, tmp_path, monk
     monkeypatch.setattr(pools, "load_teachers", lambda *_: iter(mixed))
     with pytest.raises(InputError, match="t boxes, u maps"):
         _label(settings, tmp_path / "mixed")
+    folder, process = RunFolder(tmp_path / "asked"), distributed.start("cpu")
+    with pytest.raises(InputError, match="t boxes, u maps"):
+        pools.written_offline(settings, folder, process)
+    assert not folder.path.exists(), "nothing was labelled before it was told"
+    for kind in ("maps", "tags"):
+        one = OtherTeacher(kind)
+        monkeypatch.setattr(pools, "load_teachers", lambda *_, one=one: iter([one]))
+        assert pools.written_offline(settings, folder, process) == kind
 
 
 def test_an_arm_scores_several_teachers_of_maps_as_one(run):  # noqa: F811
