@@ -171,7 +171,7 @@ class Source(Flat):
             if found is not None:
                 out["maps"] = found
         if self.tags is not None:
-            tags = self.tags.labels(i, boxes)
+            tags = self.tags.labels(i, boxes, self.grade)
             if tags is not None:
                 out["tags"] = tags
         if self.depth is not None:
@@ -202,7 +202,7 @@ class Source(Flat):
         cropped away is not shown any more."""
         boxes = labels.get("boxes")
         if isinstance(self.tags, BoxTags) and isinstance(boxes, BoxLabels):
-            tags = self.tags.labels(i, boxes)
+            tags = self.tags.labels(i, boxes, self.grade)
             assert tags is not None
             return labels | {"tags": tags}
         return labels
@@ -403,7 +403,8 @@ class SourceSettings(Settings):
         self, source: Source, root: Path, maps: MapClasses | None, tags: TagClasses | None
     ) -> Source:
         where = f"source '{source.name}'"
-        grade = Grade[self.grade.upper()]  # that of the boxes' file says nothing of other files
+        # What a boxes' file says of itself says nothing of maps and tags: their own files say it.
+        grade = Grade[self.grade.upper()]
         drop = np.zeros(len(source), dtype=bool)
         if self.maps is not None and maps is not None:
             found = self.maps.load(source.files, root, maps, where, grade)
@@ -418,6 +419,7 @@ class SourceSettings(Settings):
         elif tags is not None and tags.from_boxes and source.annotations is not None:
             source = replace(source, tags=BoxTags.of(source.classes, tags))
         if self.depth is not None:
+            # Of depth no file says who wrote it: `predict` puts it beside a boxes' file that does.
             measured = self.depth.load(source.files, root, where, source.grade)
             source = replace(source, depth=measured)
             if self.depth.missing == "drop":

@@ -144,8 +144,11 @@ class Tags(Flat):
         arrays = (self.targets, self.weights, self.present, self.grade)
         return Tags(*(array[indices] for array in arrays))
 
-    def labels(self, i: int, boxes: BoxLabels | None) -> TagLabels | None:
-        """Returns the tags of picture i, None where nobody looked."""
+    def labels(
+        self, i: int, boxes: BoxLabels | None, grade: Grade = Grade.GOLD
+    ) -> TagLabels | None:
+        """Returns the tags of picture i, None where nobody looked; neither `boxes` nor the source's `grade`
+        are asked."""
         if not self.present[i]:
             return None
         targets, weights = (torch.from_numpy(np.array(x[i])) for x in (self.targets, self.weights))
@@ -183,8 +186,13 @@ class BoxTags(Flat):
         looked = np.zeros(self.members.shape[1], bool) if boxes is None else boxes
         return np.asarray(self.members.any(axis=1) & (looked | ~self.members).all(axis=1))
 
-    def labels(self, i: int, boxes: BoxLabels | None) -> TagLabels | None:
+    def labels(
+        self, i: int, boxes: BoxLabels | None, grade: Grade = Grade.GOLD
+    ) -> TagLabels | None:
         """Returns the tags of a picture with these boxes, None where nobody looked for boxes.
+
+        They are silver where a box is, or where the source's `grade` is: that there is no box, is a
+        model's word there.
 
         A tag's target is the score of its best box. Where there is none, it is 0, weighted by the
         coverage of its classes, the least of them; and unknown where a box gives no loss, since it
@@ -199,7 +207,7 @@ class BoxTags(Flat):
         shown, doubtful = (own & ordinary).any(1), (own & ~ordinary).any(1)
         covered = torch.where(members, boxes.coverage, torch.ones(())).amin(1) * members.any(1)
         weights = torch.where(shown, 1.0, torch.where(doubtful, 0.0, covered))
-        silver = bool(len(boxes)) and bool((boxes.grade == Grade.SILVER).any())
+        silver = grade == Grade.SILVER or bool((boxes.grade == Grade.SILVER).any())
         return TagLabels(best, weights, int(Grade.SILVER if silver else Grade.GOLD))
 
 

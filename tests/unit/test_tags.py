@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from detmtl.data.coco import CocoSource
 from detmtl.data.folder import FolderSource
 from detmtl.data.tags import BoxTags, TagClasses, TagFile
 from detmtl.metrics.tags import TagMetric, average_precision
@@ -115,6 +117,24 @@ def test_tags_follow_from_boxes():
     nothing = DERIVED.labels(0, _boxes([]))
     assert nothing.targets.tolist() == [0, 0] and nothing.weights.tolist() == [1, 1]
     assert DERIVED.labels(0, None) is None
+
+
+def test_tags_of_a_source_that_a_model_wrote_are_a_model_s_even_without_a_box(tmp_path):
+    Image.new("RGB", (6, 4)).save(tmp_path / "a.png")
+    row = {"id": 1, "file_name": "a.png", "height": 4, "width": 6}
+    content = {"images": [row], "annotations": [], "categories": [{"id": 1, "name": "cat"}]}
+    tags = TagClasses(classes=["cat"], from_boxes=True)
+    for grade in ("gold", "silver"):
+        (tmp_path / "a.json").write_text(json.dumps(content | {"info": {"grade": grade}}))
+        source = CocoSource(images=".", annotations="a.json", covers=["cat"]).load(
+            "s", tmp_path, LabelSpace.of(["cat"]), tmp_path / "cache", tags=tags
+        )
+        labels = source.labels(0)
+        assert labels["tags"].targets.tolist() == [0] and labels["tags"].weights.tolist() == [1]
+        assert labels["tags"].grade == source.derived(0, labels)["tags"].grade == source.grade
+        assert source.grade == Grade[grade.upper()]
+    silver_box = replace(_boxes([1]), grade=torch.tensor([1], dtype=torch.uint8))
+    assert DERIVED.labels(0, silver_box, Grade.GOLD).grade == Grade.SILVER
 
 
 def test_absence_is_worth_the_least_coverage():
