@@ -6,8 +6,9 @@ outlines, R rings.
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
 
 import numpy as np
 import torch
@@ -16,7 +17,34 @@ from pydantic import model_validator
 from detmtl.data.flat import Flat, gather
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.details import Details, Outlines
+from detmtl.structures.errors import InputError
 from detmtl.structures.settings import Settings
+
+
+class _Values(LabelSpace):
+    """The values of an attribute. There is no setting by which unknown ones are dropped."""
+
+    def class_of(self, source_names: Iterable[str], where: str) -> list[int]:
+        """Returns for each name its value, see `LabelSpace.class_of`.
+
+        Raises:
+            InputError: a name is no value.
+        """
+        names, known = list(source_names), self._index()
+        problems = []
+        for name in names:
+            if name not in known:
+                close = get_close_matches(name, known, n=1)
+                hint = (
+                    f"nearest: '{close[0]}'" if close else f"they are {', '.join(self.names[:8])}"
+                )
+                problems.append(
+                    f"{where}: '{name}' is none of its values ({hint}); add it to {self.setting}, as a value "
+                    "or among the names of one"
+                )
+        if problems:
+            raise InputError(problems)
+        return [known[name] for name in names]
 
 
 class DetailClasses(Settings):
@@ -61,7 +89,7 @@ class DetailClasses(Settings):
     def spaces(self) -> dict[str, LabelSpace]:
         """Returns attribute -> its values with their members."""
         return {
-            name: LabelSpace.of(values, setting=f"data.details.attributes.{name}")
+            name: _Values.of(values, setting=f"data.details.attributes.{name}")
             for name, values in self.attributes.items()
         }
 

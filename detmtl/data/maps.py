@@ -309,7 +309,9 @@ class Maps(Flat):
                 f"picture {width} x {height}; a map is as large as its picture"
             )
         if int(values.max(initial=0)) >= len(self.lookup):
+            known = values < len(self.lookup)
             codes = np.full(values.shape, -1, np.int16)
+            codes[known] = self.lookup[values[known]]
         else:
             codes = self.lookup[values]
         if codes.min(initial=0) < 0:

@@ -84,7 +84,7 @@ def test_details_follow_their_boxes_through_subsets_and_processes(source):
         ({"keypoints": [1, 2, 2]}, "3 times x, y and visibility"),
         ({"keypoints": [1, 2, 5, 0, 0, 0, 0, 0, 0]}, r"visibility \(0, 1 or 2\)"),
         ({"attributes": {"color": 1.5}}, "attributes.color is 1.5"),
-        ({"attributes": {"color": "teal"}}, "'teal' belongs to no class"),
+        ({"attributes": {"color": "teal"}}, "'teal' is none of its values"),
     ],
 )
 def test_what_is_wrong_is_told(tmp_path, changed, told):
@@ -95,6 +95,15 @@ def test_what_is_wrong_is_told(tmp_path, changed, told):
         with pytest.warns(UserWarning, match="left out"):
             labels = load(tmp_path, faults="drop").boxes(0)
         assert len(labels) == 1  # the box stays, the faulty detail is unknown
+
+
+def test_an_unknown_value_is_to_be_added_where_values_are_set(tmp_path):
+    rows = [annotations()[0] | {"attributes": {"color": "bleu"}}]
+    with pytest.raises(InputError) as caught:
+        load(write(tmp_path, rows))
+    told = str(caught.value)
+    assert "attribute 'color': 'bleu' is none of its values (nearest: 'blue')" in told
+    assert "add it to data.details.attributes.color, as a value" in told and "unmapped" not in told
 
 
 def test_keypoints_that_the_file_does_not_have_are_refused(tmp_path):

@@ -93,6 +93,14 @@ def test_a_value_without_a_name_is_told_when_the_map_is_read(root):
         source.labels(0)
 
 
+def test_of_the_values_of_a_map_those_alone_are_told_that_are_no_ids(root):
+    values = np.full((4, 6), 1, np.uint16)
+    values[0, 0], values[1, 1] = 300, 3
+    Image.fromarray(values).save(root / "maps" / "a.png")
+    with pytest.raises(InputError, match=r"a\.png: has pixels of 300, which are no ids"):
+        _load(root).labels(0)
+
+
 def test_a_map_of_another_size_is_refused(root):
     Image.new("L", (5, 4)).save(root / "maps" / "a.png")
     with pytest.raises(InputError, match=r"5 x 4 pixels.*picture 6 x 4"):
