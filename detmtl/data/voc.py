@@ -76,6 +76,8 @@ class VocSource(SourceSettings):
         found = _Found()
         names: list[str] = []
         sizes: list[tuple[int, int]] = []
+        owners: dict[str, str] = {}
+        twice: list[str] = []
         for stem, file in self._files(root, faults).items():
             where = f"{self.annotations}/{file}"
             try:
@@ -85,9 +87,17 @@ class VocSource(SourceSettings):
             except InputError as problem:
                 faults.add(*problem.problems)
                 continue
+            owner = owners.setdefault(picture, where)
+            if owner != where:
+                twice.append(
+                    f"{owner} and {where}: are both of the picture {picture} in {folder}; keep one of them, "
+                    "or set `list` to a file that names the one to take"
+                )
             found.add(objects, len(names))
             names.append(picture)
             sizes.append(_size(tree))
+        if twice:  # which of them is right, or whether both are together, nobody can tell
+            raise InputError([*twice, *faults.problems])
         if not names:
             raise InputError([f"{self.annotations}: no picture has annotations", *faults.problems])
         return self._parsed(folder, names, np.array(sizes, np.int64), found, classes, faults)

@@ -114,14 +114,14 @@ class YoloSource(SourceSettings):
             )
         )
         labels = np.where(strange, -1, class_of[np.where(strange, 0, kind)])
-        used = np.flatnonzero((labels >= 0) | strange)
+        readable = sizes.min(axis=1) > 0  # of the others there is a sentence already
+        used = np.flatnonzero(((labels >= 0) | strange) & readable[image])
         boxes = _pixels(rows[:, 1:5], sizes[image])
         inside, bad, problems = annotation_faults(
             boxes[used], image[used], sizes, lambda n: name(used[n])
         )
-        readable = sizes.min(axis=1) > 0
         faults.add(*problems)
-        good = ~bad & ~strange[used] & readable[image[used]]
+        good = ~bad & ~strange[used]
         place = np.where(readable, np.cumsum(readable) - 1, -1)
         gone = np.concatenate([used[bad & ~strange[used]], positions(strange)]).astype(np.int64)
         pictures_lost = np.concatenate([image[gone], np.asarray(unread, dtype=np.int64)])

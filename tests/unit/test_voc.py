@@ -136,6 +136,21 @@ def test_files_in_capitals_and_two_pictures_of_one_name(tmp_path):
         load(tmp_path)
 
 
+@pytest.mark.parametrize("faults", ["error", "drop"])
+def test_two_files_of_one_picture_are_refused(tmp_path, faults):
+    save(tmp_path, {"a": SIZE})
+    for folder, box in (("one", (5, 6, 20, 30)), ("two", (1, 1, 9, 9))):
+        (tmp_path / "xml" / folder).mkdir()
+        (tmp_path / "xml" / folder / "a.xml").write_text(
+            f"<annotation>{SIZE}{thing(box=box)}</annotation>"
+        )
+    (tmp_path / "xml" / "a.xml").unlink()
+    with pytest.raises(InputError, match=r"xml/one/a\.xml and xml/two/a\.xml: are both of the pi"):
+        load(tmp_path, faults=faults)
+    (tmp_path / "train.txt").write_text("two/a\n")
+    assert load(tmp_path, list="train.txt").boxes(0).boxes.tolist() == [[0, 0, 9, 9]]
+
+
 def test_no_annotations_at_all(tmp_path):
     save(tmp_path, {"a": SIZE})
     with pytest.raises(InputError, match="xml: has no annotations at all"):

@@ -115,6 +115,18 @@ def test_a_faulty_line_is_named_or_dropped(tmp_path, line, sentence, fate):
     assert labels.ignore[1:].tolist() == ignore and labels.coverage.tolist() == coverage
 
 
+def test_boxes_of_a_broken_picture_are_no_faults_of_their_own(tmp_path):
+    save(tmp_path, {"a": "0 0.5 0.5 0.1 0.1\n" * 5, "b": "0 0.5 0.5 0.1 0.1\n"})
+    (tmp_path / "images" / "a.jpg").write_bytes(b"no picture")
+    with pytest.raises(InputError) as caught:
+        load(tmp_path)
+    assert len(caught.value.problems) == 2 and "a.jpg" in caught.value.problems[1]
+    with pytest.warns(UserWarning, match="1 fault left out"):
+        source = load(tmp_path, faults="drop")
+    assert source.files.name(0) == "b.jpg" and len(source.annotations) == len(source) == 1
+    assert source.coverage.tolist() == [[1, 1, 1]]
+
+
 POSE = "0 0.5 0.5 0.25 0.5 0.45 0.45 2 0.55 0.55 1\n"
 
 
