@@ -76,18 +76,17 @@ def arms_of(settings: TransferSettings) -> list[Arm]:
     # of the others the target's report needs nothing alone, unless a frozen trunk is measured by it
     asked = settings.target is None or settings.overlap
     tasks = [t for t in settings.tasks if asked or t == settings.target]
-    pairs = [(t, o[0]) for t, o in settings.questions() if len(o) == 1]
     found = [Arm(alone(t), (t,)) for t in tasks] + [Arm(together(g), g) for g in groups]
     if settings.wide:
         measured = {t for t, _ in settings.questions()}
         found += [Arm(alone(t) + WIDE, (t,), wide=True) for t in tasks if t in measured]
         found += [Arm(together(g) + WIDE, g, wide=True) for g in groups]
     if settings.noise:
+        pairs = [(t, o[0]) for t, o in settings.questions() if len(o) == 1]
         found += [Arm(with_noise(t, o), (t, o), noise=o) for t, o in pairs]
-    if settings.overlap:
-        others = dict.fromkeys(o for _, o in pairs)
-        found += [Arm(probe(o, None), (o,), frozen=True) for o in others]
-        found += [Arm(probe(o, t), (o,), frozen=True, trunk=alone(t)) for t, o in pairs]
+    overlaps = settings.overlaps()
+    found += [Arm(probe(o, None), (o,), frozen=True) for o in dict.fromkeys(o for _, o in overlaps)]
+    found += [Arm(probe(o, t), (o,), frozen=True, trunk=alone(t)) for t, o in overlaps]
     return found
 
 

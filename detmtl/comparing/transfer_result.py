@@ -101,7 +101,7 @@ def _variant(
         if together(g) in runs
     }
     asked = [q for q in settings.questions() if _known(settings, runs, q)]
-    found = _Answers.of(settings, runs, asked)
+    found, overlaps = _Answers.of(settings, runs, asked), _overlaps(settings, runs)
     return {
         "name": transfer.prepared.plan.cells[position].name,
         "pictures": len(pictures),
@@ -112,8 +112,19 @@ def _variant(
             if runs.get(arm.name)
         },
         "effects": [
-            _effect(settings, runs, q, found, gradients[together(group(settings, q))])
+            _effect(
+                settings, runs, q, found, overlaps.get(q), gradients[together(group(settings, q))]
+            )
             for q in asked
+        ],
+        "overlaps": [
+            {
+                "task": task,
+                "other": other,
+                "overlap": asdict(overlap),
+                "solved": solved(overlap, settings.duplicate),
+            }
+            for (task, (other,)), overlap in overlaps.items()
         ],
         "delta_m": {
             together(g): asdict(delta_m(settings, runs, g))
@@ -182,6 +193,17 @@ def _known(settings: TransferSettings, runs: Runs, question: Question) -> bool:
     return bool(common_seeds(runs, arms, settings.tasks[question[0]].metric))
 
 
+def _overlaps(settings: TransferSettings, runs: Runs) -> dict[Question, Estimate]:
+    """Returns (task, the other) -> the share of what the other's own training gives that a head on the task's
+    frozen trunk has, where the heads are finished."""
+    found: dict[Question, Estimate] = {}
+    for task, other in settings.overlaps():
+        way = (probe(other, task), probe(other, None), alone(other))
+        if {*way[:2]} <= {*runs}:
+            found[task, (other,)] = share(runs, way, settings.tasks[other].metric)
+    return found
+
+
 def delta_m(settings: TransferSettings, runs: Runs, tasks: Sequence[str]) -> Estimate:
     """Returns the mean over tasks of what each gains together, as a share of what it has alone, over seeds;
     unknown unless every task has its own baseline.
@@ -205,16 +227,13 @@ def _effect(
     runs: Runs,
     question: Question,
     found: _Answers,
+    overlap: Estimate | None,
     gradients: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Returns the numbers, the word and the advice on one question."""
     name, others = question
     task, effect = settings.tasks[name], found.effect[question]
     pictures = effect.difference.pictures
-    overlap = None
-    if len(others) == 1 and {probe(others[0], name), probe(others[0], None)} <= {*runs}:
-        way = (probe(others[0], name), probe(others[0], None), alone(others[0]))
-        overlap = share(runs, way, settings.tasks[others[0]].metric)
     pair = {together(group(settings, question)): task.sign, alone(name): -task.sign}
     evidence = Evidence(
         name,

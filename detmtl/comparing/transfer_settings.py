@@ -52,7 +52,8 @@ class TransferSettings(Settings):
             matrix, where there are more than two.
         noise: trains each pair once more with random labels of the second task, see
             `detmtl.tasks.noise`.
-        overlap: trains a head for each task on the frozen trunk of each other one.
+        overlap: trains a head for each task on the frozen trunk of each other one, whether pairs are trained
+            or not; with a target, for each other task on the trunk of the target.
         wide: changes that widen the trunk: everything that is compared is then trained so too; {}: no.
         duplicate: from this share on a frozen trunk is said to solve the other task already.
         diagnose_every: how often gradients are looked at where tasks are together, in steps.
@@ -103,6 +104,11 @@ class TransferSettings(Settings):
             problems.append(
                 f"target: '{self.target}' is no task; tasks has {', '.join(self.tasks)}"
             )
+        if self.noise and not self.pairs and len(self.tasks) > 2:
+            problems.append(
+                "noise: random labels are compared with pairs, and pairs: false leaves none out of "
+                f"{len(self.tasks)} tasks; set pairs: true, or noise: false"
+            )
         problems += too_few(self.resamples, len(self.questions()))
         if problems:
             raise ValueError("\n".join(problems))
@@ -138,6 +144,17 @@ class TransferSettings(Settings):
             for group in self.groups()
             for task in group
             if self.target in (None, task) or len(group) > 2
+        ]
+
+    def overlaps(self) -> list[tuple[str, str]]:
+        """Returns (task, other) for each task on whose frozen trunk a head for the other is tried."""
+        names = list(self.tasks) if self.overlap else []
+        return [
+            pair
+            for i, a in enumerate(names)
+            for b in names[i + 1 :]
+            for pair in ((a, b), (b, a))
+            if self.target in (None, pair[0])
         ]
 
 

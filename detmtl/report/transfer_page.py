@@ -206,9 +206,8 @@ def _tables(found: Found, variant: Found) -> Iterator[tuple[str, list[str], list
             columns = ["task", "with", "metric", "difference", "over seeds", "p (Holm)", "word"]
             yield title, columns, judged
     solved = [
-        [e["others"][0], e["task"], _percent(e["overlap"]), "yes" if e["solved"] else "no"]
-        for e in variant["effects"]
-        if e["overlap"] is not None
+        [o["other"], o["task"], _percent(o["overlap"]), "yes" if o["solved"] else "no"]
+        for o in variant["overlaps"]
     ]
     if solved:
         title = "Overlap: does a head on the frozen trunk of one task solve the other?"

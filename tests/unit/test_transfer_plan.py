@@ -54,6 +54,14 @@ def test_controls_and_probes():
     assert "boxes on the trunk of map" not in found and len(found) == len({*found})
 
 
+def test_frozen_trunks_are_asked_about_without_pairs_too():
+    pairs, alone = (names(overlap=True, pairs=p) for p in (True, False))
+    assert [n for n in pairs if "trunk" in n] == [n for n in alone if "trunk" in n]
+    assert sum("on the trunk of" in n for n in alone) == 6
+    of_target = names(overlap=True, pairs=False, target="map")
+    assert of_target[-2:] == ["boxes on the trunk of map", "depth on the trunk of map"]
+
+
 def test_a_target_needs_no_other_task_alone_unless_its_trunk_is_measured():
     assert "map alone" not in names(target="boxes")
     assert "map alone" in names(target="boxes", overlap=True)
@@ -72,6 +80,10 @@ def test_less_is_better_for_an_error():
         ({"target": "tags"}, "target: 'tags' is no task; tasks has boxes, map, depth"),
         ({"tasks": {"boxes": "boxes/AP", "map": "boxes/AP"}}, "it begins with map/"),
         ({"tasks": {"boxes": "boxes/AP"}}, "at least 2"),
+        (
+            {"pairs": False, "noise": True},
+            "noise: random labels are compared with pairs.*noise: false",
+        ),
         ({"seeds": [1, 1]}, "none of them negative or twice"),
     ],
 )

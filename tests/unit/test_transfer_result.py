@@ -204,6 +204,15 @@ def test_a_duplicate_is_named(make):
     assert effect(transfer_result(*make({}, **asked)))["overlap"]["mean"] is None
 
 
+def test_overlap_is_told_without_pairs_too(make):
+    start = {"map on a trunk that never learned": {"map/mIoU": -0.3}}
+    asked = {"tasks": ("boxes", "map", "depth"), "pairs": False, "overlap": True}
+    found = transfer_result(*make(start, target="boxes", **asked))
+    told = {(o["task"], o["other"]): o["solved"] for o in found["variants"][0]["overlaps"]}
+    assert told == {("boxes", "map"): True, ("boxes", "depth"): False}
+    assert "| map | boxes | 100 % [" in markdown(about(found))
+
+
 def test_help_that_random_labels_give_too_is_not_help(make):
     gain = {"boxes + map": {"boxes/AP": 0.05}, "boxes + noise like map": {"boxes/AP": 0.05}}
     asked = {"target": "boxes", "noise": True}
