@@ -24,6 +24,8 @@ from detmtl.teachers.teacher import (
     chosen_task,
     existing,
     file_sha256,
+    not_too_thin,
+    same_shape,
     unsearched,
 )
 from detmtl.teachers.teacher_settings import TeacherSettings
@@ -40,6 +42,8 @@ class TorchScriptTeacher(Teacher):
         device: where the module is.
         scale: pictures are given as float, multiplied by it; None: as uint8.
         first_label: the label of the first class.
+        padded: whether it pads the pictures that it is given to the largest of them, as torchvision's
+            detectors do: scores would depend on the company, so only pictures of one shape go in together.
     """
 
     def __init__(
@@ -50,10 +54,11 @@ class TorchScriptTeacher(Teacher):
         device: torch.device | str,
         scale: float | None = None,
         first_label: int = 0,
+        padded: bool = True,
     ):
         self.card = card
         self._module, self._device = module, device
-        self._scale, self._first_label = scale, first_label
+        self._scale, self._first_label, self._padded = scale, first_label, padded
         self._classes = torch.from_numpy(slots.classes)
 
     @torch.inference_mode()
@@ -65,13 +70,18 @@ class TorchScriptTeacher(Teacher):
         Raises:
             InputError: a label is none of the classes.
         """
-        given = [image.to(self._device) for image in images]
+        shown = [not_too_thin(image) for image in images] if self._padded else images
+        given = [image.to(self._device) for image in shown]
         if self._scale is not None:
             given = [image.float() * self._scale for image in given]
-        found = self._module(given)
-        if isinstance(found, tuple):
-            found = found[1]
-        return [self._labels(one, image, floor) for one, image in zip(found, images, strict=True)]
+        labels: dict[int, BoxLabels] = {}
+        for together in same_shape(given) if self._padded else [range(len(given))]:
+            found = self._module([given[i] for i in together])
+            if isinstance(found, tuple):
+                found = found[1]
+            for i, one in zip(together, found, strict=True):
+                labels[i] = self._labels(one, images[i], floor)
+        return [labels[i] for i in range(len(images))]
 
     def _labels(self, found: dict[str, Tensor], image: Tensor, floor: float) -> BoxLabels:
         places = found["labels"].cpu() - self._first_label
@@ -198,7 +208,10 @@ class TorchScriptTeacherSettings(TeacherSettings):
             versions={"torch": torch.__version__},
         )
         if task is None or kind == "boxes":
-            return TorchScriptTeacher(module, card, slots, device, self.scale, self.first_label)
+            ours = {"detmtl", "format"} <= about.keys()  # in those no picture depends on another
+            return TorchScriptTeacher(
+                module, card, slots, device, self.scale, self.first_label, padded=not ours
+            )
         if kind == "maps":
             require_few(slots, "teacher.classes")
         return TorchScriptTaskTeacher(module, task, card, slots, device)

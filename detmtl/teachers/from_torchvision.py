@@ -25,7 +25,14 @@ from detmtl.structures.labels import BoxLabels, MapLabels
 from detmtl.structures.sample import ImageInfo
 from detmtl.teachers.maps import map_of_probabilities, require_few
 from detmtl.teachers.slots import BACKGROUND, ClassSlots, read_names
-from detmtl.teachers.teacher import Teacher, as_silver, existing, file_sha256, not_too_thin
+from detmtl.teachers.teacher import (
+    Teacher,
+    as_silver,
+    existing,
+    file_sha256,
+    not_too_thin,
+    same_shape,
+)
 from detmtl.teachers.teacher_settings import TeacherSettings
 
 WITHOUT_EPSILON = {
@@ -256,11 +263,3 @@ class TorchvisionTeacherSettings(TeacherSettings):
         if official is None or self.side is not None:
             return SemanticSegmentation(resize_size=self.side or SEGMENTER_SIDE)
         return official.transforms()
-
-
-def same_shape(tensors: Sequence[Tensor]) -> list[list[int]]:
-    """Returns the positions of tensors in groups of one shape."""
-    groups: dict[torch.Size, list[int]] = {}
-    for i, tensor in enumerate(tensors):
-        groups.setdefault(tensor.shape, []).append(i)
-    return list(groups.values())

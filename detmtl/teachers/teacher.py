@@ -25,6 +25,7 @@ __all__ = [
     "file_sha256",
     "map_as_silver",
     "not_too_thin",
+    "same_shape",
     "unsearched",
 ]
 
@@ -168,3 +169,11 @@ def not_too_thin(image: Tensor, most: int = 16) -> Tensor:
     if height >= need_height and width >= need_width:
         return image
     return F.pad(image, (0, max(0, need_width - width), 0, max(0, need_height - height)))
+
+
+def same_shape(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """Returns the positions of tensors in groups of one shape."""
+    groups: dict[torch.Size, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        groups.setdefault(tensor.shape, []).append(i)
+    return list(groups.values())

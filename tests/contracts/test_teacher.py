@@ -62,6 +62,23 @@ class Finder(nn.Module):
         return found
 
 
+class Padder(nn.Module):
+    """Finds a box in each picture, and is as sure of it as the picture fills the largest that it is given."""
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        largest = max([image.numel() for image in images])
+        found: list[dict[str, Tensor]] = []
+        for image in images:
+            found.append(
+                {
+                    "boxes": torch.tensor([[0.0, 0.0, 1.0, 1.0]]),
+                    "labels": torch.tensor([0]),
+                    "scores": torch.tensor([image.numel() / largest]),
+                }
+            )
+        return found
+
+
 def torchscript(root: Path) -> Teacher:
     with deprecation_expected():
         module = torch.jit.script(Finder(0))
@@ -425,3 +442,15 @@ def test_torchscript_of_others_needs_class_names_and_the_first_label(tmp_path):
     gaps = build(tmp_path, **settings, classes=["N/A", "cat", "N/A"])
     assert gaps.card.classes == ("cat",)
     assert gaps.annotate([image], [info])[0].scores.tolist() == pytest.approx([0.1])
+
+
+def test_torchscript_of_others_sees_each_picture_in_company_of_its_shape_alone(tmp_path):
+    with deprecation_expected():
+        module = torch.jit.script(Padder())
+    images = [torch.zeros(3, *size, dtype=torch.uint8) for size in ((8, 8), (90, 4), (8, 8))]
+    infos = [ImageInfo(i, f"{i}.jpg", *x.shape[1:], "s") for i, x in enumerate(images)]
+    ours = {"detmtl": "1", "format": 1}  # exported: pads to a size that no other picture decides
+    for about, scores in (({}, [1, 1, 1]), (ours, [64 / 360, 1, 64 / 360])):
+        save_torchscript(module, tmp_path / "t.pt", {"classes": list(CLASSES)} | about)
+        found = build(tmp_path, kind="torchscript", path="t.pt").annotate(images, infos)
+        assert [float(labels.scores) for labels in found] == pytest.approx(scores)
