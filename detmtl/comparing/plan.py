@@ -155,13 +155,29 @@ class Planner:
         tree, lines = copy.deepcopy(self._tree), dict(self._lines)
         for n, (where, changes) in enumerate(layers):
             for name, value in changes.items():
-                override(tree, lines, f"{name}={json.dumps(value)}", f"{self.path}: {where}:")
+                put(tree, lines, name, value, f"{self.path}: {where}:")
             if n == 0:
                 for text in self.overrides:
                     override(tree, lines, text)
         if self.settings.split is not None:
             cut(tree, self.settings.split, str(self.path))
         return settings_from(tree, lines, str(self.path))
+
+
+def put(tree: dict, lines: dict[tuple, str], name: str, value: Any, where: str) -> None:
+    """Changes one setting of a tree as `override` does, to a value as it is: made text and read again, an
+    emoji would be two halves and inf a word.
+
+    Raises:
+        InputError: there is nothing at that place.
+    """
+    override(tree, lines, f"{name}={json.dumps(value, default=str)}", where)  # makes the way there
+    *way, last = name.strip().split(".")
+    at: Any = tree
+    for key in way:
+        at = at[int(key)] if isinstance(at, list) else at[key]
+    # a copy: what later layers change in it must not change the comparison's own settings
+    at[int(last) if isinstance(at, list) else last] = copy.deepcopy(value)
 
 
 def cut(tree: dict[str, Any], split: SplitSettings, where: str) -> None:

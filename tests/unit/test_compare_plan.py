@@ -69,6 +69,20 @@ def test_layers_of_settings(planner):
     assert of(arm).train.steps == 4
 
 
+def test_values_arrive_as_they_are(planner):
+    dog = "\N{DOG FACE}"
+    made = planner(
+        f'set: {{data.classes: [cat, "{dog}"], mix.shares: {{gold: 1, pool: 1}}}}\n'
+        "seeded: [mix.shares.pool]\n"
+    )
+    before = made.digest()
+    settings = of(made, seed=3)
+    assert settings.data.classes == ["cat", dog] and settings.mix.shares == {"gold": 1, "pool": 3}
+    assert made.digest() == before, "a run's seed changed what all runs have in common"
+    with pytest.raises(InputError, match=r"set: optim\.lr: .* finite number; found Infinity"):
+        of(planner("set: {optim.lr: .inf}\n"))
+
+
 def test_cells_are_every_combination_of_grid_and_curve(planner):
     text = """\
 grid: {steps: {few: {train.steps: 2}, many: {train.steps: 9}}}
