@@ -25,6 +25,7 @@ from detmtl.engine.online import OnlineSettings
 from detmtl.engine.optim import OptimSettings
 from detmtl.engine.trainer import TrainSettings
 from detmtl.losses.normalizer import SOURCES
+from detmtl.silver.card import Written
 from detmtl.structures.errors import InputError
 from detmtl.structures.settings import Settings
 from detmtl.tasks.multitask import ModelSettings
@@ -171,13 +172,13 @@ class RunSettings(Settings):
             return None
         return OnlineChoice(self.online, self.silver, self.data, self.tasks)
 
-    def silver_tasks(self) -> dict[str, str]:
+    def silver_tasks(self) -> dict[str, Written]:
         """Returns the tasks whose labels a teacher that the run trains itself may write -> their kind."""
-        kinds = {name: getattr(task, "labels", "boxes") for name, task in self.tasks.items()}
         return {
             name: kind
-            for name, kind in kinds.items()
-            if getattr(self.tasks[name], "of", None) is None and kind in WRITTEN
+            for name, task in self.tasks.items()
+            for kind in WRITTEN
+            if kind == getattr(task, "labels", "boxes") and getattr(task, "of", None) is None
         }
 
     def _untold(self) -> list[str]:

@@ -29,6 +29,7 @@ from detmtl.silver.audit_measures import Calibrate
 from detmtl.silver.audit_summary import box_summary, map_summary, tag_summary, write_summary
 from detmtl.silver.audit_table import shown
 from detmtl.silver.calibration import CalibrationSettings, cross_fitted
+from detmtl.silver.card import TeacherCard, Written
 from detmtl.silver.ensemble import Ensemble
 from detmtl.silver.evidence import Judged
 from detmtl.silver.held_out import given_gold
@@ -133,7 +134,7 @@ def show_audit(
     for part in shown(checked.measures(thresholds), band):
         console.print(part)
     policy = Policy.of(labels, space, checked.known, select, checked, several, resolved)
-    calibrate = calibrated(checked, console)
+    calibrate = calibrated(checked, select.calibration, console)
     files = [
         audit_folder(labels.path, checked.gold_hash) / "audit.json",
         write_summary(labels.path, checked.gold_hash, box_summary(checked, policy, calibrate)),
@@ -151,10 +152,10 @@ def _tell_page(page: Path | None, console: Console) -> None:
     console.print(told, markup=False, soft_wrap=True)
 
 
-def calibrated(checked: Audit, console: Console) -> Calibrate | None:
+def calibrated(checked: Audit, settings: CalibrationSettings, console: Console) -> Calibrate | None:
     """Returns what calibrates an audit's own boxes, each without its own part; None, and a sentence on
     the console, where it cannot be fitted."""
-    by_class = fitted(checked, None, console)
+    by_class = fitted(checked, settings, console)
     if by_class is None:
         return None
     together = np.concatenate(by_class)
@@ -285,15 +286,19 @@ def write_silver(
     return names
 
 
-def of_one_task(stores: Sequence[Store]) -> str:
-    """Returns what the teachers write: boxes, maps or tags.
+def of_one_task(stores: Sequence[Store]) -> Written:
+    """Returns what the teachers of stores write: boxes, maps or tags.
 
     Raises:
         InputError: they write different things.
     """
-    tasks = {store.card.task for store in stores}
+    return _one_task([store.card for store in stores])
+
+
+def _one_task(cards: Sequence[TeacherCard]) -> Written:
+    tasks: set[Written] = {card.task for card in cards}
     if len(tasks) > 1:
-        told = ", ".join(f"{store.card.name} {store.card.task}" for store in stores)
+        told = ", ".join(f"{card.name} {card.task}" for card in cards)
         raise InputError(
             f"silver.teachers: they write different labels ({told}); teachers of one run write the same kind"
         )
@@ -369,6 +374,21 @@ def tags_of(pool: Source, classes: TagClasses | None) -> Tags | BoxTags | None:
     return pool.tags
 
 
+def written_offline(settings: RunSettings, folder: RunFolder, process: Process) -> Written:
+    """Returns what the run's teachers write before the training, asked of each beforehand: what is wrong
+    with the last one is told before the first has labelled anything.
+
+    Raises:
+        InputError: two teachers have one name or write different things, or one cannot be had.
+    """
+    assert settings.silver is not None
+    teacher = settings.silver.teacher
+    if isinstance(teacher, GoldTeacher):  # it has yet to learn
+        kinds = settings.silver_tasks()
+        return kinds[teacher.task or the_one(kinds) or ""]
+    return _one_task([one.card for one in load_teachers(settings, folder, process)])
+
+
 def load_teachers(settings: RunSettings, folder: RunFolder, process: Process) -> Iterator[Teacher]:
     """Yields the teachers of a run, one after the other.
 
@@ -418,7 +438,7 @@ def teacher_settings(settings: RunSettings) -> RunSettings:
     rest = _rest(settings.silver.audit)
     if rest is not None:  # the same parts as `learned_sources`, in words
         for own in tree["data"]["sources"].values():
-            own["subset"] = {**rest.model_dump(mode="json"), "of": own["subset"]}
+            own["subset"] = {**rest.model_dump(mode="json", exclude_none=True), "of": own["subset"]}
     return settings_from(tree, where="silver.teacher.train")
 
 
@@ -442,7 +462,7 @@ def learned_sources(settings: RunSettings, sources: Mapping[str, Source]) -> lis
 
 def _rest(audit: str | Subset) -> Subset | None:
     """Returns the part of the gold sources that an audit leaves; None where it takes none of it."""
-    return None if isinstance(audit, str) else audit.model_copy(update={"rest": not audit.rest})
+    return None if isinstance(audit, str) else Subset(without=audit)
 
 
 def part_of(source: Source, part: Subset) -> Source:

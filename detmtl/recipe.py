@@ -37,7 +37,7 @@ from detmtl.inference.export import export_torchscript
 from detmtl.inference.script_file import exported
 from detmtl.inputs import input_hashes
 from detmtl.losses.normalizer import Density
-from detmtl.pools import label_pools, learned_sources, teacher_settings
+from detmtl.pools import label_pools, learned_sources, teacher_settings, written_offline
 from detmtl.report.progress import bar
 from detmtl.run_folder import RunFolder
 from detmtl.run_online import online_gold, online_stream
@@ -176,7 +176,8 @@ def _run(
 
     wanted = settings.mix_sources()
     pools = settings.offline_pools()
-    sources |= to_be_labelled(settings, sources)
+    offline = written_offline(settings, folder, process) if pools else "boxes"
+    sources |= to_be_labelled(settings, sources, offline)
     to_be = sources | {n: replace(sources[n], grade=Grade.SILVER, annotations=None) for n in pools}
     mixture_of(settings, [to_be[n] for n in wanted])  # its mistakes are told before the work
     if not folder.metrics.exists():

@@ -76,16 +76,17 @@ def load_sources(
         details = [None if a is None else a.details for a in known]
         problems += nowhere_known(data.details, details, "none of data.sources")
     audited = settings.silver.audit if settings.silver else None
-    if isinstance(audited, str) and audited != "val" and loaded[audited].grade != Grade.GOLD:
-        problems.append(
-            f"silver.audit: the labels of source '{audited}' were written by a model; a teacher is judged by "
+    if isinstance(audited, str) and audited != "val":
+        problems += [
+            f"silver.audit: {what} of source '{audited}' were written by a model; a teacher is judged by "
             "people's"
-        )
+            for what in _by_models(loaded[audited])
+        ]
     held_out = [loaded[name] for name in ("val", "test") if name in loaded]
     problems += [
-        f"data.{source.name}: its labels were written by a model; measure on people's"
+        f"data.{source.name}: its {what} were written by a model; measure on people's"
         for source in held_out
-        if source.grade != Grade.GOLD
+        for what in _by_models(source)
     ]
     try:
         if process.rank == 0:
@@ -105,10 +106,27 @@ def load_sources(
     return {n: loaded[n] for n in chosen}, loaded["val"], loaded.get("test")
 
 
-def to_be_labelled(settings: RunSettings, sources: Mapping[str, Source]) -> dict[str, Source]:
+def _by_models(source: Source) -> list[str]:
+    """Returns which labels of a source a model wrote, all or some of them."""
+    found = [] if source.grade is Grade.GOLD else ["labels"]
+    maps, tags = source.maps, source.tags
+    if maps is not None and (maps.present() & ~maps.by_people()).any():
+        found.append("maps")
+    if isinstance(tags, Tags) and (tags.present & ~tags.by_people()).any():
+        found.append("tags")
+    return found
+
+
+def to_be_labelled(
+    settings: RunSettings, sources: Mapping[str, Source], offline: Written = "boxes"
+) -> dict[str, Source]:
     """Returns what a run trains on as it is before a model has labelled its pools: those of mode online
     with what people said of them, in other sources too, and none with pictures that people have labelled
     whole.
+
+    Args:
+        sources: as they were read.
+        offline: what the teachers write before the training, see `detmtl.pools.written_offline`.
 
     Raises:
         InputError: people have left nothing for mode online to label.
@@ -129,9 +147,11 @@ def to_be_labelled(settings: RunSettings, sources: Mapping[str, Source]) -> dict
         raise InputError(problems)
     found = {n: _pool(settings, sources[n]) if n in pools else sources[n] for n in wanted}
     drawn = pools if "boxes" in written else []
-    kept = {
-        s.name: s for s in without_doubles(list(found.values()), settings.offline_pools() + drawn)
-    }
+    beforehand = settings.offline_pools()
+    boxed = drawn + (beforehand if offline == "boxes" else [])
+    kept = {s.name: s for s in without_doubles(list(found.values()), boxed)}
+    for n in beforehand if offline != "boxes" else []:
+        kept[n] = _with_dense(kept[n], [o for o in kept.values() if o.name != n], (offline,))
     for n in pools:
         others = [other for other in kept.values() if other.name != n]
         if n in drawn:

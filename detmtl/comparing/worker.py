@@ -25,7 +25,7 @@ from detmtl.config import settings_from
 from detmtl.engine import distributed
 from detmtl.engine.trainer import TrainingDiverged
 from detmtl.inference.export import ExportError
-from detmtl.pools import label_pools
+from detmtl.pools import label_pools, written_offline
 from detmtl.recipe import (
     Frozen,
     run,
@@ -106,9 +106,11 @@ def _label(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
         process = distributed.start(settings.device)
         space = settings.data.label_space()
         sources, val, _ = load_sources(settings, space, folder / "cache", process)
-        sources |= to_be_labelled(settings, sources)
+        run = RunFolder(student)
         try:
-            label_pools(settings, RunFolder(student), process, Console(), sources, val, space)
+            written = written_offline(settings, run, process)
+            sources |= to_be_labelled(settings, sources, written)
+            label_pools(settings, run, process, Console(), sources, val, space)
         except InputError as error:  # the run itself ends with it; others may be well
             problems += [p for p in error.problems if p not in problems]
     for problem in problems:

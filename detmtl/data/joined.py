@@ -149,7 +149,18 @@ def _maps(sources: Sequence[Source]) -> JoinedMaps | None:
 def _tags(sources: Sequence[Source]) -> Tags | BoxTags | None:
     if all(isinstance(source.tags, BoxTags) for source in sources):
         return sources[0].tags
-    found = [label for source in sources for label in _tags_of(source)]
+    return _as_tags([label for source in sources for label in _tags_of(source)])
+
+
+def told_tags(source: Source) -> Tags | None:
+    """Returns the tags of a source; those that follow from its boxes as they are now."""
+    if isinstance(source.tags, BoxTags):
+        return _as_tags(list(_tags_of(source)))
+    return source.tags
+
+
+def _as_tags(found: Sequence[TagLabels | None]) -> Tags | None:
+    """Returns the tags of pictures, None where nobody looked; None where nobody did at any."""
     some = next((label for label in found if label is not None), None)
     if some is None:
         return None

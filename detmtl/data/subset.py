@@ -24,6 +24,7 @@ class Subset(Settings):
             [0, 0.6], [0.6, 0.8] and [0.8, 1] cut a source into three parts, and a picture's part stays
             the same whatever other pictures come and go. Without count and share: all of the part.
         of: a part that this is a part of; None: the whole source.
+        without: a part whose pictures are not looked at. Without any other setting: all of the rest.
     """
 
     count: PositiveInt | None = None
@@ -32,13 +33,15 @@ class Subset(Settings):
     rest: bool = False
     part: tuple[float, float] | None = None
     of: "Subset | None" = None
+    without: "Subset | None" = None
 
     @model_validator(mode="after")
     def _one_size(self) -> "Subset":
         sizes = (self.count is not None) + (self.share is not None)
         if self.part is not None and not 0 <= self.part[0] < self.part[1] <= 1:
             raise ValueError(f"part: {list(self.part)} is no range within [0, 1]")
-        if sizes == 2 or (sizes == 0 and (self.part is None or self.rest)):
+        whole = self.part is None and self.without is None
+        if sizes == 2 or (sizes == 0 and (whole or self.rest)):
             raise ValueError("give either count or share")
         return self
 
@@ -59,6 +62,10 @@ class Subset(Settings):
         ranks = [hashlib.sha256(f"{self.seed}:{h}".encode()).digest() for h in hashes]
         order = sorted(range(len(hashes)), key=lambda i: (ranks[i], i))
         among = f"{len(hashes)} pictures"
+        if self.without is not None:
+            gone = set(self.without.pick(hashes, where).tolist())
+            order = [i for i in order if i not in gone]
+            among = f"the {len(order)} of {among} that are not in another part"
         if self.part is not None:
             low, high = (share * 2.0**64 for share in self.part)
             order = [i for i in order if low <= int.from_bytes(ranks[i][:8], "big") < high]

@@ -6,6 +6,7 @@ Letters: I pictures, N boxes, C classes, T teachers.
 import hashlib
 import json
 import os
+import secrets
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -152,7 +153,7 @@ def _write(
             "grade": "silver",
             "coverage": dict(policy.coverage),
         }
-        draft = path.with_name(f"draft.{os.getpid()}.json")
+        draft = path.with_name(f"draft.{secrets.token_hex(8)}.json")
         images = _images(gathered, policy, pictures, spare, counts)
         write_coco(draft, images, ensemble.classes.names, info)
     finally:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from detmtl.data.joined import told_tags
 from detmtl.data.source import Source
-from detmtl.data.tags import BoxTags, TagClasses, TagFile, Tags
+from detmtl.data.tags import BoxTags, TagClasses, TagFile
 from detmtl.silver.audit import audit_folder
 from detmtl.silver.parts import atomic_write
 from detmtl.silver.pictures import Pictures
@@ -40,7 +41,7 @@ def audit_tags(store: SomeStore, gold: Source, classes: TagClasses) -> TagAudit:
     truths: dict[str, tuple[int, np.ndarray]] = {}
     for i, content_hash in enumerate(gold.hashes()):
         truth = gold.tags.labels(i, gold.boxes(i) if isinstance(gold.tags, BoxTags) else None)
-        if truth is not None:
+        if truth is not None and truth.grade == Grade.GOLD:
             shown, looked = truth.targets.numpy() >= 0.5, truth.weights.numpy() > 0
             truths[content_hash] = (i, np.where(looked, shown, -1).astype(np.int8))
     found = {r.content_hash: meaning(r) for r in store.records_of(truths)}
@@ -114,16 +115,16 @@ def select_tags(
 
 
 def with_silver_tags(pool: Source, folder: Path, classes: TagClasses) -> Source:
-    """Returns the pool with what `select_tags` wrote: silver where it has no tags of people. Tags of a model
-    that it came with are left where the teacher has none."""
+    """Returns the pool with what `select_tags` wrote: silver where it has no tags of people, of their own
+    or by their boxes. Tags of a model that it came with are left where the teacher has none."""
     written = TagFile(file="tags.json", missing="absent")
     # A teacher that does not know a tag has not looked for it: the file lists those that it knows.
     names = TagClasses(classes=list(classes.label_space().names))
     silver = written.load(pool.files, folder, names, f"silver of source '{pool.name}'")
-    tags = silver
-    if isinstance(pool.tags, Tags):
-        of_people = replace(pool.tags, present=pool.tags.by_people())
-        tags = of_people.filled(silver).filled(pool.tags)
+    tags, own = silver, told_tags(pool)
+    if own is not None:
+        of_people = replace(own, present=own.by_people())
+        tags = of_people.filled(silver).filled(own)
     return replace(pool, tags=tags, grade=Grade.SILVER)
 
 

@@ -12,6 +12,7 @@ from detmtl.pools import calibrated
 from detmtl.report import audit_sections as parts
 from detmtl.silver.audit import Audit, audit
 from detmtl.silver.audit_summary import box_summary, coverage_words, write_summary
+from detmtl.silver.calibration import CalibrationSettings
 from detmtl.silver.policy import Policy
 from detmtl.silver.selection import SelectionSettings
 from detmtl.structures.classes import LabelSpace
@@ -36,8 +37,11 @@ def test_the_summary_holds_what_the_page_holds_at_the_policys_thresholds(audited
     store, checked = audited
     policy = policy_of(audited, per_class={"car": 0.7}, threshold=0.6, ignore_from=0.2)
     with open(os.devnull, "w") as nowhere:
-        calibrate = calibrated(checked, Console(file=nowhere))
-    assert calibrate is not None
+        calibrate = calibrated(checked, policy.settings.calibration, Console(file=nowhere))
+        as_it_is = calibrated(checked, CalibrationSettings(method="none"), Console(file=nowhere))
+    assert calibrate is not None and as_it_is is not None
+    raw = np.concatenate(checked.scores)
+    assert np.array_equal(as_it_is(raw, None), raw) and not np.allclose(calibrate(raw, None), raw)
     path = write_summary(store.path, checked.gold_hash, box_summary(checked, policy, calibrate))
     found = json.loads(path.read_text())
     measures = checked.measures(dict(zip(CLASSES, policy.limits.tolist(), strict=True)))

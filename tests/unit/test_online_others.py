@@ -412,6 +412,26 @@ def test_a_pool_that_is_gold_for_boxes_may_wait_for_maps(sources):
         to_be_labelled(maps_only, {"gold": bare, "pool": pool})
 
 
+def test_pools_that_teachers_give_maps_have_no_doubles_by_maps_not_by_boxes(sources):
+    silver = {"teacher": {"kind": "gold", "task": "map"}, "pools": ["pool"]}
+    tree = {k: v for k, v in SEVERAL.items() if k != "online"}
+    settings = settings_from(tree | {"silver": silver, "mix": {"mode": "concat"}})
+    gold, pool = (
+        sources[0],
+        replace(sources[0], name="pool", annotations=None, maps=None, tags=None),
+    )
+    boxes_alone = {"gold": replace(gold, maps=None, tags=None), "pool": pool}
+    assert len(to_be_labelled(settings, boxes_alone, "maps")["pool"]) == len(pool)
+    with pytest.warns(UserWarning, match=r"'pool': 5 of 5 pictures are left out, because people"):
+        assert len(to_be_labelled(settings, boxes_alone, "boxes")["pool"]) == 0
+    some = replace(gold, annotations=None, tags=None).subset([0, 2])
+    with pytest.warns(
+        UserWarning, match="2 of 5 pictures are left out, because people gave .* maps"
+    ):
+        found = to_be_labelled(settings, {"gold": some, "pool": pool}, "maps")["pool"]
+    assert found.hashes() == [pool.hashes()[i] for i in (1, 3, 4)]
+
+
 def test_each_kind_s_own_grade_says_whose_it_is(sources):
     """What a model wrote gives way to the new labels, what people gave stays."""
     held, pool = sources[2], replace(sources[0], name="pool")

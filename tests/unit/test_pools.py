@@ -13,14 +13,22 @@ from detail_files import CLASSES as THINGS
 from detail_files import HEIGHT, WANTED, WIDTH, annotations, load, write
 from PIL import Image
 from rich.console import Console
-from silver_stand_ins import card
+from silver_stand_ins import card, gold, pictures
 
 from detmtl import pools
 from detmtl.config import read_settings
 from detmtl.data.depth import DepthFolder
 from detmtl.data.maps import MapClasses, MapFolder
+from detmtl.data.subset import Subset
 from detmtl.data.tags import BoxTags, TagClasses
-from detmtl.pools import gold_sources, read_selection, show_audit
+from detmtl.pools import (
+    audit_source,
+    gold_sources,
+    learned_sources,
+    read_selection,
+    show_audit,
+    teacher_settings,
+)
 from detmtl.run_folder import RunFolder
 from detmtl.silver import policy
 from detmtl.silver.audit import audit
@@ -91,6 +99,32 @@ def test_a_teacher_learns_from_gold_alone_and_not_from_its_audit(settings):
 
     with pytest.raises(InputError, match="no gold source"):
         gold_sources(settings("data.sources.gold.grade=silver"))
+
+
+@pytest.mark.parametrize(
+    "audit",
+    [
+        Subset(share=0.2),
+        Subset(part=(0.0, 0.5), share=0.4),
+        Subset(part=(0.6, 1.0)),
+        Subset(share=0.5, of=Subset(share=0.4)),
+    ],
+)
+def test_a_teacher_learns_from_all_gold_that_its_audit_leaves(settings, tmp_path, audit):
+    whole = gold(pictures(tmp_path / "p", 20), [])
+    asked = settings(f"silver.audit={audit.model_dump(mode='json', exclude_none=True)}")
+    sources = {"gold": whole, "checked": whole.subset(range(10))}
+    (learned, half), audited = learned_sources(asked, sources), audit_source(asked, sources, None)
+    seen, kept = set(learned.hashes()), set(audited.hashes())
+    assert not (seen | set(half.hashes())) & kept - set(audit_of(audit, whole.subset(range(10))))
+    assert seen | set(audit_of(audit, whole)) == set(whole.hashes())
+    assert len(learned) + len(audit_of(audit, whole)) == 20
+    own = teacher_settings(asked).data.sources["gold"].subset
+    assert {whole.hashes()[i] for i in own.pick(whole.hashes(), "gold")} == seen
+
+
+def audit_of(audit, source):
+    return [source.hashes()[i] for i in audit.pick(source.hashes(), "source")]
 
 
 def test_a_teacher_is_not_judged_by_a_models_labels(settings):

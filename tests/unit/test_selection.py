@@ -162,15 +162,22 @@ def test_a_class_that_nobody_looked_for_in_the_teacher_s_training_is_none_of_its
 
 def test_a_teacher_that_knows_a_part_of_a_class_is_told_of(tmp_path, source):
     space = LabelSpace.of(
-        {"beast": ["dog", "cow"], "thing": ["auto", "car"], "red": ["red", "blue"]}
+        {
+            "beast": ["dog", "cow"],
+            "thing": ["auto", "car"],
+            "red": ["red", "blue"],
+            "sun": ["sun", "star"],
+        }
     )
-    teacher = ("dog", "auto", "car", "red")
+    teacher = ("dog", "auto", "car", "red", "star")
     store = store_of(tmp_path / "store", teacher, source, [[(A, 0, 0.9)], [], []])
     told = "knows of class 'beast' dog but not cow, and counts as looking for the class"
     with pytest.warns(UserWarning, match=told) as warned:
         select(store, [source], space, SelectionSettings())
-    assert len(warned) == 1, "of 'red' it has the name, of 'thing' all"
-    labelled = gold(source, [(0, A, 0, 0)], ((1, 1, 1),))
+    assert len(warned) == 1, (
+        "of 'red' it has the name, of 'thing' all, 'star' is another word for 'sun'"
+    )
+    labelled = gold(source, [(0, A, 0, 0)], ((1, 1, 1, 1),))
     labelled.__dict__["classes"] = space.names
     judged = audit(store, labelled, space)
     select(store, [source], space, SelectionSettings(), judged)  # a warning would be an error

@@ -175,7 +175,7 @@ def test_an_audit_asks_people_alone(tmp_path):
     store = store_of_maps(tmp_path / "store", source, [halves(1, 2)] * 2)
     assert audit_maps(store, gold, CLASSES, PLAIN).pictures == 2
     by_model = replace(gold, maps=replace(gold.maps, grade=Grade.SILVER))
-    with pytest.raises(InputError, match="none of the 0 pictures .* that have a map by people"):
+    with pytest.raises(InputError, match=r"none of the 0 pictures .* that have a map by people"):
         audit_maps(store, by_model, CLASSES, PLAIN)
 
 

@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from silver_stand_ins import pictures
+from silver_stand_ins import gold, pictures
 
-from detmtl.data.tags import TagClasses, Tags
+from detmtl.data.tags import BoxTags, TagClasses, Tags
 from detmtl.silver.card import TeacherCard
 from detmtl.silver.tag_policy import TagMeaning, TagSelection
 from detmtl.silver.tags import audit_tags, measure_tags, select_tags, with_silver_tags
@@ -139,6 +139,28 @@ def _audited(tmp_path, targets, scores, settings=PLAIN, **kwargs):
     store = _store(tmp_path, source, scores, **kwargs)
     checked = audit_tags(store, source, CLASSES)
     return checked, measure_tags(store, settings, checked)
+
+
+def test_tags_that_follow_from_people_s_boxes_stay(tmp_path):
+    source = gold(pictures(tmp_path / "p", 2), [(0, [0, 0, 9, 9], 0, 0)], ((1, 1),))
+    follow = BoxTags(np.array([[True, False], [False, True], [False, False]]))
+    pool, store = replace(source, tags=follow), _store(tmp_path, source, [[0.1, 0.1, 0.9]] * 2)
+    first, second = (_select(store, pool, PLAIN).labels(i)["tags"] for i in range(2))
+    assert first.targets.tolist() == [1, 0, 0] and second.targets.tolist() == [0, 0, 0]
+    assert first.grade == second.grade == Grade.GOLD
+    by_model = replace(pool, annotations=replace(pool.annotations, grade=np.ones(1, np.uint8)))
+    first = _select(store, by_model, PLAIN).labels(0)["tags"]
+    assert first.targets.tolist() == [0, 1, 0] and first.grade == Grade.SILVER
+
+
+def test_an_audit_asks_people_alone(tmp_path):
+    source = _gold(pictures(tmp_path / "p", 3), [[1, 0, 0], [0, 1, 0], [0, 0, 0]])
+    store = _store(tmp_path, source, [[0.9, 0.1, 0.1]] * 3)
+    half = replace(source, tags=replace(source.tags, grade=np.array([0, 1, 1], np.uint8)))
+    assert len(audit_tags(store, half, CLASSES).places) == 1
+    nobody = replace(source, tags=replace(source.tags, grade=np.ones(3, np.uint8)))
+    with pytest.raises(InputError, match="has none of the 0 pictures"):
+        audit_tags(store, nobody, CLASSES)
 
 
 def test_an_audit_counts_pictures(tmp_path):

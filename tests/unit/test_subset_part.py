@@ -38,6 +38,30 @@ def test_a_count_and_its_rest_lie_within_the_part():
     assert len(picked(part=(0, 0.6), share=0.5)) == round(len(train) / 2)
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"share": 0.2},
+        {"part": (0.8, 1.0)},
+        {"part": (0.0, 0.5), "share": 0.2},
+        {"count": 40, "of": Subset(share=0.2)},
+        {"share": 0.8, "rest": True},
+    ],
+)
+def test_without_a_part_is_all_else(other):
+    rest = picked(without=Subset(**other))
+    assert rest | picked(**other) == set(HASHES) and not rest & picked(**other)
+    own = Subset(share=0.5, seed=7)
+    inner = picked(share=0.5, seed=7)
+    within = picked(without=Subset(**other), of=own)
+    taken = Subset(**other).pick(sorted(inner, key=HASHES.index), "source")
+    assert within == inner - {sorted(inner, key=HASHES.index)[i] for i in taken}
+    few = picked(without=Subset(**other), count=5)
+    assert len(few) == 5 and few < rest
+    with pytest.raises(InputError, match="leaves none of the 0 of 400 pictures"):
+        Subset(without=Subset(share=1.0)).pick(HASHES, "source")
+
+
 def test_mistakes():
     with pytest.raises(
         InputError, match=r"count is 300, but there are only \d+ pictures of the part"
