@@ -70,9 +70,7 @@ def score_teachers(settings: RunSettings, folder: Path) -> dict[str, float]:
         gold = None
     stores = _labelled(settings, folder, process, [final] if gold is None else [final, gold])
     kind = of_one_task(stores)
-    task = next(
-        (n for n, t in settings.tasks.items() if getattr(t, "labels", "boxes") == kind), None
-    )
+    task = next((name for name, of in settings.silver_tasks().items() if of == kind), None)
     if task is None:
         raise InputError(
             f"teacher '{stores[0].card.name}': writes {kind}, and no task learns from {kind}; an arm "

@@ -157,6 +157,15 @@ def test_a_teacher_of_tags_is_scored_as_a_task_of_tags(run, tmp_path):
     assert run("swapped", teacher, overrides=ONE)["tag/mAP"] < 0.8
 
 
+def test_boxes_are_scored_as_boxes_and_not_as_what_describes_them(run):
+    tasks = "tasks={colors: {kind: attributes}, boxes: {kind: detection}}"
+    more = ["data.details={attributes: {color: [red]}}", "data.maps=null", "data.tags=null"]
+    more += ["data.test.maps=null", "data.test.tags=null"]
+    scores = run("boxes", ColorTeacher(), overrides=[*ONE, tasks, *more])
+    assert scores["boxes/AP50"] == pytest.approx(1)
+    assert not any(name.startswith("colors/") for name in scores)
+
+
 def test_teachers_that_no_task_learns_from_are_refused(run):
     only = [*ONE, "tasks={boxes: {kind: detection}}"]
     with pytest.raises(InputError, match="writes maps, and no task learns from maps"):
