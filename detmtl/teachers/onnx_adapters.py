@@ -146,7 +146,11 @@ class DetrAdapter(BoxAdapter):
 
 
 class MapAdapter(PictureSettings):
-    """A class for each pixel: class ids (B, H, W), or scores (B, S, h, w) or (B, h, w, S)."""
+    """A class for each pixel: class ids (B, H, W), or scores (B, S, h, w) or (B, h, w, S).
+
+    Of several classes, floats that are whole throughout are ids as integers are. Where `teacher.classes`
+    names a single place, only integers are ids.
+    """
 
     kind: Literal["map"] = "map"
     resize: Resize = "stretch"
@@ -155,7 +159,8 @@ class MapAdapter(PictureSettings):
     """Its name; None: the first output."""
     scores: Literal["softmax", "sigmoid", "none"] = "softmax"
     """What makes probabilities of scores; class ids have none. After a sigmoid, which knows no
-    background, a pixel of no class is one of which no class says more than a half."""
+    background, a pixel of no class is one of which no class says more than a half. A single class needs
+    sigmoid or none, and then what it is not is the background."""
     channels: Literal["first", "last"] | None = None
     """Where S stands in the shape of scores; None: told by the shape."""
     background: list[str] = ["background", "__background__"]
@@ -167,9 +172,8 @@ class MapAdapter(PictureSettings):
         is the background or none is."""
         outputs = the_first(shapes, self.output, "teacher.adapter.output")
         last = None if self.channels is None else self.channels == "last"
-        return MapFormat(
-            outputs[0], num_slots, self.scores, last, self.scores == "sigmoid" and not has_rest
-        )
+        by_itself = self.scores == "sigmoid" or (self.scores == "none" and num_slots == 1)
+        return MapFormat(outputs[0], num_slots, self.scores, last, by_itself and not has_rest)
 
 
 AnyAdapter = Annotated[

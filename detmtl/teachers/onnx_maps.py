@@ -12,7 +12,10 @@ from detmtl.teachers.onnx_outputs import Shape, matches, sigmoid, softmax
 
 
 class MapFormat:
-    """Class ids (B, h, w), or scores (B, S, h, w) or (B, h, w, S).
+    """Class ids (B, h, w), (B, 1, h, w) or (B, h, w, 1), or scores (B, S, h, w) or (B, h, w, S).
+
+    Of several classes, ids may be floats that are whole, as converted networks write them. Of a single one
+    they are integers, and floats are scores: those of a picture without the class may be 0 throughout.
 
     Args:
         output: its name.
@@ -57,20 +60,32 @@ class MapFormat:
 
     def decode(self, output: np.ndarray) -> tuple[np.ndarray, bool]:
         """Returns class ids (B, h, w) int64 and True, or probabilities (B, S or S + 1, h, w) and
-        False."""
-        if output.ndim == 4 and 1 in (output.shape[1], output.shape[3]) and _whole(output):
+        False.
+
+        Raises:
+            InputError: it is neither, or a softmax of one class is wanted.
+        """
+        whole = output.dtype.kind in "iu" or (self._num_slots > 1 and _whole(output))
+        if output.ndim == 4 and 1 in (output.shape[1], output.shape[3]) and whole:
             output = output.squeeze(1 if output.shape[1] == 1 else 3)
-        if output.ndim == 3:
-            if not _whole(output):
-                raise InputError(
-                    f"teacher.adapter.output: {output.shape} of {output.dtype} is neither class ids nor "
-                    "scores of each class"
-                )
+        if output.ndim == 3 and whole:
             return output.astype(np.int64), True
+        if output.ndim == 3 and self._num_slots == 1:
+            output = output[:, None]
+        if output.ndim == 3 or self._num_slots not in (output.shape[1], output.shape[3]):
+            raise InputError(
+                f"teacher.adapter.output: {output.shape} of {output.dtype} is neither class ids nor "
+                f"scores of each class, of which teacher.classes names {self._num_slots}"
+            )
         if self._scores_last(output.shape):
             output = output.transpose(0, 3, 1, 2)
         output = output.astype(np.float32)
         if self._activation == "softmax":
+            if self._num_slots == 1:
+                raise InputError(
+                    "teacher.adapter.scores: is softmax, which makes 1 of the score of a single class "
+                    "everywhere; set sigmoid, or none where the network gives probabilities"
+                )
             output = softmax(output, axis=1)
         elif self._activation == "sigmoid":
             output = sigmoid(output)
@@ -91,5 +106,5 @@ class MapFormat:
 
 
 def _whole(output: np.ndarray) -> bool:
-    """Returns whether all numbers are whole, of whatever type: converted networks write float ids."""
-    return output.dtype.kind in "iu" or bool((output == np.rint(output)).all())
+    """Returns whether all numbers (floats) are whole."""
+    return bool((output == np.rint(output)).all())

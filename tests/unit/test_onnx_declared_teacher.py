@@ -255,6 +255,27 @@ def test_after_a_sigmoid_what_no_class_has_is_none_of_them(tmp_path):
     torch.testing.assert_close(labels.weights, torch.tensor([[0.9, 0.6]]))
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 2, 2), (1, 2, 2, 1), (1, 2, 2)])
+def test_floats_of_a_single_class_are_scores_whatever_a_picture_s_are(tmp_path, shape):
+    adapter = {"kind": "map", "scores": "none"}
+    for values, classes in (
+        ([0.0, 0, 0, 0], [OTHER] * 4),  # a sigmoid that finds nothing
+        ([1.0, 0.9, 0, 0.25], [0, 0, OTHER, OTHER]),
+    ):
+        p = np.array(values, np.float32)
+        network(tmp_path / "n.onnx", {"p": p.reshape(shape)})
+        labels = ask(load(tmp_path, adapter, ["road"]), 2, 2)
+        assert labels.classes.ravel().tolist() == classes
+        torch.testing.assert_close(labels.weights.ravel(), torch.from_numpy(np.maximum(p, 1 - p)))
+    with pytest.raises(InputError, match="scores: is softmax, which makes 1"):
+        ask(load(tmp_path, {"kind": "map"}, ["road"]), 2, 2)
+    with pytest.raises(InputError, match="neither class ids nor scores of each class"):
+        ask(load(tmp_path, adapter, NAMES), 2, 2)
+    network(tmp_path / "n.onnx", {"ids": np.array([0, 255, 0, 0], np.int64).reshape(shape)})
+    labels = ask(load(tmp_path, adapter, ["road"]), 2, 2)
+    assert labels.weights is None and labels.classes.ravel().tolist() == [0, UNKNOWN, 0, 0]
+
+
 def test_the_padding_of_a_letterbox_is_no_part_of_the_map(tmp_path):
     ids = np.zeros((1, *SIZE), np.int64)
     ids[:, :, 16:48] = 1  # where a square picture lies
