@@ -61,11 +61,14 @@ class AnyPredictor(Protocol):
     Attributes:
         class_names: of the boxes.
         names: task name -> names of its classes.
+        kinds: task name -> what its labels are: `boxes`, `maps`, `tags` or `depth`. Of a task of one's own
+            that has no exporter it is the kind that it learns from.
         describing: names of the tasks that say something of another one's boxes.
     """
 
     class_names: tuple[str, ...]
     names: dict[str, tuple[str, ...]]
+    kinds: dict[str, str]
     describing: tuple[str, ...]
 
     def predict(self, images: Sequence[Tensor]) -> list[dict[str, Labels]]:
@@ -102,6 +105,7 @@ class Predictor:
             name: tuple(getattr(task, "class_names", loaded.class_names))
             for name, task in self.model.tasks.items()
         }
+        self.kinds = {name: _kind_of(task) for name, task in self.tasks.items()}
         self.describing = tuple(n for n, task in self.tasks.items() if task.of is not None)
         self.short, self.long = loaded.short, loaded.long
         self.dtype = dtype_of(precision, self.device)
@@ -179,6 +183,8 @@ class ScriptPredictor:
         self._kinds = {name: of["kind"] for name, of in others.items()}
         self._own = {n: self.names[n] for n, kind in self._kinds.items() if kind in KINDS}
         self.names |= dict.fromkeys(self._own, self.class_names)  # what they describe are boxes
+        alone = {name: kind for name, kind in self._kinds.items() if name not in self._own}
+        self.kinds = dict.fromkeys(self.names, "boxes") | alone
         self.describing = tuple(self._own)
 
     @torch.inference_mode()
@@ -315,6 +321,12 @@ def load_checkpoint(path: str | Path, trust: bool = False) -> LoadedModel:
     load_weights(model, weights_of(checkpoint), str(path))
     searched = checkpoint.get("searched", {})
     return LoadedModel(model.eval(), class_names, size.short, size.long, settings, searched)
+
+
+def _kind_of(task: Task) -> str:
+    """Returns what a task's labels are; its exporter tells where it learns from labels of another kind."""
+    exporter = task.exporter()
+    return task.labels if exporter is None else exporter.kind
 
 
 def _in_original(labels: Labels, fitted: Tensor, original: Tensor) -> Labels:

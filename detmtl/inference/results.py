@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -19,20 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detmtl.data.images import PICTURE_SUFFIXES, list_pictures, read_image
+from detmtl.data.images import read_image
 from detmtl.data.maps import Legend, write_values
 from detmtl.engine.drawing import draw
 from detmtl.inference.box_details import described, keypoints_by_class, with_details
 from detmtl.inference.predictor import AnyPredictor
+from detmtl.inference.written import Files, map_file, settled
 from detmtl.structures.boxes import area, xyxy_to_xywh
 from detmtl.structures.depth import DepthLabels
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import OTHER, Grade, Labels, MapLabels, TagLabels
-
-VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
-
-WRITABLE = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
-"""Kinds of pictures that keep their kind when drawn on; others become JPEG."""
 
 T = TypeVar("T")
 
@@ -51,9 +48,10 @@ def predict_to_files(
     has such a task, `out`/<task>/... with a map of each picture and `legend.json`.
 
     The results file is a COCO annotation file with a `score` for each annotation; it can be scored,
-    looked at with COCO tools, or trained on as silver; tags stand with the images. `file_name` is
-    relative to the folder that all sources have in common; a frame of a video has the video's name
-    and its number, `frame`.
+    looked at with COCO tools, or trained on as silver; tags stand with the images, and those that two
+    tasks have in common as `task/name`. `file_name` is relative to the folder that all sources have in
+    common; a frame of a video has the video's name and its number, `frame`. The map of `a/b.jpg` is
+    `<task>/a/b.png`.
 
     Args:
         predictor: from `load_predictor`.
@@ -66,96 +64,37 @@ def predict_to_files(
         the results file.
 
     Raises:
-        InputError: nothing to predict, or unreadable files; the readable ones are written first.
+        InputError: nothing to predict, or one file would be written of two sources or over a source; or
+            unreadable files, and then the readable ones are written first.
     """
     out = Path(out)
-    root, files = find_sources(sources)
-    drawn = {file: out / "drawn" / _drawn_name(file.relative_to(root)) for file in files}
-    _refuse_overwriting(drawn)
-    videos = [f for f in files if f.suffix.lower() in VIDEO_SUFFIXES]
-    pictures = [f for f in files if f.suffix.lower() not in VIDEO_SUFFIXES]
+    files = settled(sources, out, predictor.kinds)
+    count = len(files.drawn)
     problems: list[str] = []
     done = 0
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        results = _Results(predictor, out, _Rows.of(out, stack), _Rows.of(out, stack))
-        for chunk in _chunks(iter(pictures), batch_size):
-            _predict_pictures(predictor, chunk, root, drawn, results, problems)
+        names = _told_apart(predictor.names, predictor.kinds)
+        results = _Results(
+            predictor.class_names, names, out, _Rows.of(out, stack), _Rows.of(out, stack)
+        )
+        for chunk in _chunks(iter(files.pictures), batch_size):
+            _predict_pictures(predictor, chunk, files, results, problems)
             done += len(chunk)
             if progress:
-                progress(done, len(files))
-        for video in videos:
+                progress(done, count)
+        for video in files.videos:
             try:
-                _predict_video(predictor, video, root, drawn[video], batch_size, results)
+                _predict_video(predictor, video, files, batch_size, results)
             except InputError as error:
                 problems += error.problems
             done += 1
             if progress:
-                progress(done, len(files))
+                progress(done, count)
         path = results.write(out / "results.json")
     if problems:
         raise InputError(problems)
     return path
-
-
-def find_sources(sources: Sequence[str | Path]) -> tuple[Path, list[Path]]:
-    """Returns the folder that all sources have in common, and all files, each once.
-
-    Raises:
-        InputError: a source does not exist or is neither picture nor video, or a folder is empty.
-    """
-    folders, files, problems = [], {}, []
-    for source in map(Path, sources):
-        place = _absolute(source)
-        if source.is_dir():
-            found = [place / name for name in list_pictures(place)]
-            if not found:
-                problems.append(f"{source}: no pictures in this folder")
-            folders.append(place)
-        elif not source.is_file():
-            problems.append(f"{source}: there is no such file or folder")
-            continue
-        elif source.suffix.lower() not in PICTURE_SUFFIXES | VIDEO_SUFFIXES:
-            kinds = ", ".join(sorted(PICTURE_SUFFIXES | VIDEO_SUFFIXES))
-            problems.append(f"{source}: neither a picture nor a video; known are {kinds}")
-            continue
-        else:
-            found = [place]
-            folders.append(place.parent)
-        files |= dict.fromkeys(found)
-    if not sources:
-        problems.append("source: none given; give a picture, a folder or a video")
-    if problems:
-        raise InputError(problems)
-    return Path(os.path.commonpath(folders)), list(files)
-
-
-def _absolute(path: Path) -> Path:
-    """Returns the absolute path without `..`, which would lead what is written out of its folder."""
-    plain = Path(os.path.abspath(path))
-    if path.exists() and _identity(plain) != _identity(path):
-        return path.resolve()  # `..` after a link: the folder above is not that of the name
-    return plain
-
-
-def _refuse_overwriting(drawn: Mapping[Path, Path]) -> None:
-    """Raises an InputError where the drawing of one source would replace a source, its own or another."""
-    sources = {_identity(file) for file in drawn} - {None}
-    for file, target in drawn.items():
-        if _identity(target) in sources:
-            raise InputError(
-                f"{target}: is one of the sources, and would be overwritten by the drawing of {file}; choose "
-                "another --out, outside of the sources"
-            )
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Returns what is the same under all names of a file or folder, links included; None: there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 @dataclass
@@ -186,9 +125,20 @@ class _Rows:
 
 @dataclass
 class _Results:
-    """What the results file will hold."""
+    """What the results file will hold.
 
-    predictor: AnyPredictor
+    Attributes:
+        class_names: of the boxes.
+        names: task name -> names of its classes, those of tags told apart.
+        out: the folder of all files.
+        images, annotations: rows so far.
+        tags: names of all tags so far.
+        points: class -> names of its keypoints.
+        owners: file of a map -> name of its picture.
+    """
+
+    class_names: Sequence[str]
+    names: Mapping[str, Sequence[str]]
     out: Path
     images: _Rows
     annotations: _Rows
@@ -211,7 +161,6 @@ class _Results:
                 self._add_depth(task, name if frame is None else f"{name}/{frame:06d}", labels)
                 continue
             if isinstance(labels, TagLabels):
-                entry |= _tags(labels, self.predictor.names[task])
                 continue
             if labels.details is not None and labels.details.keypoint_names:
                 self.points = keypoints_by_class(labels.details.keypoint_names)
@@ -235,22 +184,20 @@ class _Results:
                         "score": round(score, 6),
                     }
                 )
+        if (tags := _all_tags(found, self.names)) is not None:
+            entry |= _tags(*tags)
         self.tags |= dict.fromkeys(entry.get("scores", ()))
         self.images.add(entry)
 
     def _png(self, task: str, name: str) -> Path:
         """Returns the file of what a task found in a picture, its folder made.
 
-        Raises:
-            InputError: it is that of another picture, too.
+        Where a task gives maps of which nothing was known beforehand, and the file is that of another
+        picture already, it has the picture's whole name.
         """
-        path = (self.out / task / name).with_suffix(".png")
-        other = self.owners.setdefault(path, name)
-        if other != name:
-            raise InputError(
-                f"{other} and {name} differ in their ending alone, and what '{task}' finds in both would be "
-                f"{path}; rename one of them"
-            )
+        path = map_file(self.out, task, name)
+        if self.owners.setdefault(path, name) != name:
+            path = path.with_name(f"{Path(name).name}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -258,7 +205,7 @@ class _Results:
         """Writes the map of a picture, and what its values mean."""
         path = self._png(task, name)
         write_values(path, labels.classes.numpy())
-        legend = Legend(dict(enumerate(self.predictor.names[task])), (OTHER,), grade=Grade.SILVER)
+        legend = Legend(dict(enumerate(self.names[task])), (OTHER,), grade=Grade.SILVER)
         (self.out / task / "legend.json").write_text(json.dumps(legend.json()))
 
     def _add_depth(self, task: str, name: str, labels: DepthLabels) -> None:
@@ -271,7 +218,7 @@ class _Results:
 
     def write(self, path: Path) -> Path:
         """Writes the file, whole or not at all."""
-        names = self.predictor.class_names
+        names = self.class_names
         categories = [
             {"id": i + 1, "name": name} | self.points.get(name, {}) for i, name in enumerate(names)
         ]
@@ -289,14 +236,13 @@ class _Results:
 
 def _predict_pictures(
     predictor: AnyPredictor,
-    files: Sequence[Path],
-    root: Path,
-    drawn: dict[Path, Path],
+    chunk: Sequence[Path],
+    files: Files,
     results: _Results,
     problems: list[str],
 ) -> None:
     images: dict[Path, Tensor] = {}
-    for file in files:
+    for file in chunk:
         try:
             images[file] = torch.from_numpy(read_image(file)).permute(2, 0, 1)
         except InputError as error:
@@ -305,15 +251,14 @@ def _predict_pictures(
         images.items(), predictor.predict(list(images.values())), strict=True
     ):
         found = {name: labels.to("cpu") for name, labels in found.items()}
-        results.add(file.relative_to(root).as_posix(), image, found)
-        _write_picture(drawn[file], _drawing(image, found, predictor.names))
+        results.add(file.relative_to(files.root).as_posix(), image, found)
+        _write_picture(files.drawn[file], _drawing(image, found, results.names))
 
 
 def _predict_video(
     predictor: AnyPredictor,
     file: Path,
-    root: Path,
-    drawn: Path,
+    files: Files,
     batch_size: int,
     results: _Results,
 ) -> None:
@@ -324,12 +269,12 @@ def _predict_video(
         for frames in _chunks(_frames(capture), batch_size):
             for image, found in zip(frames, predictor.predict(frames), strict=True):
                 found = {name: labels.to("cpu") for name, labels in found.items()}
-                results.add(file.relative_to(root).as_posix(), image, found, frame=number)
+                results.add(file.relative_to(files.root).as_posix(), image, found, frame=number)
                 number += 1
                 if writer is None:
                     rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
-                    writer = _video_writer(drawn, rate, image)
-                writer.write(_bgr(_drawing(image, found, predictor.names)))
+                    writer = _video_writer(files.drawn[file], rate, image)
+                writer.write(_bgr(_drawing(image, found, results.names)))
     finally:
         capture.release()
         if writer is not None:
@@ -360,12 +305,41 @@ def _drawing(image: Tensor, found: dict[str, Labels], names: Mapping[str, Sequen
 
     Depth is not drawn: its grays would hide the others' colors; it has files of its own.
     """
+    tags = _all_tags(found, names)
     found = with_details(found)
     for name, labels in sorted(found.items(), key=lambda item: not isinstance(item[1], MapLabels)):
-        if isinstance(labels, DepthLabels):
-            continue
-        image = draw(image, labels, names[name], colors="class")
-    return image
+        if not isinstance(labels, DepthLabels | TagLabels):
+            image = draw(image, labels, names[name], colors="class")
+    return image if tags is None else draw(image, *tags, colors="class")
+
+
+def _told_apart(
+    names: Mapping[str, Sequence[str]], kinds: Mapping[str, str]
+) -> dict[str, Sequence[str]]:
+    """Returns the names of each task's classes, where tags that several tasks have are `task/name`: in the
+    results file all tasks' tags of a picture stand together."""
+    tags = {task: names[task] for task, kind in kinds.items() if kind == "tags"}
+    count = Counter(name for of_task in tags.values() for name in of_task)
+    apart = {
+        task: [f"{task}/{name}" if count[name] > 1 else name for name in of_task]
+        for task, of_task in tags.items()
+    }
+    return {**names, **apart}
+
+
+def _all_tags(
+    found: Mapping[str, Labels], names: Mapping[str, Sequence[str]]
+) -> tuple[TagLabels, list[str]] | None:
+    """Returns the tags that all tasks together give a picture, and their names; None: no task gives any."""
+    tags = {task: labels for task, labels in found.items() if isinstance(labels, TagLabels)}
+    if not tags:
+        return None
+    together = TagLabels(
+        torch.cat([labels.targets for labels in tags.values()]),
+        torch.cat([labels.weights for labels in tags.values()]),
+        Grade.SILVER,
+    )
+    return together, [name for task in tags for name in names[task]]
 
 
 def _tags(labels: TagLabels, names: Sequence[str]) -> dict[str, Any]:
@@ -383,13 +357,6 @@ def _write_picture(path: Path, image: Tensor) -> None:
 
 def _bgr(image: Tensor) -> Any:
     return image.permute(1, 2, 0)[..., [2, 1, 0]].contiguous().numpy()
-
-
-def _drawn_name(relative: Path) -> Path:
-    kind = relative.suffix.lower()
-    if kind in VIDEO_SUFFIXES:
-        return relative if kind == ".mp4" else relative.with_name(relative.name + ".mp4")
-    return relative if kind in WRITABLE else relative.with_name(relative.name + ".jpg")
 
 
 def _chunks(items: Iterator[T], size: int) -> Iterator[list[T]]:

@@ -43,6 +43,7 @@ class ViewsPredictor:
     ):
         self.class_names, self.left_out = predictor.class_names, predictor.describing
         self.names = {n: of for n, of in predictor.names.items() if n not in self.left_out}
+        self.kinds = {n: kind for n, kind in predictor.kinds.items() if n not in self.left_out}
         self.describing: tuple[str, ...] = ()
         if self.left_out:
             warnings.warn(

@@ -80,6 +80,8 @@ def test_every_task_is_in_the_file(all_tasks):
 
 def test_the_file_predicts_labels_of_each_task(all_tasks):
     predictor = load_predictor(all_tasks[1])
+    assert predictor.kinds == {"boxes": "boxes", "map": "maps", "tags": "tags"}
+    assert predictor.kinds == Predictor(all_tasks[0]).kinds
     assert predictor.names == {"boxes": tuple(BOXES), "map": tuple(MAPS), "tags": tuple(TAGS)}
     found = predictor.predict(_images())[0]
     assert isinstance(found["map"], MapLabels) and isinstance(found["tags"], TagLabels)
@@ -95,6 +97,13 @@ def about_boxes(tmp_path_factory):
 
 def _every_score(decoder):
     decoder.score_threshold, decoder.least_logit = 0.0, -float("inf")
+
+
+def test_what_is_said_of_boxes_is_boxes(about_boxes):
+    loaded, path, _ = about_boxes
+    for predictor in (load_predictor(path), Predictor(loaded)):
+        boxes = {*ABOUT, "boxes"}
+        assert {n for n, kind in predictor.kinds.items() if kind == "boxes"} == boxes
 
 
 def test_what_is_said_of_boxes_is_in_the_file(about_boxes):

@@ -12,11 +12,12 @@ from detmtl.inference.predictor import (
     load_checkpoint,
     load_predictor,
 )
-from detmtl.inference.results import find_sources, predict_to_files
+from detmtl.inference.results import predict_to_files
+from detmtl.inference.written import find_sources
 from detmtl.models.backbone import BackboneSettings
 from detmtl.models.fpn import FPNSettings
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import BoxLabels, MapLabels
+from detmtl.structures.labels import BoxLabels, MapLabels, TagLabels
 from detmtl.tasks.detection import DetectionConfig
 from detmtl.tasks.multitask import ModelSettings, build_model
 from detmtl.tasks.tasks import TaskConfig
@@ -173,6 +174,7 @@ class Everywhere:
 
     class_names = ("cat", "dog")
     names = {"boxes": ("cat", "dog")}
+    kinds = {"boxes": "boxes"}
 
     def predict(self, images):
         found = []
@@ -230,27 +232,79 @@ def test_no_source_is_overwritten_by_the_drawing_of_another(tmp_path):
     for name in ("a.jpg", "out/drawn/a.jpg"):
         write_picture(tmp_path / name)
     before = (tmp_path / "out/drawn/a.jpg").read_bytes()
-    told = r"out/drawn/a\.jpg: is one of the sources.* drawing of .*/a\.jpg; choose another --out"
+    told = r"out/drawn/a\.jpg: is one of the sources.* found in .*/a\.jpg; choose another --out"
     with pytest.raises(InputError, match=told):
         predict_to_files(Everywhere(), [tmp_path], tmp_path / "out")
     assert (tmp_path / "out/drawn/a.jpg").read_bytes() == before
 
 
-def test_maps_of_pictures_that_differ_in_their_ending_are_refused(tmp_path):
-    class Maps(Everywhere):
-        names = {"map": ("sky",)}
+class Maps(Everywhere):
+    """A stand-in that sees sky everywhere."""
+
+    names = {"map": ("sky",)}
+    kinds = {"map": "maps"}
+
+    def predict(self, images):
+        return [
+            {"map": MapLabels(torch.zeros(i.shape[1:], dtype=torch.uint8), None, torch.ones(1))}
+            for i in images
+        ]
+
+
+@pytest.mark.parametrize(
+    ("predictor", "names", "shared"),
+    [
+        (Maps(), ("a.jpg", "a.png"), r"out/map/a\.png"),
+        (Everywhere(), ("a.tif", "a.tif.jpg"), r"out/drawn/a\.tif\.jpg"),
+    ],
+)
+def test_sources_of_one_file_are_refused_before_any_is_predicted(
+    tmp_path, predictor, names, shared
+):
+    for name in ("0.jpg", *names):
+        write_picture(tmp_path / "in" / name)
+    with pytest.raises(InputError, match=rf"in/{names[0]} and in .* one file, .*{shared}; rename"):
+        predict_to_files(predictor, [tmp_path / "in"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_source_is_overwritten_by_a_map(tmp_path):
+    write_picture(tmp_path / "map/a.png")
+    with pytest.raises(InputError, match=r"map/a\.png: is one of the sources"):
+        predict_to_files(Maps(), [tmp_path / "map"], tmp_path)
+
+
+def test_maps_that_nobody_knew_of_have_whole_names_where_they_clash(tmp_path):
+    class Unknown(Maps):
+        kinds = {"map": "boxes"}  # of a task of one's own without an exporter
+
+    for name in ("a.jpg", "a.png"):
+        write_picture(tmp_path / "in" / name)
+    path = predict_to_files(Unknown(), [tmp_path / "in"], tmp_path / "out")
+    assert len(json.loads(path.read_text())["images"]) == 2
+    assert sorted(p.name for p in tmp_path.glob("out/map/*.png")) == ["a.png", "a.png.png"]
+
+
+def test_tags_of_several_tasks_stand_together(tmp_path):
+    class Tags(Everywhere):
+        names = {"time": ("day", "night", "other"), "place": ("road", "other")}
+        kinds = {"time": "tags", "place": "tags"}
 
         def predict(self, images):
+            told = {"time": [0.75, 0.25, 0.5], "place": [0.125, 0.625]}
             return [
-                {"map": MapLabels(torch.zeros(i.shape[1:], dtype=torch.uint8), None, torch.ones(1))}
-                for i in images
+                {n: TagLabels(torch.tensor(p), torch.ones(len(p))) for n, p in told.items()}
+                for _ in images
             ]
 
-    for name in ("in/a.jpg", "in/a.png"):
-        write_picture(tmp_path / name)
-    told = r"a\.jpg and a\.png differ in their ending alone, and what 'map' finds"
-    with pytest.raises(InputError, match=told):
-        predict_to_files(Maps(), [tmp_path / "in"], tmp_path / "out", 2)
+    write_picture(tmp_path / "a.jpg")
+    content = json.loads(
+        predict_to_files(Tags(), [tmp_path / "a.jpg"], tmp_path / "out").read_text()
+    )
+    (image,) = content["images"]
+    scores = {"day": 0.75, "night": 0.25, "time/other": 0.5, "road": 0.125, "place/other": 0.625}
+    assert image["scores"] == scores and content["tags"] == [*scores]
+    assert image["tags"] == ["day", "time/other", "place/other"]
 
 
 def test_video_to_files(tmp_path):

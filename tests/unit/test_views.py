@@ -31,6 +31,7 @@ class Bright:
 
     class_names = ("spot", "other")
     names = {"boxes": ("spot", "other"), "map": ("bright",), "tags": ("left",)}
+    kinds = {"boxes": "boxes", "map": "maps", "tags": "tags"}
     describing = ()
     agnostic = False
     seen: list
@@ -198,6 +199,7 @@ def test_depths_are_the_mean_of_the_views_that_know_them():
         """Says 2 m of what it sees first, then 8 m, and nothing of the left half."""
 
         class_names, names, describing = (), {"depth": ()}, ()
+        kinds = {"depth": "depth"}
 
         def __init__(self, blind=False):
             self.blind, self.meters = blind, [2.0, 8.0]
@@ -231,6 +233,7 @@ def test_depths_are_the_mean_of_the_views_that_know_them():
 
 class Keypoints(Bright):
     names = Bright.names | {"pose": ("spot", "other")}
+    kinds = Bright.kinds | {"pose": "boxes"}
     describing = ("pose",)
 
     def predict(self, images):
@@ -247,7 +250,7 @@ def test_what_is_said_of_boxes_is_left_out_with_a_word():
     ):
         several = ViewsPredictor(Keypoints(), ViewSettings(tile=64))
     found = several.predict([image])[0]
-    assert [*found] == ["boxes", "map", "tags"] == [*several.names]
+    assert [*found] == ["boxes", "map", "tags"] == [*several.names] == [*several.kinds]
     assert found["boxes"].boxes.tolist() == [[3, 5, 12, 9]]
     assert several.left_out == ("pose",) and several.describing == ()
 
