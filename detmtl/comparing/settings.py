@@ -1,5 +1,6 @@
 """The settings of a comparison: a run's settings, and what its arms change in them."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -62,7 +63,7 @@ class CompareSettings(Settings):
         metrics: as in metrics.json; the first decides the verdict on top.
         grid: axis -> name -> changes. Every combination is a cell with all arms and seeds of its own.
         curve: settings -> values, in step with each other: one more axis, whose first setting is the
-            horizontal axis of a plot (the number of gold pictures, say).
+            horizontal axis of a plot (the number of gold pictures, say) and has numbers.
         split: cuts one labelled source into train, audit and test; None: the base config has its own.
         resamples: of the bootstrap over pictures.
         equal_steps: refuses arms that make another number of optimizer steps, or of other batches.
@@ -104,6 +105,7 @@ class CompareSettings(Settings):
         ]
         if {len(values) for values in self.curve.values()} - {len(self.points)}:
             problems.append("curve: its lists must have equal lengths, since they go in step")
+        problems += self._no_axis()
         problems += too_few(self.resamples, len(self.arms) - 1)
         if self.split and any(name.endswith("subset.seed") for name in self.seeded):
             problems.append(
@@ -112,6 +114,24 @@ class CompareSettings(Settings):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _no_axis(self) -> list[str]:
+        """Returns what is wrong with the axes of cells: an empty one leaves no run to be made."""
+        axes = [("grid", *axis) for axis in self.grid.items()]
+        axes += [("curve", *axis) for axis in self.curve.items()]
+        problems = [
+            f"{kind}: {name}: is empty; give it a value at least, or leave it out"
+            for kind, name, values in axes
+            if not values
+        ]
+        odd = [v for v in self.points if isinstance(v, bool) or not isinstance(v, int | float)]
+        if odd or not all(map(math.isfinite, self.points)):
+            problems.append(
+                f"curve: {next(iter(self.curve))}: is the horizontal axis of a plot, so its values are "
+                f"numbers; found {', '.join(map(str, self.points))}. Put a setting that has numbers first, "
+                "or make an axis of grid of this one"
+            )
+        return problems
 
     @property
     def baselines(self) -> list[str]:

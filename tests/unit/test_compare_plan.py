@@ -116,6 +116,12 @@ def test_mistakes_are_told_with_their_place(planner):
         planner("ceiling: all\n")
     with pytest.raises(InputError, match="equal lengths"):
         planner("curve: {train.steps: [1, 2], data.batch_size: [1]}\n")
+    with pytest.raises(InputError, match=r"backbone\.name: is the horizontal .* found r18, r50"):
+        planner("curve: {model.backbone.name: [r18, r50], train.steps: [1, 2]}\n")
+    with pytest.raises(InputError, match=r"curve: train\.steps: is empty"):
+        planner("curve: {train.steps: []}\n")
+    with pytest.raises(InputError, match="grid: size: is empty"):
+        planner("grid: {size: {}}\n")
     with pytest.raises(InputError, match=r"compare\.yaml: set: train\.stepz: .*unknown setting"):
         of(planner("set: {train.stepz: 4}\n"))
     with pytest.raises(InputError, match=r"base: nowhere\.yaml: no such file"):
