@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from detmtl.data.source import Source
+from detmtl.structures.errors import InputError
 
 FILE = "test_uses.jsonl"
 
@@ -35,15 +36,42 @@ class Use:
 
 
 def record_use(out: Path, test: Source, experiment: str) -> None:
-    """Notes that an experiment scores these pictures; once."""
+    """Notes that an experiment scores these pictures; once.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     use = Use(_digest(test), experiment, out.name, str(datetime.date.today()))
     if any((u.test, u.experiment) == (use.test, use.experiment) for u in _uses(out)):
         return
-    target = os.open(out.absolute().parent / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    target = _opened(out)
     try:  # one write, with a newline first: a torn line of a killed process is ended
         os.write(target, f"\n{json.dumps(asdict(use))}\n".encode())
     finally:
         os.close(target)
+
+
+def refuse_unnoted(out: Path) -> None:
+    """Refuses to begin a comparison whose use of test pictures could not be noted. One that has begun may
+    only be reported, which notes nothing.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    if not any((out / "runs").glob("*")):
+        os.close(_opened(out))
+
+
+def _opened(out: Path) -> int:
+    """Returns the file beside a comparison's folder, to be written at its end."""
+    path = out.absolute().parent / FILE
+    try:
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise InputError(
+            f"--out {out}: {path}, which notes each use of test pictures, cannot be written "
+            f"({error.strerror}); choose a folder in one that can be written"
+        ) from None
 
 
 def earlier_uses(out: Path, test: Source, experiment: str) -> list[Use]:

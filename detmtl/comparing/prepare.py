@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from detmtl.comparing.ledger import refuse_unnoted
 from detmtl.comparing.plan import (
     Plan,
     Planner,
@@ -177,6 +178,8 @@ class Preparation:
         )
         key = digest(facts)
         if key not in self._final:
+            if name == "test":
+                refuse_unnoted(self.out)
             self._final[key] = final_source(settings, self.out / "cache")
         return self._final[key], name
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from detmtl import compare
 from detmtl.comparing.bootstrap import resampled
 from detmtl.comparing.jobs import Job, _why
+from detmtl.comparing.ledger import FILE
 from detmtl.comparing.plan import Planner
 from detmtl.comparing.prepare import Preparation, prepare
 from detmtl.comparing.settings import CompareSettings, read_compare
@@ -141,6 +142,14 @@ def test_other_weights_of_the_backbone_are_another_run(folder):
 def test_arms_scored_on_different_pictures_are_refused(folder, text):
     with pytest.raises(InputError, match=r"scored on other pictures or classes.*one data\.val"):
         keys(folder, text, checked=True)
+
+
+def test_a_use_of_test_pictures_that_cannot_be_noted_is_told_before_they_are_read(folder):
+    (folder / FILE).mkdir()
+    assert keys(folder)["gold"], "validation pictures are not used up"
+    test = "set: {data.test: {kind: coco, images: nowhere, annotations: nowhere.json}}\n"
+    with pytest.raises(InputError, match=rf"{FILE}, which notes .* cannot be written"):
+        keys(folder, COMPARE + test)
 
 
 def test_a_metric_of_no_task_is_told_before_the_runs(folder):

@@ -1,6 +1,9 @@
 """A second use of the same test pictures is noticed."""
 
-from detmtl.comparing.ledger import FILE, earlier_uses, record_use
+import pytest
+
+from detmtl.comparing.ledger import FILE, earlier_uses, record_use, refuse_unnoted
+from detmtl.structures.errors import InputError
 
 
 class Pictures:
@@ -38,3 +41,13 @@ def test_a_torn_line_is_left_out_and_one_use_is_one_line(tmp_path):
     assert use.experiment == "first"
     lines = [x for x in (tmp_path / FILE).read_text().splitlines() if x]
     assert len(lines) == 3
+
+
+def test_a_use_that_cannot_be_noted_is_refused_unless_runs_are_there_to_be_reported(tmp_path):
+    out = tmp_path / "a"
+    (tmp_path / FILE).mkdir()  # cannot be written, whoever runs this
+    for refused in (lambda: record_use(out, Pictures("1"), "first"), lambda: refuse_unnoted(out)):
+        with pytest.raises(InputError, match=rf"--out .*{FILE}.* cannot be written .*; choose"):
+            refused()
+    (out / "runs" / "key").mkdir(parents=True)
+    refuse_unnoted(out)
