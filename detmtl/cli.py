@@ -70,11 +70,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(args: argparse.Namespace) -> None:
-    path = find_config(args.config)
-    out = args.resume or args.out or Path("runs") / path.stem
-    if args.resume and not (args.resume / "settings.yaml").is_file():
+    kept = None if args.resume is None else args.resume / "settings.yaml"
+    if kept is not None and not kept.is_file():
         raise InputError(f"--resume {args.resume}: holds no run (no settings.yaml in it)")
-    run(read_settings(path, args.set), out)
+    if args.config is not None:
+        path = find_config(args.config)
+    elif kept is not None:
+        path = kept
+    else:
+        raise InputError(
+            "train needs --config, a path or a name in configs/, or --resume, the folder of a run to go on with"
+        )
+    run(read_settings(path, args.set), args.resume or args.out or Path("runs") / path.stem)
 
 
 def _compare(args: argparse.Namespace) -> int:

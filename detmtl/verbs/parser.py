@@ -37,7 +37,9 @@ def build_parser(functions: Mapping[str, Verb]) -> argparse.ArgumentParser:
 def _run_verbs(verb: Callable[..., Any]) -> None:
     """Adds what trains."""
     p = verb("train", "Runs a whole recipe; the same command again goes on where it stopped.")
-    p.add_argument("--config", required=True, help="a path, or a name in configs/")
+    p.add_argument(
+        "--config", help="a path, or a name in configs/; by default the settings of --resume"
+    )
     p.add_argument(
         "--set", action="append", default=[], metavar="A.B=VALUE", help="override a setting"
     )

@@ -5,12 +5,13 @@ import math
 import re
 
 import pytest
-from conftest import REPOSITORY
+from conftest import GOLD_ALONE, REPOSITORY, same_weights, settings_words
 from jsonschema import Draft202012Validator
 from PIL import Image
 from pycocotools.coco import COCO
 from ruamel.yaml import YAML
 
+from detmtl.engine.state import Ema
 from detmtl.inference.predictor import load_predictor
 from detmtl.silver.store import Store
 
@@ -44,6 +45,33 @@ def test_the_same_command_again_only_prints_the_table(finished, data, detmtl):
     assert done.status == 0, done.err
     assert "Scores on test" in done.out
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*.pt")} == times
+
+
+def test_a_run_goes_on_by_its_folder_alone(data, detmtl, tmp_path, monkeypatch):
+    run, original = tmp_path / "run", Ema.update
+    words = [*GOLD_ALONE, *settings_words(train__steps=6, train__save_every=2, device="cpu")]
+    words += settings_words(export__format="null")
+    whole = detmtl("train", "--config", data / "recipe.yaml", *words, "--out", tmp_path / "whole")
+    assert whole.status == 0, whole.err
+
+    def stop(self, model, step):
+        if step == 5:
+            raise KeyboardInterrupt
+        original(self, model, step)
+
+    monkeypatch.setattr(Ema, "update", stop)
+    done = detmtl("train", "--config", data / "recipe.yaml", *words, "--out", run)
+    assert done.status == 130 and "the same command goes on" in done.err
+    monkeypatch.undo()
+    other = detmtl("train", "--resume", run, "--set", "optim.lr=0.5")
+    assert other.status == 2 and "optim.lr was 0.003, now 0.5" in other.errors[0]
+    done = detmtl("train", "--resume", run, "--set", "data.workers=1")
+    assert done.status == 0, done.err
+    assert f"Continuing from step 4 of {run / 'last.pt'}" in done.out
+    assert same_weights(run / "last.pt", tmp_path / "whole" / "last.pt")
+    done = detmtl("train")
+    assert done.status == 2 and "train needs --config" in done.errors[0]
+    assert "or --resume" in done.errors[0]
 
 
 def test_annotate_audit_select(finished, data, detmtl, tmp_path):
