@@ -29,7 +29,11 @@ from detmtl.structures.sample import Batch
 
 
 def marginal_cross_entropy(
-    logits: Tensor, classes: Tensor, coverage: Tensor, none_of_them: int = OTHER
+    logits: Tensor,
+    classes: Tensor,
+    coverage: Tensor,
+    some_other: bool = True,
+    none_of_them: int = OTHER,
 ) -> tuple[Tensor, Tensor]:
     """Returns the loss of each position, 0 where there is none, and where there is one.
 
@@ -37,6 +41,7 @@ def marginal_cross_entropy(
         logits: (B, C, h, w), at least float32.
         classes: (B, h, w) uint8, in 0..C-1 or `OTHER` or `UNKNOWN`.
         coverage: (B, C) in [0, 1].
+        some_other: whether an `OTHER` pixel may have a loss: without, its merged probability is spared.
         none_of_them: `OTHER`, which TorchScript knows only as a default.
 
     Returns:
@@ -46,7 +51,7 @@ def marginal_cross_entropy(
     ordinary, other = classes < none_of_them, classes == none_of_them
     index = torch.where(ordinary, classes, 0).long()[:, None]
     losses = (total - logits.gather(1, index)[:, 0]) * ordinary
-    if classes.device.type == "cpu" and not other.any():  # asking is free there
+    if not some_other:
         return losses, ordinary
     left = (1 - coverage).to(logits.dtype)
     possible = (left > 0).any(1)
@@ -79,7 +84,7 @@ def semantic_losses(
         logits = F.interpolate(logits, size=(height, width), mode="bilinear")
     middle = slice(stride // 2, None, stride)
     classes = labels.classes[:, middle, middle]
-    losses, known = marginal_cross_entropy(logits, classes, labels.coverage)
+    losses, known = marginal_cross_entropy(logits, classes, labels.coverage, labels.some_other)
     if labels.weights is not None:
         losses = losses * labels.weights[:, middle, middle]
     # Who wrote the map counts here, not who wrote the picture's other labels.

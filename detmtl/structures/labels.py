@@ -199,6 +199,7 @@ class PaddedMaps(Tensors):
         present: (B,) bool, which pictures have labels for the task at all.
         some: whether there may be a pixel to learn from: found out while the labels are on the CPU, since
             asking a GPU means waiting for it.
+        some_other: whether there may be an `OTHER` pixel to learn from, in the same way.
     """
 
     classes: Tensor
@@ -207,6 +208,7 @@ class PaddedMaps(Tensors):
     grade: Tensor
     present: Tensor
     some: bool = True
+    some_other: bool = True
 
     def unpadded(self, sizes: Sequence[Sequence[int]]) -> list[MapLabels | None]:
         """Returns the labels of each picture of true `sizes` (B, 2); None where nobody looked."""
@@ -360,13 +362,15 @@ def pad_maps(labels: Sequence[MapLabels | None], height: int, width: int) -> Pad
     known = [x for x in labels if x is not None]
     shape, num_classes = (len(labels), height, width), len(known[0].coverage)
     weighted = any(x.weights is not None for x in known)
+    some_other = any(_other_teaches(x) for x in known)
     out = PaddedMaps(
         classes=torch.full(shape, UNKNOWN, dtype=torch.uint8),
         weights=torch.zeros(shape) if weighted else None,
         coverage=torch.zeros(len(labels), num_classes),
         grade=torch.tensor([0 if x is None else int(x.grade) for x in labels], dtype=torch.uint8),
         present=torch.tensor([x is not None for x in labels]),
-        some=any(_teaches(x) for x in known),
+        some=some_other or any(bool((x.classes < OTHER).any()) for x in known),
+        some_other=some_other,
     )
     for i, x in enumerate(labels):
         if x is None:
@@ -379,10 +383,8 @@ def pad_maps(labels: Sequence[MapLabels | None], height: int, width: int) -> Pad
     return out
 
 
-def _teaches(labels: MapLabels) -> bool:
-    """Returns whether a pixel has a class, or is `OTHER` where a class is left that it could be."""
-    if bool((labels.classes < OTHER).any()):
-        return True
+def _other_teaches(labels: MapLabels) -> bool:
+    """Returns whether a pixel is `OTHER` where a class is left that it could be."""
     return bool((labels.coverage < 1).any()) and bool((labels.classes == OTHER).any())
 
 

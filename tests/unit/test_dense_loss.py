@@ -110,6 +110,27 @@ def test_other_of_full_coverage_has_no_loss_and_no_nan():
     assert (logits.grad[0] == 0).all() and (logits.grad[1] != 0).any()
 
 
+def test_other_is_known_to_be_there_where_it_can_be_something():
+    classes, some = _classes(32, 32), _classes(32, 32)
+    some[3, 5] = OTHER
+    half = torch.tensor([0.5, 1, 1, 1, 1])
+    for of in (_map(classes), _map(classes, half), _map(some)):
+        assert not _batch([of, None]).labels["maps"].some_other
+    maps = _batch([_map(classes), _map(some, half)]).labels["maps"]
+    assert maps.some_other and maps.some
+    lonely = _batch([_map(torch.full((32, 32), OTHER, dtype=torch.uint8))]).labels["maps"]
+    assert not lonely.some and not lonely.some_other
+
+
+def test_sparing_the_work_for_other_changes_nothing():
+    logits = _logits(2, C, 8, 8)
+    batch = _batch([_map(seed=1), _map(seed=2)])
+    maps = batch.labels["maps"]
+    assert not maps.some_other
+    with_work = replace(batch, labels={"maps": replace(maps, some_other=True)})
+    assert torch.equal(_loss(logits, batch), _loss(logits, with_work))
+
+
 def test_coverage_is_each_picture_s_own():
     classes = torch.full((32, 32), OTHER, dtype=torch.uint8)
     first, second = torch.tensor([1.0, 1, 0, 0, 0]), torch.tensor([0.0, 0, 0, 1, 1])

@@ -230,6 +230,11 @@ def test_work_for_boxes_to_be_ignored_is_spared_where_there_are_none():
     assert not none.operations["aten.scatter_reduce_.two"]
 
 
+def test_work_for_pixels_of_no_class_is_spared_where_there_are_none():
+    tasks = {"boxes": DetectionConfig(), "other": SemanticConfig()}
+    assert step(2, 3, tasks).operations["aten.logsumexp.default"] == 1
+
+
 @pytest.mark.parametrize(
     "task",
     [
