@@ -162,6 +162,7 @@ def figure(fig: "Figure", caption: str = "") -> "Markup":
     from markupsafe import Markup
     from matplotlib import rc_context
 
+    _show_dollars(fig)
     out = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "detmtl"}):
         fig.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
@@ -177,6 +178,25 @@ def figure(fig: "Figure", caption: str = "") -> "Markup":
     own = f"f{hashlib.sha256(svg.encode()).hexdigest()[:8]}-"
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{own}", svg)
     return _figure(Markup(svg), caption, "plot")
+
+
+def _show_dollars(fig: "Figure") -> None:
+    """Has names shown as they are: matplotlib takes what is between two `$` for a formula, and fails where it
+    is none. Powers of ten on an axis are formulas of its own, and stay."""
+    from matplotlib.text import Text
+    from matplotlib.ticker import LogFormatter
+
+    own = {
+        text
+        for ax in fig.axes
+        for axis in (ax.xaxis, ax.yaxis)
+        if isinstance(axis.get_major_formatter(), LogFormatter)
+        for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks())
+        for text in (tick.label1, tick.label2)
+    }
+    for text in fig.findobj(Text):
+        if isinstance(text, Text) and text not in own:
+            text.set_parse_math(False)
 
 
 def picture(image: np.ndarray, caption: str = "", longest: int = 480) -> "Markup":

@@ -79,6 +79,21 @@ def test_plots_follow_the_mode_of_the_page_and_repeat():
     assert html == figure(plot())
 
 
+def test_names_with_dollars_are_shown_as_they_are():
+    name = "a$_$b"  # as a formula it is wrong
+    drawn, (left, right) = axes(columns=2)
+    left.plot([0, 1], [0, 1], label=name)
+    left.set_title(name)
+    left.set_yticks([0, 1], [name, "$x$"])
+    left.text(0, 0, name)
+    left.legend()
+    right.set(xlim=(0, 1), ylim=(1, 1e6), yscale="log", xlabel=name)
+    html = figure(drawn)
+    assert html.count(">a$_$b<") == 5 and ">$x$<" in html
+    shown = re.sub(r"<!--.*?-->", "", html)
+    assert "mathdefault" not in shown, "powers of ten are no names"
+
+
 def test_pictures_are_made_small():
     html = picture(np.zeros((100, 2000, 3), np.uint8), "p", longest=200)
     assert 'width="200" height="10"' in html
