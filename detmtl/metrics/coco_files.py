@@ -1,6 +1,7 @@
 """COCO annotation and results files as flat arrays, checked."""
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -106,7 +107,7 @@ def _ids(entries: list[Any], where: str, problems: list[str]) -> list[int]:
     ids = []
     for i, entry in enumerate(entries):
         if not isinstance(entry, dict) or not _is_integer(entry.get("id")):
-            problems.append(f"{where}[{i}]: needs an integer id")
+            problems.append(f"{where}[{i}]: needs an integer id of 64 bits at most")
         else:
             ids.append(entry["id"])
     problems += [
@@ -158,7 +159,7 @@ def _entry_problem(entry: dict[str, Any], with_score: bool) -> str | None:
     """Returns what is wrong with one entry that has all keys."""
     for key in ("image_id", "category_id"):
         if not _is_integer(entry[key]):
-            return f"{key} is {entry[key]!r}; it is an integer"
+            return f"{key} is {entry[key]!r}; it is an integer of 64 bits at most"
     box = entry["bbox"]
     if not isinstance(box, list) or len(box) != 4 or not all(_is_finite(x) for x in box):
         return f"bbox is {box!r}; it is four finite numbers x, y, width, height"
@@ -166,6 +167,9 @@ def _entry_problem(entry: dict[str, Any], with_score: bool) -> str | None:
         return f"bbox is {box!r}; width and height are not negative (x, y, width, height)"
     if with_score and not _is_finite(entry["score"]):
         return f"score is {entry['score']!r}; it is a finite number"
+    called = entry.get("category_name", "")
+    if with_score and not isinstance(called, str):
+        return f"category_name is {called!r}; it is text, or left out"
     area = entry.get("area")
     if not with_score and area is not None and not _is_finite(area):
         return f"area is {area!r}; it is a finite number"
@@ -200,11 +204,14 @@ def _name(entry: Any, position: int) -> str:
 
 
 def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Returns whether a value is an integer that a column holds."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and np.isfinite(value)
+    """Returns whether a value is a number that a column holds."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max  # also of integers of any length
 
 
 def _some(values: Sequence[int], shown: int = 5) -> str:

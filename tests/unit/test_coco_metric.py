@@ -231,7 +231,10 @@ GOOD = {"image_id": 10, "category_id": 7, "bbox": [1, 2, 3, 4], "score": 0.5}
         ({**GOOD, "image_id": 999}, "image_id 999"),
         ({**GOOD, "category_id": 1}, "category_id 1"),
         ({**GOOD, "image_id": "10"}, "image_id is '10'"),
+        ({**GOOD, "image_id": 2**70}, "64 bits"),
         ({**GOOD, "score": float("nan")}, "score is nan"),
+        ({**GOOD, "score": 10**400}, "it is a finite number"),
+        ({**GOOD, "category_name": ["cat"]}, "category_name is ['cat']; it is text"),
         ({**GOOD, "bbox": [1, 2, float("nan"), 4]}, "four finite"),
         ({**GOOD, "bbox": [1, 2, 3]}, "four finite"),
         ({**GOOD, "bbox": [1, 2, -3, 4]}, "negative"),
@@ -268,12 +271,12 @@ def test_wrong_annotations_are_told_at_once(tmp_path):
     content = json.loads(truth_path.read_text())
     content["annotations"][0]["bbox"][2] = -1
     content["annotations"][1].pop("category_id")
-    content["images"].append({"id": 10})
+    content["images"] += [{"id": 10}, {"id": 2**70}]
     content["categories"][1]["name"] = "cat"
     truth_path.write_text(json.dumps(content))
     with pytest.raises(InputError) as error:
         evaluate_files(found_path, truth_path)
-    assert len(error.value.problems) == 4
+    assert len(error.value.problems) == 5
 
 
 def test_results_that_name_their_classes_rightly_are_read(tmp_path):
