@@ -3,7 +3,8 @@
 Source: Chen et al. 2018 (GradNorm), arXiv 1711.02257, algorithm 1 and equations 1 and 2. Deviations: the
 norm is that on all of the trunk's parameters, which tasks at other places than the last layer reach, too;
 a step of the weights is measured in units of the tasks' mean norm, so that it does not depend on
-the unit of the losses; the loss at the start is the mean of the first 20; silent tasks keep their weight.
+the unit of the losses; the loss at the start is the mean of the first 20; silent tasks keep their weight;
+the settings' weight of a task comes on top: norms are balanced as without it, else it would be taken back.
 Letters: T tasks.
 """
 
@@ -47,7 +48,7 @@ class GradNorm(OnGradients):
     """Weights that follow their own little descent.
 
     Attributes:
-        weights: (T,), of the tasks; they add up to T.
+        weights: (T,), of the tasks, beside those of the settings; they add up to T.
     """
 
     weights: Tensor
@@ -69,7 +70,8 @@ class GradNorm(OnGradients):
         pull.give(weights)
         with torch.no_grad():
             started = self.start(losses.raw, losses.speaks)
-            norms = pull.rows.norm(dim=1).to(weights.dtype)
+            # 0 / 0 of a task that the settings switch off is no number: its weight stays
+            norms = pull.rows.norm(dim=1).to(weights.dtype) / self.losses.of_tasks
             self._step(norms, losses.raw / started, losses.speaks, self.rate * share)
             total = losses.sum(weights)
             return losses.raw.new_zeros(()) if total is None else total.detach()
@@ -78,7 +80,7 @@ class GradNorm(OnGradients):
         """Moves the weights.
 
         Args:
-            norms: (T,) of the gradients, before they are weighted.
+            norms: (T,) of the gradients, before any weight of a task.
             left: (T,) share of the first loss that is left.
             speaks: (T,) bool.
             rate: of the step.

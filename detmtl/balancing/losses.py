@@ -33,7 +33,8 @@ class BalancerSettings(Settings):
 
     Attributes:
         weights: `task/term` -> weight of one term, or `task` -> weight of all terms of a task; the two
-            multiply. What is not named has weight 1. They count before the method, after the scale.
+            multiply. What is not named has weight 1. They count before the method, after the scale;
+            uncertainty and gradnorm, which would learn a task's weight away, put it on top.
         scale: what each task's loss is divided by first, so that no task counts more for its unit
             alone: `initial`, the mean of its first 20 losses; `running`, its running mean, which
             makes every loss about 1 for good; `none`.
@@ -112,6 +113,7 @@ class Losses(nn.Module):
 
     nothing: Tensor
     of_tasks: Tensor
+    """(T,), the settings' weights of whole tasks."""
 
     def forward(self, terms: Terms) -> TaskLosses:
         """Returns the tasks' losses. Talks to the other processes, if there are any.

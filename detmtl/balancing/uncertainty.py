@@ -2,7 +2,8 @@
 
 Source: Kendall et al. 2018, arXiv 1705.07115, equation 10. Deviations: one form, exp(-s) L + s / 2 with
 s the logarithm of the variance, for every loss (theirs halves the first summand for regression), so
-that every weight starts at 1; a silent task's s does not move.
+that every weight starts at 1; a silent task's s does not move; the settings' weight of a task multiplies
+both summands: of the loss alone, s would take it back.
 Letters: T tasks.
 """
 
@@ -50,7 +51,7 @@ class Uncertainty(Balancer):
         losses = self.losses(terms)
         total = losses.sum(torch.exp(-self.log_variances))
         # in full in every process: gradients are averaged
-        price = (0.5 * self.log_variances * losses.speaks).sum()
+        price = (0.5 * self.log_variances * self.losses.of_tasks * losses.speaks).sum()
         if total is None:
             if losses.alone:
                 return push(None, losses.raw, scaler, share)

@@ -146,6 +146,16 @@ def test_uncertainty_settles_where_every_weighted_loss_is_a_half():
     assert [found[0] * 4.0, found[1] * 0.1] == pytest.approx([0.5, 0.5], rel=1e-2)
 
 
+def test_uncertainty_leaves_the_weight_of_a_task_as_it_is():
+    balancer = build(kind="uncertainty", scale="none", weights={"boxes": 3.0, "tags/x": 2.0})
+    optimizer = torch.optim.Adam(balancer.parameters(), lr=0.1)
+    for _ in range(150):
+        found = factors(balancer, boxes=4.0, tags=0.1)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert [found[0] * 4.0, found[1] * 0.1] == pytest.approx([3 * 0.5, 0.5], rel=1e-2)
+
+
 def test_dwa_weighs_by_the_rate_of_the_last_two_windows():
     balancer = build(kind="dwa", scale="none", window=2, temperature=2.0)
     for boxes, tags in [(4, 1), (4, 1)]:
@@ -273,6 +283,22 @@ def test_gradnorm_brings_norms_together():
         trunk.grad = None
         balancer.backward({"a": {"x": 4 * trunk[0] + 1}, "b": {"x": trunk[1] + 1}})
     assert trunk.grad.tolist() == pytest.approx([1.6, 1.6], rel=0.1)  # weights .4 and 1.6
+
+
+@pytest.mark.parametrize("of_b", [1.0, 3.0, 0.0])
+def test_gradnorm_leaves_the_weight_of_a_task_as_it_is(of_b):
+    balancer = build(["a", "b"], kind="gradnorm", scale="none", alpha=0.0, weights={"b": of_b})
+    trunk = nn.Parameter(torch.zeros(2))
+    balancer.attach([trunk], [])
+    for _ in range(300):
+        trunk.grad = None
+        balancer.backward({"a": {"x": 4 * trunk[0] + 1}, "b": {"x": trunk[1] + 1}})
+    pull_of_a, pull_of_b = trunk.grad.tolist()
+    if of_b:
+        assert pull_of_b / pull_of_a == pytest.approx(of_b, rel=0.15)
+        assert balancer.weights.tolist() == pytest.approx([0.4, 1.6], rel=0.1)
+    else:
+        assert (pull_of_a, pull_of_b) == (4, 0) and balancer.weights.tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(
