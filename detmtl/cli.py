@@ -36,7 +36,7 @@ from detmtl.transfer import transfer
 from detmtl.verbs.check import check_verb
 from detmtl.verbs.options import (
     assignments,
-    cache_of,
+    cache_beside,
     checked_values,
     gold_source,
     writable,
@@ -79,7 +79,8 @@ def _train(args: argparse.Namespace) -> None:
         path = kept
     else:
         raise InputError(
-            "train needs --config, a path or a name in configs/, or --resume, the folder of a run to go on with"
+            "train needs --config, a path or a name in configs/, or --resume, the folder of a run to go on "
+            "with"
         )
     run(read_settings(path, args.set), args.resume or args.out or Path("runs") / path.stem)
 
@@ -126,7 +127,8 @@ def _evaluate(args: argparse.Namespace) -> None:
             raise InputError("evaluate needs gold: --annotations, --maps, --tags or --depth")
         process = distributed.start(args.device)
         console = Console(quiet=process.rank > 0)
-        scores = _scores(args, process, console)
+        with cache_beside(args.checkpoint, args.cache) as cache:
+            scores = _scores(args, cache, process, console)
     gold = args.annotations or args.maps or args.tags or args.depth
     table = Table(title=escape(str(gold)), title_justify="left")
     table.add_column("metric")
@@ -139,12 +141,12 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _scores(
-    args: argparse.Namespace, process: distributed.Process, console: Console
+    args: argparse.Namespace, cache: Path, process: distributed.Process, console: Console
 ) -> dict[str, float]:
     """Returns the numbers of a checkpoint on the gold that the options name."""
     keep_freed_memory()
     loaded = load_checkpoint(args.checkpoint, args.trust)
-    source = gold_source(args, loaded.settings["data"], cache_of(args.checkpoint.parent))
+    source = gold_source(args, loaded.settings["data"], cache)
     predictor, seen = Predictor(loaded, process.device, args.precision), _views(args)
     change_test(predictor, assignments(args.set), "--set")
     with bar(console) as progress:

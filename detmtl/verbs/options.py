@@ -3,6 +3,7 @@
 import argparse
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -107,6 +108,24 @@ def cache_of(folder: Path) -> Path:
     cache = Path(folder) / "cache"
     writable(cache, str(folder))
     return cache
+
+
+@contextmanager
+def cache_beside(checkpoint: Path, chosen: Path | None) -> Iterator[Path]:
+    """Gives the cache below a chosen folder; without one that of the checkpoint's run; or, where the
+    checkpoint lies alone or nothing may be written beside it, a folder that is gone afterwards.
+
+    Raises:
+        InputError: the chosen folder cannot be written.
+    """
+    own = checkpoint.parent / "cache"
+    if chosen is not None:
+        yield cache_of(chosen)
+    elif own.is_dir() and all(os.access(path, os.W_OK) for path in (own, *own.iterdir())):
+        yield own
+    else:
+        with tempfile.TemporaryDirectory(prefix="detmtl-") as folder:
+            yield Path(folder)
 
 
 def writable(folder: Path, where: str) -> None:

@@ -162,6 +162,11 @@ def _model_verbs(verb: Callable[..., Any]) -> None:
     )
     _faults_option(p)
     p.add_argument("--json", type=Path, help="writes the numbers there too")
+    p.add_argument(
+        "--cache",
+        type=Path,
+        help="folder for what was computed; by default that of the checkpoint's run, or a temporary one",
+    )
     p.add_argument("--device", default="auto")
     p.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
     _view_options(p)

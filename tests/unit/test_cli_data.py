@@ -1,8 +1,10 @@
 """The verbs that read data: every kind of gold, faults, names with brackets, all sources of a config."""
 
 import json
+import os
 import warnings
 from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,18 +55,24 @@ def settings_of(root, **data):
     }
 
 
-def test_evaluate_has_truth_for_attributes_and_depth(tmp_path):
-    write(tmp_path)
-    (tmp_path / "a.json").write_text((next(tmp_path.glob("*.json"))).read_text())
-    (tmp_path / "depth").mkdir()
-    Image.fromarray(np.full((HEIGHT, WIDTH), 1000, np.uint16)).save(tmp_path / "depth" / "a.png")
-    settings = settings_from(settings_of(tmp_path))
+def save_checkpoint(folder, root):
+    """Saves an untrained model of the data below `root`."""
+    settings = settings_from(settings_of(root))
     torch.manual_seed(0)
     model = build_model(
         settings.model, settings.tasks, ["man", "cup"], other_names=settings.data.names()
     )
     content = {"format": 1, "classes": ["man", "cup"], "step": 1, "model": model.state_dict()}
-    torch.save(content | {"settings": settings.resolved()}, tmp_path / "best.pt")
+    folder.mkdir(exist_ok=True)
+    torch.save(content | {"settings": settings.resolved()}, folder / "best.pt")
+
+
+def test_evaluate_has_truth_for_attributes_and_depth(tmp_path):
+    write(tmp_path)
+    (tmp_path / "a.json").write_text((next(tmp_path.glob("*.json"))).read_text())
+    (tmp_path / "depth").mkdir()
+    Image.fromarray(np.full((HEIGHT, WIDTH), 1000, np.uint16)).save(tmp_path / "depth" / "a.png")
+    save_checkpoint(tmp_path, tmp_path)
     scores = {}
     for unit in (0.001, 0.01):
         words = ["--checkpoint", tmp_path / "best.pt", "--images", tmp_path, "--device", "cpu"]
@@ -75,6 +83,30 @@ def test_evaluate_has_truth_for_attributes_and_depth(tmp_path):
     assert 0 <= scores[0.001]["color/on_truth/accuracy"] <= 1
     depth = [scores[unit]["depth/RMSE"] for unit in scores]
     assert None not in depth and abs(depth[0] - depth[1]) > 1  # meters
+
+
+def test_evaluate_writes_nothing_beside_a_checkpoint_that_lies_alone(tmp_path, monkeypatch):
+    write(tmp_path)
+    (annotations,) = tmp_path.glob("*.json")
+    share = tmp_path / "share"
+    save_checkpoint(share, tmp_path)
+    words = ["--checkpoint", share / "best.pt", "--images", tmp_path, "--device", "cpu"]
+    words += ["--annotations", annotations]
+    assert run("evaluate", *words) == 0
+    assert [p.name for p in share.iterdir()] == ["best.pt"]
+    (share / "cache").mkdir()  # of the run that it is in: used, unless it is somebody else's
+    access = os.access
+    monkeypatch.setattr(
+        os, "access", lambda p, mode: share not in Path(p).parents and access(p, mode)
+    )
+    assert run("evaluate", *words) == 0
+    assert not [*(share / "cache").iterdir()]
+    monkeypatch.undo()
+    assert run("evaluate", *words) == 0
+    assert [*(share / "cache").iterdir()]
+    assert run("evaluate", *words, "--cache", tmp_path / "mine") == 0
+    assert [*(tmp_path / "mine/cache").iterdir()]
+    assert run("evaluate", *words, "--cache", annotations) == 2
 
 
 def test_one_broken_picture_does_not_stop_a_verb_that_may_drop_it(tmp_path, capsys):
