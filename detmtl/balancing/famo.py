@@ -2,9 +2,9 @@
 
 Source: Liu et al. 2023 (FAMO), arXiv 2306.03792, algorithm 1, with Adam on the logits as in the authors'
 code: a softmax's slope is small, and plain steps of their rate would move nothing. Deviations: progress
-is measured from one batch to the next, where the paper looks at one batch before and after the update,
-which costs a second forward pass; batches differ, so a single measure is noise, and Adam's moments
-average many. Only tasks that speak in both batches are compared.
+is measured from the batches of one update to those of the next, where the paper looks at one batch before
+and after the update, which costs a second forward pass; batches differ, so a single measure is noise, and
+Adam's moments average many. Only tasks that speak in both are compared.
 Letters: T tasks.
 """
 
@@ -53,6 +53,8 @@ class Famo(Balancer):
     mean: Tensor
     square: Tensor
     steps: Tensor
+    sums: Tensor
+    heard: Tensor
 
     def __init__(self, losses: Losses, rate: float, decay: float):
         """Takes what turns terms into losses, and what `FamoSettings` explains."""
@@ -62,6 +64,11 @@ class Famo(Balancer):
         num_tasks = len(losses.tasks)
         self.register_buffer("logits", torch.zeros(num_tasks))
         self.register_buffer("before", torch.zeros(num_tasks))  # logarithms of the last losses
+        # Logarithms of this update's losses so far, and the shares of the batches that they are of. No
+        # checkpoint needs them: there is none within an update.
+        self._begun = 0.0
+        for name in ("sums", "heard"):
+            self.register_buffer(name, torch.zeros(num_tasks), persistent=False)
         for name in ("mean", "square", "steps"):  # Adam's moments, and how many made them
             self.register_buffer(name, torch.zeros(num_tasks))
         self.register_buffer("spoke", torch.zeros(num_tasks, dtype=torch.bool))
@@ -71,7 +78,8 @@ class Famo(Balancer):
     ) -> Tensor:
         """See `Balancer.backward`."""
         losses = self.losses(terms)
-        self._take_in(losses.raw.clamp(min=SMALLEST).log(), losses.speaks & losses.raw.isfinite())
+        finite = losses.speaks & losses.raw.isfinite()
+        self._take_in(losses.raw.clamp(min=SMALLEST).log(), finite, share)
         chosen = self._softmax(losses.speaks)
         parts = chosen / losses.values.clamp(min=SMALLEST) * losses.speaks
         weights = parts * losses.speaks.sum() / parts.sum().clamp(min=torch.finfo().tiny)
@@ -83,7 +91,22 @@ class Famo(Balancer):
         return exponents / exponents.sum().clamp(min=torch.finfo().tiny)
 
     @torch.no_grad()
-    def _take_in(self, now: Tensor, speaks: Tensor) -> None:
+    def _take_in(self, now: Tensor, speaks: Tensor, share: float) -> None:
+        """Gathers the logarithms `now` (T,) of a batch that is a `share` of an update, and takes a step with
+        the last one: between batches of one update nothing has changed."""
+        self.sums.add_(torch.where(speaks, share * now, 0.0))
+        self.heard.add_(share * speaks)
+        self._begun += share
+        if self._begun < 1 - 1e-6:
+            return
+        mean, speaks = self.sums / self.heard.clamp(min=SMALLEST), self.heard > 0
+        self._compare(mean, speaks)
+        self._begun = 0.0
+        self.sums.zero_()
+        self.heard.zero_()
+
+    def _compare(self, now: Tensor, speaks: Tensor) -> None:
+        """Takes a step by the progress from the last update's losses to those of this one."""
         both = speaks & self.spoke
         both = both & (both.sum() > 1)  # one alone lags behind nobody
         progress = torch.where(both, self.before - now, 0.0)

@@ -214,6 +214,25 @@ def test_famo_follows_algorithm_1():
     assert balancer.logits[1] > balancer.logits[0]  # what fell less counts more
 
 
+def test_famo_takes_one_step_for_an_update_of_several_batches():
+    """By the mean logarithm of what each task said in them; within one nothing has changed."""
+    whole, parted = build(kind="famo", scale="none"), build(kind="famo", scale="none")
+    updates = [[(4.0, 0.5), (1.0, 2.0)], [(1.0, 3.0), (2.0, None)], [(0.5, 0.2), (0.1, 4.0)]]
+    for update in updates:
+        logs = [[math.log(x) for x in of if x is not None] for of in zip(*update, strict=True)]
+        boxes, tags = [math.exp(sum(of) / len(of)) for of in logs]
+        factors(whole, boxes=boxes, tags=tags)
+        for boxes, tags in update:
+            before = parted.logits.clone(), parted.steps.clone()
+            _, given = values(boxes=boxes, tags=tags or 1.0)
+            parted.backward(given if tags else {**given, "tags": {}}, share=0.5)
+            if (boxes, tags) == update[0]:
+                assert torch.equal(parted.logits, before[0])
+        torch.testing.assert_close(parted.logits, whole.logits)
+    assert parted.steps.tolist() == [2, 2] and parted.logits.any()
+    assert {*parted.state_dict()} == {*whole.state_dict()} and "sums" not in parted.state_dict()
+
+
 def test_famo_gives_weight_to_a_task_that_lags():
     balancer = build(kind="famo")
     g = torch.Generator().manual_seed(0)
