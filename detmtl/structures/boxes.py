@@ -14,11 +14,6 @@ def xyxy_to_xywh(boxes: Tensor) -> Tensor:
     return torch.cat([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], dim=-1)
 
 
-def xywh_to_xyxy(boxes_xywh: Tensor) -> Tensor:
-    """Returns left, top, width, height (..., 4) as corners."""
-    return torch.cat([boxes_xywh[..., :2], boxes_xywh[..., :2] + boxes_xywh[..., 2:]], dim=-1)
-
-
 def area(boxes: Tensor) -> Tensor:
     """Returns areas (...) in square pixels."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
