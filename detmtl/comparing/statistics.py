@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from detmtl.report.told import told_p
+
 LEVEL = 0.05
 """Of all intervals (95 %) and of verdicts."""
 
@@ -207,10 +209,3 @@ def _verdict(
         arms = f"{comparisons} comparisons" if comparisons > 1 else "one comparison"
         reason = f"p = {told_p(p)} alone, {told_p(corrected)} corrected for {arms}"
     return Verdict("cannot tell", reason, p, corrected)
-
-
-def told_p(p: float) -> str:
-    """Returns a probability as people write it."""
-    if math.isnan(p):
-        return "-"
-    return f"{p:.3f}".removeprefix("0") if p >= 0.001 else "< .001"

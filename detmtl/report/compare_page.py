@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from detmtl.report.page import COLORS, Section, axes, figure, note, numbers, page, table
+from detmtl.report.told import SEEDS_ALONE, bounds, markdown_table, short, told_mean, told_p
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -36,8 +37,8 @@ def summary(found: Found, differences: bool = True) -> tuple[list[str], list[lis
     """
     metrics, baselines = found["metrics"], found["baselines"] if differences else []
     many = len(found["cells"]) > 1
-    columns = [*(["cell"] if many else []), "arm", *(_short(m) for m in metrics)]
-    columns += [f"{_short(metrics[0])} - {b}" for b in baselines]
+    columns = [*(["cell"] if many else []), "arm", *(short(m) for m in metrics)]
+    columns += [f"{short(metrics[0])} - {b}" for b in baselines]
     columns += [f"verdict on {b}" for b in baselines] + ["models", "s/run"]
     rows = []
     for cell in found["cells"]:
@@ -57,10 +58,10 @@ def markdown(found: Found) -> str:
     lines = [f"# {found['title']}", "", *(f"- {v['text']}" for v in found["verdict"]), ""]
     lines += [found["note"], ""] if found["note"] else []
     lines += [f"- caution: {c}" for c in _warnings(found)]
-    lines += ["", *_rows(*summary(found)), ""]
+    lines += ["", *markdown_table(*summary(found)), ""]
     lines += ["Mean over seeds ± half of its 95 % interval (Student's t); s/run: seconds.", ""]
     for title, columns, rows in _tables(found):
-        lines += [f"## {title}", "", *_rows(columns, rows), ""]
+        lines += [f"## {title}", "", *markdown_table(columns, rows), ""]
     lines += ["## How it was measured", "", METHOD, ""]
     lines += [f"- {name}: {_code(name, value)}" for name, value in found["provenance"].items()]
     return "\n".join(lines) + "\n"
@@ -112,7 +113,7 @@ def _large(found: Found) -> list[tuple[str, str]]:
     told = []
     for arm, about in found["cells"][0]["arms"].items():
         mean = about["metrics"][metric]["estimate"]["mean"] if metric in about["metrics"] else None
-        told.append(("-" if mean is None else f"{mean:.3f}", f"{_short(metric)}, {arm}"))
+        told.append(("-" if mean is None else f"{mean:.3f}", f"{short(metric)}, {arm}"))
     return told
 
 
@@ -157,7 +158,7 @@ def _forest(found: Found) -> "Markup":
     ]
     ax.set_yticks(range(len(lines)), names)
     ax.set_ylim(len(lines) - 0.4, -0.6)
-    ax.set_xlabel(f"difference in {_short(metric)}")
+    ax.set_xlabel(f"difference in {short(metric)}")
     return figure(
         fig,
         "Thick: 95 % interval over seeds. Thin: over test pictures. Green: better, red: worse, gray: cannot "
@@ -180,7 +181,7 @@ def _dots(cell: Found, metrics: Sequence[str]) -> "Markup":
             _with_interval(ax, about["estimate"], y, color)
         ax.set_yticks(range(len(arms)), arms if ax is panels[0] else [""] * len(arms))
         ax.set_ylim(len(arms) - 0.4, -0.6)
-        ax.set_xlabel(_short(metric))
+        ax.set_xlabel(short(metric))
     return figure(fig, "Dots: seeds. Bar: mean with its 95 % interval over seeds.")
 
 
@@ -224,7 +225,7 @@ def _curves(found: Found) -> "list[str | Markup]":
         ax.set_title(name, fontsize=10)
         ax.set_xlabel(found["curve"])
         ax.set_xticks(sorted({cell["x"] for cell in cells}))
-        ax.set_ylabel(_short(metric))
+        ax.set_ylabel(short(metric))
     drawn[0].legend(frameon=False, fontsize=9)
     return [figure(fig, "Mean over seeds; bands: its 95 % interval.")]
 
@@ -260,7 +261,7 @@ def _tables(found: Found) -> Iterator[tuple[str, list[str], list[list[str]]]]:
         [
             *([cell["name"]] if many else []),
             *_difference_row(c),
-            _p(c["corrected"]),
+            told_p(c["corrected"]),
             _verdict(c),
             c["reason"],
         ]
@@ -269,7 +270,7 @@ def _tables(found: Found) -> Iterator[tuple[str, list[str], list[list[str]]]]:
     ]
     yield "Differences", [*columns, "p (Holm)", "verdict", "why"], rows
     gaps = [
-        [*([cell["name"]] if many else []), g["arm"], g["baseline"], _short(g["metric"]), _gap(g)]
+        [*([cell["name"]] if many else []), g["arm"], g["baseline"], short(g["metric"]), _gap(g)]
         for cell in found["cells"]
         for g in cell["gap"]
     ]
@@ -310,7 +311,7 @@ def _detail_tables(
         return
     yield (
         "By class and size",
-        [*many, "arm", *(_short(n) for n in names)],
+        [*many, "arm", *(short(n) for n in names)],
         [
             [
                 *([cell["name"]] if many else []),
@@ -334,10 +335,10 @@ def _difference_row(c: Found) -> list[str]:
     return [
         c["arm"],
         c["baseline"],
-        _short(c["metric"]),
+        short(c["metric"]),
         "-" if mean is None else f"{mean:+.3f}",
-        _bounds(c["seeds"]),
-        _bounds(c["pictures"]),
+        bounds(c["seeds"]),
+        bounds(c["pictures"]),
     ]
 
 
@@ -350,30 +351,15 @@ def _comparison(cell: Found, arm: str, baseline: str, metric: str) -> Found | No
 
 def _verdict(c: Found) -> str:
     sure = c["word"] == "cannot tell" or c["pictures"]["low"] is not None
-    return c["word"] if sure else f"{c['word']} (seeds alone)"
+    return c["word"] if sure else c["word"] + SEEDS_ALONE
 
 
 def _of(arm: Found, metric: str) -> str:
-    return _mean(arm["metrics"][metric]["estimate"]) if metric in arm["metrics"] else "-"
-
-
-def _short(metric: str) -> str:
-    return metric.split("/", 1)[1]
-
-
-def _mean(e: Found) -> str:
-    if e["mean"] is None:
-        return "-"
-    half = "" if e["low"] is None else f" ± {(e['high'] - e['low']) / 2:.3f}"
-    return f"{e['mean']:.3f}{half}"
+    return told_mean(arm["metrics"][metric]["estimate"]) if metric in arm["metrics"] else "-"
 
 
 def _interval(e: Found) -> str:
-    return "-" if e["mean"] is None else f"{e['mean']:+.3f} {_bounds(e)}".removesuffix(" -")
-
-
-def _bounds(e: Found) -> str:
-    return "-" if e["low"] is None else f"[{e['low']:+.3f}, {e['high']:+.3f}]"
+    return "-" if e["mean"] is None else f"{e['mean']:+.3f} {bounds(e)}".removesuffix(" -")
 
 
 def _gap(g: Found) -> str:
@@ -386,16 +372,5 @@ def _seconds(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds:.0f}"
 
 
-def _p(p: float | None) -> str:
-    if p is None:
-        return "-"
-    return f"{p:.3f}".removeprefix("0") if p >= 0.001 else "< .001"
-
-
 def _code(name: str, value: str) -> str:
     return f"`{value}`" if name == "command" else value
-
-
-def _rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    head = f"| {' | '.join(columns)} |"
-    return [head, "|" + "---|" * len(columns), *(f"| {' | '.join(row)} |" for row in rows)]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from detmtl.report.page import COLORS, Section, axes, figure, note, page, table
+from detmtl.report.told import SEEDS_ALONE, bounds, markdown_table, short, told_mean, told_p
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -49,14 +50,14 @@ def sentence(effect: Found, pictures: int) -> str:
 def _numbers(effect: Found, pictures: int) -> str:
     seeds, over = effect["seeds"], effect["pictures"]
     if seeds["mean"] is None:
-        return f"{_short(effect['metric'])} not known"
+        return f"{short(effect['metric'])} not known"
     share = effect["relative"]["mean"]
-    told = f"{_short(effect['metric'])} {seeds['mean']:+.3f}"
+    told = f"{short(effect['metric'])} {seeds['mean']:+.3f}"
     told += "" if share is None else f" ({100 * share:+.0f} %)"
     if seeds["low"] is not None:
-        told += f", {_bounds(seeds)} over {seeds['count']} seeds"
+        told += f", {bounds(seeds)} over {seeds['count']} seeds"
     if over["low"] is not None:
-        told += f", {_bounds(over)} over {pictures} pictures"
+        told += f", {bounds(over)} over {pictures} pictures"
     elif seeds["low"] is not None:
         told += ", pictures not resampled"
     return told
@@ -100,12 +101,12 @@ def summary(found: Found) -> tuple[list[str], list[list[str]]]:
                     *([variant["name"]] if many else []),
                     e["task"],
                     " + ".join(e["others"]),
-                    _short(e["metric"]),
+                    short(e["metric"]),
                     _of(variant, f"{e['task']} alone", e["metric"]),
                     _of(variant, arm, e["metric"]),
                     _signed(e["seeds"]["mean"]),
-                    _bounds(e["seeds"]),
-                    _p(e["corrected"]),
+                    bounds(e["seeds"]),
+                    told_p(e["corrected"]),
                     _marked(e["name"], e),
                     e["advice"],
                 ]
@@ -119,11 +120,15 @@ def markdown(found: Found) -> str:
     lines += [found["note"], ""] if found["note"] else []
     lines += [f"- caution: {c}" for c in warnings(found)]
     columns, rows = summary(found)
-    lines += ["", *(_rows(columns, rows) if rows else ["Nothing can be compared yet."]), ""]
+    lines += [
+        "",
+        *(markdown_table(columns, rows) if rows else ["Nothing can be compared yet."]),
+        "",
+    ]
     for variant in found["variants"]:
         where = f" ({variant['name']})" if variant["name"] else ""
         for title, columns, rows in _tables(found, variant):
-            lines += [f"## {title}{where}", "", *_rows(columns, rows), ""]
+            lines += [f"## {title}{where}", "", *markdown_table(columns, rows), ""]
     lines += ["## How it was measured", "", METHOD, ""]
     for name, value in found["provenance"].items():
         lines.append(f"- {name}: " + (f"`{value}`" if name == "command" else value))
@@ -198,7 +203,7 @@ def _tables(found: Found, variant: Found) -> Iterator[tuple[str, list[str], list
         ("What the wide trunk gives: together on it against together", "width", True),
     ):
         judged = [
-            [e["task"], " + ".join(e["others"]), _short(e["metric"]), *_judged(e[kind])]
+            [e["task"], " + ".join(e["others"]), short(e["metric"]), *_judged(e[kind])]
             for e in variant["effects"]
             if e[kind] is not None and (others or len(e["others"]) == 1)
         ]
@@ -221,7 +226,7 @@ def _gradient_tables(variant: Found) -> Iterator[tuple[str, list[str], list[list
         stages = list(of["cosine"])
         for kind, title in (("cosine", "cosine"), ("norm", "norm, as weighted")):
             names = list(dict.fromkeys(n for stage in stages for n in of[kind][stage]))
-            rows = [[n, *(_mean(of[kind][s].get(n)) for s in stages)] for n in names]
+            rows = [[n, *(told_mean(of[kind][s].get(n)) for s in stages)] for n in names]
             if rows:
                 yield f"Gradients of {arm}: {title}", [kind, *stages], rows
 
@@ -333,13 +338,13 @@ def _together(found: Found, effect: Found) -> str:
 
 def _judged(of: Found) -> list[str]:
     mean, word = of["seeds"]["mean"], _marked(of["word"], of)
-    return [_signed(mean), _bounds(of["seeds"]), _p(of["corrected"]), word]
+    return [_signed(mean), bounds(of["seeds"]), told_p(of["corrected"]), word]
 
 
 def _marked(word: str, of: Found) -> str:
     """Returns the word on a difference, marked where pictures may explain it."""
     sure = word in ("cannot tell", "duplicate") or of["pictures"]["low"] is not None
-    return word if sure else f"{word} (seeds alone)"
+    return word if sure else word + SEEDS_ALONE
 
 
 def _words(columns: Sequence[str]) -> list[str]:
@@ -348,22 +353,11 @@ def _words(columns: Sequence[str]) -> list[str]:
 
 def _of(variant: Found, arm: str, metric: str) -> str:
     about = variant["arms"].get(arm, {"metrics": {}})["metrics"].get(metric)
-    return "-" if about is None else _mean(about["estimate"])
+    return "-" if about is None else told_mean(about["estimate"])
 
 
 def _named(metric: str) -> str:
     return metric.replace("/", " ", 1)
-
-
-def _short(metric: str) -> str:
-    return metric.split("/", 1)[1]
-
-
-def _mean(e: Found | None) -> str:
-    if e is None or e["mean"] is None:
-        return "-"
-    half = "" if e["low"] is None else f" ± {(e['high'] - e['low']) / 2:.3f}"
-    return f"{e['mean']:.3f}{half}"
 
 
 def _percent(e: Found) -> str:
@@ -377,20 +371,5 @@ def _signed(value: float | None) -> str:
     return "-" if value is None else f"{value:+.3f}"
 
 
-def _bounds(e: Found) -> str:
-    return "-" if e["low"] is None else f"[{e['low']:+.3f}, {e['high']:+.3f}]"
-
-
-def _p(p: float | None) -> str:
-    if p is None:
-        return "-"
-    return f"{p:.3f}".removeprefix("0") if p >= 0.001 else "< .001"
-
-
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
-
-
-def _rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    head = f"| {' | '.join(columns)} |"
-    return [head, "|" + "---|" * len(columns), *(f"| {' | '.join(row)} |" for row in rows)]

@@ -13,7 +13,6 @@ from detmtl.comparing.statistics import (
     level_left,
     over_pictures,
     over_seeds,
-    told_p,
     verdicts,
 )
 
@@ -140,12 +139,3 @@ def test_with_one_source_of_chance_alone_the_rate_is_the_level():
     nothing = over_pictures(0.0, None)
     p = [verdicts([(over_seeds(rng.normal(0, 1, 4)), nothing)])[0].p for _ in range(1000)]
     assert abs(np.mean(np.array(p) <= 0.05) - 0.05) < 0.021
-
-
-def test_probabilities_as_words():
-    assert [told_p(p) for p in (0.0421, 0.0002, 1.0, float("nan"))] == [
-        ".042",
-        "< .001",
-        "1.000",
-        "-",
-    ]

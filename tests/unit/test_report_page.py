@@ -6,6 +6,7 @@ import pytest
 
 from detmtl.report import page as made
 from detmtl.report.page import Section, Shaded, axes, figure, gallery, note, numbers, picture, table
+from detmtl.report.told import markdown_table, told_p
 from detmtl.structures.errors import InputError
 
 
@@ -111,3 +112,13 @@ def test_a_page_is_written_whole(tmp_path):
     made.write_page(tmp_path / "a" / "report.html", "<p>é</p>")
     assert (tmp_path / "a" / "report.html").read_text(encoding="utf-8") == "<p>é</p>"
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["report.html"]
+
+
+def test_a_bar_in_a_name_stays_in_its_cell():
+    lines = markdown_table(["arm", "AP a|b"], [["x|y", "1"]])
+    assert lines == ["| arm | AP a\\|b |", "|---|---|", "| x\\|y | 1 |"]
+
+
+def test_probabilities_as_words():
+    told = [told_p(p) for p in (0.0421, 0.0002, 1.0, float("nan"), None)]
+    assert told == [".042", "< .001", "1.000", "-", "-"]

@@ -1,0 +1,43 @@
+"""Numbers and tables as reports write them.
+
+An estimate is everywhere what report.json holds: mean, low and high, None where they are not known.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+SEEDS_ALONE = " (seeds alone)"
+"""Stands after a verdict that says nothing of other test pictures."""
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the lines of a table in Markdown; a bar in a name stays in its cell."""
+    lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in (columns, *rows)]
+    head, *body = [f"| {line} |" for line in lines]
+    return [head, "|" + "---|" * len(columns), *body]
+
+
+def short(metric: str) -> str:
+    """Returns a metric's name without its task."""
+    return metric.split("/", 1)[1]
+
+
+def told_mean(e: Mapping[str, Any] | None) -> str:
+    """Returns an estimate's mean ± half of its interval."""
+    if e is None or e["mean"] is None:
+        return "-"
+    half = "" if e["low"] is None else f" ± {(e['high'] - e['low']) / 2:.3f}"
+    return f"{e['mean']:.3f}{half}"
+
+
+def bounds(e: Mapping[str, Any]) -> str:
+    """Returns an estimate's interval."""
+    return "-" if e["low"] is None else f"[{e['low']:+.3f}, {e['high']:+.3f}]"
+
+
+def told_p(p: float | None) -> str:
+    """Returns a probability as people write it; None or NaN: not known."""
+    if p is None or math.isnan(p):
+        return "-"
+    return f"{p:.3f}".removeprefix("0") if p >= 0.001 else "< .001"
