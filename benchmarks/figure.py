@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from provenance import REPOSITORY
 
 from detmtl.report.page import COLORS
+from detmtl.report.told import SEEDS_ALONE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +54,7 @@ class Found:
     Attributes:
         difference: mean over seeds.
         seeds, pictures: the intervals; the latter None where nothing is kept picture by picture.
-        verdict: one of `VERDICTS`.
+        verdict: one of `VERDICTS`, marked where it is over seeds alone.
     """
 
     difference: float
@@ -61,8 +62,14 @@ class Found:
     pictures: tuple[float, float] | None
     verdict: str
 
+    @property
+    def color(self) -> str:
+        """Returns the color of the verdict."""
+        return VERDICTS[self.verdict.removesuffix(SEEDS_ALONE)]
+
     def __str__(self) -> str:
-        return f"{self.difference:+.3f} [{self.seeds[0]:+.3f}, {self.seeds[1]:+.3f}]"
+        mark = SEEDS_ALONE * self.verdict.endswith(SEEDS_ALONE)
+        return f"{self.difference:+.3f} [{self.seeds[0]:+.3f}, {self.seeds[1]:+.3f}]{mark}"
 
 
 NAMES = {"yolox": "YOLOX-Nano", "fastestdet": "FastestDet"}
@@ -150,7 +157,7 @@ def draw(axes: "Axes", results: Path = RESULTS) -> None:
         for wanted in rows:
             y -= 1
             line = found(wanted, results)
-            color = VERDICTS[line.verdict]
+            color = line.color
             axes.plot(line.seeds, (y, y), color=color, linewidth=3.2, solid_capstyle="butt")
             if line.pictures is not None:  # below, where a shorter one would be hidden
                 axes.plot(line.pictures, (y - 0.28, y - 0.28), color=color, linewidth=1)

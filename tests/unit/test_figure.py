@@ -34,11 +34,15 @@ def test_a_line_is_read_by_cell_arm_and_baseline(tmp_path):
         "|---|---|---|---|---|---|---|---|\n"
         "| x | b | gold | AP | +0.100 | [+0.050, +0.150] | - | better |\n"
         "| y | b | gold | AP | -0.100 | [-0.150, -0.050] | [-0.200, +0.010] | cannot tell |\n"
-        "| y | b | gold | AP50 | -0.300 | [-0.4, -0.2] | - | worse |\n"
+        "| y | b | gold | AP50 | -0.300 | [-0.4, -0.2] | - | worse (seeds alone) |\n"
     )
     line = found(Wanted("", "some", "b", "gold", "y"), tmp_path)
     assert line == Found(-0.1, (-0.15, -0.05), (-0.2, 0.01), "cannot tell")
     assert found(Wanted("", "some", "b", "gold", "x"), tmp_path).pictures is None
+    alone = found(Wanted("", "some", "b", "gold", "y", "AP50"), tmp_path)
+    assert alone.color == VERDICTS["worse"] and str(alone).endswith(
+        "[-0.400, -0.200] (seeds alone)"
+    )
     with pytest.raises(SystemExit, match=r"some_epyc_202611\.md: b - silver in 'y': no such line"):
         found(Wanted("", "some", "b", "silver", "y"), tmp_path)
     with pytest.raises(SystemExit, match="no such file"):
@@ -46,4 +50,4 @@ def test_a_line_is_read_by_cell_arm_and_baseline(tmp_path):
 
 
 def test_every_verdict_of_the_rows_has_a_color():
-    assert {found(row).verdict for row in ROWS} <= set(VERDICTS)
+    assert {found(row).color for row in ROWS} <= set(VERDICTS.values())
