@@ -26,6 +26,7 @@ from detmtl.inference.export import ExportError, export
 from detmtl.inference.predictor import Predictor, change_test, load_checkpoint, load_predictor
 from detmtl.inference.results import predict_to_files
 from detmtl.inference.scoring import evaluate_predictor
+from detmtl.inference.torchscript import is_torchscript
 from detmtl.inference.views import ViewSettings
 from detmtl.inference.views_predictor import ViewsPredictor
 from detmtl.metrics.coco import evaluate_files
@@ -39,6 +40,7 @@ from detmtl.verbs.options import (
     cache_beside,
     checked_values,
     gold_source,
+    refuse_given,
     writable,
     write_text,
 )
@@ -63,7 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         errors.print(f"failed: {error}", markup=False)
         return 1
     except KeyboardInterrupt:
-        errors.print("stopped; the same command goes on from the last checkpoint")
+        goes_on = args.verb in _GO_ON
+        errors.print(
+            "stopped" + ("; the same command goes on from what is saved" if goes_on else "")
+        )
         return 130
     finally:
         distributed.leave()
@@ -117,6 +122,12 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.json:
         writable(args.json.parent, f"--json {args.json}")
     if args.detections:
+        refuse_given(
+            args,
+            _OF_A_MODEL,
+            "would change nothing beside --detections, whose boxes are compared with --annotations as they "
+            "are; leave it out, or give --checkpoint and --images in place of --detections",
+        )
         if args.annotations is None:
             raise InputError("evaluate needs --annotations beside --detections")
         scores = evaluate_files(args.detections, args.annotations)
@@ -144,10 +155,11 @@ def _scores(
     args: argparse.Namespace, cache: Path, process: distributed.Process, console: Console
 ) -> dict[str, float]:
     """Returns the numbers of a checkpoint on the gold that the options name."""
+    seen = _views(args)
     keep_freed_memory()
     loaded = load_checkpoint(args.checkpoint, args.trust)
     source = gold_source(args, loaded.settings["data"], cache)
-    predictor, seen = Predictor(loaded, process.device, args.precision), _views(args)
+    predictor = Predictor(loaded, process.device, args.precision)
     change_test(predictor, assignments(args.set), "--set")
     with bar(console) as progress:
         task = progress.add_task("Scoring", total=len(source))
@@ -178,6 +190,8 @@ def _scores(
 
 
 def _views(args: argparse.Namespace) -> ViewSettings:
+    if args.tile is None:
+        refuse_given(args, ["overlap"], "is that of --tile, which is not given; give it, too")
     values = {"flip": args.flip, "tile": args.tile, "tile_overlap": args.overlap}
     return checked_values(
         ViewSettings, values | {"scales": tuple(args.scales)}, "views of a picture"
@@ -185,11 +199,17 @@ def _views(args: argparse.Namespace) -> ViewSettings:
 
 
 def _predict(args: argparse.Namespace) -> None:
+    if is_torchscript(args.model):
+        refuse_given(
+            args,
+            ["precision"],
+            f"{args.model} is an exported file, whose precision is its own; leave it out, export another "
+            "with --dtype, or give the checkpoint (best.pt)",
+        )
     writable(args.out, f"--out {args.out}")
-    device = str(distributed.pick_device(args.device))
+    seen, device = _views(args), str(distributed.pick_device(args.device))
     keep_freed_memory()
     predictor = load_predictor(args.model, device, args.precision, args.compile, args.trust)
-    seen = _views(args)
     change_test(predictor, assignments(args.set), "--set")
     if not seen.plain:
         predictor = ViewsPredictor(predictor, seen)
@@ -231,6 +251,31 @@ _VERBS: dict[str, Verb] = {
     "check": check_verb,
     "schema": _schema,
 }
+
+
+_GO_ON: tuple[Verb, ...] = (_train, _compare, _transfer, annotate_verb)
+"""The others begin anew."""
+
+_OF_A_MODEL = (
+    "checkpoint",
+    "trust",
+    "images",
+    "maps",
+    "categories",
+    "tags",
+    "depth",
+    "depth_unit",
+    "faults",
+    "cache",
+    "device",
+    "precision",
+    "flip",
+    "scales",
+    "tile",
+    "overlap",
+    "set",
+)
+"""Options of `evaluate` that say which model sees what, and how."""
 
 
 def _one_line(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -4,7 +4,7 @@ import argparse
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,23 @@ from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 
 
+def refuse_given(args: argparse.Namespace, names: Iterable[str], why: str) -> None:
+    """Refuses options that would do nothing, and that have another value than by default.
+
+    Args:
+        args: of the options.
+        names: of those that would do nothing.
+        why: what the error says of them.
+
+    Raises:
+        InputError: names those that are given.
+    """
+    given = [name for name in names if getattr(args, name) != args.default_of(name)]
+    if given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise InputError(f"{options}: {why}")
+
+
 def label_space(
     args: argparse.Namespace, annotations: Path | None, names: Sequence[str] | None = None
 ) -> LabelSpace:
@@ -42,6 +59,7 @@ def label_space(
 def gold_maps(args: argparse.Namespace) -> MapFolder | None:
     """Returns what --maps and --categories name."""
     if args.maps is None:
+        refuse_given(args, ["categories"], "is of --maps, which is not given; give it, too")
         return None
     if args.categories is None:
         raise InputError("--categories is needed beside --maps: a JSON file of ids and names")
@@ -57,6 +75,7 @@ def gold_tags(args: argparse.Namespace) -> TagFile | None:
 def gold_depth(args: argparse.Namespace) -> DepthFolder | None:
     """Returns what --depth and --depth-unit name."""
     if args.depth is None:
+        refuse_given(args, ["depth_unit"], "is of --depth, which is not given; give it, too")
         return None
     return DepthFolder(folder=str(args.depth.absolute()), unit=args.depth_unit, missing="absent")
 

@@ -12,7 +12,8 @@ Verb = Callable[[argparse.Namespace], int | None]
 
 
 def build_parser(functions: Mapping[str, Verb]) -> argparse.ArgumentParser:
-    """Returns the parser of all verbs; what it parses has the verb's function as `verb`.
+    """Returns the parser of all verbs; what it parses has the verb's function as `verb`, and as `default_of`
+    what returns the default of one of its options.
 
     Args:
         functions: verb -> what it does.
@@ -25,7 +26,7 @@ def build_parser(functions: Mapping[str, Verb]) -> argparse.ArgumentParser:
 
     def verb(name: str, summary: str) -> Any:
         made = verbs.add_parser(name, help=summary, description=summary)
-        made.set_defaults(verb=functions[name])
+        made.set_defaults(verb=functions[name], default_of=made.get_default)
         return made
 
     _run_verbs(verb)

@@ -15,9 +15,11 @@ from PIL import Image
 from rich.console import Console
 from ruamel.yaml import YAML
 
+from detmtl import cli
 from detmtl.cli import main
 from detmtl.config import settings_from
 from detmtl.data.plan import PlanRow, plan_table
+from detmtl.inference.torchscript import deprecation_expected
 from detmtl.recipe import Summary
 from detmtl.structures.labels import Grade
 from detmtl.tasks.multitask import build_model
@@ -107,6 +109,81 @@ def test_evaluate_writes_nothing_beside_a_checkpoint_that_lies_alone(tmp_path, m
     assert run("evaluate", *words, "--cache", tmp_path / "mine") == 0
     assert [*(tmp_path / "mine/cache").iterdir()]
     assert run("evaluate", *words, "--cache", annotations) == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--checkpoint", "a.pt"],
+        ["--trust"],
+        ["--images", "a"],
+        ["--maps", "a", "--categories", "a.json"],
+        ["--tags", "a.json"],
+        ["--depth", "a", "--depth-unit", "1"],
+        ["--faults", "drop"],
+        ["--cache", "a"],
+        ["--device", "cpu"],
+        ["--precision", "fp32"],
+        ["--flip"],
+        ["--scales", "1", "1.5"],
+        ["--tile", "640", "--overlap", "0.1"],
+        ["--set", "nms=0.5"],
+    ],
+)
+def test_evaluate_refuses_what_a_results_file_has_no_use_for(words, capsys):
+    assert run("evaluate", "--detections", "r.json", "--annotations", "a.json", *words) == 2
+    options = ", ".join(word for word in words if word.startswith("--"))
+    assert f"error: {options}: would change nothing beside --detections" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--overlap", "0.1"], "--overlap: is that of --tile"),
+        (["--categories", "a.json"], "--categories: is of --maps"),
+        (["--depth-unit", "1"], "--depth-unit: is of --depth"),
+    ],
+)
+def test_evaluate_refuses_an_option_without_the_one_that_it_is_of(tmp_path, words, told, capsys):
+    save_checkpoint(tmp_path, tmp_path)
+    model = ["--checkpoint", tmp_path / "best.pt", "--images", tmp_path]
+    assert run("evaluate", *model, "--annotations", tmp_path / "a.json", *words) == 2
+    assert f"error: {told}" in capsys.readouterr().err
+
+
+def test_predict_refuses_a_precision_that_an_exported_file_has_not(tmp_path, capsys):
+    path, out = tmp_path / "m.torchscript", tmp_path / "out"
+    with deprecation_expected():
+        torch.jit.script(torch.nn.Identity()).save(str(path))
+    words = ["predict", "--model", path, "--source", tmp_path, "--out", out]
+    assert run(*words, "--precision", "bf16") == 2
+    assert f"error: --precision: {path} is an exported file" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("verb", "called", "goes_on"),
+    [
+        (["train", "--config", "coco"], "cli.run", True),
+        (["compare", "--config", "coco"], "cli.compare", True),
+        (["transfer", "--config", "coco"], "cli.transfer", True),
+        (["annotate", "--teacher", "a.pt", "--images", "a"], "verbs.silver.teacher_settings", True),
+        (["predict", "--model", "a.pt", "--source", "a"], "cli.load_predictor", False),
+        (["export", "--checkpoint", "a.pt"], "cli.export", False),
+    ],
+)
+def test_who_stops_a_verb_is_told_whether_it_goes_on(
+    tmp_path, monkeypatch, capsys, verb, called, goes_on
+):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"detmtl.{called}", stop)
+    monkeypatch.setattr(cli, "read_settings", lambda *_: None)
+    monkeypatch.setattr(cli, "find_config", lambda _: tmp_path / "a.yaml")
+    assert run(*verb, "--out", tmp_path / "out") == 130
+    told = capsys.readouterr().err
+    assert "stopped" in told and ("the same command goes on" in told) == goes_on
 
 
 def test_one_broken_picture_does_not_stop_a_verb_that_may_drop_it(tmp_path, capsys):
