@@ -1,6 +1,7 @@
 """Imports run one way: a module may import its own layer's and lower layers' modules only."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,13 @@ def test_the_check_finds_a_violation():
     assert violations("data", "from detmtl.engine.trainer import train") == ["engine"]
     assert violations("data", "import detmtl.models.fpn") == ["models"]
     assert violations("engine", "from detmtl.tasks.task import Task") == []
+
+
+def test_the_guide_names_files_that_there_are_and_the_unions_where_they_are():
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
+    unions = re.findall(r"the union in `([^`]+)`", text)
+    assert len({*unions}) == 4
+    for path in unions:
+        assert re.search(r"^\w+ = Annotated\[", (PACKAGE.parent / path).read_text(), re.M), path
+    for path in re.findall(r"`((?:detmtl|tests)/[\w/.]+)`", text):
+        assert (PACKAGE.parent / path).exists(), path
