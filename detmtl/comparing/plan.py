@@ -87,11 +87,6 @@ class Plan:
         more = f" and {len(told) - 1} more" if len(told) > 1 else ""
         return told[0] + more if told else "a teacher"
 
-    def needed(self) -> set[str]:
-        """Returns the keys of the runs that an arm or another run needs."""
-        wanted = set(self.at.values())
-        return wanted | {before for key in wanted for before in self.runs[key].before}
-
 
 def cells_of(settings: CompareSettings) -> list[Cell]:
     """Returns every combination of the grid's axes and the curve's points."""
