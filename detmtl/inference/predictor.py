@@ -105,7 +105,7 @@ class Predictor:
             name: tuple(getattr(task, "class_names", loaded.class_names))
             for name, task in self.model.tasks.items()
         }
-        self.kinds = {name: _kind_of(task) for name, task in self.tasks.items()}
+        self.kinds = {name: kind_of(task) for name, task in self.tasks.items()}
         self.describing = tuple(n for n, task in self.tasks.items() if task.of is not None)
         self.short, self.long = loaded.short, loaded.long
         self.dtype = dtype_of(precision, self.device)
@@ -323,7 +323,7 @@ def load_checkpoint(path: str | Path, trust: bool = False) -> LoadedModel:
     return LoadedModel(model.eval(), class_names, size.short, size.long, settings, searched)
 
 
-def _kind_of(task: Task) -> str:
+def kind_of(task: Task) -> str:
     """Returns what a task's labels are; its exporter tells where it learns from labels of another kind."""
     exporter = task.exporter()
     return task.labels if exporter is None else exporter.kind

@@ -24,7 +24,7 @@ from detmtl.inference.detector import (
     TagDecoder,
 )
 from detmtl.inference.frozen import in_dtype
-from detmtl.inference.predictor import LoadedModel
+from detmtl.inference.predictor import LoadedModel, kind_of
 from detmtl.inference.torchscript import deprecation_expected, save_torchscript
 from detmtl.structures.errors import InputError
 from detmtl.structures.sample import DIVISOR
@@ -168,7 +168,7 @@ def write_script(
         "task": None if tasks.detection is None else tasks.detection.name,
         "tasks": {
             task.name: {
-                "kind": _kind(task),
+                "kind": kind_of(task),
                 "classes": list(getattr(task, "class_names", ())),
             }
             for task in tasks.others
@@ -183,14 +183,6 @@ def write_script(
     with deprecation_expected():
         scripted = torch.jit.script(detector)
     save_torchscript(scripted, path, about)
-
-
-def _kind(task: Task) -> str:
-    """Returns what kind of labels the file gives for a task."""
-    exporter = task.exporter()
-    if exporter is not None:
-        return exporter.kind
-    return "maps" if isinstance(task, SemanticTask) else "tags"
 
 
 @torch.no_grad()

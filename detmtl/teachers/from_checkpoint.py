@@ -1,6 +1,6 @@
 """A checkpoint of ours as teacher."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -12,7 +12,6 @@ from detmtl.inference.predictor import AnyPredictor, Predictor, load_checkpoint
 from detmtl.silver.card import TeacherCard
 from detmtl.structures.labels import BoxLabels, Grade, Labels, MapLabels, TagLabels
 from detmtl.structures.sample import ImageInfo
-from detmtl.tasks.task import Task
 from detmtl.teachers.teacher import (
     Teacher,
     as_silver,
@@ -82,7 +81,8 @@ class CheckpointTeacherSettings(TeacherSettings):
         file = existing(root, self.path, "teacher.path")
         loaded = load_checkpoint(file, self.trust)
         predictor = Predictor(loaded, device)
-        task, kind = chosen_task(self.task, _kinds(predictor.tasks), file)
+        own = {n: kind for n, kind in predictor.kinds.items() if n not in predictor.describing}
+        task, kind = chosen_task(self.task, own, file)
         card = TeacherCard(
             name=self.named(file.stem),
             weights_sha256=file_sha256(file),
@@ -93,13 +93,3 @@ class CheckpointTeacherSettings(TeacherSettings):
             versions={"torch": torch.__version__},
         )
         return PredictorTeacher(predictor, task, card)
-
-
-def _kinds(tasks: Mapping[str, Task]) -> dict[str, str]:
-    """Returns task -> what its labels are, without those that describe the boxes of another task."""
-    kinds = {}
-    for name, task in tasks.items():
-        if task.of is None:
-            exporter = task.exporter()  # tells where a task learns from labels of another kind
-            kinds[name] = task.labels if exporter is None else exporter.kind
-    return kinds

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from detmtl.inference.predictor import kind_of
 from detmtl.inference.torchscript import deprecation_expected, save_torchscript
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import OTHER
@@ -41,7 +42,9 @@ def load(tmp_path, monkeypatch):
     def card(tasks, searched=None, **settings):
         loaded = SimpleNamespace(tasks=tasks, short=64, long=96, searched=searched or {})
         names = {name: task.class_names for name, task in tasks.items()}
-        predictor = SimpleNamespace(tasks=tasks, names=names)
+        kinds = {name: kind_of(task) for name, task in tasks.items()}
+        describing = tuple(name for name, task in tasks.items() if task.of)
+        predictor = SimpleNamespace(tasks=tasks, names=names, kinds=kinds, describing=describing)
         monkeypatch.setattr(from_checkpoint, "load_checkpoint", lambda file, trust: loaded)
         monkeypatch.setattr(from_checkpoint, "Predictor", lambda loaded, device: predictor)
         (tmp_path / "last.pt").write_bytes(b"weights")
