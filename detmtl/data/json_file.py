@@ -5,16 +5,20 @@ import json
 import re
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from json import JSONDecodeError
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from detmtl.structures.errors import InputError
 
 BLOCK = 65_536
 """Entries of a long list that are in memory together."""
-_SPACE = re.compile(r"[ \t\n\r]*")
+PIECE = 1 << 20
+"""Characters of a file that are read together."""
+_SPACES = " \t\n\r"
+_SPACE = re.compile(f"[{_SPACES}]*")
 
 
 def read_json(path: Path, where: str) -> Any:
@@ -28,74 +32,174 @@ def read_json(path: Path, where: str) -> Any:
         return json.loads(text)
 
 
-def read_in_blocks(path: Path, where: str, key: str, take: Callable[[list[Any]], None]) -> Any:
+def holds_list(path: Path, where: str) -> bool:
+    """Returns whether a JSON file is a list, as far as its first character tells.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    with _opened(path, where) as file:
+        text = _Text(file)
+        with _as_input(where, path, text):
+            return text.next() == "["
+
+
+def read_in_blocks(
+    path: Path, where: str, key: str, take: Callable[[list[Any]], None], bare: bool = False
+) -> Any:
     """Returns what a JSON file holds; of the object that it is, the entries of the list `key` go to `take`
     in their order, at most `BLOCK` at a time, and an empty list stands in their place.
 
-    Parsed entries need several times the memory of their text; so only a block of them is ever there.
+    Parsed entries need several times the memory of their text; so only a block of them is ever there, and
+    of the text only a piece.
+
+    Args:
+        path: of the file.
+        where: the file, for sentences.
+        key: of the list.
+        take: is given the blocks.
+        bare: whether the entries of a list that is the whole file go to `take` too.
 
     Raises:
         InputError: it cannot be read, is empty, is not JSON or has the list twice.
     """
-    text = _text(path, where)
-    parsing = _parsed(text, where, key)
-    while True:
-        with _as_input(where):
+    with _opened(path, where) as file:
+        text = _Text(file)
+        parsing = _parsed(text, where, key, bare)
+        while True:
+            with _as_input(where, path, text):
+                try:
+                    block = next(parsing)
+                except StopIteration as end:
+                    return end.value
+            take(block)  # out there: what it raises says nothing of the file
+
+
+class _Text:
+    """The text of a JSON file, of which memory holds a piece: what was read is dropped.
+
+    Args:
+        file: to be read from its start.
+
+    Attributes:
+        piece: the text.
+        at: where in it reading stands.
+        dropped: characters of the file before it.
+    """
+
+    def __init__(self, file: TextIO):
+        self.piece, self.at, self.dropped = "", 0, 0
+        self._file = file
+        self._decode = json.JSONDecoder().raw_decode
+
+    def next(self) -> str:
+        """Returns the next character that is no space, without passing it; "" at the end."""
+        while (found := self.piece[self.at : self.at + 1]) in _SPACES:  # "" is too
+            self.at = _after(self.piece, self.at)
+            if self.at == len(self.piece) and not self._more():
+                return ""
+        return found
+
+    def passes(self, character: str) -> bool:
+        """Returns whether a character comes next, and passes it if so."""
+        found = self.next() == character
+        self.at += found
+        return found
+
+    def expect(self, character: str) -> None:
+        """Passes a character that has to come next."""
+        if not self.passes(character):
+            what = "','" if character in "]}" else f"'{character}'"
+            raise self.wrong(f"Expecting {what} delimiter")
+
+    def value(self) -> Any:
+        """Returns the value that comes next, and passes it."""
+        self.next()
+        while True:
             try:
-                block = next(parsing)
-            except StopIteration as end:
-                return end.value
-        take(block)  # out there: what it raises says nothing of the file
+                value, end = self._decode(self.piece, self.at)
+            except JSONDecodeError:
+                if self._more():  # it may go on there
+                    continue
+                raise
+            end = _after(self.piece, end)
+            # A number that the piece cuts off is one too: what follows tells that a value is whole.
+            if self.piece[end : end + 1] in _FOLLOWING or not self._more():
+                self.at = end
+                return value
+
+    def wrong(self, what: str) -> JSONDecodeError:
+        """Returns what is wrong where reading stands."""
+        return JSONDecodeError(what, self.piece, self.at)
+
+    def _more(self) -> bool:
+        """Reads on, at least as much as is left of the piece; False at the end of the file."""
+        rest = self.piece[self.at :]
+        more = self._file.read(max(PIECE, len(rest)))
+        if not more:
+            return False
+        self.dropped += self.at
+        self.piece, self.at = rest + more, 0
+        return True
 
 
-def _parsed(text: str, where: str, key: str) -> Generator[list[Any], None, Any]:
+_FOLLOWING = frozenset(",:]}")
+"""What may follow a value of a list or an object, or a name."""
+
+
+def _parsed(text: _Text, where: str, key: str, bare: bool) -> Generator[list[Any], None, Any]:
     """Yields the blocks of the list `key`, and returns the rest."""
-    scanner = json.JSONDecoder()
-    at = _after(text, 0)
-    if not text.startswith("{", at):
-        return scanner.decode(text)
-    found: dict[str, Any] = {}
-    at = _after(text, at + 1)
-    more = not text.startswith("}", at)
-    while more:
-        if not text.startswith('"', at):
-            raise JSONDecodeError("Expecting property name enclosed in double quotes", text, at)
-        name, at = scanner.raw_decode(text, at)
-        at = _after(text, _expected(":", text, at))
-        if name == key and text.startswith("[", at):
-            if name in found:
-                raise InputError(f"{where}: has '{key}' twice; join the two lists")
-            at = yield from _blocks(text, at, scanner)
-            found[name] = []
-        else:
-            found[name], at = scanner.raw_decode(text, at)
-        at = _after(text, at)
-        more = text.startswith(",", at)
-        at = _after(text, at + 1) if more else at
-    end = _after(text, _expected("}", text, at))
-    if end < len(text):
-        raise JSONDecodeError("Extra data", text, end)
+    first = text.next()
+    if first == "{":
+        found = yield from _members(text, where, key)
+    elif first == "[" and bare:
+        yield from _blocks(text)
+        found = []
+    else:
+        found = text.value()
+    if text.next():
+        raise text.wrong("Extra data")
     return found
 
 
-def _blocks(text: str, at: int, scanner: json.JSONDecoder) -> Generator[list[Any], None, int]:
-    """Yields the entries of the list at `at`, and returns where the list ends."""
-    block: list[Any] = []
-    at = _after(text, at + 1)
-    more = not text.startswith("]", at)
+def _members(text: _Text, where: str, key: str) -> Generator[list[Any], None, dict[str, Any]]:
+    """Yields the blocks of the list `key` of an object, and returns its other members."""
+    text.expect("{")
+    found: dict[str, Any] = {}
+    more = text.next() != "}"
     while more:
-        entry, at = scanner.raw_decode(text, at)
-        block.append(entry)
+        if text.next() != '"':
+            raise text.wrong("Expecting property name enclosed in double quotes")
+        name = text.value()
+        text.expect(":")
+        if text.next() != "[":
+            found[name] = text.value()
+        elif name != key:  # entry by entry too: a long list would not fit into the piece
+            found[name] = [entry for block in _blocks(text) for entry in block]
+        elif name in found:
+            raise InputError(f"{where}: has '{key}' twice; join the two lists")
+        else:
+            yield from _blocks(text)
+            found[name] = []
+        more = text.passes(",")
+    text.expect("}")
+    return found
+
+
+def _blocks(text: _Text) -> Iterator[list[Any]]:
+    """Yields the entries of the list that comes next."""
+    text.expect("[")
+    block: list[Any] = []
+    more = text.next() != "]"
+    while more:
+        block.append(text.value())
         if len(block) == BLOCK:
             yield block
             block = []
-        at = _after(text, at)
-        more = text.startswith(",", at)
-        at = _after(text, at + 1) if more else at
-    at = _expected("]", text, at)
+        more = text.passes(",")
+    text.expect("]")
     if block:
         yield block
-    return at
 
 
 def _after(text: str, at: int) -> int:
@@ -103,15 +207,6 @@ def _after(text: str, at: int) -> int:
     space = _SPACE.match(text, at)
     assert space is not None
     return space.end()
-
-
-def _expected(character: str, text: str, at: int) -> int:
-    """Returns the place behind a character that has to come next."""
-    at = _after(text, at)
-    if not text.startswith(character, at):
-        what = "','" if character in "]}" else f"'{character}'"
-        raise JSONDecodeError(f"Expecting {what} delimiter", text, at)
-    return at + 1
 
 
 def _text(path: Path, where: str) -> str:
@@ -123,8 +218,7 @@ def _text(path: Path, where: str) -> str:
             with mmap(file.fileno(), 0, access=ACCESS_READ) as data, memoryview(data) as view:
                 text = str(view, json.detect_encoding(bytes(view[:4])), "surrogatepass")
     except OSError as problem:
-        file_name = "" if where == str(path) else f": {path}"
-        raise InputError(f"{where}: cannot be read ({problem.strerror}){file_name}") from problem
+        raise _unreadable(path, where, problem) from problem
     except UnicodeDecodeError as problem:
         raise InputError(f"{where}: is not JSON ({problem})") from problem
     if _after(text, 0) == len(text):
@@ -132,17 +226,51 @@ def _text(path: Path, where: str) -> str:
     return text
 
 
-@contextmanager
-def _as_input(where: str) -> Iterator[None]:
-    """Tells what is no JSON as a user's mistake, and lets nobody look for garbage meanwhile."""
-    collecting = gc.isenabled()
-    gc.disable()  # it would look through millions of new objects again and again
+def _opened(path: Path, where: str) -> TextIO:
+    """Returns a JSON file, opened for reading."""
     try:
-        yield
+        file = open(path, "rb")  # noqa: SIM115
+        encoding = json.detect_encoding(file.read(4))
+        file.seek(0)
+    except OSError as problem:
+        raise _unreadable(path, where, problem) from problem
+    return TextIOWrapper(file, encoding, "surrogatepass", newline="")
+
+
+def _unreadable(path: Path, where: str, problem: OSError) -> InputError:
+    file_name = "" if where == str(path) else f": {path}"
+    return InputError(f"{where}: cannot be read ({problem.strerror}){file_name}")
+
+
+@contextmanager
+def _as_input(where: str, path: Path | None = None, text: _Text | None = None) -> Iterator[None]:
+    """Tells what is no JSON as a user's mistake.
+
+    Args:
+        where: the file, for sentences.
+        path, text: of a file of which memory holds a piece; a fault's place is that in the file.
+    """
+    try:
+        with garbage_kept():
+            yield
     except InputError:
         raise
     except (ValueError, RecursionError) as problem:
-        raise InputError(f"{where}: is not JSON ({problem})") from problem
+        told: Exception = problem
+        if path is not None and text is not None and isinstance(problem, ValueError):
+            whole = _text(path, where)  # which tells an empty file, and bytes that are no text
+            if isinstance(problem, JSONDecodeError):
+                told = JSONDecodeError(problem.msg, whole, text.dropped + problem.pos)
+        raise InputError(f"{where}: is not JSON ({told})") from problem
+
+
+@contextmanager
+def garbage_kept() -> Iterator[None]:
+    """Lets nobody look for garbage: among many new objects it would be looked for again and again."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
     finally:
         if collecting:
             gc.enable()

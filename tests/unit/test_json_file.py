@@ -1,13 +1,15 @@
 """JSON files: a long list is read block by block, and everything else as `json` reads it."""
 
 import json
+import re
+import tracemalloc
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from detmtl.data import json_file
-from detmtl.data.json_file import read_in_blocks, read_json
+from detmtl.data.json_file import holds_list, read_in_blocks, read_json
 from detmtl.structures.errors import InputError
 
 VALUES = st.recursive(
@@ -37,8 +39,11 @@ def folder(tmp_path_factory):
     st.sampled_from([None, 1, "\t"]),
     st.booleans(),
     st.integers(1, 4),
+    st.integers(1, 9),
 )
-def test_blocks_hold_what_json_reads(tmp_path_factory, others, rows, place, indent, ascii, size):
+def test_blocks_hold_what_json_reads(
+    tmp_path_factory, others, rows, place, indent, ascii, size, piece
+):
     members = list(others.items())
     members.insert(min(place, len(members)), ("rows", rows))
     text = json.dumps(dict(members), indent=indent, ensure_ascii=ascii)
@@ -46,11 +51,38 @@ def test_blocks_hold_what_json_reads(tmp_path_factory, others, rows, place, inde
     blocks = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_file, "BLOCK", size)
+        patch.setattr(json_file, "PIECE", piece)
         rest = read_in_blocks(path, "a.json", "rows", blocks.append)
     assert [row for block in blocks for row in block] == rows
     assert all(0 < len(block) <= size for block in blocks)
     assert rest == json.loads(text) | {"rows": []}
     assert list(rest) == [name for name, _ in members]  # the order stays
+
+
+@pytest.mark.parametrize("text", ["[]", " [1, {}, 12.5e3]\n", "[[1, 2], 3 , true]"])
+def test_a_list_that_is_the_whole_file_may_come_in_blocks_too(folder, text, monkeypatch):
+    monkeypatch.setattr(json_file, "BLOCK", 2)
+    monkeypatch.setattr(json_file, "PIECE", 1)
+    path, blocks = written(folder / "a.json", text), []
+    assert holds_list(path, "a.json")
+    assert read_in_blocks(path, "a.json", "rows", blocks.append, bare=True) == []
+    assert [row for block in blocks for row in block] == json.loads(text)
+    assert max(map(len, blocks), default=0) <= 2
+    assert not holds_list(written(folder / "b.json", '\n{"rows": [1]}'), "b.json")
+
+
+def test_neither_the_text_nor_the_entries_are_ever_in_memory_together(folder):
+    path = written(folder / "a.json", json.dumps([{"n": i, "of": "x" * 90} for i in range(60_000)]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_file, "BLOCK", 1000)
+        patch.setattr(json_file, "PIECE", 1 << 16)
+        tracemalloc.start()
+        try:
+            read_in_blocks(path, "a.json", "rows", lambda block: None, bare=True)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert path.stat().st_size > 6e6 and peak < 2e6
 
 
 @pytest.mark.parametrize(
@@ -62,10 +94,13 @@ def test_what_is_no_list_of_the_object_itself_stays(folder, text):
     assert found == json.loads(text) and not blocks
 
 
+@pytest.mark.parametrize("piece", [1, 5, 1000])
 @pytest.mark.parametrize(
     "text",
     [
         '{"rows": [1, 2',
+        '{"x": 1,\n "rows": [1,\n {"a": tru}]}',
+        '[1, 2, "a]',
         '{"rows": [1 2]}',
         '{"rows": [1,]}',
         '{"rows": [1]',
@@ -78,11 +113,16 @@ def test_what_is_no_list_of_the_object_itself_stays(folder, text):
         "{",
     ],
 )
-def test_what_json_refuses_is_refused(folder, text):
-    with pytest.raises(ValueError):
+def test_what_json_refuses_is_refused(folder, text, piece, monkeypatch):
+    monkeypatch.setattr(json_file, "PIECE", piece)
+    with pytest.raises(ValueError) as theirs:
         json.loads(text)
-    with pytest.raises(InputError, match=r"a\.json: is not JSON \(.*char \d+"):
-        read_in_blocks(written(folder / "a.json", text), "a.json", "rows", lambda block: None)
+    with pytest.raises(InputError, match=r"a\.json: is not JSON \(.*char \d+") as ours:
+        read_in_blocks(
+            written(folder / "a.json", text), "a.json", "rows", lambda block: None, bare=True
+        )
+    place = re.compile(r"line \d+ column \d+ \(char \d+\)")
+    assert place.findall(str(ours.value)) == place.findall(str(theirs.value))
 
 
 def test_two_lists_of_one_name_are_refused(folder):
