@@ -1,8 +1,9 @@
 """A teacher whose answers are already in a file: COCO results or annotations of any other system.
 
-Letters: N boxes of all pictures.
+Letters: N boxes of all pictures, I pictures that have some.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from detmtl.data.coco_rows import is_object
-from detmtl.data.json_file import read_json
+from detmtl.data.json_file import garbage_kept, holds_list, read_in_blocks
 from detmtl.silver.card import TeacherCard
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Grade
@@ -50,28 +51,42 @@ class Pictures:
         return next((self.names[end] for end in ends if end in self.names), None)
 
 
+@dataclass(frozen=True, eq=False)
+class Results:
+    """Boxes by picture, those of one picture by falling score.
+
+    Attributes:
+        pictures: (I,) int64, rising image ids.
+        offsets: (I+1,) int64, where the boxes of each begin.
+        boxes: (N, 4) float32 xyxy. classes: (N,) int32. scores: (N,) float32.
+    """
+
+    pictures: np.ndarray
+    offsets: np.ndarray
+    boxes: np.ndarray
+    classes: np.ndarray
+    scores: np.ndarray
+
+    def rows(self, picture: int) -> slice:
+        """Returns where the boxes of a picture lie."""
+        i = int(np.searchsorted(self.pictures, picture))
+        if i == len(self.pictures) or self.pictures[i] != picture:
+            return slice(0, 0)
+        return slice(int(self.offsets[i]), int(self.offsets[i + 1]))
+
+
 class ResultsTeacher(Teacher):
     """Looks up what somebody's detector said; pictures are told by the end of their path.
 
     Args:
         card: who it is.
         pictures: those that were looked at.
-        starts: image id -> its rows, first and end.
-        boxes: (N, 4) xyxy. classes: (N,). scores: (N,); by picture and falling score.
+        results: what was found in them.
     """
 
-    def __init__(
-        self,
-        card: TeacherCard,
-        pictures: Pictures,
-        starts: Mapping[int, tuple[int, int]],
-        boxes: np.ndarray,
-        classes: np.ndarray,
-        scores: np.ndarray,
-    ):
+    def __init__(self, card: TeacherCard, pictures: Pictures, results: Results):
         self.card = card
-        self._pictures, self._starts = pictures, starts
-        self._boxes, self._classes, self._scores = boxes, classes, scores
+        self._pictures, self._results = pictures, results
 
     def expect(self, pictures: Iterable[tuple[str, str]]) -> None:
         """Looks up all pictures.
@@ -120,15 +135,15 @@ class ResultsTeacher(Teacher):
                 f"{info.path}: is {size[1]} x {size[0]} pixels, but the results' annotation file says "
                 f"{said[1]} x {said[0]}; the boxes are of another picture"
             )
-        first, end = self._starts.get(number, (0, 0))
-        end = first + int(np.count_nonzero(self._scores[first:end] >= floor))
-        boxes = self._boxes[first:end].clip(0, np.array([size[1], size[0]] * 2))
-        real = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        found, rows = self._results, self._results.rows(number)
+        boxes = found.boxes[rows].clip(0, np.array([size[1], size[0]] * 2, np.float32))
+        scores = found.scores[rows]
+        good = (boxes[:, 2:] > boxes[:, :2]).all(axis=1) & (scores >= floor)
         return BoxLabels.of(
-            torch.from_numpy(boxes[real]),
-            torch.from_numpy(self._classes[first:end][real]),
+            torch.from_numpy(boxes[good]),
+            torch.from_numpy(found.classes[rows][good].astype(np.int64)),
             len(self.card.classes),
-            scores=torch.from_numpy(self._scores[first:end][real]),
+            scores=torch.from_numpy(scores[good]),
             grade=Grade.SILVER,
         )
 
@@ -160,28 +175,15 @@ class ResultsTeacherSettings(LookedUpSettings):
             InputError: everything that is wrong in them.
         """
         file = existing(root, self.path, "teacher.path")
-        content = read_json(file, str(file))
-        about_file, about = file, content
-        if isinstance(content, list):
-            about = None
-            if self.annotations is not None:
-                about_file = existing(root, self.annotations, "teacher.annotations")
-                about = read_json(about_file, str(about_file))
-            elif self.classes is None:
-                raise InputError(
-                    f"{file}: is a list of results, which has neither class names nor file names; set "
-                    "teacher.annotations to the COCO file that it speaks of, or teacher.classes"
-                )
-        elif self.annotations is not None:
-            raise InputError(
-                f"{file}: is an annotation file itself, not a list of results; leave teacher.annotations "
-                "out"
-            )
-        rows = content if isinstance(content, list) else _annotations(content, file)
+        listed = holds_list(file, str(file))
+        about_file, about = self._about(root, file, listed)
         names = self._names(root, about, about_file)
-        pictures = _listed(about, about_file) if about is not None else _named_by(rows)
+        pictures = None if about is None else _listed(about, about_file)
+        del about
         numbers = {number: c for c, number in enumerate(sorted(names))}
-        columns = _columns(file, rows, pictures, numbers, self.score)
+        found = _Reader(str(file), pictures, numbers, self.score, crowds=listed)
+        read_in_blocks(file, str(file), "annotations", found.take, bare=True)
+        results = found.results()
         card = TeacherCard(
             name=self.named(file.stem),
             weights_sha256=file_sha256(*dict.fromkeys([file, about_file])),
@@ -189,7 +191,35 @@ class ResultsTeacherSettings(LookedUpSettings):
             preprocessing=f"results of {file.name}; a box without a score has {self.score}; categories "
             f"{list(numbers)}",
         )
-        return ResultsTeacher(card, pictures, *columns)
+        return ResultsTeacher(card, found.pictures, results)
+
+    def _about(self, root: Path, file: Path, listed: bool) -> tuple[Path, Any]:
+        """Returns the annotation file that says what the results speak of, and what it holds but for its
+        annotations; None where `file`, a list (`listed`), stands for itself."""
+        if not listed:
+            about = read_in_blocks(file, str(file), "annotations", lambda rows: None)
+            if self.annotations is not None:
+                raise InputError(
+                    f"{file}: is an annotation file itself, not a list of results; leave "
+                    "teacher.annotations out"
+                )
+            if not isinstance(about, dict) or not isinstance(about.get("annotations"), list):
+                raise InputError(
+                    f"{file}: is neither a list of results nor an annotation file with a list "
+                    "'annotations'"
+                )
+            return file, about
+        if self.annotations is not None:
+            about_file = existing(root, self.annotations, "teacher.annotations")
+            return about_file, read_in_blocks(
+                about_file, str(about_file), "annotations", lambda rows: None
+            )
+        if self.classes is None:
+            raise InputError(
+                f"{file}: is a list of results, which has neither class names nor file names; set "
+                "teacher.annotations to the COCO file that it speaks of, or teacher.classes"
+            )
+        return file, None
 
     def _names(self, root: Path, about: Any, about_file: Path) -> dict[int, str]:
         """Returns the class names by category id."""
@@ -217,15 +247,6 @@ class ResultsTeacherSettings(LookedUpSettings):
         return names
 
 
-def _annotations(content: Any, file: Path) -> list[Any]:
-    rows = content.get("annotations") if isinstance(content, dict) else None
-    if not isinstance(rows, list):
-        raise InputError(
-            f"{file}: is neither a list of results nor an annotation file with a list 'annotations'"
-        )
-    return [row for row in rows if not isinstance(row, dict) or is_object(row)]
-
-
 def _listed(about: Any, where: Path) -> Pictures:
     """Returns the pictures of an annotation file."""
     try:
@@ -238,42 +259,93 @@ def _listed(about: Any, where: Path) -> Pictures:
     return Pictures(names, sizes, loose=False)
 
 
-def _named_by(rows: Sequence[Any]) -> Pictures:
-    """Returns the pictures that results name, by number or by file name."""
-    named = (str(row["image_id"]) for row in rows if isinstance(row, dict) and "image_id" in row)
-    return Pictures({name: i for i, name in enumerate(dict.fromkeys(named))}, None, loose=True)
+class _Reader:
+    """Takes results block by block, and keeps their numbers alone.
+
+    Args:
+        where: the file, for sentences.
+        pictures: those that were looked at; None: those that the results name, by number or by file name.
+        classes: category id -> class.
+        score: of a box that has none.
+        crowds: whether crowds are taken for boxes: results have none, whatever they say.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        pictures: Pictures | None,
+        classes: Mapping[int, int],
+        score: float | None,
+        crowds: bool,
+    ):
+        self._where, self._classes, self._score = where, classes, score
+        self._crowds = crowds
+        self._by_name: dict[str, int] = {}
+        self.pictures = pictures or Pictures(self._by_name, None, loose=True)
+        if pictures is not None:
+            self._by_name |= pictures.names
+            for name, number in pictures.names.items():  # of results, perhaps without the ending
+                self._by_name.setdefault(str(PurePosixPath(name).with_suffix("")), number)
+        self._count = 0
+        self._problems: list[str] = []
+        self._images = [np.zeros(0, np.int64)]
+        self._boxes = [np.zeros((0, 4), np.float32)]
+        self._of = [np.zeros(0, np.int32)]
+        self._scores = [np.zeros(0, np.float32)]
+
+    def take(self, rows: list[Any]) -> None:
+        """Adds results."""
+        with garbage_kept():
+            self._keep(self._checked(rows))
+
+    def _checked(self, rows: Sequence[Any]) -> list[tuple[int, int, list[float], float]]:
+        """Returns what `_row` returns of those that are results; notes what is wrong with the others."""
+        kept = []
+        for row in rows:
+            if isinstance(row, dict):
+                if not self._crowds and not is_object(row):
+                    continue
+                if self.pictures.loose and "image_id" in row:
+                    self._by_name.setdefault(str(row["image_id"]), len(self._by_name))
+            try:
+                kept.append(_row(row, self.pictures, self._by_name, self._classes, self._score))
+            except ValueError as problem:
+                self._problems.append(f"{self._where}: result {self._count}: {problem}")
+            self._count += 1
+        return kept
+
+    def _keep(self, kept: Sequence[tuple[int, int, list[float], float]]) -> None:
+        images, of, boxes, scores = zip(*kept, strict=True) if kept else ((), (), (), ())
+        boxes = np.array(boxes, np.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        self._images.append(np.array(images, np.int64))
+        self._of.append(np.array(of, np.int32))
+        self._boxes.append(boxes.astype(np.float32))
+        self._scores.append(np.array(scores, np.float32))
+
+    def results(self) -> Results:
+        """Returns everything taken; may be called once.
+
+        Raises:
+            InputError: everything that is wrong.
+        """
+        if self._problems:
+            raise InputError(self._problems)
+        images, scores = _whole(self._images), _whole(self._scores)
+        order = np.lexsort((-scores, images))
+        images, scores = images[order], scores[order]
+        # One column after the other: a second copy of all of them would double the memory.
+        boxes = _whole(self._boxes)[order]
+        classes = _whole(self._of)[order]
+        first = np.flatnonzero(np.diff(images, prepend=images[:1] - 1))
+        return Results(images[first], np.append(first, len(images)), boxes, classes, scores)
 
 
-def _columns(
-    file: Path,
-    rows: Sequence[Any],
-    pictures: Pictures,
-    classes: Mapping[int, int],
-    score: float | None,
-) -> tuple[dict[int, tuple[int, int]], np.ndarray, np.ndarray, np.ndarray]:
-    """Returns where each picture's rows lie, and boxes, classes and scores of all rows."""
-    by_name = dict(pictures.names)
-    if not pictures.loose:  # results that name files, perhaps without the ending
-        for name, number in pictures.names.items():
-            by_name.setdefault(str(PurePosixPath(name).with_suffix("")), number)
-    kept, problems = [], []
-    for i, row in enumerate(rows):
-        try:
-            kept.append(_row(row, pictures, by_name, classes, score))
-        except ValueError as problem:
-            problems.append(f"{file}: result {i}: {problem}")
-    if problems:
-        raise InputError(problems)
-    numbers = np.array([row[0] for row in kept], dtype=np.int64)
-    of = np.array([row[1] for row in kept], dtype=np.int64)
-    boxes = np.array([row[2] for row in kept], dtype=np.float64).reshape(-1, 4)
-    scores = np.array([row[3] for row in kept], dtype=np.float32)
-    boxes[:, 2:] += boxes[:, :2]
-    order = np.lexsort((-scores, numbers))
-    found, first, counts = np.unique(numbers[order], return_index=True, return_counts=True)
-    ends = first + counts
-    starts = {int(n): (int(a), int(b)) for n, a, b in zip(found, first, ends, strict=True)}
-    return starts, boxes[order].astype(np.float32), of[order], scores[order]
+def _whole(parts: list[np.ndarray]) -> np.ndarray:
+    """Returns parts as one array, and lets go of them."""
+    whole = np.concatenate(parts)
+    parts.clear()
+    return whole
 
 
 def _row(
@@ -306,6 +378,6 @@ def _row(
         raise ValueError("has no score; set teacher.score to what such a box is to count")
     if not 0 <= value <= 1:
         raise ValueError(f"score is {value}; it lies in [0, 1]")
-    if len(box) != 4 or not np.isfinite(box).all() or box[2] < 0 or box[3] < 0:
+    if len(box) != 4 or not all(map(math.isfinite, box)) or box[2] < 0 or box[3] < 0:
         raise ValueError(f"bbox is {box}; it is left, top, width >= 0 and height >= 0")
     return found, classes[category], box, value

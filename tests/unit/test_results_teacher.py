@@ -1,5 +1,6 @@
 import json
 import os
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -65,6 +66,46 @@ def test_a_picture_without_results_is_empty_but_an_unknown_one_an_error(tmp_path
         ask(teacher, "/x/other.jpg", 8, 8)
     with pytest.raises(InputError, match="30 x 20"):
         ask(teacher, "/x/a.jpg", 40, 60)
+
+
+def test_blocks_change_nothing_and_every_fault_is_told_with_its_place(tmp_path, monkeypatch):
+    wrong = [{"image_id": 5}, RESULTS[0] | {"score": 2}, RESULTS[0] | {"category_id": 4}]
+    faulty = [*RESULTS[:3], wrong[0], RESULTS[3], *wrong[1:]]
+    whole = ask(load(tmp_path), "/p/a.jpg", 20, 30, floor=0.005)
+    with pytest.raises(InputError) as told:
+        load(tmp_path, faulty)
+    monkeypatch.setattr("detmtl.data.json_file.BLOCK", 2)
+    monkeypatch.setattr("detmtl.data.json_file.PIECE", 10)
+    blocks = ask(load(tmp_path), "/p/a.jpg", 20, 30, floor=0.005)
+    for name in ("boxes", "classes", "scores", "grade"):
+        assert torch.equal(getattr(blocks, name), getattr(whole, name))
+    with pytest.raises(InputError) as again:
+        load(tmp_path, faulty)
+    assert again.value.problems == told.value.problems
+    assert [p.split(":")[1] for p in told.value.problems] == [f" result {i}" for i in (3, 5, 6)]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_memory_is_that_of_the_numbers(tmp_path, alone):
+    rows = [
+        {"image_id": 5, "category_id": 3, "bbox": [k % 9, 1.5, 5, 5.25], "score": k / 50_000}
+        for k in range(50_000)
+    ]
+    (tmp_path / "r.json").write_text(json.dumps(rows if alone else ABOUT | {"annotations": rows}))
+    (tmp_path / "truth.json").write_text(json.dumps(ABOUT))
+    del rows
+    settings = ResultsTeacherSettings(path="r.json", annotations="truth.json" if alone else None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("detmtl.data.json_file.BLOCK", 500)
+        patch.setattr("detmtl.data.json_file.PIECE", 1 << 14)
+        tracemalloc.start()
+        try:
+            teacher = settings.load(tmp_path)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert len(ask(teacher, "/p/a.jpg", 20, 30, floor=0.5)) == 25_000
+    assert peak < 100 * 50_000  # the objects of a row are more than 700 bytes, its text 90
 
 
 def test_no_results_at_all_is_a_teacher_that_saw_nothing(tmp_path):
