@@ -4,10 +4,12 @@ A batch follows from (seed, step) alone, and the augmentation of a picture from 
 the global batch): the number of workers and the step at which a run resumes change nothing.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
@@ -337,7 +339,7 @@ def _serve(work: _Batches[T], numbers: range, workers: int, pin: bool) -> Iterat
         num_workers=workers,
         generator=torch.Generator(),  # else torch draws a number from the global state, which is the run's
         pin_memory=pin,
-        worker_init_fn=_enter_worker if workers else None,
+        worker_init_fn=partial(_enter_worker, os.getpid()) if workers else None,
         # forked workers share the flat annotations and start at once; elsewhere the system's own way
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
     )
@@ -376,7 +378,10 @@ def _allow_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _enter_worker(worker: int) -> None:
+def _enter_worker(parent: int, worker: int) -> None:
+    """Prepares a worker that the process `parent` has started."""
+    if os.getppid() != parent:  # it was killed already, which torch looks for only from now on
+        os._exit(1)
     _keep_memory()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the workers
     cv2.setNumThreads(0)

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import multiprocessing
 import os
 import pickle
 import subprocess
@@ -20,7 +21,7 @@ import torch
 from detmtl.data.augment import Augment
 from detmtl.data.fit import fit
 from detmtl.data.flat import Annotations, FileNames
-from detmtl.data.loader import batches, evaluation_batches, sample_seed
+from detmtl.data.loader import _enter_worker, batches, evaluation_batches, sample_seed
 from detmtl.data.mixture import MixSettings, Mixture
 from detmtl.data.source import Source
 from detmtl.structures.errors import InputError
@@ -324,15 +325,23 @@ os.kill(os.getpid(), 9)
     kept = tmp_path / "sources.pkl"
     kept.write_bytes(pickle.dumps(sources))
     root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(kept)], capture_output=True, text=True, cwd=root
-    )
-    pids = [int(pid) for pid in done.stdout.split()]
+    with open(
+        tmp_path / "pids", "w"
+    ) as told:  # a pipe would be waited for until the last worker ends
+        subprocess.run([sys.executable, "-c", code, str(kept)], stdout=told, cwd=root)
+    pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
     assert len(pids) == 2
     deadline = time.monotonic() + 20
     while any(alive(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(alive(pid) for pid in pids)
+
+
+def test_a_worker_whose_parent_is_gone_before_it_begins_ends():
+    own = multiprocessing.get_context("fork").Process(target=_enter_worker, args=(1, 0))
+    own.start()
+    own.join(20)
+    assert own.exitcode == 1
 
 
 def alive(pid: int) -> bool:
