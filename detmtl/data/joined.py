@@ -176,4 +176,4 @@ def _tags_of(source: Source) -> Iterator[TagLabels | None]:
     """Yields the tags of each picture; those that follow from boxes as they are now."""
     for i in range(len(source)):
         boxes = source.boxes(i) if isinstance(source.tags, BoxTags) else None
-        yield None if source.tags is None else source.tags.labels(i, boxes)
+        yield None if source.tags is None else source.tags.labels(i, boxes, source.grade)

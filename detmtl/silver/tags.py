@@ -40,7 +40,8 @@ def audit_tags(store: SomeStore, gold: Source, classes: TagClasses) -> TagAudit:
     meaning, names = TagMeaning.of(store.card, classes), classes.label_space().names
     truths: dict[str, tuple[int, np.ndarray]] = {}
     for i, content_hash in enumerate(gold.hashes()):
-        truth = gold.tags.labels(i, gold.boxes(i) if isinstance(gold.tags, BoxTags) else None)
+        boxes = gold.boxes(i) if isinstance(gold.tags, BoxTags) else None
+        truth = gold.tags.labels(i, boxes, gold.grade)
         if truth is not None and truth.grade == Grade.GOLD:
             shown, looked = truth.targets.numpy() >= 0.5, truth.weights.numpy() > 0
             truths[content_hash] = (i, np.where(looked, shown, -1).astype(np.int8))

@@ -10,7 +10,7 @@ from map_stand_ins import halves
 from PIL import Image
 from silver_stand_ins import gold, pictures
 
-from detmtl.data.joined import joined, searched_classes, with_boxes
+from detmtl.data.joined import joined, searched_classes, told_tags, with_boxes
 from detmtl.data.maps import FilledMaps, MapClasses, MapFolder
 from detmtl.data.tags import BoxTags, TagClasses, Tags
 from detmtl.structures.labels import Grade
@@ -103,6 +103,14 @@ def test_tags_that_follow_from_boxes_still_do(tmp_path):
     assert labels["tags"].targets.tolist() == [0, 1]
     cropped = labels | {"boxes": labels["boxes"][torch.zeros(0, dtype=torch.long)]}
     assert both.derived(0, cropped)["tags"].targets.tolist() == [0, 0]
+
+
+def test_tags_from_a_model_s_pictures_without_boxes_are_a_model_s(tmp_path):
+    of_model = replace(gold(pictures(tmp_path / "a", 1), []), grade=Grade.SILVER)
+    of_people = gold(pictures(tmp_path / "b", 1), [])
+    follow = [replace(s, tags=BoxTags.of(s.classes, TAGS)) for s in (of_model, of_people)]
+    told = [told_tags(source).by_people().tolist() for source in follow]
+    assert told == [[False], [True]]
 
 
 def test_filled_maps_can_be_joined(sources):
