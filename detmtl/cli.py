@@ -206,8 +206,8 @@ def _predict(args: argparse.Namespace) -> None:
             f"{args.model} is an exported file, whose precision is its own; leave it out, export another "
             "with --dtype, or give the checkpoint (best.pt)",
         )
-    writable(args.out, f"--out {args.out}")
     seen, device = _views(args), str(distributed.pick_device(args.device))
+    writable(args.out, f"--out {args.out}")
     keep_freed_memory()
     predictor = load_predictor(args.model, device, args.precision, args.compile, args.trust)
     change_test(predictor, assignments(args.set), "--set")

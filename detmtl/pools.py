@@ -1,7 +1,7 @@
 """How the pools of a run get their silver labels: teachers, store, audit, selection."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +44,7 @@ from detmtl.silver.tag_audit import TagAudit
 from detmtl.silver.tag_measures import TagMeasures
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
+from detmtl.structures.labels import Grade
 from detmtl.teachers.annotate import annotate
 from detmtl.teachers.from_checkpoint import CheckpointTeacherSettings
 from detmtl.teachers.teacher import Teacher, the_one
@@ -57,14 +58,20 @@ def label_pools(
     sources: Mapping[str, Source],
     val: Source,
     space: LabelSpace,
+    teacher: Teacher | None = None,
 ) -> tuple[dict[str, Source], Path]:
-    """Returns the pools with silver labels, and the store that the labels come from."""
+    """Returns the pools with silver labels, and the store that the labels come from.
+
+    Args:
+        teacher: the only one of the run, loaded; None: they are loaded here.
+    """
     silver = settings.silver
     assert silver is not None
     store_path = silver.store or folder.path / "silver"
     gold = audit_source(settings, sources, val)
     pools = [sources[name] for name in settings.offline_pools()]
-    names = write_silver(settings, folder, process, console, [*pools, gold], store_path)
+    teachers = [teacher] if teacher else load_teachers(settings, folder, process)
+    names = write_silver(settings, process, console, teachers, [*pools, gold], store_path)
     stores = [Store.open(store_path, name) for name in names]
     if of_one_task(stores) != "boxes":
         return _label_others(settings, process, console, pools, gold, stores), store_path
@@ -259,16 +266,16 @@ def fused_others(stores: list[Store], alone: list[Others], gold: Source) -> Othe
 
 def write_silver(
     settings: RunSettings,
-    folder: RunFolder,
     process: Process,
     console: Console,
+    teachers: Iterable[Teacher],
     sources: list[Source],
     path: Path,
 ) -> list[str]:
     """Lets each teacher label the sources into the store, and returns the teachers' names."""
     assert settings.silver is not None
     names = []
-    for teacher in load_teachers(settings, folder, process):
+    for teacher in teachers:
         names.append(teacher.card.name)
         annotate(
             teacher,
@@ -369,14 +376,17 @@ def read_selection(
 
 def tags_of(pool: Source, classes: TagClasses | None) -> Tags | BoxTags | None:
     """Returns the tags of a pool that gets boxes of a model: its own, or those that follow from boxes."""
-    if pool.tags is None and classes is not None and classes.from_boxes:
-        return BoxTags.of(pool.classes, classes)
+    if classes is not None and classes.from_boxes and not isinstance(pool.tags, Tags):
+        return BoxTags.of(pool.classes, classes, Grade.SILVER)
     return pool.tags
 
 
-def written_offline(settings: RunSettings, folder: RunFolder, process: Process) -> Written:
+def written_offline(
+    settings: RunSettings, folder: RunFolder, process: Process
+) -> tuple[Written, Teacher | None]:
     """Returns what the run's teachers write before the training, asked of each beforehand: what is wrong
-    with the last one is told before the first has labelled anything.
+    with the last one is told before the first has labelled anything. And the teacher, where it is the only
+    one: of several each is loaded again when it labels, so that one at a time is in memory.
 
     Raises:
         InputError: two teachers have one name or write different things, or one cannot be had.
@@ -385,8 +395,11 @@ def written_offline(settings: RunSettings, folder: RunFolder, process: Process) 
     teacher = settings.silver.teacher
     if isinstance(teacher, GoldTeacher):  # it has yet to learn
         kinds = settings.silver_tasks()
-        return kinds[teacher.task or the_one(kinds) or ""]
-    return _one_task([one.card for one in load_teachers(settings, folder, process)])
+        return kinds[teacher.task or the_one(kinds) or ""], None
+    loaded, cards = None, []
+    for loaded in load_teachers(settings, folder, process):
+        cards.append(loaded.card)
+    return _one_task(cards), loaded if len(cards) == 1 else None
 
 
 def load_teachers(settings: RunSettings, folder: RunFolder, process: Process) -> Iterator[Teacher]:

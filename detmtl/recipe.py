@@ -6,7 +6,7 @@ the same folder goes on where the last one stopped, wherever that was.
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from detmtl.engine.scores import check_best
 from detmtl.engine.state import State, load_weights, read_checkpoint, seed_everything, weights_of
 from detmtl.engine.trainer import train
 from detmtl.inference.export import export_torchscript
+from detmtl.inference.predictor import kind_of
 from detmtl.inference.script_file import exported
 from detmtl.inputs import input_hashes
 from detmtl.losses.normalizer import Density
@@ -176,22 +177,24 @@ def _run(
 
     wanted = settings.mix_sources()
     pools = settings.offline_pools()
-    offline = written_offline(settings, folder, process) if pools else "boxes"
+    offline, known = written_offline(settings, folder, process) if pools else ("boxes", None)
     sources |= to_be_labelled(settings, sources, offline)
     to_be = sources | {n: replace(sources[n], grade=Grade.SILVER, annotations=None) for n in pools}
     mixture_of(settings, [to_be[n] for n in wanted])  # its mistakes are told before the work
     if not folder.metrics.exists():
         settings.train.check(process.device)
-        if settings.train.best is not None:
-            check_best(settings.train.best, dict(build(settings, space).tasks.items()))
+        _check_best(settings)
     gold = online_gold(settings, sources, val)
     if pools:
         assert settings.silver is not None
         if isinstance(settings.silver.teacher, GoldTeacher):
+            _check_best(teacher_settings(settings))
             scores = _gold_teacher(settings, folder, process, console, sources, val, final)
             metrics |= {f"teacher/{name}": value for name, value in scores.items()}
             files["teacher checkpoint"] = folder.teacher.best
-        labelled, store = label_pools(settings, folder, process, console, sources, val, space)
+        labelled, store = label_pools(
+            settings, folder, process, console, sources, val, space, known
+        )
         sources |= labelled
         files["silver store"] = store
 
@@ -242,6 +245,12 @@ def build(settings: RunSettings, space: LabelSpace) -> MultiTask:
     return build_model(settings.model, settings.tasks, space.names, other_names=names)
 
 
+def _check_best(settings: RunSettings) -> None:
+    if settings.train.best is not None:
+        tasks = build(settings, settings.data.label_space()).tasks
+        check_best(settings.train.best, dict(tasks.items()))
+
+
 def _tell_start(model: MultiTask, console: Console) -> None:
     if model.started:
         console.print(model.started, markup=False, highlight=False, soft_wrap=True)
@@ -279,8 +288,7 @@ def fit_model(
     balancer = settings.balancing.build(list(settings.tasks))
     balancer.attach(model.shared_parameters(), model.own_parameters())
     of_labels = settings.data.names()
-    searched = searched_classes(sources, of_labels)
-    kinds = {name: str(task.labels) for name, task in model.tasks.items()}
+    searched = _searched(settings, model, sources)
     state = settings.train.prepare(
         model,
         balancer,
@@ -288,7 +296,7 @@ def fit_model(
         process,
         settings.resolved(),
         list(of_labels["boxes"]),
-        {n: searched[k] for n, k in kinds.items() if k in searched},
+        searched,
     )
     if folder.last.exists():
         state.load(folder.last)
@@ -330,6 +338,25 @@ def fit_model(
         )
     load_weights(model, weights_of(read_checkpoint(folder.best)), str(folder.best))
     model.eval()
+
+
+def _searched(
+    settings: RunSettings, model: MultiTask, sources: Sequence[Source]
+) -> dict[str, list[str]]:
+    """Returns task -> the classes that somebody looked for in some picture, of tasks whose classes are those
+    of the labels; what the others learned, and what a model brings along from elsewhere, is not known."""
+    if settings.model.start is not None:
+        return {}
+    names = settings.data.names()
+    found = searched_classes(sources, names)
+    tasks: dict[str, Any] = dict(model.tasks.items())
+    return {
+        name: found[task.labels]
+        for name, task in tasks.items()
+        if task.labels in found
+        and kind_of(task) == task.labels
+        and tuple(getattr(task, "class_names", ())) == tuple(names[task.labels])
+    }
 
 
 def training_batches(

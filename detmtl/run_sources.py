@@ -163,14 +163,14 @@ def to_be_labelled(
 
 def _with_dense(pool: Source, others: Sequence[Source], written: Collection[Written]) -> Source:
     """Returns a pool with the maps and tags that people gave its pictures in other sources. Where nothing is
-    left to label then, and no boxes are written, the pictures themselves are left out."""
+    left to label then, no boxes are written, and the pool itself tells nothing, pictures are left out."""
     given = given_dense(pool, others, written)
     if "boxes" in written:
         return given
     before, after = (
         np.all([_by_people(s, kind) for kind in written], axis=0) for s in (pool, given)
     )
-    doubles = after & ~before
+    doubles = after & ~before & ~_tells(pool)
     if not doubles.any():
         return given
     first = int(np.flatnonzero(doubles)[0])
@@ -180,6 +180,21 @@ def _with_dense(pool: Source, others: Sequence[Source], written: Collection[Writ
         stacklevel=2,
     )
     return given.subset(np.flatnonzero(~doubles))
+
+
+def _tells(pool: Source) -> np.ndarray:
+    """Returns (I,) bool: of which pictures a pool has labels, of whatever kind."""
+    told = np.zeros(len(pool), dtype=bool)
+    if pool.annotations is not None:
+        told |= np.diff(pool.annotations.offsets) > 0
+        told |= np.broadcast_to(pool.coverage.max(axis=1) > 0, len(pool))
+    for present in (
+        None if pool.maps is None else pool.maps.present(),
+        pool.tags.present if isinstance(pool.tags, Tags) else None,
+        None if pool.depth is None else pool.depth.present(),
+    ):
+        told |= present if present is not None else False
+    return told
 
 
 def _by_people(source: Source, kind: Written) -> np.ndarray:
@@ -209,4 +224,5 @@ def _pool(settings: RunSettings, source: Source) -> Source:
     if "tags" in written and isinstance(source.tags, Tags):
         own = _by_people(source, "tags")
         source = replace(source, tags=replace(source.tags, present=own) if own.any() else None)
-    return replace(source, grade=Grade.SILVER, tags=tags_of(source, settings.data.tags))
+    tags = tags_of(source, settings.data.tags) if "boxes" in written else source.tags
+    return replace(source, grade=Grade.SILVER, tags=tags)

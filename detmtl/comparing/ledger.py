@@ -58,8 +58,12 @@ def refuse_unnoted(out: Path) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    if not any((out / "runs").glob("*")):
-        os.close(_opened(out))
+    if any((out / "runs").glob("*")):
+        return
+    there = (out.absolute().parent / FILE).exists()
+    os.close(_opened(out))
+    if not there:  # it was asked for alone
+        (out.absolute().parent / FILE).unlink()
 
 
 def _opened(out: Path) -> int:

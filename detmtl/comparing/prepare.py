@@ -31,7 +31,7 @@ from detmtl.config_parts import GoldTeacher
 from detmtl.data.source import Source
 from detmtl.engine.distributed import Process
 from detmtl.inputs import input_hashes, named_files
-from detmtl.pools import teacher_settings
+from detmtl.pools import gold_sources, teacher_settings
 from detmtl.run_sources import load_sources, render
 from detmtl.structures.errors import InputError
 
@@ -85,6 +85,7 @@ class Preparation:
         if makes_silver(settings):
             assert settings.silver is not None
             if isinstance(settings.silver.teacher, GoldTeacher):
+                _refuse_moved_parts(settings)
                 teacher = self._train(teacher_settings(settings))
             if settings.silver.store is None:
                 root, cache = Path(settings.data.root), self.out / "cache"
@@ -186,6 +187,28 @@ class Preparation:
     def _fingerprint(self, settings: RunSettings) -> dict[str, str]:
         """Returns hashes of all files that decide a run's result: other files, another run."""
         return input_hashes(settings, self.out / "cache", known=self._hashes)
+
+
+def _refuse_moved_parts(settings: RunSettings) -> None:
+    """Refuses to share a teacher whose part of the gold pictures is another share than its audit leaves: the
+    teacher takes its own before, the audit after pictures without a map are left out.
+
+    Raises:
+        InputError: names the source.
+    """
+    assert settings.silver is not None
+    audit = settings.silver.audit
+    if isinstance(audit, str) or (audit.count is None and audit.share is None):
+        return
+    for name in gold_sources(settings):
+        source = settings.data.sources[name]
+        for what in ("maps", "tags", "depth"):
+            if getattr(getattr(source, what), "missing", None) == "drop":
+                raise InputError(
+                    f"silver.audit: a share or a number of the pictures of '{name}' cannot be kept from a "
+                    f"teacher that arms share, since {what}.missing: drop leaves some out; give a part, as "
+                    "{part: [0.75, 1]}, or list the pictures in a file of their own"
+                )
 
 
 def prepare(

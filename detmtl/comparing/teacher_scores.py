@@ -27,6 +27,7 @@ from detmtl.pools import (
     audit_source,
     fused_labels,
     fused_others,
+    load_teachers,
     of_one_task,
     others_of,
     write_silver,
@@ -91,7 +92,8 @@ def _labelled(
     settings: RunSettings, folder: Path, process: Process, sources: list[Source]
 ) -> list[Store]:
     path, quiet = folder / "silver", Console(quiet=True)
-    names = write_silver(settings, RunFolder(folder), process, quiet, sources, path)
+    teachers = load_teachers(settings, RunFolder(folder), process)
+    names = write_silver(settings, process, quiet, teachers, sources, path)
     return [Store.open(path, name) for name in names]
 
 

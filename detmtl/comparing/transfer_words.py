@@ -194,9 +194,9 @@ def _unknown(found: Evidence) -> Named:
 
 
 def seeds_needed(values: Sequence[float], level: float = LEVEL) -> float:
-    """Returns how many seeds, more than these, tell a mean of this size from 0 in four cases of five, if the
-    spread is what it is among these; 0 where these tell it, infinity for more than `MANY`, NaN for fewer
-    than two values.
+    """Returns how many seeds in all, at least one more than these, tell a mean of this size from 0 in four
+    cases of five, if the spread is what it is among these; 0 where these tell it, infinity for more than
+    `MANY`, NaN for fewer than two values.
 
     Args:
         values: a difference in each seed.

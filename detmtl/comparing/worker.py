@@ -106,11 +106,11 @@ def _label(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
         process = distributed.start(settings.device)
         space = settings.data.label_space()
         sources, val, _ = load_sources(settings, space, folder / "cache", process)
-        run = RunFolder(student)
+        own = RunFolder(student)
         try:
-            written = written_offline(settings, run, process)
+            written, known = written_offline(settings, own, process)
             sources |= to_be_labelled(settings, sources, written)
-            label_pools(settings, run, process, Console(), sources, val, space)
+            label_pools(settings, own, process, Console(), sources, val, space, known)
         except InputError as error:  # the run itself ends with it; others may be well
             problems += [p for p in error.problems if p not in problems]
     for problem in problems:

@@ -147,7 +147,8 @@ def _maps(sources: Sequence[Source]) -> JoinedMaps | None:
 
 
 def _tags(sources: Sequence[Source]) -> Tags | BoxTags | None:
-    if all(isinstance(source.tags, BoxTags) for source in sources):
+    follow = {s.tags.grade for s in sources if isinstance(s.tags, BoxTags)}
+    if len(follow) == 1 and all(isinstance(source.tags, BoxTags) for source in sources):
         return sources[0].tags
     return _as_tags([label for source in sources for label in _tags_of(source)])
 
@@ -176,4 +177,4 @@ def _tags_of(source: Source) -> Iterator[TagLabels | None]:
     """Yields the tags of each picture; those that follow from boxes as they are now."""
     for i in range(len(source)):
         boxes = source.boxes(i) if isinstance(source.tags, BoxTags) else None
-        yield None if source.tags is None else source.tags.labels(i, boxes, source.grade)
+        yield None if source.tags is None else source.tags.labels(i, boxes)

@@ -255,6 +255,8 @@ def _as_input(where: str, path: Path | None = None, text: _Text | None = None) -
             yield
     except InputError:
         raise
+    except OSError as problem:
+        raise _unreadable(path or Path(where), where, problem) from problem
     except (ValueError, RecursionError) as problem:
         told: Exception = problem
         if path is not None and text is not None and isinstance(problem, ValueError):

@@ -5,7 +5,7 @@ Letters: I pictures, C classes, H and W pixels.
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -118,6 +118,7 @@ class MapFolder(Settings):
             coverage=coverage,
             weights=_weights(legend, codes),
             grade=int(grade if legend.grade is None else legend.grade),
+            rest=space.names.index(classes.unmapped) if classes.unmapped in space.names else None,
         )
 
     def _legend(self, root: Path, where: str) -> "Legend":
@@ -263,6 +264,8 @@ class Maps(Flat):
         coverage: (C,) float32, see `MapLabels`.
         weights: (256,) float32, the loss weight of each meaning; None: 1 throughout.
         grade: a `Grade`.
+        rest: the class that takes what is unmapped: its pixels say where it is, though no other says where
+            it is not.
     """
 
     files: FileNames
@@ -270,6 +273,7 @@ class Maps(Flat):
     coverage: np.ndarray
     weights: np.ndarray | None
     grade: int
+    rest: int | None = None
 
     def present(self) -> np.ndarray:
         """Returns (I,) bool: which pictures have a map."""
@@ -280,10 +284,11 @@ class Maps(Flat):
         return self.present() & (self.grade == Grade.GOLD)
 
     def searched(self) -> np.ndarray:
-        """Returns (C,) bool: which classes were looked for in some map, or can be its pixels' as what is
-        unmapped can."""
-        given = np.isin(np.arange(len(self.coverage)), self.lookup)
-        return ((self.coverage > 0) | given) & self.present().any()
+        """Returns (C,) bool: which classes were looked for in some map, `rest` among them."""
+        looked = self.coverage > 0
+        if self.rest is not None and (self.lookup == self.rest).any():
+            looked[self.rest] = True
+        return looked & self.present().any()
 
     def paths(self) -> list[str]:
         """Returns the files of the maps."""
@@ -291,7 +296,7 @@ class Maps(Flat):
 
     def take(self, indices: np.ndarray) -> "Maps":
         """Returns the maps of the pictures at `indices`."""
-        return Maps(self.files.take(indices), self.lookup, self.coverage, self.weights, self.grade)
+        return replace(self, files=self.files.take(indices))
 
     def labels(self, i: int, height: int, width: int) -> MapLabels | None:
         """Returns the map of picture i, of that size; None where there is none.

@@ -65,7 +65,7 @@ __all__ = [
 
 _ARRAYS = ("files", "ids", "sizes", "annotations", "coverage")
 
-READER_VERSION = 3
+READER_VERSION = 4
 """Part of every cache key: raise it when a reader gives other arrays for the same files."""
 
 
@@ -171,7 +171,7 @@ class Source(Flat):
             if found is not None:
                 out["maps"] = found
         if self.tags is not None:
-            tags = self.tags.labels(i, boxes, self.grade)
+            tags = self.tags.labels(i, boxes)
             if tags is not None:
                 out["tags"] = tags
         if self.depth is not None:
@@ -202,7 +202,7 @@ class Source(Flat):
         cropped away is not shown any more."""
         boxes = labels.get("boxes")
         if isinstance(self.tags, BoxTags) and isinstance(boxes, BoxLabels):
-            tags = self.tags.labels(i, boxes, self.grade)
+            tags = self.tags.labels(i, boxes)
             assert tags is not None
             return labels | {"tags": tags}
         return labels
@@ -417,7 +417,7 @@ class SourceSettings(Settings):
             if self.tags.missing == "drop":
                 drop |= ~told.present
         elif tags is not None and tags.from_boxes and source.annotations is not None:
-            source = replace(source, tags=BoxTags.of(source.classes, tags))
+            source = replace(source, tags=BoxTags.of(source.classes, tags, source.grade))
         if self.depth is not None:
             # Of depth no file says who wrote it: `predict` puts it beside a boxes' file that does.
             measured = self.depth.load(source.files, root, where, source.grade)

@@ -139,16 +139,26 @@ class Tags(Flat):
             np.where(missing, other.grade, self.grade).astype(np.uint8),
         )
 
+    def completed(self, other: "Tags") -> "Tags":
+        """Returns these tags, and those of `other` where nobody looked for a tag of a picture; a picture of
+        which both tell something has the higher grade."""
+        told = self.present[:, None] & (self.weights > 0)
+        more = ~told & other.present[:, None] & (other.weights > 0)
+        both = np.where(more.any(1), np.maximum(self.grade, other.grade), self.grade)
+        return Tags(
+            np.where(told, self.targets, np.where(more, other.targets, 0)).astype(np.float32),
+            np.where(told, self.weights, np.where(more, other.weights, 0)).astype(np.float32),
+            self.present | other.present,
+            np.where(told.any(1), both, other.grade).astype(np.uint8),
+        )
+
     def take(self, indices: np.ndarray) -> "Tags":
         """Returns the tags of the pictures at `indices`."""
         arrays = (self.targets, self.weights, self.present, self.grade)
         return Tags(*(array[indices] for array in arrays))
 
-    def labels(
-        self, i: int, boxes: BoxLabels | None, grade: Grade = Grade.GOLD
-    ) -> TagLabels | None:
-        """Returns the tags of picture i, None where nobody looked; neither `boxes` nor the source's `grade`
-        are asked."""
+    def labels(self, i: int, boxes: BoxLabels | None) -> TagLabels | None:
+        """Returns the tags of picture i, None where nobody looked; `boxes` are not asked."""
         if not self.present[i]:
             return None
         targets, weights = (torch.from_numpy(np.array(x[i])) for x in (self.targets, self.weights))
@@ -161,20 +171,24 @@ class BoxTags(Flat):
 
     Attributes:
         members: (T, C) bool: which classes of boxes mean which tag.
+        grade: a `Grade`, of who looked for the boxes: that there is none is that one's word.
     """
 
     members: np.ndarray
+    grade: int = int(Grade.GOLD)
 
     @classmethod
-    def of(cls, box_classes: Sequence[str], classes: TagClasses) -> "BoxTags":
-        """Finds out which tag each class of boxes means.
+    def of(
+        cls, box_classes: Sequence[str], classes: TagClasses, grade: Grade = Grade.GOLD
+    ) -> "BoxTags":
+        """Finds out which tag each class of boxes means; `grade` says who looked for the boxes.
 
         Raises:
             InputError: a class means no tag and `unmapped` is `error`, or no class means one.
         """
         space = classes.label_space()
         found = np.array(space.class_of(box_classes, "data.classes"))
-        return cls(found[None] == np.arange(len(space))[:, None])
+        return cls(found[None] == np.arange(len(space))[:, None], int(grade))
 
     def take(self, indices: np.ndarray) -> "BoxTags":
         """Returns itself: it is of no picture."""
@@ -186,13 +200,10 @@ class BoxTags(Flat):
         looked = np.zeros(self.members.shape[1], bool) if boxes is None else boxes
         return np.asarray(self.members.any(axis=1) & (looked | ~self.members).all(axis=1))
 
-    def labels(
-        self, i: int, boxes: BoxLabels | None, grade: Grade = Grade.GOLD
-    ) -> TagLabels | None:
+    def labels(self, i: int, boxes: BoxLabels | None) -> TagLabels | None:
         """Returns the tags of a picture with these boxes, None where nobody looked for boxes.
 
-        They are silver where a box is, or where the source's `grade` is: that there is no box, is a
-        model's word there.
+        They are silver where a box is.
 
         A tag's target is the score of its best box. Where there is none, it is 0, weighted by the
         coverage of its classes, the least of them; and unknown where a box gives no loss, since it
@@ -207,7 +218,7 @@ class BoxTags(Flat):
         shown, doubtful = (own & ordinary).any(1), (own & ~ordinary).any(1)
         covered = torch.where(members, boxes.coverage, torch.ones(())).amin(1) * members.any(1)
         weights = torch.where(shown, 1.0, torch.where(doubtful, 0.0, covered))
-        silver = grade == Grade.SILVER or bool((boxes.grade == Grade.SILVER).any())
+        silver = self.grade == Grade.SILVER or bool((boxes.grade == Grade.SILVER).any())
         return TagLabels(best, weights, int(Grade.SILVER if silver else Grade.GOLD))
 
 

@@ -149,7 +149,7 @@ def _describe_truth(
     found: dict[str, Sequence[Labels]] = {}
     for name, task in about.items():
         true = batch.labels[task.labels].unpadded(batch.sizes.tolist())
-        none = BoxLabels.empty(len(task.class_names))
+        none = BoxLabels.empty(len(task.class_names)).to(sizes.device)
         boxes = [none if x is None else x.to(sizes.device) for x in true]
         found[name] = task.decode(outputs[name], sizes, boxes)
     return found

@@ -363,8 +363,8 @@ def _named(metric: str) -> str:
 def _percent(e: Found) -> str:
     if e["mean"] is None:
         return "- (its own training does not surely beat a trunk that never learned)"
-    bounds = "" if e["low"] is None else f" [{100 * e['low']:.0f}, {100 * e['high']:.0f}]"
-    return f"{100 * e['mean']:.0f} %{bounds}"
+    interval = "" if e["low"] is None else f" [{100 * e['low']:.0f}, {100 * e['high']:.0f}]"
+    return f"{100 * e['mean']:.0f} %{interval}"
 
 
 def _signed(value: float | None) -> str:

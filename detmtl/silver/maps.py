@@ -62,6 +62,8 @@ def audit_maps(
     meaning, names = meaning_of(store, classes, settings), classes.label_space().names
     hashes = gold.hashes()
     wanted = {hashes[i]: i for i in np.flatnonzero(gold.maps.by_people()).tolist()}
+    if not wanted:
+        raise InputError(f"source '{gold.name}': has no maps by people to audit against")
     gold_hash = _gold_hash(gold, hashes, store.card.name, classes, settings)
     path = audit_folder(store.path, gold_hash) / "maps.json"
     if path.is_file():
@@ -84,7 +86,7 @@ def audit_maps(
     if not tally.pictures:
         raise InputError(
             f"{store.path}: has none of the {len(wanted)} pictures of source '{gold.name}' that have a "
-            "map by people; let the teacher annotate them into this store first"
+            "map; let the teacher annotate them into this store first"
         )
     result = MapAudit(
         classes=names,

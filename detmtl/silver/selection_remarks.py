@@ -75,7 +75,8 @@ def remarks(
 def _of_teacher(card: TeacherCard, classes: LabelSpace, audited: bool) -> Iterator[str]:
     """Yields which classes a teacher knows in part or by name alone; of the former, recall that gold told
     (`audited`) says enough."""
-    never = [n for n, on in zip(classes.names, classes.known(card.unsearched), strict=True) if on]
+    asked, looked = classes.known(card.unsearched), classes.known(card.searched)
+    never = [n for n, a, b in zip(classes.names, asked, looked, strict=True) if a and not b]
     if never:
         yield (
             f"teacher '{card.name}' has the class {_listed(never)}, but nobody looked for such objects in "

@@ -40,11 +40,12 @@ def audit_tags(store: SomeStore, gold: Source, classes: TagClasses) -> TagAudit:
     meaning, names = TagMeaning.of(store.card, classes), classes.label_space().names
     truths: dict[str, tuple[int, np.ndarray]] = {}
     for i, content_hash in enumerate(gold.hashes()):
-        boxes = gold.boxes(i) if isinstance(gold.tags, BoxTags) else None
-        truth = gold.tags.labels(i, boxes, gold.grade)
+        truth = gold.tags.labels(i, gold.boxes(i) if isinstance(gold.tags, BoxTags) else None)
         if truth is not None and truth.grade == Grade.GOLD:
             shown, looked = truth.targets.numpy() >= 0.5, truth.weights.numpy() > 0
             truths[content_hash] = (i, np.where(looked, shown, -1).astype(np.int8))
+    if not truths:
+        raise InputError(f"source '{gold.name}': has no tags by people to audit against")
     found = {r.content_hash: meaning(r) for r in store.records_of(truths)}
     if not found:
         raise InputError(
@@ -116,8 +117,9 @@ def select_tags(
 
 
 def with_silver_tags(pool: Source, folder: Path, classes: TagClasses) -> Source:
-    """Returns the pool with what `select_tags` wrote: silver where it has no tags of people, of their own
-    or by their boxes. Tags of a model that it came with are left where the teacher has none."""
+    """Returns the pool with what `select_tags` wrote: silver where it has no tags of people; of tags that
+    follow from their boxes, silver for those that they did not look for. Tags of a model that it came with
+    are left where the teacher has none."""
     written = TagFile(file="tags.json", missing="absent")
     # A teacher that does not know a tag has not looked for it: the file lists those that it knows.
     names = TagClasses(classes=list(classes.label_space().names))
@@ -125,7 +127,8 @@ def with_silver_tags(pool: Source, folder: Path, classes: TagClasses) -> Source:
     tags, own = silver, told_tags(pool)
     if own is not None:
         of_people = replace(own, present=own.by_people())
-        tags = of_people.filled(silver).filled(own)
+        fill = of_people.completed if isinstance(pool.tags, BoxTags) else of_people.filled
+        tags = fill(silver).filled(own)
     return replace(pool, tags=tags, grade=Grade.SILVER)
 
 

@@ -169,8 +169,8 @@ class BoxTask(Task):
             return []
         counts, device = [len(x) for x in boxes], outputs[0].device
         picture = torch.arange(len(boxes)).repeat_interleave(torch.tensor(counts)).to(device)
-        at = torch.cat([x.boxes for x in boxes]).to(device)
-        classes = torch.cat([x.classes for x in boxes]).to(device)
+        at = torch.cat([x.boxes.to(device) for x in boxes])
+        classes = torch.cat([x.classes.to(device) for x in boxes])
         # without any box one block is left: it tells the form of what is found
         found = torch.cat(
             [

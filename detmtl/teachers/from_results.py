@@ -252,10 +252,13 @@ def _listed(about: Any, where: Path) -> Pictures:
     try:
         names = {str(row["file_name"]): int(row["id"]) for row in about["images"]}
         sizes = {int(row["id"]): (row["height"], row["width"]) for row in about["images"]}
-    except (KeyError, TypeError, ValueError) as problem:
+    except (KeyError, TypeError, ValueError, OverflowError) as problem:
         raise InputError(
             f"{where}: needs images (id, file_name, height, width); {problem} is missing or wrong"
         ) from None
+    wide = [i for i in names.values() if not -(2**63) <= i < 2**63]
+    if wide:
+        raise InputError(f"{where}: the image id {wide[0]} has more than 64 bits; give others")
     return Pictures(names, sizes, loose=False)
 
 

@@ -200,9 +200,7 @@ class TorchScriptTeacherSettings(TeacherSettings):
             name=self.named(file.stem),
             weights_sha256=file_sha256(file),
             classes=slots.names,
-            unsearched=()
-            if self.classes
-            else unsearched(task, own or (), about.get("searched", {})),
+            unsearched=_renamed(unsearched(task, own or (), about.get("searched", {})), own, slots),
             preprocessing=f"inside the file; rgb {scaling}; {what}, {slots}",
             task=kind,
             versions={"torch": torch.__version__},
@@ -215,6 +213,12 @@ class TorchScriptTeacherSettings(TeacherSettings):
         if kind == "maps":
             require_few(slots, "teacher.classes")
         return TorchScriptTaskTeacher(module, task, card, slots, device)
+
+
+def _renamed(names: Sequence[str], own: Sequence[str] | None, slots: ClassSlots) -> tuple[str, ...]:
+    """Returns those of a file's `own` class names that are among `names`, as the card calls them."""
+    classes = [int(c) for name, c in zip(own or (), slots.classes, strict=False) if name in names]
+    return tuple(slots.names[c] for c in classes if c >= 0)
 
 
 def _written(

@@ -140,7 +140,11 @@ def cache_beside(checkpoint: Path, chosen: Path | None) -> Iterator[Path]:
     own = checkpoint.parent / "cache"
     if chosen is not None:
         yield cache_of(chosen)
-    elif own.is_dir() and all(os.access(path, os.W_OK) for path in (own, *own.iterdir())):
+    elif (
+        own.is_dir()
+        and os.access(own, os.R_OK | os.W_OK | os.X_OK)
+        and all(os.access(path, os.W_OK) for path in own.iterdir())
+    ):
         yield own
     else:
         with tempfile.TemporaryDirectory(prefix="detmtl-") as folder:

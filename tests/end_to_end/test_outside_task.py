@@ -12,9 +12,11 @@ from ruamel.yaml import YAML
 from detmtl.config import settings_from
 from detmtl.data.scenes import SCENE_CLASSES
 from detmtl.engine.drawing import draw
+from detmtl.engine.state import read_checkpoint
 from detmtl.inference.predictor import load_predictor
 from detmtl.recipe import run
 from detmtl.structures.errors import InputError
+from detmtl.teachers.from_checkpoint import CheckpointTeacherSettings
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "add_a_task.md"
 
@@ -89,6 +91,12 @@ def test_the_page_s_task_trains_is_scored_and_exported(module, tmp_path, monkeyp
     a, b = file.predict([image])[0]["busy"], checkpoint.predict([image])[0]["busy"]
     torch.testing.assert_close(a.targets, b.targets, rtol=1e-4, atol=1e-5)
     assert file.names["busy"] == ("busy",)
+    # it learns from boxes, whose classes say nothing of its own: as a teacher it abstains from none
+    teacher = CheckpointTeacherSettings(path="best.pt", task="busy", trust=True)
+    assert teacher.load(tmp_path / "run").card.searched == ("busy",)
+    assert read_checkpoint(tmp_path / "run" / "best.pt")["searched"] == {
+        "boxes": list(SCENE_CLASSES)
+    }
 
 
 def test_a_setting_of_it_that_is_unknown_is_told(module, tmp_path):

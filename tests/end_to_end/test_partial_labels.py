@@ -99,4 +99,6 @@ def test_a_model_says_for_which_classes_nobody_looked(data, detmtl, tmp_path):
     exported = TorchScriptTeacherSettings(path="model.torchscript")
     assert exported.load(tmp_path / "run").card.unsearched == ("blue",)
     named = exported.model_copy(update={"classes": ["r", "b"]})
-    assert named.load(tmp_path / "run").card.unsearched == ()
+    assert named.load(tmp_path / "run").card.unsearched == ("b",)
+    fewer = exported.model_copy(update={"classes": ["red", "N/A"]})
+    assert fewer.load(tmp_path / "run").card.unsearched == ()

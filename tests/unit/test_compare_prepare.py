@@ -144,6 +144,17 @@ def test_arms_scored_on_different_pictures_are_refused(folder, text):
         keys(folder, text, checked=True)
 
 
+def test_a_teacher_that_arms_share_may_not_learn_from_another_share_than_its_audit_leaves(folder):
+    plain = ["model.backbone.weights=null", "silver.teacher={kind: gold}"]
+    drop = [*plain, "data.sources.gold.maps.missing=drop"]
+    assert keys(folder, overrides=[*plain, "silver.audit={share: 0.5}"])
+    assert keys(folder, overrides=[*drop, "silver.audit={part: [0.5, 1]}"])
+    assert keys(folder, overrides=[*drop, "silver.audit=val"])
+    for size in ("share: 0.5", "part: [0, 0.9], count: 1"):
+        with pytest.raises(InputError, match=r"of 'gold' cannot be kept .* maps\.missing: drop"):
+            keys(folder, overrides=[*drop, f"silver.audit={{{size}}}"])
+
+
 def test_a_use_of_test_pictures_that_cannot_be_noted_is_told_before_they_are_read(folder):
     (folder / FILE).mkdir()
     assert keys(folder)["gold"], "validation pictures are not used up"

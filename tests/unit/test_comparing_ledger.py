@@ -51,3 +51,11 @@ def test_a_use_that_cannot_be_noted_is_refused_unless_runs_are_there_to_be_repor
             refused()
     (out / "runs" / "key").mkdir(parents=True)
     refuse_unnoted(out)
+
+
+def test_asking_notes_nothing(tmp_path):
+    refuse_unnoted(tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+    record_use(tmp_path / "a", Pictures("1"), "first")
+    refuse_unnoted(tmp_path / "b")
+    assert len(earlier_uses(tmp_path / "b", Pictures("1"), "second")) == 1

@@ -106,11 +106,16 @@ def test_tags_that_follow_from_boxes_still_do(tmp_path):
 
 
 def test_tags_from_a_model_s_pictures_without_boxes_are_a_model_s(tmp_path):
-    of_model = replace(gold(pictures(tmp_path / "a", 1), []), grade=Grade.SILVER)
-    of_people = gold(pictures(tmp_path / "b", 1), [])
-    follow = [replace(s, tags=BoxTags.of(s.classes, TAGS)) for s in (of_model, of_people)]
-    told = [told_tags(source).by_people().tolist() for source in follow]
-    assert told == [[False], [True]]
+    sources = [gold(pictures(tmp_path / n, 1), []) for n in "ab"]
+    grades = (Grade.SILVER, Grade.GOLD)
+    follow = [
+        replace(s, tags=BoxTags.of(s.classes, TAGS, grade))
+        for s, grade in zip(sources, grades, strict=True)
+    ]
+    assert [told_tags(source).by_people().tolist() for source in follow] == [[False], [True]]
+    assert joined("x", follow).tags.by_people().tolist() == [False, True]
+    by_maps = replace(follow[1], grade=Grade.SILVER)  # as a pool that got a model's maps
+    assert by_maps.labels(0)["tags"].grade == Grade.GOLD
 
 
 def test_filled_maps_can_be_joined(sources):

@@ -430,6 +430,10 @@ def test_pools_that_teachers_give_maps_have_no_doubles_by_maps_not_by_boxes(sour
     ):
         found = to_be_labelled(settings, {"gold": some, "pool": pool}, "maps")["pool"]
     assert found.hashes() == [pool.hashes()[i] for i in (1, 3, 4)]
+    with_boxes = replace(pool, annotations=gold.annotations, coverage=gold.coverage)
+    found = to_be_labelled(settings, {"gold": some, "pool": with_boxes}, "maps")["pool"]
+    assert len(found) == len(pool), "what people said of them beside stands nowhere else"
+    assert found.maps.by_people().tolist() == [True, False, True, False, False]
 
 
 def test_each_kind_s_own_grade_says_whose_it_is(sources):

@@ -225,3 +225,9 @@ def test_pictures_that_the_file_does_not_tell_apart_are_refused_before_any_is_la
         with pytest.raises(InputError, match=both):
             annotate(teacher, sources, tmp_path / "s", rank=rank, world=2, progress=False)
     assert len(Store.open(tmp_path / "s")) == 0
+
+
+def test_a_picture_s_id_of_more_than_64_bits_is_refused(tmp_path):
+    about = ABOUT | {"images": [ABOUT["images"][0] | {"id": 2**63}]}
+    with pytest.raises(InputError, match=f"the image id {2**63} has more than 64 bits"):
+        load(tmp_path, about=about)

@@ -160,6 +160,13 @@ def test_a_class_that_nobody_looked_for_in_the_teacher_s_training_is_none_of_its
     assert silver.coverage.max(axis=0).tolist() == [1, 0, 0]
 
 
+def test_a_class_of_which_a_part_was_looked_for_is_not_said_to_be_left_out(tmp_path, source):
+    store = store_of(tmp_path / "store", TEACHER, source, [[], [], []], unsearched=("rider",))
+    with pytest.warns(UserWarning, match="knows of class 'person' human but not rider") as told:
+        select(store, [source], SPACE, SelectionSettings())
+    assert not [w for w in told if "abstains" in str(w.message)]
+
+
 def test_a_teacher_that_knows_a_part_of_a_class_is_told_of(tmp_path, source):
     space = LabelSpace.of(
         {

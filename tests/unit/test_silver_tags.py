@@ -153,13 +153,24 @@ def test_tags_that_follow_from_people_s_boxes_stay(tmp_path):
     assert first.targets.tolist() == [0, 1, 0] and first.grade == Grade.SILVER
 
 
+def test_a_tag_whose_boxes_people_did_not_look_for_is_the_teacher_s(tmp_path):
+    source = gold(pictures(tmp_path / "p", 3), [(0, [0, 0, 9, 9], 0, 0)], ((1, 0),))
+    follow = BoxTags(np.array([[True, False], [False, True], [False, False]]))
+    store = _store(tmp_path, source, [[0.1, 0.1, 0.9]] * 2)  # not of the last picture
+    silver = _select(store, replace(source, tags=follow), PLAIN)
+    tags = [silver.labels(i)["tags"] for i in range(3)]
+    assert [t.targets.tolist() for t in tags] == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]
+    assert [t.weights.tolist() for t in tags] == [[1, 1, 0], [1, 1, 0], [1, 0, 0]]
+    assert [t.grade for t in tags] == [Grade.SILVER, Grade.SILVER, Grade.GOLD]
+
+
 def test_an_audit_asks_people_alone(tmp_path):
     source = _gold(pictures(tmp_path / "p", 3), [[1, 0, 0], [0, 1, 0], [0, 0, 0]])
     store = _store(tmp_path, source, [[0.9, 0.1, 0.1]] * 3)
     half = replace(source, tags=replace(source.tags, grade=np.array([0, 1, 1], np.uint8)))
     assert len(audit_tags(store, half, CLASSES).places) == 1
     nobody = replace(source, tags=replace(source.tags, grade=np.ones(3, np.uint8)))
-    with pytest.raises(InputError, match="has none of the 0 pictures"):
+    with pytest.raises(InputError, match="has no tags by people"):
         audit_tags(store, nobody, CLASSES)
 
 

@@ -276,7 +276,7 @@ def test_a_run_with_several_teachers_of_maps_labels_its_pool(run, tmp_path, monk
     for kind in ("maps", "tags"):
         one = OtherTeacher(kind)
         monkeypatch.setattr(pools, "load_teachers", lambda *_, one=one: iter([one]))
-        assert pools.written_offline(settings, folder, process) == kind
+        assert pools.written_offline(settings, folder, process) == (kind, one)
 
 
 def test_an_arm_scores_several_teachers_of_maps_as_one(run):  # noqa: F811

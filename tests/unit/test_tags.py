@@ -134,7 +134,7 @@ def test_tags_of_a_source_that_a_model_wrote_are_a_model_s_even_without_a_box(tm
         assert labels["tags"].grade == source.derived(0, labels)["tags"].grade == source.grade
         assert source.grade == Grade[grade.upper()]
     silver_box = replace(_boxes([1]), grade=torch.tensor([1], dtype=torch.uint8))
-    assert DERIVED.labels(0, silver_box, Grade.GOLD).grade == Grade.SILVER
+    assert DERIVED.labels(0, silver_box).grade == Grade.SILVER
 
 
 def test_absence_is_worth_the_least_coverage():

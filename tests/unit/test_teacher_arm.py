@@ -8,7 +8,7 @@ from PIL import Image
 from silver_stand_ins import HEIGHT, WIDTH, ColorTeacher, pictures
 from test_annotate_processes import OtherTeacher
 
-from detmtl import pools
+from detmtl.comparing import teacher_scores
 from detmtl.comparing.plan import teacher_key
 from detmtl.comparing.worker import _score_teacher
 from detmtl.config import read_settings
@@ -108,7 +108,7 @@ def run(tmp_path, monkeypatch):
 
     def scored(name, *teachers, overrides=()):
         settings = read_settings(tmp_path / "run.yaml", overrides)
-        monkeypatch.setattr(pools, "load_teachers", lambda *_: iter(teachers))
+        monkeypatch.setattr(teacher_scores, "load_teachers", lambda *_: iter(teachers))
         folder = tmp_path / "runs" / name
         folder.mkdir(parents=True)
         _score_teacher(folder, {"settings": settings.resolved()})

@@ -248,7 +248,7 @@ def test_unknown_best_metric_is_told(tmp_path):
 def test_a_metric_that_no_task_has_is_told_beforehand():
     class Shy:
         def compute(self):
-            raise ZeroDivisionError("nothing to count")
+            return {}
 
     tasks = {"boxes": SimpleNamespace(metric=lambda: CocoMetric(["a"]))}
     check_best("boxes/AP50", tasks)
