@@ -115,16 +115,20 @@ def map_file(out: Path, task: str, name: str | Path) -> Path:
 
 
 def _refuse_shared(targets: Iterable[tuple[Path, Path]]) -> None:
-    """Raises an InputError where one file would be written of two sources; targets: (source, target)."""
+    """Raises an InputError where one file would be written twice; targets: (source, target)."""
     owners: dict[Path, Path] = {}
-    of_two = [(owners.setdefault(target, source), source, target) for source, target in targets]
-    clashes = [(a, b, target) for a, b, target in of_two if a != b]
+    clashes = []
+    for source, target in targets:
+        if target in owners:
+            clashes.append((owners[target], source, target))
+        owners.setdefault(target, source)
     if clashes:
         a, b, target = clashes[0]
         more = f" (and {len(clashes) - 1} more such files)" if len(clashes) > 1 else ""
-        raise InputError(
-            f"what is found in {a} and in {b} would be one file, {target}{more}; rename one of the two"
-        )
+        told = f"what is found in {a} and in {b} would be one file, {target}{more}; rename one of the two"
+        if a == b:
+            told = f"the drawing of {a} and its map would be one file, {target}{more}; choose another task's name"
+        raise InputError(told)
 
 
 def _refuse_overwriting(targets: Iterable[tuple[Path, Path]], sources: Iterable[Path]) -> None:

@@ -13,7 +13,7 @@ from detmtl.inference.predictor import (
     load_predictor,
 )
 from detmtl.inference.results import predict_to_files
-from detmtl.inference.written import find_sources
+from detmtl.inference.written import find_sources, settled
 from detmtl.models.backbone import BackboneSettings
 from detmtl.models.fpn import FPNSettings
 from detmtl.structures.errors import InputError
@@ -266,6 +266,13 @@ def test_sources_of_one_file_are_refused_before_any_is_predicted(
     with pytest.raises(InputError, match=rf"in/{names[0]} and in .* one file, .*{shared}; rename"):
         predict_to_files(predictor, [tmp_path / "in"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_map_is_not_written_over_a_drawing(tmp_path):
+    write_picture(tmp_path / "a.png")
+    settled([tmp_path / "a.png"], tmp_path / "out", {"map": "maps", "drawn": "tags"})
+    with pytest.raises(InputError, match=r"the drawing of .*a\.png and its map would be one file"):
+        settled([tmp_path / "a.png"], tmp_path / "out", {"drawn": "maps"})
 
 
 def test_no_source_is_overwritten_by_a_map(tmp_path):
