@@ -1,20 +1,18 @@
 """How the pools of a run get their silver labels: teachers, store, audit, selection."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
-from detmtl.config import RunSettings, settings_from
-from detmtl.config_parts import GoldTeacher
+from detmtl.config import RunSettings
 from detmtl.data.coco import CocoSource, read_labels
 from detmtl.data.coco_writer import written_details
-from detmtl.data.joined import joined, with_boxes
+from detmtl.data.joined import with_boxes
 from detmtl.data.source import Source
-from detmtl.data.subset import Subset
 from detmtl.data.tags import BoxTags, TagClasses, Tags
 from detmtl.engine import distributed
 from detmtl.engine.distributed import Process
@@ -23,13 +21,13 @@ from detmtl.report.audit_others import others_page
 from detmtl.report.audit_page import write_audit_page
 from detmtl.report.page import available
 from detmtl.run_folder import RunFolder
+from detmtl.run_teachers import audit_source, load_teachers, of_one_task
 from detmtl.silver.audit import Audit, audit, audit_folder
 from detmtl.silver.audit_gates import problems_alone
 from detmtl.silver.audit_measures import Calibrate
 from detmtl.silver.audit_summary import box_summary, map_summary, tag_summary, write_summary
 from detmtl.silver.audit_table import shown
 from detmtl.silver.calibration import CalibrationSettings, cross_fitted
-from detmtl.silver.card import TeacherCard, Written
 from detmtl.silver.ensemble import Ensemble
 from detmtl.silver.evidence import Judged
 from detmtl.silver.held_out import given_gold
@@ -46,8 +44,7 @@ from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
 from detmtl.teachers.annotate import annotate
-from detmtl.teachers.from_checkpoint import CheckpointTeacherSettings
-from detmtl.teachers.teacher import Teacher, the_one
+from detmtl.teachers.teacher import Teacher
 
 
 def label_pools(
@@ -293,25 +290,6 @@ def write_silver(
     return names
 
 
-def of_one_task(stores: Sequence[Store]) -> Written:
-    """Returns what the teachers of stores write: boxes, maps or tags.
-
-    Raises:
-        InputError: they write different things.
-    """
-    return _one_task([store.card for store in stores])
-
-
-def _one_task(cards: Sequence[TeacherCard]) -> Written:
-    tasks: set[Written] = {card.task for card in cards}
-    if len(tasks) > 1:
-        told = ", ".join(f"{card.name} {card.task}" for card in cards)
-        raise InputError(
-            f"silver.teachers: they write different labels ({told}); teachers of one run write the same kind"
-        )
-    return tasks.pop()
-
-
 def fused_labels(
     stores: list[Store], gold: Source, space: LabelSpace, select: SelectionSettings
 ) -> tuple[Store | Ensemble, Audit]:
@@ -379,105 +357,3 @@ def tags_of(pool: Source, classes: TagClasses | None) -> Tags | BoxTags | None:
     if classes is not None and classes.from_boxes and not isinstance(pool.tags, Tags):
         return BoxTags.of(pool.classes, classes, Grade.SILVER)
     return pool.tags
-
-
-def written_offline(
-    settings: RunSettings, folder: RunFolder, process: Process
-) -> tuple[Written, Teacher | None]:
-    """Returns what the run's teachers write before the training, asked of each beforehand: what is wrong
-    with the last one is told before the first has labelled anything. And the teacher, where it is the only
-    one: of several each is loaded again when it labels, so that one at a time is in memory.
-
-    Raises:
-        InputError: two teachers have one name or write different things, or one cannot be had.
-    """
-    assert settings.silver is not None
-    teacher = settings.silver.teacher
-    if isinstance(teacher, GoldTeacher):  # it has yet to learn
-        kinds = settings.silver_tasks()
-        return kinds[teacher.task or the_one(kinds) or ""], None
-    loaded, cards = None, []
-    for loaded in load_teachers(settings, folder, process):
-        cards.append(loaded.card)
-    return _one_task(cards), loaded if len(cards) == 1 else None
-
-
-def load_teachers(settings: RunSettings, folder: RunFolder, process: Process) -> Iterator[Teacher]:
-    """Yields the teachers of a run, one after the other.
-
-    Raises:
-        InputError: two have the same name, which is that of their store too.
-    """
-    assert settings.silver is not None
-    one = settings.silver.teacher
-    if isinstance(one, GoldTeacher):
-        path = str(folder.teacher.best.absolute())
-        task = one.task or the_one(settings.silver_tasks())
-        one = CheckpointTeacherSettings(path=path, name="teacher", task=task, trust=True)
-    names: list[str] = []
-    for teacher in settings.silver.teachers if one is None else [one]:
-        loaded = teacher.load(Path.cwd(), str(process.device))
-        if loaded.card.name in names:
-            raise InputError(
-                f"silver.teachers: '{loaded.card.name}' names two of them; give one another `name`"
-            )
-        names.append(loaded.card.name)
-        yield loaded
-
-
-def gold_sources(settings: RunSettings) -> list[str]:
-    """Returns the names of the sources that a teacher of the run is trained on."""
-    assert settings.silver is not None
-    # A teacher is not measured on what it was trained on.
-    gold = [n for n in settings.gold_sources() if n != settings.silver.audit]
-    if not gold:
-        raise InputError(
-            "silver.teacher: kind gold has no gold source to learn from; data.sources has "
-            f"{', '.join(settings.data.sources)}, of which the audit keeps '{settings.silver.audit}'"
-        )
-    return gold
-
-
-def teacher_settings(settings: RunSettings) -> RunSettings:
-    """Returns the settings by which a run trains its own teacher: gold alone, without the pictures by
-    which it is audited."""
-    assert settings.silver is not None and isinstance(settings.silver.teacher, GoldTeacher)
-    tree = settings.resolved()
-    tree["mix"] = settings.silver.teacher.mix
-    tree["train"] |= settings.silver.teacher.train
-    tree["silver"] = None
-    gold = gold_sources(settings)
-    tree["data"]["sources"] = {n: tree["data"]["sources"][n] for n in gold}
-    rest = _rest(settings.silver.audit)
-    if rest is not None:  # the same parts as `learned_sources`, in words
-        for own in tree["data"]["sources"].values():
-            own["subset"] = {**rest.model_dump(mode="json", exclude_none=True), "of": own["subset"]}
-    return settings_from(tree, where="silver.teacher.train")
-
-
-def audit_source(settings: RunSettings, sources: Mapping[str, Source], val: Source) -> Source:
-    """Returns the gold pictures on which the run's teacher is audited."""
-    assert settings.silver is not None
-    audit = settings.silver.audit
-    if isinstance(audit, str):
-        return val if audit == "val" else sources[audit]
-    parts = [part_of(sources[n], audit) for n in gold_sources(settings)]
-    return joined("held-out gold", parts) if len(parts) > 1 else parts[0]
-
-
-def learned_sources(settings: RunSettings, sources: Mapping[str, Source]) -> list[Source]:
-    """Returns what a teacher of the run is trained on: gold without what its audit keeps."""
-    assert settings.silver is not None
-    rest = _rest(settings.silver.audit)
-    learned = [sources[n] for n in gold_sources(settings)]
-    return learned if rest is None else [part_of(source, rest) for source in learned]
-
-
-def _rest(audit: str | Subset) -> Subset | None:
-    """Returns the part of the gold sources that an audit leaves; None where it takes none of it."""
-    return None if isinstance(audit, str) else Subset(without=audit)
-
-
-def part_of(source: Source, part: Subset) -> Source:
-    """Returns a part of a source."""
-    return source.subset(part.pick(source.hashes(), f"silver.audit, source '{source.name}'"))

@@ -38,11 +38,12 @@ from detmtl.inference.predictor import kind_of
 from detmtl.inference.script_file import exported
 from detmtl.inputs import input_hashes
 from detmtl.losses.normalizer import Density
-from detmtl.pools import label_pools, learned_sources, teacher_settings, written_offline
+from detmtl.pools import label_pools
 from detmtl.report.progress import bar
 from detmtl.run_folder import RunFolder
 from detmtl.run_online import online_gold, online_stream
 from detmtl.run_sources import load_sources, render, to_be_labelled
+from detmtl.run_teachers import learned_sources, teacher_settings, written_offline
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade

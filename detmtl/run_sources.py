@@ -16,8 +16,9 @@ from detmtl.data.source import Source
 from detmtl.data.tags import Tags
 from detmtl.engine import distributed
 from detmtl.engine.distributed import Process
-from detmtl.pools import audit_source, gold_sources, learned_sources, tags_of
+from detmtl.pools import tags_of
 from detmtl.report.progress import bar
+from detmtl.run_teachers import audit_source, gold_sources, learned_sources
 from detmtl.silver.audit import refuse_overlap
 from detmtl.silver.card import Written
 from detmtl.silver.held_out import given_dense, given_gold, refuse_seen, without_doubles
@@ -126,7 +127,7 @@ def to_be_labelled(
 
     Args:
         sources: as they were read.
-        offline: what the teachers write before the training, see `detmtl.pools.written_offline`.
+        offline: what the teachers write before the training, see `detmtl.run_teachers.written_offline`.
 
     Raises:
         InputError: people have left nothing for mode online to label.

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from detmtl.comparing.settings import TEACHER, Changes, CompareSettings, SplitSettings, base_config
 from detmtl.config import RunSettings, settings_from
 from detmtl.config_parts import GoldTeacher
-from detmtl.pools import teacher_settings
+from detmtl.run_teachers import teacher_settings
 from detmtl.structures.errors import InputError
 from detmtl.yaml_settings import override, read_yaml
 

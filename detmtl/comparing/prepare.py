@@ -31,8 +31,8 @@ from detmtl.config_parts import GoldTeacher
 from detmtl.data.source import Source
 from detmtl.engine.distributed import Process
 from detmtl.inputs import input_hashes, named_files
-from detmtl.pools import gold_sources, teacher_settings
 from detmtl.run_sources import load_sources, render
+from detmtl.run_teachers import gold_sources, teacher_settings
 from detmtl.structures.errors import InputError
 
 

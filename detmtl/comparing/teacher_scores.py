@@ -24,16 +24,14 @@ from detmtl.metrics.dense import MapMetric
 from detmtl.metrics.picture_file import write_pictures
 from detmtl.metrics.tags import TagMetric
 from detmtl.pools import (
-    audit_source,
     fused_labels,
     fused_others,
-    load_teachers,
-    of_one_task,
     others_of,
     write_silver,
 )
 from detmtl.run_folder import RunFolder
 from detmtl.run_sources import load_sources
+from detmtl.run_teachers import audit_source, load_teachers, of_one_task
 from detmtl.silver.ensemble import Ensemble
 from detmtl.silver.map_policy import MapSelection
 from detmtl.silver.mapping import ClassMap

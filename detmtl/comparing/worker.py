@@ -25,7 +25,7 @@ from detmtl.config import settings_from
 from detmtl.engine import distributed
 from detmtl.engine.trainer import TrainingDiverged
 from detmtl.inference.export import ExportError
-from detmtl.pools import label_pools, written_offline
+from detmtl.pools import label_pools
 from detmtl.recipe import (
     Frozen,
     run,
@@ -34,6 +34,7 @@ from detmtl.recipe import (
 from detmtl.report.provenance import commit
 from detmtl.run_folder import RunFolder
 from detmtl.run_sources import load_sources, to_be_labelled
+from detmtl.run_teachers import written_offline
 from detmtl.structures.errors import InputError
 
 

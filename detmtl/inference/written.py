@@ -127,7 +127,9 @@ def _refuse_shared(targets: Iterable[tuple[Path, Path]]) -> None:
         more = f" (and {len(clashes) - 1} more such files)" if len(clashes) > 1 else ""
         told = f"what is found in {a} and in {b} would be one file, {target}{more}; rename one of the two"
         if a == b:
-            told = f"the drawing of {a} and its map would be one file, {target}{more}; rename the task"
+            told = (
+                f"the drawing of {a} and its map would be one file, {target}{more}; rename the task"
+            )
         raise InputError(told)
 
 

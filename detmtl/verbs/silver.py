@@ -23,11 +23,11 @@ from detmtl.pools import (
     fused_others,
     judge_each,
     judge_each_other,
-    of_one_task,
     show_audit,
     show_others,
 )
 from detmtl.report.page import require
+from detmtl.run_teachers import of_one_task
 from detmtl.silver.corrections import left_behind, take_back, write_rest, write_verified
 from detmtl.silver.held_out import refuse_seen
 from detmtl.silver.map_policy import MapSelection

@@ -9,7 +9,7 @@ from ruamel.yaml import YAML
 
 from detmtl.config import read_settings
 from detmtl.data.coco import read_labels
-from detmtl.pools import audit_source, gold_sources
+from detmtl.run_teachers import audit_source, gold_sources
 from detmtl.structures.labels import Grade
 from detmtl.teachers.from_checkpoint import CheckpointTeacherSettings
 from detmtl.teachers.from_torchscript import TorchScriptTeacherSettings

@@ -21,6 +21,7 @@ LAYERS = [
     {"config_online"},
     {"config"},
     {"run_folder", "inputs"},
+    {"run_teachers"},
     {"pools"},
     {"run_sources", "run_online"},
     {"recipe"},

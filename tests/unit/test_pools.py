@@ -15,21 +15,23 @@ from PIL import Image
 from rich.console import Console
 from silver_stand_ins import card, gold, pictures
 
-from detmtl import pools
 from detmtl.config import read_settings
 from detmtl.data.depth import DepthFolder
 from detmtl.data.maps import MapClasses, MapFolder
 from detmtl.data.subset import Subset
 from detmtl.data.tags import BoxTags, TagClasses
 from detmtl.pools import (
+    read_selection,
+    show_audit,
+)
+from detmtl.run_folder import RunFolder
+from detmtl.run_teachers import (
     audit_source,
     gold_sources,
     learned_sources,
-    read_selection,
-    show_audit,
+    load_teachers,
     teacher_settings,
 )
-from detmtl.run_folder import RunFolder
 from detmtl.silver import policy
 from detmtl.silver.audit import audit
 from detmtl.silver.overlay import OverlaySettings, with_gold
@@ -38,6 +40,7 @@ from detmtl.silver.selection import SelectionSettings, select
 from detmtl.silver.store import Store
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
+from detmtl.teachers.from_checkpoint import CheckpointTeacherSettings
 
 TEXT = """\
 data:
@@ -84,12 +87,12 @@ def test_a_teacher_that_the_run_trains_writes_the_task_that_is_named(
         settings(*about, "silver.teacher.task=colors")
     asked = []
     monkeypatch.setattr(
-        pools.CheckpointTeacherSettings, "load", lambda self, *_: asked.append(self.task) or self
+        CheckpointTeacherSettings, "load", lambda self, *_: asked.append(self.task) or self
     )
-    monkeypatch.setattr(pools.CheckpointTeacherSettings, "card", card("a"), raising=False)
+    monkeypatch.setattr(CheckpointTeacherSettings, "card", card("a"), raising=False)
     process = SimpleNamespace(device="cpu")
     for more in ((*tags, "silver.teacher.task=night"), about):
-        list(pools.load_teachers(settings(*more), RunFolder(tmp_path), process))
+        list(load_teachers(settings(*more), RunFolder(tmp_path), process))
     assert asked == ["night", "boxes"]
 
 

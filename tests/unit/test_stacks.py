@@ -14,7 +14,7 @@ from test_silver_maps import _gold as gold_maps
 from test_silver_tags import _gold as gold_tags
 from test_teacher_arm import ONE, OtherTeacher, run  # noqa: F401
 
-from detmtl import pools
+from detmtl import pools, run_teachers
 from detmtl.cli import main
 from detmtl.config import read_settings
 from detmtl.data.maps import MapClasses, read_values
@@ -269,14 +269,15 @@ def test_a_run_with_several_teachers_of_maps_labels_its_pool(run, tmp_path, monk
     monkeypatch.setattr(pools, "load_teachers", lambda *_: iter(mixed))
     with pytest.raises(InputError, match="t boxes, u maps"):
         _label(settings, tmp_path / "mixed")
+    monkeypatch.setattr(run_teachers, "load_teachers", lambda *_: iter(mixed))
     folder, process = RunFolder(tmp_path / "asked"), distributed.start("cpu")
     with pytest.raises(InputError, match="t boxes, u maps"):
-        pools.written_offline(settings, folder, process)
+        run_teachers.written_offline(settings, folder, process)
     assert not folder.path.exists(), "nothing was labelled before it was told"
     for kind in ("maps", "tags"):
         one = OtherTeacher(kind)
-        monkeypatch.setattr(pools, "load_teachers", lambda *_, one=one: iter([one]))
-        assert pools.written_offline(settings, folder, process) == (kind, one)
+        monkeypatch.setattr(run_teachers, "load_teachers", lambda *_, one=one: iter([one]))
+        assert run_teachers.written_offline(settings, folder, process) == (kind, one)
 
 
 def test_an_arm_scores_several_teachers_of_maps_as_one(run):  # noqa: F811
