@@ -47,9 +47,10 @@ def remarks(
             "objects are nor where not (coverage 0); ask for less, or let doubtful boxes be ignored "
             "(ignore_from)"
         )
-    told = audit is not None and settings.coverage is None
-    for store in ensemble.stores:
-        yield from _of_teacher(store.card, ensemble.classes, told)
+    cards = [store.card for store in ensemble.stores]
+    yield from _unlearned(cards, ensemble.classes)
+    if audit is None or settings.coverage is not None:
+        yield from _partly(cards, ensemble.classes)
     if audit is None:
         return
     rows = stats["per_class"].values()
@@ -72,25 +73,30 @@ def remarks(
         )
 
 
-def _of_teacher(card: TeacherCard, classes: LabelSpace, audited: bool) -> Iterator[str]:
-    """Yields which classes a teacher knows in part or by name alone; of the former, recall that gold told
-    (`audited`) says enough."""
-    asked, looked = classes.known(card.unsearched), classes.known(card.searched)
-    never = [n for n, a, b in zip(classes.names, asked, looked, strict=True) if a and not b]
-    if never:
-        yield (
-            f"teacher '{card.name}' has the class {_listed(never)}, but nobody looked for such objects in "
-            "what it learned from: it abstains (coverage 0)"
-        )
-    if not audited:
-        for name, (some, rest) in classes.partly(card.searched).items():
-            if name in rest:  # words for one class, as a class that lists its own name has
-                continue
+def _unlearned(cards: Sequence[TeacherCard], classes: LabelSpace) -> Iterator[str]:
+    """Yields which classes a teacher has by name alone."""
+    for card in cards:
+        asked, looked = classes.known(card.unsearched), classes.known(card.searched)
+        never = [n for n, a, b in zip(classes.names, asked, looked, strict=True) if a and not b]
+        if never:
             yield (
-                f"teacher '{card.name}' knows of class '{name}' {', '.join(some)} but not "
-                f"{', '.join(rest)}, and counts as looking for the class; unless they are words for the "
-                "same, give gold to audit with, whose recall tells how much it misses"
+                f"teacher '{card.name}' has the class {_listed(never)}, but nobody looked for such objects "
+                "in what it learned from: it abstains (coverage 0)"
             )
+
+
+def _partly(cards: Sequence[TeacherCard], classes: LabelSpace) -> Iterator[str]:
+    """Yields which classes teachers, all together, know a part of: gold alone tells how much they miss."""
+    names = " and ".join(f"teacher '{card.name}'" for card in cards)
+    told = f"{names} {'know' if len(cards) > 1 else 'knows'}"
+    for name, (some, rest) in classes.partly(n for card in cards for n in card.searched).items():
+        if name in rest:  # words for one class, as a class that lists its own name has
+            continue
+        yield (
+            f"of class '{name}' {told} {', '.join(some)} but not {', '.join(rest)}, and counts as "
+            "looking for the class; unless they are words for the same, give gold to audit with, whose "
+            "recall tells how much is missed"
+        )
 
 
 def nothing_left(stats: Mapping[str, Any], ensemble: Ensemble, policy: Policy) -> str:

@@ -113,6 +113,7 @@ def test_an_audit_of_fused_labels_is_the_same_when_it_is_read_again(source, labe
     )
 
 
+@pytest.mark.filterwarnings("ignore:.*of class 'person' teacher")
 def test_labels_of_pictures_that_are_not_asked_for_are_not_parsed(
     source, labelled, stores, monkeypatch
 ):

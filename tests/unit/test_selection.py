@@ -162,7 +162,9 @@ def test_a_class_that_nobody_looked_for_in_the_teacher_s_training_is_none_of_its
 
 def test_a_class_of_which_a_part_was_looked_for_is_not_said_to_be_left_out(tmp_path, source):
     store = store_of(tmp_path / "store", TEACHER, source, [[], [], []], unsearched=("rider",))
-    with pytest.warns(UserWarning, match="knows of class 'person' human but not rider") as told:
+    with pytest.warns(
+        UserWarning, match="of class 'person' teacher 't' knows human but not rider"
+    ) as told:
         select(store, [source], SPACE, SelectionSettings())
     assert not [w for w in told if "abstains" in str(w.message)]
 
@@ -178,7 +180,7 @@ def test_a_teacher_that_knows_a_part_of_a_class_is_told_of(tmp_path, source):
     )
     teacher = ("dog", "auto", "car", "red", "star")
     store = store_of(tmp_path / "store", teacher, source, [[(A, 0, 0.9)], [], []])
-    told = "knows of class 'beast' dog but not cow, and counts as looking for the class"
+    told = "of class 'beast' teacher 't' knows dog but not cow, and counts as looking for the class"
     with pytest.warns(UserWarning, match=told) as warned:
         select(store, [source], space, SelectionSettings())
     assert len(warned) == 1, (

@@ -186,7 +186,7 @@ def test_precision_asks_the_hardware(monkeypatch):
 
 
 def test_weights_and_pictures_agree_about_memory_order():
-    state = made(settings=TrainSettings(steps=1, channels_last=True))
+    state = made(settings=TrainSettings(steps=1))
     weight = state.model.backbone[0].weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
     assert state.ema.module.backbone[0].weight.is_contiguous(memory_format=torch.channels_last)
