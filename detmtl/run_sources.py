@@ -189,12 +189,12 @@ def _tells(pool: Source) -> np.ndarray:
     if pool.annotations is not None:
         told |= np.diff(pool.annotations.offsets) > 0
         told |= np.broadcast_to(pool.coverage.max(axis=1) > 0, len(pool))
-    for present in (
-        None if pool.maps is None else pool.maps.present(),
-        pool.tags.present if isinstance(pool.tags, Tags) else None,
-        None if pool.depth is None else pool.depth.present(),
-    ):
-        told |= present if present is not None else False
+    if pool.maps is not None:
+        told |= pool.maps.present()
+    if isinstance(pool.tags, Tags):
+        told |= pool.tags.present
+    if pool.depth is not None:
+        told |= pool.depth.present()
     return told
 
 

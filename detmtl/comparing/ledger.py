@@ -60,10 +60,13 @@ def refuse_unnoted(out: Path) -> None:
     """
     if any((out / "runs").glob("*")):
         return
-    there = (out.absolute().parent / FILE).exists()
-    os.close(_opened(out))
-    if not there:  # it was asked for alone
-        (out.absolute().parent / FILE).unlink()
+    path = out.absolute().parent / FILE
+    if path.exists():
+        os.close(_opened(out))
+    elif not os.access(
+        path.parent, os.W_OK
+    ):  # asking makes no file that another process may begin to fill
+        raise _unwritable(out, path, "no permission")
 
 
 def _opened(out: Path) -> int:
@@ -72,10 +75,14 @@ def _opened(out: Path) -> int:
     try:
         return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     except OSError as error:
-        raise InputError(
-            f"--out {out}: {path}, which notes each use of test pictures, cannot be written "
-            f"({error.strerror}); choose a folder in one that can be written"
-        ) from None
+        raise _unwritable(out, path, error.strerror) from None
+
+
+def _unwritable(out: Path, path: Path, why: str | None) -> InputError:
+    return InputError(
+        f"--out {out}: {path}, which notes each use of test pictures, cannot be written ({why}); choose a "
+        "folder in one that can be written"
+    )
 
 
 def earlier_uses(out: Path, test: Source, experiment: str) -> list[Use]:

@@ -64,9 +64,14 @@ class MapClasses(Settings):
         Raises:
             InputError: a name belongs to no class and `unmapped` is `error`, or none does.
         """
-        space = self.label_space()
-        rest = space.names.index(self.unmapped) if self.unmapped in space.names else UNKNOWN
-        return [rest if c < 0 else c for c in space.class_of(names, where)]
+        unmapped = UNKNOWN if self.rest is None else self.rest
+        return [unmapped if c < 0 else c for c in self.label_space().class_of(names, where)]
+
+    @property
+    def rest(self) -> int | None:
+        """The class that takes what is unmapped; None: none does."""
+        names = list(self.classes)
+        return names.index(self.unmapped) if self.unmapped in names else None
 
 
 class MapFolder(Settings):
@@ -118,7 +123,7 @@ class MapFolder(Settings):
             coverage=coverage,
             weights=_weights(legend, codes),
             grade=int(grade if legend.grade is None else legend.grade),
-            rest=space.names.index(classes.unmapped) if classes.unmapped in space.names else None,
+            rest=classes.rest,
         )
 
     def _legend(self, root: Path, where: str) -> "Legend":

@@ -44,7 +44,8 @@ class LoadedModel:
         short, long: limits of the picture's sides, see `detmtl.data.fit`.
         settings: resolved settings of the run that trained it.
         searched: task -> those of its classes that somebody looked for in some picture of its training;
-            nothing else could be learned. Files of earlier versions do not say it.
+            nothing else could be learned. It is not known of tasks whose classes are their own, of models
+            that `model.start` gave more than their training, and of files of earlier versions.
     """
 
     model: MultiTask

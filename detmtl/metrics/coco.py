@@ -7,16 +7,16 @@ Source: Lin et al. 2014, arXiv 1405.0312; numbers are pycocotools', which comput
 faster and equal, faster-coco-eval.
 """
 
-import gc
 import importlib.util
 import io
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from detmtl.data.json_file import garbage_kept
 from detmtl.metrics.box_arrays import Boxes
 from detmtl.metrics.coco_files import read_annotations, read_results
 from detmtl.metrics.f1 import f1
@@ -175,7 +175,7 @@ def _accumulate(
     """Returns precision (T, R, K, A, L) and recall (T, K, A, L), -1 where there is no truth."""
     coco, coco_eval = _classes(backend)
     sides = []
-    with redirect_stdout(io.StringIO()), not_collecting():  # pycocotools prints
+    with redirect_stdout(io.StringIO()), garbage_kept():  # pycocotools prints
         for boxes in (truth, detections):
             side = coco()
             side.dataset = {
@@ -191,18 +191,6 @@ def _accumulate(
         evaluation.evaluate()
         evaluation.accumulate()
     return {what: np.asarray(evaluation.eval[what]) for what in ("precision", "recall")}
-
-
-@contextmanager
-def not_collecting() -> Iterator[None]:
-    """Keeps the garbage collector from looking through millions of new objects again and again."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def annotations_of(boxes: Boxes) -> list[dict[str, Any]]:

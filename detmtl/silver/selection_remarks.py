@@ -88,12 +88,12 @@ def _unlearned(cards: Sequence[TeacherCard], classes: LabelSpace) -> Iterator[st
 def _partly(cards: Sequence[TeacherCard], classes: LabelSpace) -> Iterator[str]:
     """Yields which classes teachers, all together, know a part of: gold alone tells how much they miss."""
     names = " and ".join(f"teacher '{card.name}'" for card in cards)
-    told = f"{names} {'know' if len(cards) > 1 else 'knows'}"
+    know, count = ("know", "count") if len(cards) > 1 else ("knows", "counts")
     for name, (some, rest) in classes.partly(n for card in cards for n in card.searched).items():
         if name in rest:  # words for one class, as a class that lists its own name has
             continue
         yield (
-            f"of class '{name}' {told} {', '.join(some)} but not {', '.join(rest)}, and counts as "
+            f"of class '{name}' {names} {know} {', '.join(some)} but not {', '.join(rest)}, and {count} as "
             "looking for the class; unless they are words for the same, give gold to audit with, whose "
             "recall tells how much is missed"
         )
