@@ -196,23 +196,25 @@ def _negatives(work: Tensor, weights: Tensor, gamma: float) -> Tensor:
     pictures, rows, classes = work.shape
     if rows == 0:
         return work.new_zeros(pictures)
-    step = rows if work.is_cuda else max(1, CACHED // (pictures * classes))
+    if work.is_cuda:  # weights as large as the logits would be most of a gigabyte at 16 large pictures
+        return _pass.get()(work.view(pictures, -1), weights, gamma)
+    step = max(1, CACHED // (pictures * classes))
     spread = weights[:, None].expand(-1, min(step, rows), -1).flatten(1)
     sums = [
         _pass.get()(x, spread[:, : x.shape[1]], gamma)
-        for x in work.flatten(1).split(step * classes, dim=1)
+        for x in work.view(pictures, -1).split(step * classes, dim=1)
     ]
     return torch.stack(sums).sum(0)
 
 
 def _negatives_of(x: Tensor, weights: Tensor, gamma: float) -> Tensor:
-    """Does what `_negatives` says with logits x and weights, both (B, N).
+    """Does what `_negatives` says with logits x (B, N) and weights (B, W), which repeat along N; W divides N.
 
     softplus(x) is written as log(1 + exp(x)); for that, logits above 80 count as 80.
     """
     p, entropy = sigmoid_and_softplus(x.clamp(max=80.0))
     factor = p * p if gamma == 2 else p**gamma
-    factor *= weights
+    factor.unflatten(1, (-1, weights.shape[1])).mul_(weights[:, None])
     # not bmm, which is ten times slower for one row and one column
     total = torch.linalg.vecdot(factor, entropy)
     entropy.addcmul_(entropy, p, value=-1)  # softplus(x) * (1 - p)

@@ -163,3 +163,17 @@ def test_sigmoid_and_softplus_are_exact_from_tiny_to_huge(dtype, tolerance):
     for found, exact in zip(sigmoid_and_softplus(x), true, strict=True):
         error = np.abs(found.numpy().astype(np.longdouble) - exact)
         assert (error <= tolerance * exact + torch.finfo(dtype).tiny).all()
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_weights_of_classes_repeat_as_weights_of_each_logit_do(classes):
+    """A GPU is given the first, a CPU the second."""
+    torch.manual_seed(0)
+    logits, weights = torch.randn(2, 7 * classes), torch.rand(2, classes)
+    short, spread = logits.clone(), logits.clone()
+
+    few = focal._negatives_of(short, weights, 2.0)
+    many = focal._negatives_of(spread, weights[:, None].expand(-1, 7, -1).flatten(1), 2.0)
+
+    assert torch.equal(few, many) and torch.equal(short, spread)
+    assert not torch.equal(short, logits)
