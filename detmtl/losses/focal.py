@@ -196,7 +196,9 @@ def _negatives(work: Tensor, weights: Tensor, gamma: float) -> Tensor:
     pictures, rows, classes = work.shape
     if rows == 0:
         return work.new_zeros(pictures)
-    if work.is_cuda:  # weights as large as the logits would be most of a gigabyte at 16 large pictures
+    if (
+        work.is_cuda
+    ):  # weights as large as the logits would be most of a gigabyte at 16 large pictures
         return _pass.get()(work.view(pictures, -1), weights, gamma)
     step = max(1, CACHED // (pictures * classes))
     spread = weights[:, None].expand(-1, min(step, rows), -1).flatten(1)
