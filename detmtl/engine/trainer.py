@@ -162,11 +162,10 @@ def train(
         TrainingDiverged: a loss or a gradient was not finite; weights and files are from before.
     """
     device, steps = state.device, settings.steps
-    dtype = dtype_of(settings.precision, device)
-    network = network_of(state.model, settings.compile)
-    weights = [p for group in state.optimizer.param_groups for p in group["params"]]
+    weights = _weights(state)
     clock, watch = Stopwatch(device), LossWatch(skips=state.scaler is not None)
     shares = LossShares(sources, device)
+    passes = _Passes(state, settings, clock, watch, shares, diagnosis)
     pictures = 0
     state.model.train()
     if state.step < steps:
@@ -187,28 +186,9 @@ def train(
             for part in range(settings.accumulate):
                 batch = next(batches).to(device)
                 clock.lap("data")
-                with autocast(device, dtype):
-                    outputs = network(batch)
-                terms = {
-                    name: task.loss(outputs[name], batch) for name, task in state.tasks.items()
-                }
-                clock.lap("forward")
-                if diagnosis is not None and part == 0 and diagnosis.due(state.step + 1):
-                    diagnosis.look(state.step + 1, state.balancer.weighted(terms), state.scaler)
-                    clock.lap("diagnosis")
-                total = state.balancer.backward(terms, state.scaler, 1 / settings.accumulate)
-                if replays(settings.compile) and part + 1 < settings.accumulate:
-                    keep_gradients(weights)
-                watch.add(state.step + 1, terms, total, batch.infos)
-                shares.add(terms, batch.groups)
-                if drawing:
-                    drawn = (
-                        batch,
-                        {n: [x.detach() for x in of_task] for n, of_task in outputs.items()},
-                    )
-                # a graph that some balancers keep would lie beside that of the next forward pass
-                del outputs, terms, total
-                clock.lap("backward")
+                outputs = passes.backward(batch, part, drawing)
+                if outputs is not None:
+                    drawn = batch, outputs
                 pictures += len(batch) * distributed.world_size()
             distributed.average_gradients(weights)
             watch.add_gradient_norm(_update(state, optim.clip))
@@ -245,6 +225,57 @@ def train(
             if evaluating or saving or drawing or came:
                 clock.restart()
     return scores.metrics
+
+
+class _Passes:
+    """Turns batches into gradients, while watch, shares and diagnosis look on."""
+
+    def __init__(
+        self,
+        state: State,
+        settings: TrainSettings,
+        clock: Stopwatch,
+        watch: LossWatch,
+        shares: LossShares,
+        diagnosis: Diagnosis | None,
+    ):
+        self.state, self.clock, self.watch = state, clock, watch
+        self.shares, self.diagnosis = shares, diagnosis
+        self.parts = settings.accumulate
+        self.dtype = dtype_of(settings.precision, state.device)
+        self.network = network_of(state.model, settings.compile)
+        self.replays = replays(settings.compile)
+
+    def backward(self, batch: Batch, part: int, kept: bool) -> dict[str, list[Tensor]] | None:
+        """Adds the gradients of a step's batch number `part` to those of the weights.
+
+        All that is left of the graph ends here: what some balancers keep of it would lie beside that of
+        the next forward pass.
+
+        Returns:
+            What the network said, if it shall be `kept`.
+        """
+        state, step = self.state, self.state.step + 1
+        with autocast(state.device, self.dtype):
+            outputs = self.network(batch)
+        terms = {name: task.loss(outputs[name], batch) for name, task in state.tasks.items()}
+        self.clock.lap("forward")
+        if self.diagnosis is not None and part == 0 and self.diagnosis.due(step):
+            self.diagnosis.look(step, state.balancer.weighted(terms), state.scaler)
+            self.clock.lap("diagnosis")
+        total = state.balancer.backward(terms, state.scaler, 1 / self.parts)
+        if self.replays and part + 1 < self.parts:
+            keep_gradients(_weights(state))
+        self.watch.add(step, terms, total, batch.infos)
+        self.shares.add(terms, batch.groups)
+        self.clock.lap("backward")
+        if not kept:
+            return None
+        return {name: [x.detach() for x in of_task] for name, of_task in outputs.items()}
+
+
+def _weights(state: State) -> list[nn.Parameter]:
+    return [p for group in state.optimizer.param_groups for p in group["params"]]
 
 
 def _predictions(
