@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from detmtl.data.augment_steps import Step, albumentations, flat, transforms
+from detmtl.data.augment_steps import Step, albumentations, copying, flat, transforms
 from detmtl.data.box_table import clipped, labels_of, rows_of
 from detmtl.data.fit import InputSettings, fit_size, resize
 from detmtl.data.outlines import with_masks
@@ -90,7 +90,9 @@ class Augment:
 
     Maps and depths move with the picture; what comes in from outside is unknown. A depth's values stay,
     whatever the zoom, see `DepthLabels`. Tags stay. Keypoints and outlines of boxes move as points; at
-    the end outlines become masks within the boxes that are left.
+    the end outlines become masks within the boxes that are left. A step that mirrors the picture into
+    its margin (border_mode 2 or 4) copies boxes, each with its class; outlines and keypoints it cannot
+    copy, and pictures that have some are refused.
 
     Args:
         steps: transforms of albumentations with their arguments, see `AugmentSettings`.
@@ -118,6 +120,7 @@ class Augment:
         self._steps = transforms(steps, "augment.steps", problems)
         if problems:
             raise InputError(problems)
+        self._copying = copying(self._steps)
         # No label_fields: the label encoder behind them remembers the first picture it saw. The rows'
         # numbers travel as a column of the boxes instead.
         params = albumentations.BboxParams("albumentations", min_visibility=min_visibility)
@@ -157,7 +160,7 @@ class Augment:
             size: height and width of the picture; None: those of `image`.
 
         Raises:
-            InputError: a step cannot work on this picture (say a crop larger than it).
+            InputError: a step cannot work on this picture (say a crop larger than it), or on its labels.
         """
         return self.several([Picture(image, labels, seed, size or _size(image))])[0]
 
@@ -212,6 +215,13 @@ class Augment:
         # from the same seed: on every picture all steps with p: 0.5 would fire together or not at all.
         self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         pixels, rows, masks, points = view.pixels, view.rows, view.masks, view.points
+        if points is not None and self._copying:
+            # Which of the copied points belong to which of the copied boxes, nothing tells.
+            raise InputError(
+                f"augment.steps: {' and '.join(dict.fromkeys(self._copying))} would mirror the picture into "
+                "its margin (border_mode 2 or 4), and outlines and keypoints of boxes cannot follow; set "
+                "border_mode: 0 there, or leave out masks and keypoints of data.details"
+            )
         try:
             targets: dict[str, Any] = {
                 "image": np.ascontiguousarray(pixels),

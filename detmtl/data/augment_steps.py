@@ -19,7 +19,7 @@ from albumentations.core.transforms_interface import (
 )
 from pydantic import ValidationError
 
-__all__ = ["Step", "albumentations", "flat", "transforms"]
+__all__ = ["Step", "albumentations", "copying", "flat", "transforms"]
 
 Step = dict[str, dict[str, Any] | None]
 """One entry of YAML: the name of a transform and its arguments."""
@@ -41,6 +41,33 @@ def flat(steps: Sequence[TransformType]) -> list[TransformType]:
         x
         for step in steps
         for x in (step, *(flat(step.transforms) if isinstance(step, BaseCompose) else ()))
+    ]
+
+
+_MOVING = (
+    albumentations.Affine,
+    albumentations.CenterCrop,
+    albumentations.Crop,
+    albumentations.Pad,
+    albumentations.RandomCrop,
+    albumentations.Rotate,
+)
+"""Transforms that copy boxes and points where they mirror the picture into its margin; the others that know
+margins, as those that distort, give back each box and point once."""
+
+_MIRRORING = (2, 4)
+"""OpenCV's border modes, REFLECT and REFLECT_101."""
+
+
+def copying(steps: Sequence[TransformType]) -> list[str]:
+    """Returns the names of those transforms, inside of others too, that may give a box or a point back
+    several times."""
+    return [
+        type(step).__name__
+        for step in flat(steps)
+        if isinstance(step, _MOVING)
+        and getattr(step, "border_mode", None) in _MIRRORING
+        and getattr(step, "pad_if_needed", True)
     ]
 
 

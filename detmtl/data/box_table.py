@@ -1,5 +1,6 @@
 """The boxes of several pictures as rows of one table, which steps of augmentation change, and back.
 
+A step that mirrors the picture into its margin copies boxes: a row may come several times.
 One table, since arithmetic on a picture's few boxes takes less time than the call that asks for it.
 Letters: N boxes of all pictures, n boxes of one.
 """
@@ -87,11 +88,13 @@ def labels_of(
     starts = _starts([len(x) for known in pictures for x in known.values()])
     places = np.searchsorted(index, starts).tolist()
     mine = zip(starts, pairwise(places), strict=False)
+    once = bool((index[1:] > index[:-1]).all())  # no step has copied a box
 
     def left(known: BoxLabels) -> BoxLabels:
         first, (a, b) = next(mine)
         # mostly all are there, in order: nothing is to be gathered
-        kept = known if b - a == len(known) else known[torch.from_numpy(index[a:b] - first)]
+        whole = once and b - a == len(known)
+        kept = known if whole else known[torch.from_numpy(index[a:b] - first)]
         ignore = kept.ignore
         if hidden[a:b].any():
             fragment = torch.from_numpy(hidden[a:b]) & (ignore == Ignore.NO)

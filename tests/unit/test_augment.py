@@ -4,6 +4,7 @@ import os
 import pickle
 import random
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from detmtl.data import augment as module
 from detmtl.data.augment import Augment, AugmentSettings
 from detmtl.data.fit import InputSettings
+from detmtl.structures.details import Details
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Grade, Ignore
 
@@ -209,6 +211,51 @@ def test_everything_else_about_a_label_stays_with_it():
     assert out["boxes"].ignore.tolist() == [1, 2]
     assert out["boxes"].grade.tolist() == [1, 1]
     assert out["boxes"].coverage.tolist() == [1, 0, 0.5]
+
+
+MIRRORING = [
+    {"Affine": {"translate_percent": {"x": (0.3, 0.3), "y": (0, 0)}, "border_mode": 4, "p": 1}},
+    {"Affine": {"scale": 0.6, "border_mode": 4, "p": 1}},
+    {"Rotate": {"limit": (5, 5), "border_mode": 2, "p": 1}},
+    {"Pad": {"padding": 20, "border_mode": 4, "p": 1}},
+    {"PadIfNeeded": {"min_height": 80, "min_width": 90, "border_mode": 4, "p": 1}},
+    {
+        "RandomCrop": {
+            "height": 80,
+            "width": 90,
+            "pad_if_needed": True,
+            "border_mode": 4,
+            "p": 1,
+        }
+    },
+]
+
+
+@pytest.mark.parametrize("step", MIRRORING, ids=lambda step: next(iter(step)))
+def test_boxes_that_a_step_mirrors_into_the_margin_keep_their_classes(step):
+    boxes = [[2, 4, 12, 14], [26, 18, 38, 30], [48, 30, 62, 44]]
+    image = np.zeros((HEIGHT, WIDTH, 3), dtype=np.uint8)
+    for color, (x1, y1, x2, y2) in enumerate(boxes):
+        image[y1:y2, x1:x2, color] = 255
+    out, found = run([step], boxes, image=image)
+    assert len(found)
+    for (x1, y1, x2, y2), c in zip(found.boxes.round().int().tolist(), found.classes, strict=True):
+        color = out[:, y1:y2, x1:x2].float().mean((1, 2))
+        assert color.argmax() == c and color[c] > 60
+
+
+@pytest.mark.parametrize("step", MIRRORING, ids=lambda step: next(iter(step)))
+def test_points_are_not_mirrored_into_the_margin(step):
+    known = labels([[2, 4, 12, 14], [26, 18, 38, 30]])["boxes"]
+    keypoints = torch.tensor([[[5.0, 6.0, 2.0]], [[30.0, 20.0, 2.0]]])
+    known = replace(known, details=Details(keypoints=keypoints, keypoint_names=("cat/nose",)))
+    nested = [{"OneOf": {"p": 1, "transforms": [step]}}]
+    with pytest.raises(InputError, match=f"{next(iter(step))} would mirror .* border_mode: 0"):
+        Augment(nested, HEIGHT, WIDTH)(picture(), {"boxes": known}, 0)
+    (name,) = step
+    arguments = {k: v for k, v in step[name].items() if k != "border_mode"}
+    _, out = Augment([{name: arguments}], HEIGHT, WIDTH)(picture(), {"boxes": known}, 0)
+    assert len(out["boxes"].details.keypoints) == len(out["boxes"])
 
 
 def test_tasks_keep_their_own_boxes_and_a_picture_without_labels_has_none():
