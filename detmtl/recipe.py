@@ -52,6 +52,10 @@ from detmtl.tasks.multitask import MultiTask, build_model
 from detmtl.tasks.task import Metric
 
 
+SHOWN = ("AP", "AP50", "AP75", "F1@.5", "mIoU", "accuracy", "mAP")
+"""The numbers in the table at the end of a run; all others are in its files."""
+
+
 @dataclass(frozen=True)
 class Summary:
     """What a run leaves behind.
@@ -72,25 +76,24 @@ class Summary:
     def tables(self) -> list[Table]:
         """Returns the table of scores and the table of files."""
         scores = Table(title=f"Scores on {self.scored_on}", title_justify="left")
-        names = ["AP", "AP50", "AP75", "F1@.5", "mIoU", "accuracy", "mAP"]
-        names = [n for n in names if any(k.endswith(f"/{n}") for k in self.metrics)]
+        by_task: dict[str, list[str]] = {}  # numbers of a task as a whole, none of a class
+        for task, name in (k.split("/") for k in self.metrics if k.count("/") == 1):
+            by_task.setdefault(task, []).append(name)
+        # of a task that has none of the usual numbers the first, which is the one that counts
+        shown = {t: [n for n in names if n in SHOWN] or names[:1] for t, names in by_task.items()}
+        names = list(dict.fromkeys([*SHOWN, *(n for of in shown.values() for n in of)]))
+        names = [n for n in names if any(n in of for of in shown.values())]
         for column in ("model", "task", *names):
             scores.add_column(column, justify="left" if column in ("model", "task") else "right")
         for prefix, who in (
             ("teacher/", "teacher (gold alone)"),
             ("", f"model ({self.trained_on})"),
         ):
-            for task in sorted(
-                {
-                    k.removeprefix(prefix).split("/")[0]
-                    for k in self.metrics
-                    if k.startswith(prefix)
-                    and k.split("/")[-1] in names
-                    and k.count("/") == 1 + bool(prefix)
-                }
-            ):
-                values = [self.metrics.get(f"{prefix}{task}/{n}", float("nan")) for n in names]
-                scores.add_row(who, escape(task), *(f"{v:.3f}" if v == v else "-" for v in values))
+            for task in sorted(shown):
+                found = [self.metrics.get(f"{prefix}{task}/{n}") for n in names]
+                if any(v is not None for v in found):
+                    told = ["-" if v is None or v != v else f"{v:.3f}" for v in found]
+                    scores.add_row(who, escape(task), *told)
         files = Table(title="Files", title_justify="left")
         files.add_column("what")
         files.add_column("where", overflow="fold")
@@ -184,12 +187,18 @@ def _run(
     mixture_of(settings, [to_be[n] for n in wanted])  # its mistakes are told before the work
     if not folder.metrics.exists():
         settings.train.check(process.device)
-        _check_best(settings)
+        _check_parts(settings)
     gold = online_gold(settings, sources, val)
+    if settings.silver is not None and settings.mix.mode == "online" and not pools:
+        console.print(
+            "silver.teacher labels nothing: mode online labels all of silver.pools itself; to have both, name "
+            "in online.pools those that it shall label",
+            soft_wrap=True,
+        )
     if pools:
         assert settings.silver is not None
         if isinstance(settings.silver.teacher, GoldTeacher):
-            _check_best(teacher_settings(settings))
+            _check_parts(teacher_settings(settings))
             scores = _gold_teacher(settings, folder, process, console, sources, val, final)
             metrics |= {f"teacher/{name}": value for name, value in scores.items()}
             files["teacher checkpoint"] = folder.teacher.best
@@ -201,8 +210,6 @@ def _run(
 
     model = build(settings, space)
     _tell_start(model, console)
-    if settings.export.format:
-        exported(model, folder.torchscript)  # what cannot be exported is told before the training
     teacher = settings.silver.teacher if settings.silver and pools else None
     if isinstance(teacher, GoldTeacher) and teacher.burn_in:
         start = folder.teacher.best
@@ -246,10 +253,21 @@ def build(settings: RunSettings, space: LabelSpace) -> MultiTask:
     return build_model(settings.model, settings.tasks, space.names, other_names=names)
 
 
-def _check_best(settings: RunSettings) -> None:
+def _check_parts(settings: RunSettings) -> None:
+    """Builds what the settings name and forgets it: what is wrong with it is told before a teacher has
+    learned or labelled anything.
+
+    Raises:
+        InputError: a part cannot be had, or cannot be exported.
+    """
+    model = build(settings, settings.data.label_space())
     if settings.train.best is not None:
-        tasks = build(settings, settings.data.label_space()).tasks
-        check_best(settings.train.best, dict(tasks.items()))
+        check_best(settings.train.best, dict(model.tasks.items()))
+    if settings.export.format:
+        exported(model, Path("model.torchscript"))
+    balancer = settings.balancing.build(list(settings.tasks))
+    balancer.attach(model.shared_parameters(), model.own_parameters())
+    settings.optim.build(model, balancer)
 
 
 def _tell_start(model: MultiTask, console: Console) -> None:

@@ -19,6 +19,7 @@ WITHOUT_EFFECT = (
     "silver.store ",  # a teacher writes the same labels wherever they lie, and marks them as its own
     "train.compile ",
     "train.score_in_background ",
+    "export.",  # the file is written last, of weights that are there
 )
 """Settings that may change between a kill and the next start, in the words of `_differences`."""
 SCHEMA = "schema"
@@ -78,6 +79,10 @@ class RunFolder:
     def claim(self, settings: RunSettings) -> None:
         """Makes the folder this run's, or continues it.
 
+        As long as the training has left nothing, all settings may change: of what was done before, a store
+        knows its teacher and its pictures, a selection its policy, and the teacher's folder is claimed by
+        itself. Thus a policy that an audit refused is corrected without labelling a pool once more.
+
         Raises:
             InputError: it cannot be written, or belongs to a run of other settings.
         """
@@ -95,15 +100,16 @@ class RunFolder:
             from_before = read_settings(self.settings).resolved()
             differences = _differences(from_before, settings.resolved())
             changed = sorted(d for d in differences if not d.startswith(WITHOUT_EFFECT))
-            if changed and not self._holds_work():
-                self._write(settings)
-            elif changed:
+            if changed and self._began():
                 raise InputError(
                     f"--out {self.path}: holds a run with other settings ({'; '.join(changed[:6])}); "
                     "choose another folder, or repeat that run's settings to continue it"
                 )
-        else:
-            self._write(settings)
+            if any(d.startswith("export.") for d in differences):
+                self.torchscript.unlink(missing_ok=True)
+            if not differences:
+                return
+        self._write(settings)
 
     def claim_inputs(self, hashes: Mapping[str, str]) -> list[str]:
         """Notes which files the run reads; returns what is wrong if a training on others has begun here.
@@ -112,7 +118,7 @@ class RunFolder:
             hashes: see `detmtl.inputs.input_hashes`.
         """
         hashes = {SCHEMA: "2", **hashes}
-        if self._trained() and self.inputs.exists():
+        if (self._began() or self.teacher.last.exists()) and self.inputs.exists():
             before = json.loads(self.inputs.read_text())
             changed = [
                 name
@@ -135,12 +141,9 @@ class RunFolder:
         partial.replace(self.inputs)
         return []
 
-    def _holds_work(self) -> bool:
-        return self._trained() or (self.path / "silver").exists()
-
-    def _trained(self) -> bool:
-        kept = (self.last, self.best, self.metrics, self.teacher.last)
-        return any(p.exists() for p in kept)
+    def _began(self) -> bool:
+        """Whether the training of this folder itself, not a teacher's below it, has left something."""
+        return any(p.exists() for p in (self.last, self.best, self.metrics))
 
     def _write(self, settings: RunSettings) -> None:
         if distributed.rank() == 0:

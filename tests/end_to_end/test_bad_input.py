@@ -145,6 +145,36 @@ def test_other_files_under_the_same_settings(detmtl, refused, own_data, tmp_path
     assert (out / "metrics.json").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("balancing.weights={bxes: 2}", "bxes"),
+        ("model.backbone.args={no_such: 1}", "no_such"),
+    ],
+)
+def test_what_cannot_be_built_is_told_before_a_teacher_learns(
+    text, told, refused, own_data, tmp_path
+):
+    words = ["--config", own_data / "recipe.yaml", "--out", tmp_path / "run", "--set", text]
+    assert told in "\n".join(refused("train", *words))
+    assert not (tmp_path / "run" / "teacher").exists()
+
+
+def test_what_an_audit_refused_is_corrected_in_the_same_folder(detmtl, refused, own_data, tmp_path):
+    """The teacher has learned and the pool is labelled: neither is done again."""
+    out = tmp_path / "run"
+    words = ["--config", own_data / "recipe.yaml", "--out", out, "--set", "train.steps=1"]
+    refused("train", *words, "--set", "silver.gates=stop")
+    done = [out / "teacher" / "last.pt", *(out / "silver" / "raw").rglob("*.*")]
+    before = {path: path.stat().st_mtime_ns for path in done}
+    assert len(before) > 2
+    words += ["--set", "silver.gates=warn", "--set", "silver.select.threshold=0.3"]
+    again = detmtl("train", *words)
+    assert again.status == 0, again.err
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert (out / "metrics.json").exists()
+
+
 def test_an_unknown_metric_for_the_best_checkpoint_names_those_there_are(train):
     error = one(
         train(*GOLD_ALONE, "--set", "train.best=boxes/mAP", "--set", "train.steps=1000000"),

@@ -148,11 +148,10 @@ def test_a_corrected_command_may_use_the_same_folder(settings, tmp_path):
     assert "root: here" in folder.settings.read_text()
 
 
-@pytest.mark.parametrize("work", ["last.pt", "best.pt", "silver/store.json", "teacher/last.pt"])
+@pytest.mark.parametrize("work", ["last.pt", "best.pt", "metrics.json"])
 def test_a_folder_with_work_in_it_belongs_to_its_settings(settings, tmp_path, work):
     folder = RunFolder(tmp_path / "run")
     folder.claim(settings())
-    (folder.path / work).parent.mkdir(exist_ok=True)
     (folder.path / work).touch()
     folder.claim(settings())
     with pytest.raises(InputError, match=r"train\.steps was 3, now 4"):
@@ -160,6 +159,30 @@ def test_a_folder_with_work_in_it_belongs_to_its_settings(settings, tmp_path, wo
     assert "steps: 3" in folder.settings.read_text()
     folder.claim(settings("train.compile=default"))  # how it is computed may change
     folder.claim(settings("silver.gates=warn"))  # what a run that gates stopped is told to set
+
+
+def test_labels_that_were_written_outlive_a_corrected_setting(settings, tmp_path):
+    """An audit that finds too little gold for a threshold asks for another one: the pool stays labelled, the
+    teacher trained."""
+    folder = RunFolder(tmp_path / "run")
+    folder.claim(settings())
+    (folder.path / "silver").mkdir()
+    folder.teacher.path.mkdir()
+    folder.teacher.last.touch()
+    folder.claim(settings("silver.select.threshold=0.7"))
+    assert "threshold: 0.7" in folder.settings.read_text()
+
+
+def test_another_file_to_deploy_is_written_of_weights_that_are_there(settings, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.claim(settings())
+    folder.metrics.touch()
+    folder.torchscript.touch()
+    folder.claim(settings("data.workers=1"))
+    assert folder.torchscript.exists()
+    folder.claim(settings("export.dtype=bfloat16"))
+    assert not folder.torchscript.exists()
+    assert "dtype: bfloat16" in folder.settings.read_text()
 
 
 def test_a_run_goes_on_where_its_store_is_now(settings, tmp_path):

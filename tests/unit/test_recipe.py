@@ -10,7 +10,7 @@ import torch
 
 from detmtl import recipe
 from detmtl.engine.distributed import Process
-from detmtl.recipe import _some_pictures, validation_batches, write_json
+from detmtl.recipe import Summary, _some_pictures, validation_batches, write_json
 
 
 def test_numbers_that_json_does_not_know_become_null(tmp_path):
@@ -45,3 +45,29 @@ def test_pictures_to_compare_on_are_spread_over_the_source(there, shown):
     found = _some_pictures(Pictures())
     assert [int(x[0, 0, 0]) for x in found] == shown
     assert all(x.shape == (3, 4, 6) for x in found)
+
+
+def test_the_last_table_has_a_row_for_every_task():
+    metrics = {
+        "boxes/AP": 0.5,
+        "boxes/AP_small": 0.1,
+        "boxes/AP/person": 0.4,
+        "depth/delta1": 0.9,
+        "depth/RMSE": 2.0,
+        "mine/found": 0.25,
+        "mine/lost": 0.75,
+        "map/mIoU": math.nan,
+        "teacher/boxes/AP": 0.3,
+    }
+    scores = Summary(metrics, {}, "test", "electrum").tables()[0]
+    rows = list(zip(*(column.cells for column in scores.columns), strict=True))
+    assert [column.header for column in scores.columns] == [
+        "model", "task", "AP", "mIoU", "delta1", "found",
+    ]  # fmt: skip
+    assert rows == [
+        ("teacher (gold alone)", "boxes", "0.300", "-", "-", "-"),
+        ("model (electrum)", "boxes", "0.500", "-", "-", "-"),
+        ("model (electrum)", "depth", "-", "-", "0.900", "-"),
+        ("model (electrum)", "map", "-", "-", "-", "-"),
+        ("model (electrum)", "mine", "-", "-", "-", "0.250"),
+    ]
