@@ -2,8 +2,8 @@
 
 Source: Kendall et al. 2018, arXiv 1705.07115, equation 10. Deviations: one form, exp(-s) L + s / 2 with
 s the logarithm of the variance, for every loss (theirs halves the first summand for regression), so
-that every weight starts at 1; a silent task's s does not move; the settings' weight of a task multiplies
-both summands: of the loss alone, s would take it back.
+that every weight starts at 1; a silent task's s has no gradient, so that only what the optimizer remembers
+moves it; the settings' weight of a task multiplies both summands: of the loss alone, s would take it back.
 Letters: T tasks.
 """
 

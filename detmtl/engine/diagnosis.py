@@ -128,18 +128,18 @@ def record(
         spoke: (T,) above 0 where the task had labels.
     """
     of = [i for i in range(len(tasks)) if spoke[i] > 0]
+    # not fsum, which refuses inf - inf; float16 overflows now and then
     whole = [
-        [math.fsum(g[i][j] for g in inner.values()) for j in range(len(tasks))]
-        for i in range(len(tasks))
+        [sum(g[i][j] for g in inner.values()) for j in range(len(tasks))] for i in range(len(tasks))
     ]
     norm: dict[str, dict[str, float | None]] = {}
     cosine: dict[str, dict[str, float | None]] = {}
     for stage, g in {**inner, TRUNK: whole}.items():
-        norm[stage] = {tasks[i]: _finite(math.sqrt(max(0.0, g[i][i]))) for i in of}
+        norm[stage] = {tasks[i]: _finite(math.sqrt(g[i][i])) for i in of}
         cosine[stage] = {
             f"{tasks[i]}/{tasks[j]}": _finite(g[i][j] / math.sqrt(g[i][i]) / math.sqrt(g[j][j]))
             for i, j in combinations(of, 2)
-            if g[i][i] > 0 and g[j][j] > 0
+            if g[i][i] != 0 and g[j][j] != 0
         }
     return {"step": step, "norm": norm, "cosine": cosine}
 

@@ -10,6 +10,7 @@ from torch import nn
 from detmtl.structures.settings import Settings
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimSettings(Settings):
@@ -34,8 +35,8 @@ class OptimSettings(Settings):
     name: Literal["adamw", "sgd"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.02
-    momentum: Fraction = 0.9
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    momentum: Decay = 0.9
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     backbone_lr_scale: Annotated[float, Field(ge=0)] = 0.3
     clip: Annotated[float, Field(gt=0)] | None = 5.0
     warmup: Annotated[int, Field(ge=0)] = 50

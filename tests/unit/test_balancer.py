@@ -129,7 +129,7 @@ def test_uncertainty_has_kendalls_gradients():
     torch.testing.assert_close(balancer.log_variances.grad, expected)
 
 
-def test_uncertainty_of_a_silent_task_does_not_move():
+def test_uncertainty_of_a_silent_task_has_no_gradient():
     balancer = build(kind="uncertainty")
     _, given = values(boxes=4.0, tags=0.5)
     balancer.backward({"boxes": given["boxes"], "tags": {}})

@@ -18,6 +18,7 @@ from diagnosis_stand_ins import batch_of, model_of, prepared, terms_of
 from detmtl.balancing.fixed import FixedSettings
 from detmtl.engine import distributed
 from detmtl.engine.diagnosis import (
+    TRUNK,
     Diagnosis,
     DiagnosisSettings,
     largest,
@@ -192,6 +193,18 @@ def test_numbers_that_are_not_finite_are_null():
     found = record(3, ["a", "b"], {"c5": [[float("inf"), 1.0], [1.0, 4.0]]}, [1, 1])
     assert found["norm"]["c5"] == {"a": None, "b": 2.0}
     json.dumps(found, allow_nan=False)
+
+
+def test_an_overflow_of_float16_is_null_and_ends_no_training():
+    inf, nan = float("inf"), float("nan")
+    stages = {"c3": [[nan, inf], [inf, 2.0]], "c4": [[inf, -inf], [-inf, 2.0]]}
+    found = record(3, ["a", "b"], stages, [1, 1])
+    assert found["norm"] == {
+        "c3": {"a": None, "b": 2**0.5},
+        "c4": {"a": None, "b": 2**0.5},
+        TRUNK: {"a": None, "b": 2.0},
+    }
+    assert all(of == {"a/b": None} for of in found["cosine"].values())
 
 
 def test_losses_count_as_they_are_weighted_and_scaled_and_nothing_is_taken_in():

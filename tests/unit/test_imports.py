@@ -71,6 +71,15 @@ def test_the_check_finds_a_violation():
     assert violations("engine", "from detmtl.tasks.task import Task") == []
 
 
+def test_the_guide_tells_the_very_layers():
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
+    told = [
+        {*layer.split(" | ")}
+        for layer in re.findall(r"^`(structures ->.*)`$", text, re.M)[0].split(" -> ")
+    ]
+    assert told == [*LAYERS[:-1], {"tools"}]
+
+
 def test_the_guide_names_files_that_there_are_and_the_unions_where_they_are():
     text = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
     unions = re.findall(r"the union in `([^`]+)`", text)
