@@ -51,7 +51,6 @@ from detmtl.structures.sample import Batch
 from detmtl.tasks.multitask import MultiTask, build_model
 from detmtl.tasks.task import Metric
 
-
 SHOWN = ("AP", "AP50", "AP75", "F1@.5", "mIoU", "accuracy", "mAP")
 """The numbers in the table at the end of a run; all others are in its files."""
 
@@ -191,8 +190,8 @@ def _run(
     gold = online_gold(settings, sources, val)
     if settings.silver is not None and settings.mix.mode == "online" and not pools:
         console.print(
-            "silver.teacher labels nothing: mode online labels all of silver.pools itself; to have both, name "
-            "in online.pools those that it shall label",
+            "silver.teacher labels nothing: mode online labels all of silver.pools itself; to have both, "
+            "name in online.pools those that it shall label",
             soft_wrap=True,
         )
     if pools:
