@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from detmtl.data.coco_tables import Categories, Found, Pictures, positions_of
+from detmtl.data.coco_tables import Categories, positions_of
 from detmtl.data.faults import Faults
 from detmtl.structures.errors import InputError
 
@@ -50,8 +50,10 @@ def _stated(
 
 
 def picture_coverage(
-    pictures: Pictures,
-    found: Found,
+    rows: Sequence[Mapping[str, Any]],
+    ids: Sequence[int] | np.ndarray,
+    image: np.ndarray,
+    category: np.ndarray,
     categories: Categories,
     coverage: np.ndarray,
     covers: Sequence[int] | None,
@@ -68,19 +70,21 @@ def picture_coverage(
     name: number} is this picture's coverage in place of all else that the file says.
 
     Args:
+        rows, ids: the JSON object of each picture, and its id.
+        image, category: position of the picture, -1: of none, and category id of each annotation.
         coverage: (1, C), of pictures that say nothing.
         covers: classes that the user says were looked for in every picture, and no other; None: the
             user says nothing.
     """
-    has_negatives, negatives = _listed(pictures, "neg_category_ids", categories, faults, where)
-    _, partial = _listed(pictures, "not_exhaustive_category_ids", categories, faults, where)
-    stating = [i for i, row in enumerate(pictures.rows) if row.get("coverage") is not None]
+    has_negatives, negatives = _listed(rows, ids, "neg_category_ids", categories, faults, where)
+    _, partial = _listed(rows, ids, "not_exhaustive_category_ids", categories, faults, where)
+    stating = [i for i, row in enumerate(rows) if row.get("coverage") is not None]
     if not (has_negatives.any() or len(partial) or stating):
         return coverage
-    out = np.repeat(coverage, len(pictures.rows), axis=0)
-    on = np.flatnonzero((found.image >= 0) & (found.image < len(out)))
-    at = positions_of(found.category[on], categories.ids)
-    present = np.stack([found.image[on], at], axis=1)[at >= 0]
+    out = np.repeat(coverage, len(rows), axis=0)
+    on = np.flatnonzero((image >= 0) & (image < len(out)))
+    at = positions_of(category[on], categories.ids)
+    present = np.stack([image[on], at], axis=1)[at >= 0]
     searched = np.concatenate([negatives, present])
     searched = searched[np.argsort(searched[:, 0], kind="stable")]
     members = categories.members()
@@ -93,42 +97,47 @@ def picture_coverage(
         unsearched = has_negatives[first:last, None] & ~looked & ~always
         out[first:last][unsearched | ~exact] = 0
     for i in stating:
-        values, problems = _stated(pictures.rows[i]["coverage"], categories, "coverage")
-        faults.add(*(f"{where}: image {pictures.ids[i]}: {problem}" for problem in problems))
-        for c, ids in members.items():
-            if (covers is None or always[c]) and (own := [values[k] for k in ids if k in values]):
-                out[i, c] = min(own) if len(own) == len(ids) else min(*own, out[i, c])
+        values, problems = _stated(rows[i]["coverage"], categories, "coverage")
+        faults.add(*(f"{where}: image {ids[i]}: {problem}" for problem in problems))
+        for c, places in members.items():
+            if (covers is None or always[c]) and (
+                own := [values[k] for k in places if k in values]
+            ):
+                out[i, c] = min(own) if len(own) == len(places) else min(*own, out[i, c])
     return out
 
 
 def _listed(
-    pictures: Pictures, key: str, categories: Categories, faults: Faults, where: str
+    rows: Sequence[Mapping[str, Any]],
+    ids: Sequence[int] | np.ndarray,
+    key: str,
+    categories: Categories,
+    faults: Faults,
+    where: str,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns which pictures have a list of category ids (I,) bool, and all entries, rising by
     picture, as position of picture and of category (P, 2) int64."""
-    has = np.zeros(len(pictures.rows), dtype=bool)
+    has = np.zeros(len(rows), dtype=bool)
     image: list[int] = []
-    ids: list[int] = []
-    for i, row in enumerate(pictures.rows):
+    named: list[int] = []
+    for i, row in enumerate(rows):
         if (value := row.get(key)) is None:
             continue
         if not isinstance(value, list) or not all(type(k) is int for k in value):
             faults.add(
-                f"{where}: image {pictures.ids[i]}: {key} is {value!r}; it needs a list of category ids"
+                f"{where}: image {ids[i]}: {key} is {value!r}; it needs a list of category ids"
             )
             continue
         has[i] = True
         image += [i] * len(value)
-        ids += value
-    at = positions_of(np.asarray(ids, dtype=np.int64), categories.ids)
+        named += value
+    at = positions_of(np.asarray(named, dtype=np.int64), categories.ids)
     entries = np.stack([np.asarray(image, dtype=np.int64), at], axis=1)
     for i in np.unique(entries[at < 0, 0]).tolist():
         strange = sorted(
-            {k for k, n in zip(ids, image, strict=True) if n == i} - set(categories.ids)
+            {k for k, n in zip(named, image, strict=True) if n == i} - set(categories.ids)
         )
-        faults.add(
-            f"{where}: image {pictures.ids[i]}: {key} has {strange}, which are not in 'categories'"
-        )
+        faults.add(f"{where}: image {ids[i]}: {key} has {strange}, which are not in 'categories'")
     return has, entries[at >= 0]
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from detmtl.data.json_file import garbage_kept
-from detmtl.metrics.box_arrays import Boxes
+from detmtl.metrics.box_arrays import Boxes, joined
 from detmtl.metrics.coco_files import read_annotations, read_results
 from detmtl.metrics.f1 import f1
 from detmtl.structures.boxes import xyxy_to_xywh
@@ -97,16 +97,17 @@ class CocoMetric:
 def evaluate_files(
     detections: Path, annotations: Path, backend: Backend = "auto"
 ) -> dict[str, float]:
-    """Scores a COCO results file against a COCO annotation file; names as `CocoMetric`'s.
+    """Scores a COCO results file against a COCO annotation file; names, and what counts, as `CocoMetric`'s.
 
     pycocotools counts a box of truth with annotation id 0 as never found; here ids don't matter.
 
     Raises:
         InputError: everything that is wrong with either file.
     """
-    truth, image_ids, names = read_annotations(Path(annotations))
-    found = read_results(Path(detections), image_ids, names)
-    return score(Boxes(**truth), Boxes(**found), image_ids, names, backend)
+    truth = read_annotations(Path(annotations))
+    found = read_results(Path(detections), truth)
+    crowds = _everywhere(*truth.unseen(found))
+    return score(joined(truth.boxes, crowds), found, truth.image_ids, truth.names, backend)
 
 
 def score(
@@ -137,6 +138,15 @@ def truth_rows(true: BoxLabels, found_classes: np.ndarray) -> np.ndarray:
     unseen = np.flatnonzero(true.coverage.cpu().numpy() == 0)
     everywhere = [[c, *EVERYWHERE, 1, 1] for c in unseen if (found_classes == c).any()]
     return np.concatenate([rows_of(true, crowd=True), np.reshape(everywhere, (-1, 7))])
+
+
+def _everywhere(images: np.ndarray, categories: np.ndarray) -> Boxes:
+    """Returns crowds all over these pictures, each of its category."""
+    n = len(images)
+    boxes = np.tile(EVERYWHERE, (n, 1))
+    return Boxes(
+        images, categories, boxes, boxes[:, 2] * boxes[:, 3], np.ones(n), np.ones(n, dtype=bool)
+    )
 
 
 def rows_of(labels: BoxLabels, crowd: bool) -> np.ndarray:

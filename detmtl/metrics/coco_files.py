@@ -1,63 +1,131 @@
-"""COCO annotation and results files as flat arrays, checked."""
+"""COCO annotation and results files as flat arrays, checked.
+
+Letters: I pictures, K categories.
+"""
 
 import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from detmtl.data.coco_fields import picture_coverage, stated_recall
+from detmtl.data.coco_rows import Columns
+from detmtl.data.coco_tables import Categories, positions_of
+from detmtl.data.faults import Faults
+from detmtl.metrics.box_arrays import Boxes
 from detmtl.structures.errors import InputError
+from detmtl.structures.labels import Grade, Ignore
 
 
-def read_annotations(path: Path) -> tuple[dict[str, np.ndarray], list[int], dict[int, str]]:
-    """Returns the columns of all boxes of truth, the image ids, and category id -> name.
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What an annotation file says.
 
-    Columns: images, categories, boxes_xywh (N, 4), areas, scores (1), crowd; (N,) each. A missing
-    `area` is width x height, a missing `iscrowd` 0. A segmentation is not read.
+    Attributes:
+        boxes: of truth, with the file's ids.
+        image_ids: (I,) in the file's order.
+        names: category id -> name, in the file's order.
+        coverage: (I, K) or (1, K) in [0, 1], in these orders, see `BoxLabels`.
+    """
+
+    boxes: Boxes
+    image_ids: list[int]
+    names: dict[int, str]
+    coverage: np.ndarray
+
+    def unseen(self, found: Boxes) -> tuple[np.ndarray, np.ndarray]:
+        """Returns picture and category ids of what was found though nobody looked for it, each pair once."""
+        if self.coverage.all():
+            return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        images, categories = (np.array(ids) for ids in (self.image_ids, list(self.names)))
+        pairs = np.stack(
+            [positions_of(found.images, images), positions_of(found.categories, categories)]
+        )
+        image, category = np.unique(pairs, axis=1)
+        coverage = self.coverage[image if len(self.coverage) > 1 else image * 0, category]
+        return images[image[coverage == 0]], categories[category[coverage == 0]]
+
+
+def read_annotations(path: Path) -> Truth:
+    """Returns what an annotation file says, by the rules of `CocoSource` for what is ignored and what was
+    looked for.
+
+    Pictures need no more than an id, boxes may reach out of them. A missing `area` is width x height, a
+    missing `iscrowd` 0. A segmentation is not read.
 
     Raises:
         InputError: every problem found.
     """
     content = _read_json(path)
-    if not isinstance(content, dict) or not all(
-        isinstance(content.get(k), list) for k in ("images", "annotations", "categories")
-    ):
+    if not _has_lists(content):
         raise InputError(
             f"{path}: not a COCO annotation file; it needs the lists images, annotations, categories"
         )
     problems: list[str] = []
     image_ids = _ids(content["images"], f"{path}: images", problems)
     category_ids = _ids(content["categories"], f"{path}: categories", problems)
+    names = _names(content["categories"], category_ids, str(path), problems)
+    boxes = _columns(content["annotations"], str(path), "annotation", False, problems)
+    if not problems:
+        _check_known(boxes, image_ids, category_ids, str(path), "annotation", problems)
+    if not problems:
+        coverage = _coverage(content, boxes, image_ids, names, str(path), problems)
+        if not problems:
+            return Truth(boxes, image_ids, names, coverage)
+    raise InputError(problems)
+
+
+def _has_lists(content: Any) -> bool:
+    return isinstance(content, dict) and all(
+        isinstance(content.get(k), list) for k in ("images", "annotations", "categories")
+    )
+
+
+def _names(listed: list[Any], ids: list[int], where: str, problems: list[str]) -> dict[int, str]:
+    """Returns category id -> name; one without a name is called by its id."""
     names = {
-        i: str(c.get("name", i))
-        for i, c in zip(category_ids, content["categories"], strict=False)
-        if isinstance(c, dict)
+        i: str(c.get("name", i)) for i, c in zip(ids, listed, strict=False) if isinstance(c, dict)
     }
     twice = [n for n, count in Counter(names.values()).items() if count > 1]
-    problems += [f"{path}: categories: the name '{n}' is listed twice; rename one" for n in twice]
-    columns = _columns(content["annotations"], str(path), "annotation", False, problems)
-    if not problems:
-        _check_known(columns, image_ids, category_ids, str(path), "annotation", problems)
-    if problems:
-        raise InputError(problems)
-    return columns, image_ids, names
+    problems += [f"{where}: categories: the name '{n}' is listed twice; rename one" for n in twice]
+    return names
 
 
-def read_results(
-    path: Path, image_ids: Sequence[int], names: Mapping[int, str]
-) -> dict[str, np.ndarray]:
-    """Returns the columns of all detections as `read_annotations` does; none at all are fine.
+def _coverage(
+    content: Mapping[str, Any],
+    boxes: Boxes,
+    image_ids: list[int],
+    names: Mapping[int, str],
+    where: str,
+    problems: list[str],
+) -> np.ndarray:
+    """Returns how far each category was looked for in each picture, (I, K) or (1, K) in [0, 1]."""
+    listed = Categories(np.array(list(names)), list(names.values()), np.arange(len(names)))
+    info, faults = content.get("info"), Faults(where)
+    coverage = stated_recall(info if isinstance(info, dict) else {}, listed, len(names), where)
+    coverage = picture_coverage(
+        *(content["images"], image_ids),
+        *(positions_of(boxes.images, np.array(image_ids)), boxes.categories),
+        *(listed, coverage, None, faults, where),
+    )
+    problems += faults.problems
+    return coverage
+
+
+def read_results(path: Path, truth: Truth) -> Boxes:
+    """Returns all detections, with the ids of the annotation file; none at all are fine.
 
     A result may have a `category_name`, as those of our own runs do; it must be the name that the
     annotation file gives to its `category_id`.
 
     Args:
         path: the results file.
-        image_ids: of the annotation file.
-        names: category id -> name of the annotation file.
+        truth: the annotation file.
 
     Raises:
         InputError: every problem found.
@@ -69,13 +137,13 @@ def read_results(
             "bbox [x, y, width, height] and score"
         )
     problems: list[str] = []
-    columns = _columns(content, str(path), "result", True, problems)
+    boxes = _columns(content, str(path), "result", True, problems)
     if not problems:
-        _check_known(columns, image_ids, list(names), str(path), "result", problems)
-        problems += _renamed(content, names, str(path))
+        _check_known(boxes, truth.image_ids, list(truth.names), str(path), "result", problems)
+        problems += _renamed(content, truth.names, str(path))
     if problems:
         raise InputError(problems)
-    return columns
+    return boxes
 
 
 def _renamed(entries: list[Any], names: Mapping[int, str], where: str) -> list[str]:
@@ -120,8 +188,8 @@ def _ids(entries: list[Any], where: str, problems: list[str]) -> list[int]:
 
 def _columns(
     entries: list[Any], where: str, kind: str, with_score: bool, problems: list[str]
-) -> dict[str, np.ndarray]:
-    """Returns the columns of the entries that are well formed; the others become problems."""
+) -> Boxes:
+    """Returns the boxes of the entries that are well formed; the others become problems."""
     keys = ("image_id", "category_id", "bbox") + (("score",) if with_score else ())
     good = []
     for i, entry in enumerate(entries):
@@ -144,15 +212,17 @@ def _columns(
     if not with_score:
         given = [e.get("area") for e in good]
         areas = np.array([a if g is None else g for a, g in zip(areas, given, strict=True)])
-        crowd = np.array([bool(e.get("iscrowd", 0)) for e in good], dtype=bool)
-    return {
-        "images": np.array([e["image_id"] for e in good], dtype=np.int64),
-        "categories": np.array([e["category_id"] for e in good], dtype=np.int64),
-        "boxes_xywh": boxes,
-        "areas": np.asarray(areas, dtype=np.float64),
-        "scores": np.array([e["score"] if with_score else 1 for e in good], dtype=np.float64),
-        "crowd": crowd,
-    }
+        said = Columns.of(good, 0, where, Grade.GOLD)
+        problems += [sentence for of_one in said.given_faults.values() for sentence in of_one]
+        crowd = said.ignore != Ignore.NO
+    return Boxes(
+        images=np.array([e["image_id"] for e in good], dtype=np.int64),
+        categories=np.array([e["category_id"] for e in good], dtype=np.int64),
+        boxes_xywh=boxes,
+        areas=np.asarray(areas, dtype=np.float64),
+        scores=np.array([e["score"] if with_score else 1 for e in good], dtype=np.float64),
+        crowd=crowd,
+    )
 
 
 def _entry_problem(entry: dict[str, Any], with_score: bool) -> str | None:
@@ -177,20 +247,20 @@ def _entry_problem(entry: dict[str, Any], with_score: bool) -> str | None:
 
 
 def _check_known(
-    columns: dict[str, np.ndarray],
+    boxes: Boxes,
     image_ids: Sequence[int],
     category_ids: Sequence[int],
     where: str,
     kind: str,
     problems: list[str],
 ) -> None:
-    for column, key, known in (
-        ("images", "image_id", image_ids),
-        ("categories", "category_id", category_ids),
+    for given, key, known in (
+        (boxes.images, "image_id", image_ids),
+        (boxes.categories, "category_id", category_ids),
     ):
-        unknown = ~np.isin(columns[column], np.asarray(known, dtype=np.int64))
-        for value in np.unique(columns[column][unknown])[:20].tolist():
-            rows = np.flatnonzero(columns[column] == value)
+        unknown = ~np.isin(given, np.asarray(known, dtype=np.int64))
+        for value in np.unique(given[unknown])[:20].tolist():
+            rows = np.flatnonzero(given == value)
             problems.append(
                 f"{where}: {kind} at position {rows[0]}: the {key} {value} is not in the annotation "
                 f"file ({len(rows)} such); it has {len(known)} ids ({_some(known)})"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from detmtl.data.coco import read_labels
 from detmtl.metrics.coco import NUMBERS, CocoMetric, evaluate_files
 from detmtl.structures.boxes import xyxy_to_xywh
 from detmtl.structures.errors import InputError
@@ -135,6 +136,54 @@ def test_memory_and_files_agree(tmp_path):
     assert numbers.keys() == of_files.keys()
     # subtraction in float64 of float32 corners against float32 widths of the file
     np.testing.assert_allclose(list(numbers.values()), list(of_files.values()), atol=1e-6)
+
+
+def test_a_gold_file_is_read_as_a_source_reads_it(tmp_path):
+    """What is ignored, and what nobody looked for, is the same to `evaluate_files` and to `CocoMetric`."""
+    truths, found = random_data(seed=2)
+    found_path, truth_path = files(tmp_path, truths, found, category_ids=(1, 2, 3, 4))
+    content = json.loads(truth_path.read_text())
+    for i, annotation in enumerate(content["annotations"]):
+        annotation |= [
+            {},
+            {"ignore": 1},
+            {"attributes": {"ignore": "class"}, "iscrowd": None},
+            {"attributes": {"ignore": "region"}},  # undone by its `iscrowd: 0`
+        ][i % 4]
+    for i, image in enumerate(content["images"]):
+        image |= {"file_name": f"{image['id']}.jpg"}
+        image |= [
+            {},
+            {"neg_category_ids": [1]},
+            {"not_exhaustive_category_ids": [2, 3]},
+            {"coverage": {"cat": 0, "dog": 0.5}},
+        ][i % 4]
+    plain = evaluate_files(found_path, truth_path)
+    truth_path.write_text(json.dumps(content | {"info": {"coverage": {"cow": 0}}}))
+    numbers = evaluate_files(found_path, truth_path)
+    source = read_labels(truth_path)
+    metric = CocoMetric(NAMES)
+    infos = [info(i) for i in range(len(truths))]
+    metric.update(found, [source.labels(i)["boxes"] for i in range(len(truths))], infos)
+    expected = metric.compute()
+    np.testing.assert_allclose(
+        [numbers[name] for name in expected], list(expected.values()), atol=1e-6
+    )
+    assert all(abs(numbers[name] - plain[name]) > 0.001 for name in ("AP", "AP50", "F1@.5"))
+
+
+def test_an_annotation_file_that_says_nonsense_of_itself(tmp_path):
+    found_path, truth_path = files(tmp_path, *random_data(3))
+    content = json.loads(truth_path.read_text())
+    content["annotations"][0]["attributes"] = {"ignore": "Class"}
+    truth_path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"attributes.ignore is 'Class'; allowed are class and"):
+        evaluate_files(found_path, truth_path)
+    del content["annotations"][0]["attributes"]
+    content["images"][1]["neg_category_ids"] = [4]
+    truth_path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"neg_category_ids has \[4\], which are not in"):
+        evaluate_files(found_path, truth_path)
 
 
 def test_annotation_id_0_is_found(tmp_path):
