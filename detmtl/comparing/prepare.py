@@ -1,7 +1,7 @@
 """From settings to a plan: data is read and checked, arms are checked for fairness, runs get their keys."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,10 +29,12 @@ from detmtl.comparing.start import start_digest
 from detmtl.config import RunSettings
 from detmtl.config_parts import GoldTeacher
 from detmtl.data.source import Source
+from detmtl.data.subset import Subset
 from detmtl.engine.distributed import Process
 from detmtl.inputs import input_hashes, named_files
-from detmtl.run_sources import load_sources, render
-from detmtl.run_teachers import gold_sources, teacher_settings
+from detmtl.run_folder import RunFolder
+from detmtl.run_sources import load_sources, render, to_be_labelled
+from detmtl.run_teachers import gold_sources, teacher_settings, written_offline
 from detmtl.structures.errors import InputError
 
 
@@ -116,10 +118,16 @@ class Preparation:
         """Reads everything that a run reads, before any run starts.
 
         Raises:
-            InputError: faults in the data, or a test picture among those that train.
+            InputError: faults in the data, a test picture among those that train, or see
+                `_refuse_cut_parts`.
         """
         settings = canonical(settings)
-        load_sources(settings, settings.data.label_space(), self.out / "cache", self.process)
+        space, cache = settings.data.label_space(), self.out / "cache"
+        sources, _, _ = load_sources(settings, space, cache, self.process)
+        silver = settings.silver if makes_silver(settings) else None
+        if silver and isinstance(silver.teacher, GoldTeacher) and _by_share(silver.audit):
+            offline, _ = written_offline(settings, RunFolder(self.out), self.process)
+            _refuse_cut_parts(settings, sources, to_be_labelled(settings, sources, offline))
 
     def check_fair(self, cell: int, arms: dict[str, RunSettings]) -> None:
         """Refuses arms of one cell and seed that differ in effort or in their start.
@@ -189,6 +197,33 @@ class Preparation:
         return input_hashes(settings, self.out / "cache", known=self._hashes)
 
 
+def _by_share(audit: str | Subset) -> bool:
+    """Whether it hangs on the other pictures which ones an audit keeps."""
+    return not isinstance(audit, str) and (audit.count is not None or audit.share is not None)
+
+
+def _refuse_cut_parts(
+    settings: RunSettings, sources: Mapping[str, Source], to_be: Mapping[str, Source]
+) -> None:
+    """The same where a gold source is a pool, which loses what people have labelled whole elsewhere.
+
+    Args:
+        sources: as they are read.
+        to_be: as the students train on them.
+
+    Raises:
+        InputError: names the source.
+    """
+    for name in gold_sources(settings):
+        lost = len(sources[name]) - len(to_be.get(name, sources[name]))
+        if lost:
+            raise InputError(
+                f"silver.audit: a share or a number of the pictures of '{name}' cannot be kept from a "
+                f"teacher that arms share, since this pool loses {lost} that another source has labelled "
+                "whole; give a part, as {part: [0.75, 1]}, or take them out of one of the two"
+            )
+
+
 def _refuse_moved_parts(settings: RunSettings) -> None:
     """Refuses to share a teacher whose part of the gold pictures is another share than its audit leaves: the
     teacher takes its own before, the audit after pictures without a map are left out.
@@ -197,8 +232,7 @@ def _refuse_moved_parts(settings: RunSettings) -> None:
         InputError: names the source.
     """
     assert settings.silver is not None
-    audit = settings.silver.audit
-    if isinstance(audit, str) or (audit.count is None and audit.share is None):
+    if not _by_share(settings.silver.audit):
         return
     for name in gold_sources(settings):
         source = settings.data.sources[name]

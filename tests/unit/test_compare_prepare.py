@@ -155,6 +155,20 @@ def test_a_teacher_that_arms_share_may_not_learn_from_another_share_than_its_aud
             keys(folder, overrides=[*drop, f"silver.audit={{{size}}}"])
 
 
+def test_a_teacher_that_arms_share_may_not_learn_from_a_pool_that_loses_pictures(folder):
+    (folder / "more.csv").write_text("file_name,class\n0.png,cat\n0.png,dog\n")
+    more = "{kind: coco, images: images, annotations: gold.json, covers_file: more.csv}"
+    given = ["model.backbone.weights=null", "silver.teacher={kind: gold}"]
+    given += [f"data.sources.more={more}", "silver.pools=[pool, gold]"]
+    text = COMPARE.replace("gold: {mix.mode: gold}", "silver: {mix.mode: silver}")
+    text = text.replace("baseline: gold", "baseline: silver\nequal_steps: false")
+    assert keys(folder, text, [*given, "silver.audit=val"], checked=True)
+    with pytest.raises(
+        InputError, match=r"of 'gold' cannot be kept .* loses 1 that another source"
+    ):
+        keys(folder, text, [*given, "silver.audit={share: 0.5}"], checked=True)
+
+
 def test_a_use_of_test_pictures_that_cannot_be_noted_is_told_before_they_are_read(folder):
     (folder / FILE).mkdir()
     assert keys(folder)["gold"], "validation pictures are not used up"
