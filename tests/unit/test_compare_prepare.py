@@ -156,7 +156,7 @@ def test_a_teacher_that_arms_share_may_not_learn_from_another_share_than_its_aud
 
 
 def test_a_teacher_that_arms_share_may_not_learn_from_a_pool_that_loses_pictures(folder):
-    (folder / "more.csv").write_text("file_name,class\n0.png,cat\n0.png,dog\n")
+    (folder / "more.csv").write_text("file_name,class\n0.png,cat\n0.png,dog\n1.png,dog\n")
     more = "{kind: coco, images: images, annotations: gold.json, covers_file: more.csv}"
     given = ["model.backbone.weights=null", "silver.teacher={kind: gold}"]
     given += [f"data.sources.more={more}", "silver.pools=[pool, gold]"]
