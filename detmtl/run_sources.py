@@ -49,18 +49,9 @@ def load_sources(
         InputError: faults in the data, or a picture to measure on is among those to train on.
     """
     data = settings.data
-    online = settings.when_online()
-    audited_on = None if online is None else online.audit
-    wanted = set(settings.mix_sources()) | ({audited_on} & set(data.sources))
-    if settings.silver:
-        wanted |= {n for n in data.sources if n == settings.silver.audit}
-        # a part is one of all gold sources, whatever the mix is
-        part = not isinstance(settings.silver.audit, str)
-        if part or isinstance(settings.silver.teacher, GoldTeacher):
-            wanted |= set(gold_sources(settings))
     problems: list[str] = []
     loaded: dict[str, Source] = {}
-    chosen = {n: s for n, s in data.sources.items() if n in wanted}
+    chosen = {n: data.sources[n] for n in sources_read(settings)}
     for name, source in [*chosen.items(), ("val", data.val), ("test", data.test)]:
         if source is None:
             continue
@@ -72,7 +63,46 @@ def load_sources(
             problems += error.problems
     if problems:
         raise InputError(problems)
-    if data.details is not None and process.rank == 0:
+    if process.rank == 0:
+        problems = faults_between(settings, loaded)
+    if problems := distributed.from_first(problems):
+        raise InputError(problems)
+    return {n: loaded[n] for n in chosen}, loaded["val"], loaded.get("test")
+
+
+def sources_read(settings: RunSettings) -> list[str]:
+    """Returns the names of `data.sources` that a run reads: those it trains on, and those that its teacher
+    or an audit needs.
+
+    Raises:
+        InputError: the teacher has no gold source to learn from.
+    """
+    wanted = set(settings.mix_sources())
+    online = settings.when_online()
+    if online is not None and online.audit is not None:
+        wanted.add(online.audit)
+    if settings.silver:
+        audit = settings.silver.audit
+        if isinstance(audit, str):
+            wanted.add(audit)
+        # a part is one of all gold sources, whatever the mix is
+        if not isinstance(audit, str) or isinstance(settings.silver.teacher, GoldTeacher):
+            wanted |= set(gold_sources(settings))
+    return [n for n in settings.data.sources if n in wanted]
+
+
+def faults_between(settings: RunSettings, loaded: Mapping[str, Source]) -> list[str]:
+    """Returns a sentence for everything for which a run refuses sources that are sound each by itself: a
+    picture to measure on is among those to train on, labels to measure on were written by a model, or
+    none of the sources says anything of some details.
+
+    Args:
+        settings: of the run.
+        loaded: all that it reads, see `sources_read`, and "val" and perhaps "test".
+    """
+    data, problems = settings.data, []
+    chosen = sources_read(settings)
+    if data.details is not None:
         known = [loaded[n].annotations for n in chosen]
         details = [None if a is None else a.details for a in known]
         problems += nowhere_known(data.details, details, "none of data.sources")
@@ -89,22 +119,29 @@ def load_sources(
         for source in held_out
         for what in _by_models(source)
     ]
-    try:
-        if process.rank == 0:
-            refuse_overlap([loaded[name] for name in chosen], held_out)
-            refuse_overlap(held_out[:1], held_out[1:])
-            if settings.silver and isinstance(settings.silver.teacher, GoldTeacher):
-                refuse_seen(
-                    learned_sources(settings, loaded),
-                    audit_source(settings, loaded, loaded["val"]),
-                )
-            if audited_on is not None and audited_on != "val":  # val is compared above
-                refuse_overlap([loaded[n] for n in settings.mix_sources()], [loaded[audited_on]])
-    except InputError as error:
-        problems += error.problems
-    if problems := distributed.from_first(problems):
-        raise InputError(problems)
-    return {n: loaded[n] for n in chosen}, loaded["val"], loaded.get("test")
+
+    def audited_apart() -> None:
+        if settings.silver and isinstance(settings.silver.teacher, GoldTeacher):
+            learned = learned_sources(settings, loaded)
+            refuse_seen(learned, audit_source(settings, loaded, loaded["val"]))
+
+    def audited_apart_online() -> None:
+        online = settings.when_online()
+        if online is not None and online.audit not in (None, "val"):  # val is compared anyway
+            drawn = [loaded[n] for n in settings.mix_sources()]
+            refuse_overlap(drawn, [loaded[online.audit]])
+
+    for refuse in (
+        lambda: refuse_overlap([loaded[name] for name in chosen], held_out),
+        lambda: refuse_overlap(held_out[:1], held_out[1:]),
+        audited_apart,
+        audited_apart_online,
+    ):
+        try:
+            refuse()
+        except InputError as error:
+            problems += error.problems
+    return [*dict.fromkeys(problems)]
 
 
 def _by_models(source: Source) -> list[str]:

@@ -189,7 +189,7 @@ def nowhere_known(
         if wanted.masks:
             kinds["masks"] |= len(_array(one.points)) > 0
     return [
-        f"data.details.{kind}: {where} says nothing of it; correct the name, or leave it out"
+        f"data.details.{kind}: {where} says anything of it; correct the name, or leave it out"
         for kind, known in kinds.items()
         if not known
     ]

@@ -5,6 +5,7 @@ Letters: I pictures, N boxes of all pictures, C classes.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -259,26 +260,25 @@ def class_rows(source: Source) -> list[ClassRow]:
 def check_source(
     source: Source, decode: bool = True, progress: Progress | None = None
 ) -> list[str]:
-    """Returns a sentence for everything that is wrong with the pictures of a source, or between its
-    pictures and its annotations. What is wrong within the annotations, `load` has told before.
+    """Returns a sentence for everything that is wrong with the pictures, maps and depths of a source, or
+    between them and its annotations. What is wrong within the annotations, `load` has told before.
 
     Args:
         source: to be checked.
-        decode: decodes every picture and compares its size; without, only the files are hashed.
+        decode: decodes every picture with its map and depth and compares their sizes and values; without,
+            only the files of pictures are hashed.
         progress: called with (pictures done, pictures in all), in each of the two passes.
     """
-    problems = []
+    found: dict[str, None] = {}  # a missing picture is told once, though both passes meet it
     try:
-        problems += _same_pictures(source, source.hashes(progress))
+        found |= dict.fromkeys(_same_pictures(source, source.hashes(progress)))
     except InputError as problem:
-        problems += problem.problems
+        found |= dict.fromkeys(problem.problems)
     for i in range(len(source)) if decode else ():
-        try:
-            source.read(i)
-        except InputError as problem:
-            problems += [p for p in problem.problems if p not in problems]
+        found |= dict.fromkeys(_undecodable(source, i))
         if progress is not None:
             progress(i + 1, len(source))
+    problems = [*found]
     a = source.annotations
     if a is not None and len(source):
         problems += _same_boxes(source)
@@ -287,6 +287,24 @@ def check_source(
             f"{source.path(i)}: has {counts[i]} boxes, more than {MANY_BOXES}; is that meant?"
             for i in positions(counts > MANY_BOXES)
         ]
+    return problems
+
+
+def _undecodable(source: Source, i: int) -> list[str]:
+    """Returns what is wrong with picture i, with its map and with its depth, as far as each file tells."""
+    height, width = source.sizes[i].tolist()
+    parts: list[Callable[[], Any]] = [lambda: source.read(i)]
+    parts += [
+        partial(known.labels, i, height, width)
+        for known in (source.maps, source.depth)
+        if known is not None
+    ]
+    problems = []
+    for part in parts:
+        try:
+            part()
+        except InputError as problem:
+            problems += problem.problems
     return problems
 
 

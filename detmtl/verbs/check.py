@@ -16,7 +16,7 @@ from detmtl.data.source import Source
 from detmtl.engine import distributed
 from detmtl.models.fpn import FPNSettings
 from detmtl.report.progress import bar
-from detmtl.run_sources import render
+from detmtl.run_sources import faults_between, render, sources_read
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.tasks.anchor_coverage import coverage_table
@@ -46,22 +46,34 @@ def check_verb(args: argparse.Namespace) -> None:
 
 
 def _all_told(settings: RunSettings, drop: bool, cache: Path, console: Console) -> list[str]:
-    """Tells of every source of a run; returns what is wrong with them."""
+    """Tells of every source of a run; returns what is wrong with them, and between them."""
     render(settings, distributed.start("cpu"), console)
-    data, problems = settings.data, []
+    data, problems, loaded = settings.data, [], {}
     splits = {"val": data.val} | ({} if data.test is None else {"test": data.test})
     for name, source in [*data.sources.items(), *splits.items()]:
         if drop:
             source = source.model_copy(update={"faults": "drop"})
         try:
-            loaded = source.load(
+            loaded[name] = source.load(
                 name, data.root, data.label_space(), cache, data.maps, data.tags, data.details
             )
         except InputError as error:
             problems += error.problems
             continue
-        problems += _told(loaded, name, settings, console)
-    return problems
+        problems += _told(loaded[name], name, settings, console)
+    try:
+        needed = [*sources_read(settings), *splits]
+    except InputError as error:
+        return problems + error.problems
+    if unread := [name for name in needed if name not in loaded]:
+        names = " and ".join(f"'{name}'" for name in unread)
+        console.print(
+            f"sources are compared with each other once {names} can be read",
+            markup=False,
+            soft_wrap=True,
+        )
+        return problems
+    return problems + faults_between(settings, loaded)
 
 
 def _told(source: Source, title: str, settings: RunSettings | None, console: Console) -> list[str]:

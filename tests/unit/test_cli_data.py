@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from coco_files import coco_data, save_coco, save_picture
+from coco_files import annotation, coco_data, save_coco, save_picture
 from detail_files import HEIGHT, WIDTH, write
 from PIL import Image
 from rich.console import Console
@@ -253,13 +253,45 @@ def test_check_reads_every_source_of_a_config(tmp_path, capsys):
     assert "a.txt line 1: the class is 7" in told and "1.png: is not a picture" in told
 
 
+def test_check_compares_the_sources_of_a_config(tmp_path, capsys):
+    save_coco(tmp_path, coco_data())
+    data = coco_data(1) | {"annotations": [annotation(7, 10, 9, [1, 2, 10, 20])]}
+    data["info"] = {"grade": "silver"}
+    (tmp_path / "held.json").write_text(json.dumps(data))
+    own = {"kind": "coco", "images": "images", "annotations": "coco.json"}
+    tree = settings_of(
+        tmp_path,
+        classes=["cat", "dog", "bird"],
+        details={"attributes": {"color": ["red", "blue"]}},
+        sources={"own": own},
+        val={"kind": "coco", "images": "images", "annotations": "held.json"},
+    )
+    tree["tasks"] = {"boxes": {"kind": "detection"}, "color": {"kind": "attributes", "at": "p3"}}
+    with (tmp_path / "c.yaml").open("w") as file:
+        YAML(typ="safe", pure=True).dump(tree, file)
+    words = ["check", "--config", tmp_path / "c.yaml", "--cache", tmp_path / "runs"]
+    assert run(*words) == 2
+    told = capsys.readouterr().err
+    assert "data.details.attributes.color: none of data.sources says anything of it" in told
+    assert "data.val: its labels were written by a model" in told
+    assert "0.png: a training picture that is also held out" in told
+    # What cannot be read is told alone: of the rest nobody knows yet.
+    (tmp_path / "held.json").write_text("{}")
+    assert run(*words) == 2
+    told = capsys.readouterr()
+    assert "compared with each other once 'val' can be read" in told.out
+    assert "held out" not in told.err and "has no list 'images'" in told.err
+
+
 def test_check_tells_of_classes_of_which_a_source_knows_some_members(tmp_path, capsys):
     data = coco_data()
     data["categories"][2]["name"] = "cow"
     save_coco(tmp_path, data)
     own = {"kind": "coco", "images": "images", "annotations": "coco.json"}
     classes = {"pet": ["cat", "dog"], "animal": ["cow", "goat"]}
-    val = own | {"covers": ["pet"]}
+    for i in range(3):
+        save_picture(tmp_path / "val" / f"{i}.png", seed=10 + i)
+    val = own | {"images": "val", "covers": ["pet"]}
     tree = settings_of(tmp_path, classes=classes, details=None, sources={"[own]": own}, val=val)
     tree["tasks"] = {"boxes": {"kind": "detection"}}
     with (tmp_path / "c.yaml").open("w") as file:

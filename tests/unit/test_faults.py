@@ -5,8 +5,10 @@ import time
 import numpy as np
 import pytest
 from coco_files import NAMES, annotation, coco_data, save_coco
+from PIL import Image
 
 from detmtl.data.coco import CocoSource
+from detmtl.data.depth import DepthFolder
 from detmtl.data.faults import (
     Faults,
     annotation_faults,
@@ -15,6 +17,7 @@ from detmtl.data.faults import (
     number_column,
     repeated,
 )
+from detmtl.data.maps import MapClasses, MapFolder
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 
@@ -139,6 +142,33 @@ def test_check_finds_copies_broken_pictures_and_wrong_sizes(tmp_path):
     assert len(check_source(source, decode=False)) == 2
     (images / "1.png").unlink()
     assert any("1.png" in p for p in check_source(source, decode=False))
+
+
+def test_check_opens_maps_and_depths(tmp_path):
+    save_coco(tmp_path, coco_data())
+    for folder in ("maps", "depth"):
+        (tmp_path / folder).mkdir()
+        for i in range(3):
+            Image.fromarray(np.full((48, 64), 7, np.uint8)).save(tmp_path / folder / f"{i}.png")
+    Image.fromarray(np.full((9, 7), 7, np.uint8)).save(tmp_path / "maps" / "0.png")
+    Image.fromarray(np.full((48, 64), 9, np.uint8)).save(tmp_path / "maps" / "1.png")
+    Image.fromarray(np.full((9, 7), 7, np.uint8)).save(tmp_path / "depth" / "0.png")
+    (tmp_path / "depth" / "2.png").write_text("no picture")
+    settings = CocoSource(
+        images="images",
+        annotations="coco.json",
+        maps=MapFolder(folder="maps", categories={7: "road"}),
+        depth=DepthFolder(folder="depth"),
+    )
+    maps = MapClasses(classes=["road"])
+    source = settings.load("here", tmp_path, LabelSpace.of(NAMES), tmp_path / "cache", maps)
+    problems = check_source(source)
+    assert len(problems) == 4
+    assert "maps/0.png: the map is 7 x 9 pixels" in problems[0]
+    assert "depth/0.png: the depth is 7 x 9 pixels" in problems[1]
+    assert "maps/1.png: has pixels of 9" in problems[2]
+    assert "depth/2.png: cannot be read" in problems[3]
+    assert check_source(source, decode=False) == []
 
 
 def test_class_rows_count_boxes_and_pictures(tmp_path):
