@@ -76,8 +76,8 @@ class AnyPredictor(Protocol):
         """Returns per picture (3, H, W) uint8 RGB: task name -> labels in its own pixels."""
         ...
 
-    def decoders(self) -> list[Any]:
-        """Returns the decoders of the detection tasks, whose settings may be changed."""
+    def decoders(self) -> dict[str, Any]:
+        """Returns the decoders of the detection tasks by name, whose settings may be changed."""
         ...
 
 
@@ -142,9 +142,11 @@ class Predictor:
         """The model's tasks by name."""
         return {n: task for n, task in self.model.tasks.items() if isinstance(task, Task)}
 
-    def decoders(self) -> list[Any]:
-        """Returns the decoders of the detection tasks."""
-        return [task.decoder for task in self.tasks.values() if isinstance(task, DetectionTask)]
+    def decoders(self) -> dict[str, Any]:
+        """Returns the decoders of the detection tasks by name."""
+        return {
+            n: task.decoder for n, task in self.tasks.items() if isinstance(task, DetectionTask)
+        }
 
     def _predict_together(self, fitted: list[Tensor]) -> list[dict[str, Labels]]:
         """Returns labels of pictures of one padded size, in their own pixels."""
@@ -195,9 +197,9 @@ class ScriptPredictor:
         found = self.module([image.to(self.device) for image in images])
         return [self._labels(one) for one in found]
 
-    def decoders(self) -> list[Any]:
-        """Returns the file's decoder, if it has one."""
-        return [] if self.task is None else [self.module.decoder]
+    def decoders(self) -> dict[str, Any]:
+        """Returns the file's decoder by its task's name, if it has one."""
+        return {} if self.task is None else {self.task: self.module.decoder}
 
     def _labels(self, found: Mapping[str, Tensor]) -> dict[str, Labels]:
         labels: dict[str, Labels] = {}
@@ -269,7 +271,7 @@ def change_test(predictor: AnyPredictor, values: Mapping[str, Any], where: str) 
         raise InputError(
             [f"{where}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
         ) from None
-    decoders = predictor.decoders()
+    decoders = predictor.decoders().values()
     if values and not decoders:
         raise InputError(f"{where}: the model has no detection task")
     for decoder in decoders:

@@ -30,8 +30,8 @@ PAIRS = 1 << 20
 """Pairs of cut boxes that are compared at once: bounds the memory near 100 MB."""
 
 
-class TtaSettings(Settings):
-    """Which views of a picture a model sees, and how its answers become one.
+class SeveralViews(Settings):
+    """Which views of a picture a model sees.
 
     Models bring every picture to the size of their network. So a scale below 1 puts the picture
     into a larger gray one, and a scale above 1 cuts it into overlapping tiles, which show small
@@ -42,8 +42,6 @@ class TtaSettings(Settings):
     """Whether each view is seen mirrored too."""
     scales: tuple[float, ...] = (1.0,)
     """How large the picture is in its views, each in [0.25, 4]."""
-    overlap: float = Field(default=0.6, gt=0, le=1)
-    """Of two boxes of one class that overlap more than this (IoU), the better stays."""
 
     @field_validator("scales")
     @classmethod
@@ -53,8 +51,17 @@ class TtaSettings(Settings):
         return scales
 
 
-class ViewSettings(TtaSettings):
+class TtaSettings(SeveralViews):
+    """Views of a teacher, and how its answers become one."""
+
+    overlap: float = Field(default=0.6, gt=0, le=1)
+    """Of two boxes of one class that overlap more than this (IoU), the better stays."""
+
+
+class ViewSettings(SeveralViews):
     """Views for prediction: beside those at several scales, tiles of a given size for large pictures.
+
+    How the model's answers become one is the model's own `test`, see `ViewsPredictor`.
 
     Tiles are seen beside the scales' views, by default the whole picture, in which the objects are found
     that are larger than a tile. An object that the edges of tiles cut everywhere is put together from its
@@ -104,6 +111,10 @@ class View:
             seen = canvas
         return seen.flip(-1) if self.flip else seen
 
+    def shows_all(self, height: int, width: int) -> bool:
+        """Returns whether the whole picture is in it: whether it is no tile."""
+        return max(self.left, self.top) <= 0 and self.right >= width and self.bottom >= height
+
     @property
     def window(self) -> tuple[int, int, int, int]:
         """Left, top, right and bottom."""
@@ -137,7 +148,7 @@ class View:
         return out
 
 
-def views(height: int, width: int, settings: TtaSettings) -> list[View]:
+def views(height: int, width: int, settings: SeveralViews) -> list[View]:
     """Returns the views of a picture of height x width pixels, each once."""
     found = []
     grids = [(_spans(height, scale), _spans(width, scale)) for scale in settings.scales]
@@ -178,6 +189,7 @@ def merged(
     overlap: float,
     join: bool = False,
     class_agnostic: bool = False,
+    most: int | None = None,
 ) -> BoxLabels:
     """Returns the boxes of V views in the picture (height, width), by falling score.
 
@@ -190,6 +202,7 @@ def merged(
         overlap: of two boxes that overlap more than this (IoU) the better stays.
         join: whether boxes that tiles cut are put together first, see `joined`.
         class_agnostic: whether boxes of other classes count as well.
+        most: how many boxes stay; None: all.
     """
     placed = [view.placed(one, *size) for one, view in zip(labels, seen, strict=True)]
     whole = [boxes[~cut.any(1)] for boxes, cut in placed]
@@ -213,7 +226,7 @@ def merged(
     together = together[(together.boxes[:, 2:] > together.boxes[:, :2]).all(1)]
     classes = together.classes * 0 if class_agnostic else together.classes
     keep = suppress(together.boxes.numpy(), together.scores.numpy(), classes.numpy(), overlap)
-    return together[torch.from_numpy(keep)]
+    return together[torch.from_numpy(keep[:most])]
 
 
 def joined(parts: Sequence[BoxLabels], cut: Sequence[Tensor], seen: Sequence[View]) -> BoxLabels:

@@ -15,23 +15,26 @@ from detmtl.inference.predictor import AnyPredictor
 from detmtl.inference.views import View, ViewSettings, mean_depth, merged, views, vote
 from detmtl.structures.depth import DepthLabels
 from detmtl.structures.labels import BoxLabels, Labels, MapLabels, TagLabels
+from detmtl.tasks.detection import TestSettings
 
 
 class ViewsPredictor:
     """Another predictor, asked for several views of each picture; see `ViewSettings`.
 
-    Boxes of all views go through one suppression. A map is a vote of the views, weighted by their
-    confidence. A tag's probability is the mean over the views that show the whole picture, since a tile
-    need not show what the picture does. A depth is the mean over all views. Tasks that say something of
-    each box (masks, keypoints, attributes) are left out, with a warning: boxes of several views become one,
-    what is said of them does not.
+    Boxes of all views go through one suppression, as those of one view do: with the `nms` and
+    `class_agnostic` of the task's `test`. As many stay as `detections` says, for each tile where there are
+    tiles: a large picture is cut because it has more objects than one view shows. A map is a vote of the
+    views, weighted by their confidence. A tag's probability is the mean over the views that show the whole
+    picture, since a tile need not show what the picture does. A depth is the mean over all views. Tasks
+    that say something of each box (masks, keypoints, attributes) are left out, with a warning: boxes of
+    several views become one, what is said of them does not.
 
     Attributes:
         left_out: names of these tasks.
 
     Args:
         predictor: the one that is asked: of a checkpoint or of an exported file.
-        settings: which views. Boxes suppress those of other classes where they do so in one view.
+        settings: which views.
         batch_size: views that are asked for at once.
     """
 
@@ -58,7 +61,7 @@ class ViewsPredictor:
         the tasks `left_out`."""
         return [self._predict(image) for image in images]
 
-    def decoders(self) -> list[Any]:
+    def decoders(self) -> dict[str, Any]:
         """Returns the other predictor's."""
         return self._predictor.decoders()
 
@@ -70,13 +73,13 @@ class ViewsPredictor:
             chunk = seen[first : first + self._batch_size]
             found += self._predictor.predict([view.of(image) for view in chunk])
         return {
-            name: self._merged([of_view[name].to("cpu") for of_view in found], seen, size)
+            name: self._merged(name, [of_view[name].to("cpu") for of_view in found], seen, size)
             for name in found[0]
             if name not in self.left_out
         }
 
     def _merged(
-        self, labels: Sequence[Labels], seen: Sequence[View], size: tuple[int, int]
+        self, name: str, labels: Sequence[Labels], seen: Sequence[View], size: tuple[int, int]
     ) -> Labels:
         if isinstance(labels[0], MapLabels):
             maps = [one for one in labels if isinstance(one, MapLabels)]
@@ -84,16 +87,15 @@ class ViewsPredictor:
         if isinstance(labels[0], TagLabels):
             tags = [one for one in labels if isinstance(one, TagLabels)]
             whole = [
-                one.targets
-                for one, view in zip(tags, seen, strict=True)
-                if view.left <= 0
-                and view.top <= 0
-                and view.right >= size[1]
-                and view.bottom >= size[0]
+                one.targets for one, view in zip(tags, seen, strict=True) if view.shows_all(*size)
             ] or [one.targets for one in tags]
             return replace(tags[0], targets=torch.stack(whole).mean(0))
         if isinstance(labels[0], DepthLabels):
             return mean_depth([one for one in labels if isinstance(one, DepthLabels)], seen, size)
         boxes = [one for one in labels if isinstance(one, BoxLabels)]
-        agnostic = any(decoder.class_agnostic for decoder in self.decoders())
-        return merged(boxes, seen, size, self._settings.overlap, True, agnostic)
+        decoder = self.decoders().get(name)
+        if decoder is None:  # a task of one's own, whose rules are not known
+            return merged(boxes, seen, size, TestSettings().nms, True)
+        tiles = {view.window for view in seen if not view.shows_all(*size)}
+        most = decoder.detections * max(1, len(tiles))
+        return merged(boxes, seen, size, decoder.nms, True, decoder.class_agnostic, most)

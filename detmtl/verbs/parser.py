@@ -243,7 +243,10 @@ def _view_options(parser: argparse.ArgumentParser) -> None:
         help="looks at each of them",
     )
     parser.add_argument(
-        "--tile", type=_count, metavar="PIXELS", help="looks at tiles of that side too"
+        "--tile",
+        type=_count,
+        metavar="PIXELS",
+        help="looks at tiles of that side too; test.detections is then of each tile",
     )
     parser.add_argument("--overlap", type=_share, default=0.2, help="of neighboring tiles")
     parser.add_argument(

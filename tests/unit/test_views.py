@@ -33,18 +33,14 @@ class Bright:
     names = {"boxes": ("spot", "other"), "map": ("bright",), "tags": ("left",)}
     kinds = {"boxes": "boxes", "map": "maps", "tags": "tags"}
     describing = ()
-    agnostic = False
+    class_agnostic, nms, detections = False, 0.6, 100
     seen: list
 
     def __init__(self):
         self.seen = []
 
     def decoders(self):
-        return [self]
-
-    @property
-    def class_agnostic(self):
-        return self.agnostic
+        return {"boxes": self}
 
     def predict(self, images):
         found = []
@@ -183,8 +179,32 @@ def test_class_agnostic_suppression_across_views():
     image[:, 12:48, 12:49] = 220  # a second class almost in the same place
     assert found_in(image, flip=True)["boxes"].classes.tolist() == [1, 0]
     inner = Bright()
-    inner.agnostic = True
+    inner.class_agnostic = True
     assert found_in(image, inner, flip=True)["boxes"].classes.tolist() == [1]
+
+
+def test_the_decoders_settings_hold_for_all_views_together():
+    image = picture((10, 10, 50, 50))
+    image[:, 10:38, 10:50] = 220  # the other class has the upper 28 of 40 rows: IoU .7
+    image[:, 10, 10] = 200
+    inner = Bright()
+    inner.class_agnostic = True
+
+    def count(nms, detections, **settings):
+        inner.nms, inner.detections = nms, detections
+        return len(found_in(image, inner, **settings)["boxes"])
+
+    assert [count(nms, 100, flip=True) for nms in (0.65, 0.75)] == [1, 2]
+    assert count(0.75, 1, flip=True, scales=(1.0, 0.5)) == 1
+    assert count(0.75, 1, tile=64) > 1  # of each tile
+
+
+def test_a_task_of_ones_own_has_the_usual_suppression():
+    class Own(Bright):
+        def decoders(self):
+            return {}
+
+    assert len(found_in(picture((10, 10, 50, 50)), Own(), flip=True)["boxes"]) == 1
 
 
 def test_maps_vote_and_tags_are_the_mean_of_whole_views():
@@ -205,7 +225,7 @@ def test_depths_are_the_mean_of_the_views_that_know_them():
             self.blind, self.meters = blind, [2.0, 8.0]
 
         def decoders(self):
-            return []
+            return {}
 
         def predict(self, images):
             found = []
@@ -316,7 +336,7 @@ def test_scoring_a_predictor(tmp_path):
         class_names, names, describing, at = NAMES, {"boxes": NAMES}, (), 0
 
         def decoders(self):
-            return []
+            return {}
 
         def predict(self, images):
             self.at += 1
