@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from cut import Cut
 from provenance import provenance
 from pydantic import TypeAdapter
 from torch import Tensor
 
 from detmtl.balancing.balancers import AnyBalancer
-from detmtl.balancing.cut import Cut
 from detmtl.config import find_config, read_settings
 from detmtl.engine.memory import keep_freed_memory
 from detmtl.recipe import build

@@ -22,7 +22,7 @@ class Pull:
 
     A task's pass goes through its own head and the trunk, so all passes together cost that of the sum,
     plus the trunk's for each further task. The same gradients would come from a cut at the
-    features (`detmtl.balancing.cut`).
+    features (`benchmarks/cut.py`).
 
     Attributes:
         rows: (T, P) over all processes, without the scaler's factor; zeros for silent tasks.
