@@ -11,6 +11,7 @@ import importlib.util
 import io
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -122,14 +123,35 @@ def score(
     Raises:
         InputError: the backend is not installed.
     """
+    truth, detections, image_ids, names = _numbered(truth, detections, image_ids, names)
     accumulated = _accumulate(truth, detections, image_ids, names, backend)
     numbers = {name: _mean(accumulated, *what) for name, what in NUMBERS.items()}
     precision = accumulated["precision"]
-    for k, category in enumerate(sorted(names)):
+    for k, name in names.items():
         alone = {"precision": precision[:, :, k : k + 1]}
-        numbers[f"AP/{names[category]}"] = _mean(alone, *NUMBERS["AP"])
+        numbers[f"AP/{name}"] = _mean(alone, *NUMBERS["AP"])
     numbers["F1@.5"] = f1(truth, detections, list(names))
     return numbers
+
+
+def _numbered(
+    truth: Boxes, detections: Boxes, image_ids: Sequence[int], names: dict[int, str]
+) -> tuple[Boxes, Boxes, Sequence[int], dict[int, str]]:
+    """Returns `score`'s arguments with ids from 0 on, in the ids' order, by which ties are broken.
+
+    The fast backend takes ids for float64, so that large ones are confused, and F1 multiplies them.
+    """
+    images, categories = np.array(sorted(image_ids), int), np.array(sorted(names), int)
+    truth, detections = (
+        replace(
+            boxes,
+            images=np.searchsorted(images, boxes.images),
+            categories=np.searchsorted(categories, boxes.categories),
+        )
+        for boxes in (truth, detections)
+    )
+    named = {k: names[c] for k, c in enumerate(categories.tolist())}
+    return truth, detections, range(len(images)), named
 
 
 def truth_rows(true: BoxLabels, found_classes: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ def f1(
 ) -> float:
     """Returns the mean over categories with truth of F1 = 2 TP / (2 TP + FP + FN), or NaN.
 
+    Pictures are told by their positions, or by other ids that 64 bits hold times the number of categories.
     Detections of at least `score_threshold` take, best first, the box of truth of their category with
     the highest IoU that is free; on a crowd box they do not count.
     """

@@ -186,6 +186,19 @@ def test_an_annotation_file_that_says_nonsense_of_itself(tmp_path):
         evaluate_files(found_path, truth_path)
 
 
+def test_picture_ids_of_64_bits_change_nothing(tmp_path):
+    found_path, truth_path = files(tmp_path, *random_data(4))
+    plain = evaluate_files(found_path, truth_path)
+    large = {"10": 2**63 - 1, "11": 3 * 10**18, "12": 6 * 10**18, "13": -(2**63) + 1}
+    for path in (found_path, truth_path):
+        text = path.read_text()
+        for key in ("id", "image_id"):
+            for small, number in large.items():
+                text = text.replace(f'"{key}": {small},', f'"{key}": {number},')
+        path.write_text(text)
+    np.testing.assert_equal(evaluate_files(found_path, truth_path), plain)
+
+
 def test_annotation_id_0_is_found(tmp_path):
     truth = [boxes([10, 10, 60, 60])]
     found_path, truth_path = files(tmp_path, truth, [boxes([10, 10, 60, 60], scores=[0.9])])
