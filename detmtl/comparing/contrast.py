@@ -2,15 +2,33 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from detmtl.comparing.results import BOOTSTRAP_SEED, Difference
 from detmtl.comparing.scores import RunScores
 from detmtl.comparing.statistics import Estimate, over_pictures, over_seeds
+from detmtl.metrics.direction import lower_is_better
+
+BOOTSTRAP_SEED = 1
 
 Runs = Mapping[str, Mapping[int, RunScores]]
 """Arm -> seed -> a finished run."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Arms times their factors in one metric, over the seeds that all of them have.
+
+    Attributes:
+        values: seed -> difference.
+        seeds: over seeds.
+        pictures: over resampled pictures, all seeds on the same ones.
+    """
+
+    values: Mapping[int, float]
+    seeds: Estimate
+    pictures: Estimate
 
 
 def contrast(runs: Runs, parts: Mapping[str, float], metric: str) -> Difference:
@@ -54,8 +72,10 @@ def relative(runs: Runs, parts: Mapping[str, float], metric: str, baseline: str)
 
 
 def share(runs: Runs, way: tuple[str, str, str], metric: str) -> Estimate:
-    """Returns (arm - floor) / (top - floor) of the means over seeds, with its interval (percentiles of a
-    bootstrap over seeds); unknown where the top is not surely away from the floor.
+    """Returns (arm - floor) / (top - floor) of the means over seeds, with its 95 % percentiles; unknown where
+    the top is not surely better than the floor.
+
+    Seeds are resampled, and pictures with them where something is kept of each.
 
     Args:
         way: arm, floor and top.
@@ -63,12 +83,17 @@ def share(runs: Runs, way: tuple[str, str, str], metric: str) -> Estimate:
     nan = float("nan")
     seeds = common_seeds(runs, way, metric)
     arm, floor, top = (np.array([runs[a][s].metrics[metric] for s in seeds]) for a in way)
-    whole = over_seeds(top - floor)
-    if len(seeds) < 2 or not (whole.low > 0 or whole.high < 0):
+    whole = over_seeds(floor - top if lower_is_better(metric) else top - floor)
+    if not whole.low > 0:  # nor is it where one seed has no interval
         return Estimate(nan, nan, nan, nan, len(seeds))
-    rng = np.random.default_rng(BOOTSTRAP_SEED)
-    drawn = rng.integers(0, len(seeds), (1000, len(seeds)))
-    below, above = (arm - floor)[drawn].mean(1), (top - floor)[drawn].mean(1)
-    low, high = np.nanquantile(below / np.where(above == 0, nan, above), [0.025, 0.975])
+    resampled = [[runs[a][s].resampled.get(metric) for s in seeds] for a in way]
+    if any(values is None for of in resampled for values in of):
+        values = np.array([arm, floor, top])[:, :, None].repeat(1000, axis=2)
+    else:
+        values = np.array(resampled, dtype=float)
+    rng, count = np.random.default_rng(BOOTSTRAP_SEED), values.shape[2]
+    drawn = rng.integers(0, len(seeds), (len(seeds), count))
+    a, f, t = values[:, drawn, np.arange(count)].mean(axis=1)
+    low, high = np.nanquantile((a - f) / np.where(t == f, nan, t - f), [0.025, 0.975])
     mean = float((arm - floor).mean() / (top - floor).mean())
     return Estimate(mean, float(low), float(high), nan, len(seeds))

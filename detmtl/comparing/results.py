@@ -5,20 +5,19 @@ Letters: B resamples of the pictures.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 
+from detmtl.comparing.contrast import Difference, Runs, contrast, share
 from detmtl.comparing.plan import Cell, effort, is_teacher, short_setting
 from detmtl.comparing.prepare import Prepared
 from detmtl.comparing.scores import RunScores, same_start
 from detmtl.comparing.settings import CompareSettings
 from detmtl.comparing.statistics import (
-    Estimate,
     Verdict,
     Word,
-    over_pictures,
     over_seeds,
     seeds_alone,
     verdicts,
@@ -26,23 +25,6 @@ from detmtl.comparing.statistics import (
 from detmtl.metrics.direction import lower_is_better
 
 SIZES = ("AP_small", "AP_medium", "AP_large")
-BOOTSTRAP_SEED = 1
-
-
-@dataclass(frozen=True)
-class Difference:
-    """An arm minus a baseline in one metric, over the seeds that both have.
-
-    Attributes:
-        values: seed -> difference.
-        seeds: over seeds.
-        pictures: over resampled pictures, all seeds on the same ones.
-    """
-
-    values: Mapping[int, float]
-    seeds: Estimate
-    pictures: Estimate
-
 
 Scores = Mapping[tuple[int, str, int], RunScores]
 """(Cell's position, arm, seed) -> a finished run."""
@@ -78,7 +60,7 @@ def _cell(
     prepared: Prepared,
     position: int,
     cell: Cell,
-    arms: Mapping[str, Mapping[int, RunScores]],
+    arms: Runs,
 ) -> dict[str, Any]:
     pictures, scored_on = prepared.scored[position]
     pairs = [(a, b) for a, b in _pairs(settings) if not _same_runs(arms[a], arms[b])]
@@ -86,7 +68,7 @@ def _cell(
     for metric in settings.metrics:
         for baseline in settings.baselines:
             mine = [(a, b) for a, b in pairs if b == baseline]
-            found = [difference(arms[a], arms[b], metric) for a, b in mine]
+            found = [contrast(arms, {a: 1, b: -1}, metric) for a, b in mine]
             said = [
                 _turned(v) if lower_is_better(metric) else v
                 for v in verdicts([(d.seeds, d.pictures) for d in found])
@@ -95,7 +77,7 @@ def _cell(
                 _told(a, b, metric, d, v) for (a, b), d, v in zip(mine, found, said, strict=True)
             ]
     details = [
-        _told(a, b, metric, difference(arms[a], arms[b], metric), None)
+        _told(a, b, metric, contrast(arms, {a: 1, b: -1}, metric), None)
         for metric in detail_metrics(settings, arms)
         for a, b in pairs
     ]
@@ -152,45 +134,10 @@ def _arm(
     }
 
 
-def difference(
-    arm: Mapping[int, RunScores], baseline: Mapping[int, RunScores], metric: str
-) -> Difference:
-    """Returns an arm minus a baseline in a metric, over the seeds that both have."""
-    seeds = [
-        s
-        for s in arm
-        if s in baseline
-        and not math.isnan(arm[s].metrics.get(metric, math.nan))
-        and not math.isnan(baseline[s].metrics.get(metric, math.nan))
-    ]
-    values = {s: arm[s].metrics[metric] - baseline[s].metrics[metric] for s in seeds}
-    over = over_seeds(list(values.values()))
-    return Difference(
-        values, over, over_pictures(over.mean, _resampled(arm, baseline, metric, seeds))
-    )
-
-
-def _resampled(
-    arm: Mapping[int, RunScores],
-    baseline: Mapping[int, RunScores],
-    metric: str,
-    seeds: Sequence[int],
-) -> np.ndarray | None:
-    """Returns (B,) the mean over seeds of the difference on each resample, or None."""
-    if not seeds or any(metric not in side[s].resampled for s in seeds for side in (arm, baseline)):
-        return None
-    return np.mean(
-        [arm[s].resampled[metric] - baseline[s].resampled[metric] for s in seeds], axis=0
-    )
-
-
-def _gaps(
-    settings: CompareSettings, arms: Mapping[str, Mapping[int, RunScores]]
-) -> list[dict[str, Any]]:
+def _gaps(settings: CompareSettings, arms: Runs) -> list[dict[str, Any]]:
     """Returns how much of the way from each baseline to the ceiling each arm goes.
 
-    Seeds and pictures are resampled together; no share is told where the ceiling itself is not
-    surely better than the baseline.
+    No share is told where the ceiling itself is not surely better than the baseline.
     """
     ceiling, told = settings.ceiling, []
     if ceiling is None or not arms[ceiling]:
@@ -199,41 +146,15 @@ def _gaps(
         for arm, baseline in _pairs(settings):
             if arm == ceiling or baseline == ceiling or not (arms[arm] and arms[baseline]):
                 continue
-            way, whole = (difference(arms[a], arms[baseline], metric) for a in (arm, ceiling))
-            seeds = [s for s in way.values if s in whole.values]
-            share: dict[str, Any] = {"share": None, "low": None, "high": None}
-            better = whole.seeds.high < 0 if lower_is_better(metric) else whole.seeds.low > 0
-            if whole.seeds.known and better and len(seeds) > 1:
-                share = _share(arms, (arm, ceiling, baseline), metric, seeds)
-            told.append({"arm": arm, "baseline": baseline, "metric": metric, **share})
+            found = share(arms, (arm, baseline, ceiling), metric)
+            told.append(
+                {"arm": arm, "baseline": baseline, "metric": metric, "share": found.mean}
+                | {"low": found.low, "high": found.high}
+            )
     return told
 
 
-def _share(
-    arms: Mapping[str, Mapping[int, RunScores]],
-    names: tuple[str, str, str],
-    metric: str,
-    seeds: Sequence[int],
-) -> dict[str, float]:
-    """Returns (arm - baseline) / (ceiling - baseline) of the means, with its 95 % percentiles."""
-    runs = [[arms[name][s] for s in seeds] for name in names]
-    arm, ceiling, baseline = np.array([[r.metrics[metric] for r in of] for of in runs])
-    share = float((arm - baseline).mean() / (ceiling - baseline).mean())
-    resampled = [[r.resampled.get(metric) for r in of] for of in runs]
-    if any(values is None for of in resampled for values in of):
-        values = np.array([arm, ceiling, baseline])[:, :, None].repeat(1000, axis=2)
-    else:
-        values = np.array(resampled, dtype=float)
-    rng, count = np.random.default_rng(BOOTSTRAP_SEED), values.shape[2]
-    drawn = rng.integers(0, len(seeds), (len(seeds), count))
-    a, c, b = values[:, drawn, np.arange(count)].mean(axis=1)
-    low, high = np.nanquantile((a - b) / np.where(c == b, np.nan, c - b), [0.025, 0.975])
-    return {"share": share, "low": float(low), "high": float(high)}
-
-
-def detail_metrics(
-    settings: CompareSettings, arms: Mapping[str, Mapping[int, RunScores]]
-) -> list[str]:
+def detail_metrics(settings: CompareSettings, arms: Runs) -> list[str]:
     """Returns the metrics of the first metric's task by class and by size, and its calibration error."""
     task = settings.metrics[0].split("/")[0]
     known = {name: None for runs in arms.values() for s in runs.values() for name in s.metrics}

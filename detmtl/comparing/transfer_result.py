@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from detmtl.comparing.contrast import Runs, common_seeds, contrast, relative, share
+from detmtl.comparing.contrast import Difference, Runs, common_seeds, contrast, relative, share
 from detmtl.comparing.plan import effort
-from detmtl.comparing.results import Difference, plain
+from detmtl.comparing.results import plain
 from detmtl.comparing.statistics import (
     Estimate,
     Verdict,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from detmtl.comparing.bootstrap import of_boxes, picture_weights
-from detmtl.comparing.results import difference
+from detmtl.comparing.contrast import contrast
 from detmtl.comparing.scores import read_scores
 from detmtl.comparing.statistics import verdicts
 from detmtl.metrics import picture_file
@@ -319,7 +319,7 @@ def test_a_difference_that_one_picture_makes_is_not_told(tmp_path):
 
     gold = arm("gold", 3, 3, 3)
     for other, word in ((arm("one", 4, 4, 4), "cannot tell"), (arm("all", 10, 10, 10), "better")):
-        found = difference(other, gold, "m/mIoU")
+        found = contrast({"other": other, "gold": gold}, {"other": 1, "gold": -1}, "m/mIoU")
         assert found.seeds.low > 0 and found.pictures.count == 300
         (said,) = verdicts([(found.seeds, found.pictures)])
         assert said.word == word

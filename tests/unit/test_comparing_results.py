@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from detmtl.comparing.bootstrap import picture_weights
+from detmtl.comparing.contrast import contrast
 from detmtl.comparing.plan import Plan, Run, cells_of
 from detmtl.comparing.prepare import Prepared
-from detmtl.comparing.results import difference, result
+from detmtl.comparing.results import result
 from detmtl.comparing.scores import RunScores
 from detmtl.comparing.settings import CompareSettings
 from detmtl.config import RunSettings
@@ -144,7 +145,8 @@ def test_differences_are_paired_by_seed(make):
 def test_pictures_are_resampled_together_for_all_seeds(make):
     _, _, scores = make()
     arm, gold = ({s: scores[0, a, s] for s in range(5)} for a in ("electrum", "gold"))
-    found = difference(arm, gold, "boxes/AP")
+    runs = {"electrum": arm, "gold": gold}
+    found = contrast(runs, {"electrum": 1, "gold": -1}, "boxes/AP")
     joint = np.mean(
         [arm[s].resampled["boxes/AP"] - gold[s].resampled["boxes/AP"] for s in range(5)], axis=0
     )

@@ -271,6 +271,25 @@ def test_contrasts_are_paired_and_need_all_arms(make):
     assert math.isnan(share(runs, ("nowhere", "boxes alone", "boxes + map"), "boxes/AP").mean)
 
 
+def test_no_share_is_told_of_a_way_that_leads_down():
+    """A task's own training that makes it worse is none that a head on a frozen trunk could replace."""
+    values = {"probe": (0.20, 0.21, 0.19), "floor": (0.30, 0.31, 0.295), "top": (0.20, 0.20, 0.20)}
+
+    def found(task, metric, factor=1.0):
+        runs = {
+            arm: {
+                s: RunScores("k", {f"{task}/{metric}": factor * v}, {}, [], 1, 1, "c", "")
+                for s, v in enumerate(of)
+            }
+            for arm, of in values.items()
+        }
+        return share(runs, ("probe", "floor", "top"), f"{task}/{metric}")
+
+    assert math.isnan(found("map", "mIoU").mean) and found("map", "mIoU").count == 3
+    assert found("depth", "RMSE").mean == pytest.approx(1, abs=0.05)  # less is better: it leads up
+    assert math.isnan(found("depth", "RMSE", -1).mean)
+
+
 def test_pages(make):
     seen = record(1, ["boxes", "map"], {"c5": [[1.0, -6.0], [-6.0, 900.0]]}, [1, 1])
     planted = {"boxes + map": {"boxes/AP": -0.05}}
