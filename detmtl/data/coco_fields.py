@@ -21,7 +21,7 @@ def stated_recall(
 ) -> np.ndarray:
     """Returns the factor (1, C) of `info.coverage`; of several categories of a class the least."""
     stated = info.get("coverage") or {}
-    values, problems = _stated(stated, categories, "info.coverage")
+    values, problems, _ = _stated(stated, categories, "info.coverage")
     if problems:
         raise InputError([f"{where}: {problem}" for problem in problems])
     factor = np.ones((1, num_classes), dtype=np.float32)
@@ -33,20 +33,23 @@ def stated_recall(
 
 def _stated(
     stated: Any, categories: Categories, name: str
-) -> tuple[dict[int, float], Sequence[str]]:
-    """Returns position of the category -> coverage, and what is wrong with it."""
+) -> tuple[dict[int, float], Sequence[str], bool]:
+    """Returns position of the category -> coverage, 0 where it makes no sense; what is wrong with it; and
+    whether something is said of a category that nobody knows."""
     if not isinstance(stated, dict):
-        return {}, [f"{name} is {stated!r}; it needs category names and recalls"]
-    values, problems = {}, []
+        return {}, [f"{name} is {stated!r}; it needs category names and recalls"], True
+    values, problems, strange = {}, [], False
     place = {category: k for k, category in enumerate(categories.names)}
     for category, recall in stated.items():
         if category not in place:
             problems.append(f"{name} names '{category}', which is not in 'categories'")
+            strange = True
         elif isinstance(recall, bool) or not (isinstance(recall, int | float) and 0 <= recall <= 1):
             problems.append(f"{name} of '{category}' is {recall!r}; it lies in [0, 1]")
+            values[place[category]] = 0.0
         else:
             values[place[category]] = float(recall)
-    return values, problems
+    return values, problems, strange
 
 
 def picture_coverage(
@@ -69,6 +72,9 @@ def picture_coverage(
     categories was searched for if all of them were. Beyond LVIS, a picture's `coverage` {category
     name: number} is this picture's coverage in place of all else that the file says.
 
+    What makes no sense is collected in `faults`, and taken for the least that it may have meant: as far
+    as nobody can tell for which classes a picture was searched, it was for none.
+
     Args:
         rows, ids: the JSON object of each picture, and its id.
         image, category: position of the picture, -1: of none, and category id of each annotation.
@@ -76,10 +82,12 @@ def picture_coverage(
         covers: classes that the user says were looked for in every picture, and no other; None: the
             user says nothing.
     """
-    has_negatives, negatives = _listed(rows, ids, "neg_category_ids", categories, faults, where)
-    _, partial = _listed(rows, ids, "not_exhaustive_category_ids", categories, faults, where)
+    has_negatives, negatives, _ = _listed(rows, ids, "neg_category_ids", categories, faults, where)
+    has_partial, partial, unclear = _listed(
+        rows, ids, "not_exhaustive_category_ids", categories, faults, where
+    )
     stating = [i for i, row in enumerate(rows) if row.get("coverage") is not None]
-    if not (has_negatives.any() or len(partial) or stating):
+    if not (has_negatives.any() or has_partial.any() or stating):
         return coverage
     out = np.repeat(coverage, len(rows), axis=0)
     on = np.flatnonzero((image >= 0) & (image < len(out)))
@@ -96,8 +104,11 @@ def picture_coverage(
         exact = _whole(~_marks(partial, first, last, len(categories.ids)), members, len(always))
         unsearched = has_negatives[first:last, None] & ~looked & ~always
         out[first:last][unsearched | ~exact] = 0
+    out[unclear] = 0
     for i in stating:
-        values, problems = _stated(rows[i]["coverage"], categories, "coverage")
+        values, problems, strange = _stated(rows[i]["coverage"], categories, "coverage")
+        if strange:
+            out[i] = 0
         faults.add(*(f"{where}: image {ids[i]}: {problem}" for problem in problems))
         for c, places in members.items():
             if (covers is None or always[c]) and (
@@ -114,31 +125,35 @@ def _listed(
     categories: Categories,
     faults: Faults,
     where: str,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns which pictures have a list of category ids (I,) bool, and all entries, rising by
-    picture, as position of picture and of category (P, 2) int64."""
-    has = np.zeros(len(rows), dtype=bool)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns which pictures have a list of category ids (I,) bool; all entries, rising by picture, as
+    position of picture and of category (P, 2) int64; and in which pictures some of them make no sense
+    (I,) bool."""
+    has, unclear = np.zeros((2, len(rows)), dtype=bool)
     image: list[int] = []
     named: list[int] = []
     for i, row in enumerate(rows):
         if (value := row.get(key)) is None:
             continue
-        if not isinstance(value, list) or not all(type(k) is int for k in value):
+        has[i] = True
+        given = value if isinstance(value, list) else []
+        known = [k for k in given if type(k) is int and abs(k) < 2**63]
+        if given is not value or len(known) < len(given):
             faults.add(
                 f"{where}: image {ids[i]}: {key} is {value!r}; it needs a list of category ids"
             )
-            continue
-        has[i] = True
-        image += [i] * len(value)
-        named += value
+            unclear[i] = True
+        image += [i] * len(known)
+        named += known
     at = positions_of(np.asarray(named, dtype=np.int64), categories.ids)
     entries = np.stack([np.asarray(image, dtype=np.int64), at], axis=1)
+    unclear[entries[at < 0, 0]] = True
     for i in np.unique(entries[at < 0, 0]).tolist():
         strange = sorted(
             {k for k, n in zip(named, image, strict=True) if n == i} - set(categories.ids)
         )
         faults.add(f"{where}: image {ids[i]}: {key} has {strange}, which are not in 'categories'")
-    return has, entries[at >= 0]
+    return has, entries[at >= 0], unclear
 
 
 def _marks(entries: np.ndarray, first: int, last: int, num_categories: int) -> np.ndarray:

@@ -140,6 +140,30 @@ def test_coverage_of_a_picture_that_makes_no_sense(tmp_path, key, value, sentenc
     )
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "coverage"),
+    [
+        ("neg_category_ids", [2, 1], [1, 1, 1]),  # of what it has, dogs and birds, it was searched
+        ("neg_category_ids", ["1"], [0, 1, 1]),
+        ("neg_category_ids", 1, [0, 1, 1]),
+        ("not_exhaustive_category_ids", [2, 1], [0, 0, 0]),
+        ("not_exhaustive_category_ids", ["1"], [0, 0, 0]),
+        ("not_exhaustive_category_ids", 2**70, [0, 0, 0]),
+        ("not_exhaustive_category_ids", [2**70], [0, 0, 0]),
+        ("coverage", ["cat"], [0, 0, 0]),
+        ("coverage", {"cow": 1, "cat": 0.5}, [0.5, 0, 0]),
+        ("coverage", {"cat": 7}, [0, 1, 1]),
+    ],
+)
+def test_coverage_that_makes_no_sense_is_dropped_to_the_least(tmp_path, key, value, coverage):
+    data = coco_data()
+    data["images"][1][key] = value
+    save_coco(tmp_path, data)
+    with pytest.warns(UserWarning, match="1 fault left out"):
+        source = load(tmp_path, faults="drop")
+    assert source.coverage.tolist() == [[1, 1, 1], coverage, [1, 1, 1]]
+
+
 def test_boxes_are_cut_within_a_pixel_of_the_edge(tmp_path):
     data = coco_data()
     data["annotations"] = [annotation(1, 10, 1, [-0.5, 40, 65, 9])]
