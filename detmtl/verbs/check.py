@@ -20,6 +20,7 @@ from detmtl.run_sources import faults_between, render, sources_read
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.tasks.anchor_coverage import coverage_table
+from detmtl.tasks.anchor_learners import learners
 from detmtl.tasks.detection import DetectionConfig
 from detmtl.verbs.options import cache_of, coco_source
 
@@ -107,14 +108,18 @@ def _told(source: Source, title: str, settings: RunSettings | None, console: Con
 
 
 def _print_coverage(source: Source, settings: RunSettings | None, console: Console) -> None:
-    """Prints how well anchors reach the boxes: those of a run's settings, or the usual ones; of a matching
-    without a threshold that there is nothing to reach."""
+    """Prints how many anchors learn a box and how well anchors reach the boxes: those of a run's settings, or
+    the usual ones; of a matching without a threshold that there is nothing to reach."""
     size, task, levels = InputSettings(), DetectionConfig(), FPNSettings().levels
     if settings is not None:
         detections = [t for t in settings.tasks.values() if isinstance(t, DetectionConfig)]
         if not detections:
             return
         size, task, levels = settings.input, detections[0], settings.model.fpn.levels
+    strides = [8 * 2**i for i in range(levels)]
+    told = learners(source, size, task, strides)
+    if told is not None:
+        console.print(told.told(), markup=False, soft_wrap=True)
     if task.matching.kind == "atss":
         console.print(
             "anchors: matching.kind is atss, by which each box finds its own threshold; there is no overlap "
@@ -122,8 +127,14 @@ def _print_coverage(source: Source, settings: RunSettings | None, console: Conso
             markup=False,
             soft_wrap=True,
         )
+        if task.anchors.num_anchors > 1:
+            console.print(
+                f"anchors: {task.anchors.num_anchors} a place; atss does with one: "
+                "anchors: {octaves: 1, ratios: [1]}",
+                markup=False,
+                soft_wrap=True,
+            )
         return
-    strides = [8 * 2**i for i in range(levels)]
     found = coverage_table(source, size, task.anchors, strides, task.matching.foreground)
     if found is None:
         return
