@@ -75,8 +75,12 @@ class GraphDetector(nn.Module):
         aside = torch.tensor([-9.0, -9.0, -5.0, -5.0])
         good = scores > threshold
         apart = torch.where(good.unsqueeze(1), apart, aside)
-        keep = torch.ops.torchvision.nms(apart, scores, self.nms)
-        kept = torch.zeros_like(scores).scatter(0, keep, torch.ones_like(keep, dtype=scores.dtype))
+        # torch.export takes it for certain that two are kept at least: two that nothing else touches
+        always = torch.tensor([[-19.0, -19.0, -15.0, -15.0], [-29.0, -29.0, -25.0, -25.0]])
+        apart, padded = torch.cat([apart, always]), torch.cat([scores, scores.new_zeros(2)])
+        keep = torch.ops.torchvision.nms(apart, padded, self.nms)
+        ones = torch.ones_like(keep, dtype=scores.dtype)
+        kept = torch.zeros_like(padded).scatter(0, keep, ones)[: scores.shape[0]]
         kept = torch.where(good, scores * kept, torch.zeros_like(scores))
         best, place = kept.topk(min(self.detections, kept.shape[0]))
         labels = torch.where(best > 0, classes[place], torch.full_like(place, -1))

@@ -57,6 +57,21 @@ def test_the_file_agrees_with_the_model_and_says_so(exported, checkpoint):
     assert (labels[n:] == -1).all() and (scores[n:] == 0).all()
 
 
+@pytest.mark.parametrize("few", [0, 1, 2])
+def test_a_picture_with_next_to_nothing_on_it(exported, few):
+    format, path, _ = exported
+    graph, _ = load_graph(path, format)
+    g = torch.Generator().manual_seed(5)
+    picture = torch.randint(0, 256, (3, 60, 90), dtype=torch.uint8, generator=g)
+    canvas, size = on_canvas(picture, SHORT, LONG)
+    _, all_scores, _ = (torch.as_tensor(x) for x in graph(canvas, size, torch.tensor([0.0])))
+    boxes, scores, labels = (
+        torch.as_tensor(x) for x in graph(canvas, size, all_scores[few : few + 1])
+    )
+    assert (labels >= 0).sum() == few and boxes.shape == (100, 4)
+    assert torch.equal(scores[:few], all_scores[:few]) and (scores[few:] == 0).all()
+
+
 def test_onnx_file_runs_without_torch(checkpoint, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     path = tmp_path / "m.onnx"
