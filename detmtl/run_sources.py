@@ -18,7 +18,7 @@ from detmtl.engine import distributed
 from detmtl.engine.distributed import Process
 from detmtl.pools import tags_of
 from detmtl.report.progress import bar
-from detmtl.run_teachers import audit_source, gold_sources, learned_sources
+from detmtl.run_teachers import audit_source, gold_by_models, gold_sources, learned_sources
 from detmtl.silver.audit import refuse_overlap
 from detmtl.silver.card import Written
 from detmtl.silver.held_out import given_dense, given_gold, refuse_seen, without_doubles
@@ -113,6 +113,7 @@ def faults_between(settings: RunSettings, loaded: Mapping[str, Source]) -> list[
             "people's"
             for what in _by_models(loaded[audited])
         ]
+    problems += gold_by_models(settings, loaded)
     held_out = [loaded[name] for name in ("val", "test") if name in loaded]
     problems += [
         f"data.{source.name}: its {what} were written by a model; measure on people's"

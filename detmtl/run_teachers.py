@@ -1,6 +1,7 @@
 """The teachers of a run: which they are, what they write, and which gold pictures they learn from."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from detmtl.config import RunSettings, settings_from
@@ -8,11 +9,13 @@ from detmtl.config_parts import GoldTeacher
 from detmtl.data.joined import joined
 from detmtl.data.source import Source
 from detmtl.data.subset import Subset
+from detmtl.data.tags import Tags
 from detmtl.engine.distributed import Process
 from detmtl.run_folder import RunFolder
 from detmtl.silver.card import TeacherCard, Written
 from detmtl.silver.store import Store
 from detmtl.structures.errors import InputError
+from detmtl.structures.labels import Grade
 from detmtl.teachers.from_checkpoint import CheckpointTeacherSettings
 from detmtl.teachers.teacher import Teacher, the_one
 
@@ -93,6 +96,43 @@ def gold_sources(settings: RunSettings) -> list[str]:
     return gold
 
 
+def gold_by_models(settings: RunSettings, sources: Mapping[str, Source]) -> list[str]:
+    """Returns a sentence for each of `gold_sources` that the run's teacher learns from, or is audited on a
+    part of, though its file says that a model wrote its labels, or some of them.
+
+    Which the gold sources are, settings alone decide, so that whoever trains the teacher takes the same;
+    what a file says of itself, as those that `select` writes do, is known once it is read.
+
+    Args:
+        settings: of the run.
+        sources: as they were read.
+    """
+    silver = settings.silver
+    if silver is None:
+        return []
+    uses = ["trains the teacher"] if isinstance(silver.teacher, GoldTeacher) else []
+    uses += [] if isinstance(silver.audit, str) else ["audits it" if uses else "audits the teacher"]
+    return [
+        f"data.sources.{name}: its file says that a model wrote its labels, and as a gold source it "
+        f"{' and '.join(uses)}; set data.sources.{name}.grade: silver, or give people's labels in a file "
+        "of their own"
+        for name in (gold_sources(settings) if uses else [])
+        if _by_a_model(sources[name])
+    ]
+
+
+def _by_a_model(source: Source) -> bool:
+    """Returns whether a model wrote the boxes of a source, some of them, or all else that is known of it."""
+    if source.grade is Grade.SILVER:
+        return True
+    if source.annotations is not None or source.depth is not None:
+        return False
+    maps, tags = source.maps, source.tags
+    told = [] if maps is None else [(maps.present(), maps.by_people())]
+    told += [(tags.present, tags.by_people())] if isinstance(tags, Tags) else []
+    return any(p.any() for p, _ in told) and not any(own.any() for _, own in told)
+
+
 def teacher_settings(settings: RunSettings) -> RunSettings:
     """Returns the settings by which a run trains its own teacher: gold alone, without the pictures by
     which it is audited."""
@@ -115,9 +155,12 @@ def audit_source(settings: RunSettings, sources: Mapping[str, Source], val: Sour
     assert settings.silver is not None
     audit = settings.silver.audit
     if isinstance(audit, str):
-        return val if audit == "val" else sources[audit]
-    parts = [part_of(sources[n], audit) for n in gold_sources(settings)]
-    return joined("held-out gold", parts) if len(parts) > 1 else parts[0]
+        gold = val if audit == "val" else sources[audit]
+    else:
+        parts = [part_of(sources[n], audit) for n in gold_sources(settings)]
+        gold = joined("held-out gold", parts) if len(parts) > 1 else parts[0]
+    # A pool of mode online has grade SILVER from the start; that its labels are people's was checked before.
+    return replace(gold, grade=Grade.GOLD)
 
 
 def learned_sources(settings: RunSettings, sources: Mapping[str, Source]) -> list[Source]:

@@ -25,8 +25,10 @@ from detmtl.pools import (
     show_audit,
 )
 from detmtl.run_folder import RunFolder
+from detmtl.run_sources import faults_between
 from detmtl.run_teachers import (
     audit_source,
+    gold_by_models,
     gold_sources,
     learned_sources,
     load_teachers,
@@ -40,6 +42,7 @@ from detmtl.silver.selection import SelectionSettings, select
 from detmtl.silver.store import Store
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
+from detmtl.structures.labels import Grade
 from detmtl.teachers.from_checkpoint import CheckpointTeacherSettings
 
 TEXT = """\
@@ -133,6 +136,50 @@ def audit_of(audit, source):
 def test_a_teacher_is_not_judged_by_a_models_labels(settings):
     with pytest.raises(InputError, match=r"silver\.audit: 'written' was labelled by a model"):
         settings("silver.audit=written")
+
+
+def test_a_file_that_a_model_wrote_is_no_gold_though_no_setting_says_so(settings, tmp_path):
+    """As `select` writes them: `info.grade` and `attributes.grade` say it, and `grade` is left out."""
+    people = gold(pictures(tmp_path / "p", 10), [(0, [1, 2, 9, 9], 0, 0)])
+    old = replace(
+        gold(pictures(tmp_path / "q", 20, first=20), [(0, [1, 2, 9, 9], 0, 0)]), grade=Grade.SILVER
+    )
+    val = gold(pictures(tmp_path / "v", 2, first=60), [])
+    unlabelled = pictures(tmp_path / "u", 2, first=70)
+    read = {"gold": people, "checked": old, "pool": unlabelled, "val": val}
+    more = gold(pictures(tmp_path / "m", 8, first=45), [])
+    share = "silver.audit={share: 0.5}"
+    offline = "silver.teacher={kind: torchscript, path: t.pt}"
+    told = "data.sources.checked: its file says that a model wrote its labels"
+    for given, why in (
+        ([share], "trains the teacher and audits it"),
+        (["silver.audit=val"], "trains the teacher;"),
+        ([share, offline], "audits the teacher;"),
+    ):
+        (problem,) = faults_between(settings(*given), read)
+        assert told in problem and why in problem
+        assert "set data.sources.checked.grade: silver" in problem
+        assert faults_between(settings(*given), read | {"checked": more}) == []
+    for given in ([offline, "silver.audit=val"], [share, "data.sources.checked.grade=silver"]):
+        assert faults_between(settings(*given), read) == []
+
+
+def test_gold_of_a_pool_of_mode_online_is_gold_for_the_audit(settings, tmp_path):
+    """Such a pool is called silver from the start."""
+    own = replace(gold(pictures(tmp_path / "p", 4), []), grade=Grade.SILVER)
+    audited = audit_source(
+        settings("silver.audit={share: 0.5}"), {"gold": own, "checked": own}, own
+    )
+    assert audited.grade is Grade.GOLD
+
+
+def test_maps_alone_by_a_model_are_no_gold_either(settings, tmp_path, pool):
+    by_model = replace(pool.maps, grade=int(Grade.SILVER))
+    bare = replace(pool, annotations=None, tags=None, depth=None, coverage=np.zeros((1, 2)))
+    asked = settings("silver.audit=val", "data.sources.checked.grade=silver")
+    assert gold_by_models(asked, {"gold": replace(bare, maps=pool.maps)}) == []
+    assert len(gold_by_models(asked, {"gold": replace(bare, maps=by_model)})) == 1
+    assert gold_by_models(asked, {"gold": replace(pool, maps=by_model)}) == []
 
 
 def test_more_sources_than_can_be_weighed_are_refused(settings):
