@@ -29,7 +29,7 @@ from detmtl.silver.parts import atomic_write
 from detmtl.silver.store import Store
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import BoxLabels, Ignore
+from detmtl.structures.labels import BoxLabels, Grade, Ignore
 
 __all__ = ["Audit", "audit", "overlap", "refuse_overlap", "wilson"]
 
@@ -222,11 +222,17 @@ def audit(store: Store, gold: Source, classes: LabelSpace, nms: float | None = 0
         nms: as in the selection that the audit is for.
 
     Raises:
-        InputError: none of gold's pictures is in the store, gold has no labels, or the classes do not
-            fit.
+        InputError: none of gold's pictures is in the store, gold has no labels or those of a model, or
+            the classes do not fit.
     """
     if gold.annotations is None:
         raise InputError(f"source '{gold.name}': has no labels to audit against")
+    if gold.grade is not Grade.GOLD:
+        raise InputError(
+            f"source '{gold.name}': a model wrote its labels, or some of them (grade silver, by its file or "
+            "its settings); a teacher is audited against people's: give these, or what `import` makes of "
+            "silver that people corrected"
+        )
     assert tuple(gold.classes) == classes.names, "gold is in the label space's classes"
     mapping = ClassMap.of(store.card, classes, nms)
     hashes = gold.hashes()

@@ -9,6 +9,7 @@ from silver_stand_ins import gold, pictures, store_of
 from detmtl.silver.audit import Audit, audit, overlap, refuse_overlap, wilson
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
+from detmtl.structures.labels import Grade
 
 CLASSES = ("person", "car")
 SPACE = LabelSpace.of(CLASSES)
@@ -43,6 +44,15 @@ def test_a_gold_box_confirms_one_box_and_crowds_judge_none(tmp_path):
     assert result.hits[0].tolist() == [True, False, False, False]
     assert result.hits[1].tolist() == [True]
     assert result.confusion.tolist() == [[1, 0], [1, 0]]
+
+
+def test_a_model_s_labels_audit_nobody(tmp_path):
+    source = pictures(tmp_path / "images", 1)
+    store = store_of(tmp_path / "store", CLASSES, source, [[(A, 0, 0.9)]])
+    silver = replace(gold(source, [(0, A, 0, 0)]), grade=Grade.SILVER)
+    with pytest.raises(InputError, match=r"source 's': a model wrote its labels"):
+        audit(store, silver, SPACE)
+    assert not (tmp_path / "store" / "audit").exists()
 
 
 def test_classes_that_nobody_looked_for_are_not_judged(tmp_path):

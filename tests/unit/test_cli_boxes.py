@@ -19,3 +19,14 @@ def test_select_audits_with_the_suppression_that_it_selects_with(tmp_path):
     assert main([str(w) for w in ("select", *words, "--out", tmp_path / "out.json")]) == 0
     (path,) = (tmp_path / "store").rglob("audit.json")
     assert len(Audit.load(path).boxes) == 2
+
+
+def test_what_select_wrote_is_no_gold(tmp_path, capsys):
+    source = gold(pictures(tmp_path / "p", 2), [(0, A, 0, 0)])
+    store_of(tmp_path / "store", ("person", "car"), source, [[(A, 0, 0.9)], []])
+    store, out = ("--store", tmp_path / "store"), tmp_path / "silver.json"
+    assert main([str(w) for w in ("select", *store, "--out", out)]) == 0
+    asked = [*store, "--annotations", out, "--images", tmp_path / "p"]
+    for words in (["audit", *asked], ["select", *asked, "--out", tmp_path / "again.json"]):
+        assert main([str(word) for word in words]) == 2
+        assert "source 'silver': a model wrote its labels" in capsys.readouterr().err
