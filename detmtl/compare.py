@@ -11,6 +11,7 @@ on where the last one stopped; what is done is not repeated.
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from detmtl.comparing.prepare import Prepared, prepare
 from detmtl.comparing.results import result
 from detmtl.comparing.scores import is_done, read_scores
 from detmtl.comparing.settings import CompareSettings, chosen, read_compare
-from detmtl.engine import distributed
+from detmtl.comparing.start import alone_in, start_alone
 from detmtl.report import compare_page, page
 from detmtl.report.provenance import facts
 from detmtl.structures.errors import InputError
@@ -38,7 +39,7 @@ class Request:
 
     Attributes:
         config: file of the comparison.
-        out: its folder.
+        out: its folder, in which one process at a time does runs.
         overrides: `a.b=value`, for all arms.
         seeds: instead of the file's.
         only: arms to run; [] all.
@@ -70,12 +71,13 @@ def compare(request: Request, console: Console | None = None) -> int:
     arms = chosen(settings, request.only)
     seeds = list(request.seeds or settings.all_seeds)
     planner = Planner(settings, request.config, request.overrides)
-    process = distributed.start("cpu")
+    process = start_alone()
     make_writable(request.out)
-    prepared = prepare(planner, list(settings.arms), seeds, request.out, process, console)
-    _check_tasks(settings, prepared.plan)
-    jobs = jobs_of(prepared.plan, request.out, {*arms})
-    execute(request, prepared, jobs, planner.digest(), console)
+    with nullcontext() if request.report_only else alone_in(request.out):
+        prepared = prepare(planner, list(settings.arms), seeds, request.out, process, console)
+        _check_tasks(settings, prepared.plan)
+        jobs = jobs_of(prepared.plan, request.out, {*arms})
+        execute(request, prepared, jobs, planner.digest(), console)
     found = collect(settings, prepared, request.out)
     title = settings.title or f"Comparison {request.config.stem}"
     found |= about(title, settings.note, request, prepared, jobs)
@@ -122,7 +124,8 @@ def jobs_of(plan: Plan, out: Path, arms: set[str]) -> list[Job]:
                 "trunk": run.trunk,
             }
             before = [job(other) for other in run.before]
-            jobs[key] = Job(out / "runs" / key, plan.names(key), content, run.steps, before)
+            device = run.settings.device
+            jobs[key] = Job(out / "runs" / key, plan.names(key), content, run.steps, device, before)
         return jobs[key]
 
     for key in wanted:
@@ -134,7 +137,8 @@ def jobs_of(plan: Plan, out: Path, arms: set[str]) -> list[Job]:
         content = {"kind": "label", "runs": sorted(keys)}
         before = [jobs[t] for t in dict.fromkeys(plan.runs[k].teacher for k in keys) if t]
         name = f"label-{digest([store.name, *sorted(keys)])}"
-        label = Job(out / "runs" / name, f"labels of {students[0].name}", content, 0, before)
+        named, device = f"labels of {students[0].name}", students[0].device
+        label = Job(out / "runs" / name, named, content, 0, device, before)
         jobs[name] = label
         for student in students:
             student.after.append(label)

@@ -6,6 +6,7 @@ A comparison like `compare`'s, in a folder of the same kind: the same command ag
 one stopped, and what is done is not repeated.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 from rich.console import Console
@@ -14,10 +15,10 @@ from rich.table import Table
 
 from detmtl.compare import Request, about, execute, jobs_of, make_writable, tell_rest, write_reports
 from detmtl.comparing.scores import RunScores, is_done, read_scores
+from detmtl.comparing.start import alone_in, start_alone
 from detmtl.comparing.transfer_plan import Transfer, prepare_transfer
 from detmtl.comparing.transfer_result import transfer_result
 from detmtl.comparing.transfer_settings import TransferSettings, read_transfer
-from detmtl.engine import distributed
 from detmtl.report import page, transfer_page
 from detmtl.structures.errors import InputError
 
@@ -32,13 +33,14 @@ def transfer(request: Request, console: Console | None = None) -> int:
     page.require()
     settings = read_transfer(request.config)
     seeds = list(request.seeds or settings.all_seeds)
-    process = distributed.start("cpu")
+    process = start_alone()
     make_writable(request.out)
-    plan = prepare_transfer(
-        settings, request.config, request.overrides, seeds, request.out, process, console
-    )
-    jobs = jobs_of(plan.prepared.plan, request.out, chosen(plan, request))
-    execute(request, plan.prepared, jobs, plan.digest, console)
+    with nullcontext() if request.report_only else alone_in(request.out):
+        plan = prepare_transfer(
+            settings, request.config, request.overrides, seeds, request.out, process, console
+        )
+        jobs = jobs_of(plan.prepared.plan, request.out, chosen(plan, request))
+        execute(request, plan.prepared, jobs, plan.digest, console)
     found = transfer_result(
         settings, plan, read_runs(settings, plan, request), request.out / "runs"
     )

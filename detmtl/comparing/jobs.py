@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -38,6 +39,7 @@ class Job:
         name: for people.
         content: of job.json.
         steps: of training, for the bar.
+        device: that its settings name.
         after: jobs that come before it.
         failure: why it cannot be done, or None.
         log_from: where the last attempt begins in its log.txt, in bytes.
@@ -47,6 +49,7 @@ class Job:
     name: str
     content: dict[str, Any]
     steps: int = 0
+    device: str = "auto"
     after: "list[Job]" = field(default_factory=list)
     failure: str | None = None
     log_from: int = 0
@@ -77,8 +80,18 @@ class Job:
         return min(_last_step(self.folder / "metrics.jsonl"), self.steps)
 
 
+@dataclass(frozen=True)
+class _Running:
+    """A process at work: its log, its line on the bar, and its place among those at once."""
+
+    process: subprocess.Popen[bytes]
+    log: IO[bytes]
+    line: TaskID
+    slot: int
+
+
 class Pool:
-    """Runs jobs, at most `parallel` at once.
+    """Runs jobs, at most `parallel` at once, which take the GPUs in turn where there are several.
 
     Args:
         parallel: processes.
@@ -88,7 +101,8 @@ class Pool:
 
     def __init__(self, parallel: int, threads: int | None, console: Console):
         self.parallel, self.threads, self.console = parallel, threads, console
-        self._running: dict[Job, tuple[subprocess.Popen, IO[bytes], TaskID]] = {}
+        self._gpus = visible_gpus() if parallel > 1 else []
+        self._running: dict[Job, _Running] = {}
 
     def run(self, jobs: Iterable[Job]) -> None:
         """Runs all jobs that are not done; those that fail, and those that need them, get a `failure`."""
@@ -106,8 +120,8 @@ class Pool:
                         ended += 1
                         self._tell(job, ended, len(everything))
                     waiting = [j for j in waiting if not self._hopeless(j)]
-                    for job, (_, _, line) in self._running.items():
-                        bar.update(line, completed=job.progress())
+                    for job, running in self._running.items():
+                        bar.update(running.line, completed=job.progress())
                     bar.update(total, completed=sum(j.progress() for j in everything))
             finally:
                 self._stop()
@@ -119,6 +133,8 @@ class Pool:
             if any(not before.done for before in job.after):
                 continue
             waiting.remove(job)
+            taken = {running.slot for running in self._running.values()}
+            slot = next(i for i in range(self.parallel) if i not in taken)
             log = (job.folder / "log.txt").open("ab")
             job.log_from = log.tell()
             process = subprocess.Popen(
@@ -126,20 +142,21 @@ class Pool:
                 stdin=subprocess.PIPE,  # closed when this process is gone, however it went
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=self._environment(),
+                env=self._environment(job.device, slot),
             )
-            self._running[job] = process, log, bar.add_task(job.name, total=job.size)
+            line = bar.add_task(job.name, total=job.size)
+            self._running[job] = _Running(process, log, line, slot)
 
     def _ended(self, bar: Progress) -> list[Job]:
-        ended = [j for j, (process, _, _) in self._running.items() if process.poll() is not None]
+        ended = [j for j, at in self._running.items() if at.process.poll() is not None]
         for job in ended:
-            process, log, line = self._running.pop(job)
-            log.close()
-            if process.stdin is not None:
-                process.stdin.close()
-            bar.remove_task(line)
+            at = self._running.pop(job)
+            at.log.close()
+            if at.process.stdin is not None:
+                at.process.stdin.close()
+            bar.remove_task(at.line)
             if not job.done:
-                job.failure = _why(job, process.returncode)
+                job.failure = _why(job, at.process.returncode)
         return ended
 
     def _hopeless(self, job: Job) -> bool:
@@ -151,12 +168,12 @@ class Pool:
         return False
 
     def _stop(self) -> None:
-        for process, log, _ in self._running.values():
-            process.terminate()
+        for at in self._running.values():
+            at.process.terminate()
             with suppress(subprocess.TimeoutExpired):
-                process.wait(10)
-            process.kill()
-            log.close()
+                at.process.wait(10)
+            at.process.kill()
+            at.log.close()
         self._running.clear()
 
     def _tell(self, job: Job, ended: int, count: int) -> None:
@@ -168,15 +185,26 @@ class Pool:
         seconds = json.loads((job.folder / "done.json").read_text())["seconds"]
         self.console.print(f"{job.name}: {seconds:.0f} s ({ended} of {count})", markup=False)
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self, device: str, slot: int) -> dict[str, str]:
         added = {"PYTHONPATH": os.pathsep.join(_paths()), "PYTHONUNBUFFERED": "1"}
         if self.threads:
             names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
             added |= dict.fromkeys(names, str(self.threads))
+        # one that names a GPU, as cuda:1, is to have that
+        if len(self._gpus) > 1 and device in ("auto", "cuda"):
+            added["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
         kept = {
             k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")
         }
         return kept | added
+
+
+def visible_gpus() -> list[str]:
+    """Returns the GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them."""
+    count = torch.cuda.device_count()
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [str(i) for i in range(count)] if given is None else given.split(",")
+    return [name.strip() for name in names[:count]]
 
 
 def _paths() -> list[str]:

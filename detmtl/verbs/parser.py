@@ -64,7 +64,9 @@ def _options_of_many_runs(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--seeds", help="a count (5), a range (0-4) or a list (0,3,7)")
     p.add_argument("--only", action="append", default=[], metavar="ARM", help="runs this arm alone")
-    p.add_argument("--jobs", type=_count, default=1, help="runs at once")
+    p.add_argument(
+        "--jobs", type=_count, default=1, help="runs at once; they take the GPUs in turn"
+    )
     p.add_argument("--threads", type=_count, help="of each run")
     p.add_argument("--out", type=Path, help="folder; by default runs/<config's name>")
     p.add_argument(
