@@ -14,10 +14,13 @@ from detmtl.structures.errors import InputError
 
 WITHOUT_EFFECT = (
     "device ",
+    "data.root ",  # the files are known by their content, see `RunFolder.claim_inputs`
     "data.workers ",
     "silver.gates ",
     "silver.store ",  # a teacher writes the same labels wherever they lie, and marks them as its own
     "train.compile ",
+    "train.log_every ",
+    "train.pictures_every ",
     "train.score_in_background ",
     "export.",  # the file is written last, of weights that are there
 )

@@ -175,6 +175,22 @@ def test_what_an_audit_refused_is_corrected_in_the_same_folder(detmtl, refused, 
     assert (out / "metrics.json").exists()
 
 
+def test_a_run_goes_on_where_its_data_are_now(detmtl, own_data, tmp_path):
+    """As on another machine; what the teacher labelled stays labelled."""
+    out, moved = tmp_path / "run", tmp_path / "moved"
+    words = ["train", "--config", own_data / "recipe.yaml", "--out", out, "--set", "train.steps=1"]
+    assert detmtl(*words).status == 0
+    before = {p: p.stat().st_mtime_ns for p in (out / "silver" / "raw").rglob("*.*")}
+    scores = (out / "metrics.json").read_text()
+    (out / "metrics.json").unlink()
+    own_data.rename(moved)
+    again = detmtl("train", "--resume", out, "--set", f"data.root={moved}")
+    assert again.status == 0, again.err
+    assert {p: p.stat().st_mtime_ns for p in before} == before and len(before) > 1
+    assert (out / "metrics.json").read_text() == scores
+    assert f"root: {moved}" in (out / "settings.yaml").read_text()
+
+
 def test_an_unknown_metric_for_the_best_checkpoint_names_those_there_are(train):
     error = one(
         train(*GOLD_ALONE, "--set", "train.best=boxes/mAP", "--set", "train.steps=1000000"),
