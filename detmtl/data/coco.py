@@ -3,7 +3,8 @@
 Beyond COCO, all optional: an annotation's `score` (a probability) and `attributes` {"grade": "gold" or
 "silver", "ignore": "class" or "region", "class_weight": number, "box_weight": number}; an image's
 `neg_category_ids` and `not_exhaustive_category_ids` as LVIS has them; `info.coverage` {category name:
-recall in [0, 1]} and `info.grade`; an image's own `coverage`, written alike, in place of all of these.
+recall in [0, 1]} and `info.grade`, which holds for annotations that do not say theirs; an image's own
+`coverage`, written alike, in place of all of these.
 `attributes.ignore` says how an annotation is ignored; where `iscrowd: 0` stands beside it, it is not.
 Letters: I pictures, N annotations, C classes.
 """
@@ -16,7 +17,7 @@ import numpy as np
 
 from detmtl.data.coco_details import read_details
 from detmtl.data.coco_fields import picture_coverage, stated_recall
-from detmtl.data.coco_rows import GRADES, read_columns
+from detmtl.data.coco_rows import GRADES, info_of, read_columns
 from detmtl.data.coco_tables import SPLITS, Found, read_categories, read_pictures
 from detmtl.data.coco_writer import (
     CocoImage,
@@ -93,8 +94,11 @@ class CocoSource(SourceSettings):
         data, columns, rows = read_columns(
             root / where, where, GRADES[self.grade], keep_rows=details is not None
         )
-        info = data.get("info") if isinstance(data, dict) else None
-        info = info if isinstance(info, dict) else {}
+        info = info_of(data)
+        if info.get("grade") not in (None, *GRADES):
+            raise InputError(
+                f"{where}: info.grade is {info['grade']!r}; it is {' or '.join(GRADES)}"
+            )
         looked = self.covers is not None or "coverage" in info
         images, listed = _lists(data, where, len(columns), nothing_found=looked)
         categories = read_categories(listed, classes, where)

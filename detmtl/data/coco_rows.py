@@ -15,6 +15,8 @@ from detmtl.data.json_file import read_in_blocks
 from detmtl.structures.labels import Grade, Ignore
 
 GRADES = {"gold": Grade.GOLD, "silver": Grade.SILVER}
+_UNSAID = 255
+"""The grade of annotations that do not say it, until the whole file has been read."""
 _IGNORES = {"class": Ignore.CLASS, "region": Ignore.REGION}
 
 
@@ -55,7 +57,7 @@ class Columns:
         return f"{where}: annotation {self.ids[i]} of image {self.images[i]}"
 
     @classmethod
-    def of(cls, rows: Sequence[Any], first: int, where: str, grade: Grade) -> "Columns":
+    def of(cls, rows: Sequence[Any], first: int, where: str, grade: int) -> "Columns":
         """Returns the columns of a block of annotations.
 
         Args:
@@ -159,22 +161,37 @@ def read_columns(
     """Returns what an annotation file holds but for its annotations, their columns, and their JSON objects
     if they are kept.
 
+    Args:
+        path: of the file.
+        where: the file, for sentences.
+        grade: of annotations that do not say it, in a file whose `info.grade` does not say silver.
+        keep_rows: whether the objects are kept.
+
     Raises:
         InputError: it cannot be read or is not JSON.
     """
     kept: list[Any] = []
-    blocks = [Columns.of([], 0, where, grade)]
+    blocks = [Columns.of([], 0, where, _UNSAID)]
     count = 0
 
     def take(rows: list[Any]) -> None:
         nonlocal count
-        blocks.append(Columns.of(rows, count, where, grade))
+        blocks.append(Columns.of(rows, count, where, _UNSAID))
         count += len(rows)
         if keep_rows:
             kept.extend(rows)
 
     data = read_in_blocks(path, where, "annotations", take)
-    return data, Columns.joined(blocks), kept
+    columns = Columns.joined(blocks)
+    of_file = Grade.SILVER if info_of(data).get("grade") == "silver" else grade
+    columns.grade[columns.grade == _UNSAID] = of_file
+    return data, columns, kept
+
+
+def info_of(data: Any) -> dict[str, Any]:
+    """Returns `info` of what an annotation file holds; where there is none, an empty one."""
+    info = data.get("info") if isinstance(data, dict) else None
+    return info if isinstance(info, dict) else {}
 
 
 def read_said(path: Path) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:

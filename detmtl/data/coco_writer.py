@@ -62,10 +62,11 @@ def write_coco(
     annotations. Category ids are 1 to C in the order of `class_names`, annotation ids 1 to N.
 
     Labels that are not plain gold have `score` and `attributes` (grade, ignore, class_weight,
-    box_weight); what is to be ignored has `iscrowd: 1` for other tools. Coverage that differs from what
-    `info` states for the whole file stands with the picture: 0 as in LVIS, other numbers in the
-    image's `coverage`. Details of boxes that people gave are written as they are read: attributes among
-    `attributes`, outlines as `segmentation`, keypoints and areas under their own names.
+    box_weight), and gold ones their grade too where `info` says that the file is silver; what is to be
+    ignored has `iscrowd: 1` for other tools. Coverage that differs from what `info` states for the whole
+    file stands with the picture: 0 as in LVIS, other numbers in the image's `coverage`. Details of boxes
+    that people gave are written as they are read: attributes among `attributes`, outlines as
+    `segmentation`, keypoints and areas under their own names.
 
     Args:
         path: of the file; its folder is made.
@@ -81,6 +82,7 @@ def write_coco(
     stated = info.get("coverage", {})
     assert set(stated) <= set(class_names), f"info.coverage names other classes: {sorted(stated)}"
     usual = {name: float(stated.get(name, 1)) for name in class_names}
+    silver = info.get("grade") == "silver"
     count, comma = 0, ""
     descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -98,7 +100,7 @@ def write_coco(
             for image in images:
                 out.write(f"{comma}\n{_json(_image(image, usual))}")
                 comma = ","
-                for row in _annotations(image, class_names):
+                for row in _annotations(image, class_names, silver):
                     count += 1
                     start = ",\n" if count > 1 else "\n"
                     later.write(start + _json({"id": count, **row}))
@@ -151,7 +153,10 @@ def _keypoints(name: str, details: DetailClasses | None) -> dict[str, Any]:
     return {} if points is None else {"keypoints": points}
 
 
-def _annotations(image: CocoImage, class_names: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _annotations(
+    image: CocoImage, class_names: Sequence[str], silver: bool
+) -> Iterator[dict[str, Any]]:
+    """Yields the JSON objects of a picture's boxes; `silver` is the file by its `info`."""
     labels = image.labels
     if labels is None:
         return
@@ -179,8 +184,8 @@ def _annotations(image: CocoImage, class_names: Sequence[str]) -> Iterator[dict[
             "segmentation": [],  # some readers complain where there is none
         }
         attributes = dict(image.attributes[i]) if image.attributes is not None else {}
-        if grade == Grade.SILVER:
-            attributes["grade"] = "silver"
+        if grade == Grade.SILVER or silver:
+            attributes["grade"] = Grade(grade).name.lower()
         if ignore != Ignore.NO:
             attributes["ignore"] = Ignore(ignore).name.lower()
         attributes |= said[i]

@@ -231,11 +231,8 @@ class Source(Flat):
         if a is None or self.grade is not Grade.SILVER:
             return self
         own = a.grade == Grade.GOLD
-        some = (
-            own.any() and not own.all()
-        )  # where no box is silver, the word for the file is for each
         nothing = np.zeros((1, len(self.classes)), dtype=np.float32)
-        return replace(self, annotations=a.where(own) if some else None, coverage=nothing)
+        return replace(self, annotations=a.where(own) if own.any() else None, coverage=nothing)
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "Source":
         """Returns a source of the pictures at `indices`, in that order."""

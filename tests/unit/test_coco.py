@@ -78,6 +78,28 @@ def test_extension_fields_are_read(tmp_path):
     assert source.grade is Grade.SILVER
 
 
+def test_the_grade_of_the_file_is_that_of_annotations_that_do_not_say_theirs(tmp_path):
+    data = coco_data()
+    data["info"] = {"grade": "silver"}
+    data["annotations"][0]["attributes"] = {"grade": "gold"}
+    source = load(tmp_path, data)
+    assert source.annotations.grade.tolist() == [Grade.SILVER, Grade.GOLD, Grade.SILVER]
+    assert source.grade == Grade.SILVER and source.grades() == {Grade.SILVER, Grade.GOLD}
+    assert source.boxes_by_people().annotations.boxes.tolist() == [[1, 2, 11, 22]]
+    # What is written says it of each, so that it is read alike.
+    write_coco_annotations(tmp_path / "coco.json", source)
+    again = load(tmp_path)
+    assert again.annotations.grade.tolist() == source.annotations.grade.tolist()
+    data["info"] = {"grade": "gold"}  # as where a file says nothing
+    gold = load(tmp_path, data)
+    assert gold.grade == Grade.GOLD and not gold.annotations.grade.any()
+    assert load(tmp_path, grade="silver").annotations.grade.tolist() == [1, 0, 1]
+    data["info"] = {"grade": "Silver"}
+    assert problems_of(tmp_path, data) == [
+        "coco.json: info.grade is 'Silver'; it is gold or silver"
+    ]
+
+
 def test_iscrowd_says_whether_and_attributes_how_an_annotation_is_ignored(tmp_path):
     data, said = coco_data(), {"ignore": "class"}
     rows = [{"iscrowd": 0}, {"iscrowd": None}, {"iscrowd": 1}, {"iscrowd": 0, "ignore": 1}]

@@ -113,9 +113,9 @@ def test_mode_online_fills_in_beside_what_people_said_elsewhere(label, tmp_path)
     assert [pool.boxes(i).classes.tolist() for i in range(4)] == [[], [], [], [1]]
     # Boxes that a model wrote before are no labels by people: they are written anew.
     written = gold(sources["pool"], [(0, A, 0, 0), (1, A, 1, 0)], [[1.0, 1.0]])
-    again = to_be_labelled(settings, sources | {"pool": replace(written, grade=Grade.SILVER)})[
-        "pool"
-    ]
+    of_model = replace(written.annotations, grade=np.full(2, Grade.SILVER, np.uint8))
+    by_model = replace(written, grade=Grade.SILVER, annotations=of_model)
+    again = to_be_labelled(settings, sources | {"pool": by_model})["pool"]
     assert again.coverage.tolist() == pool.coverage.tolist()
     assert [again.boxes(i).classes.tolist() for i in range(4)] == [[], [], [], [1]]
     with pytest.raises(InputError, match=r"people have given all boxes of 'pool'"):

@@ -440,7 +440,8 @@ def test_each_kind_s_own_grade_says_whose_it_is(sources):
     """What a model wrote gives way to the new labels, what people gave stays."""
     held, pool = sources[2], replace(sources[0], name="pool")
     everything = settings_from(SEVERAL)
-    by_model = replace(pool, grade=Grade.SILVER)  # of its boxes
+    boxes = replace(pool.annotations, grade=np.full_like(pool.annotations.grade, Grade.SILVER))
+    by_model = replace(pool, grade=Grade.SILVER, annotations=boxes)
     found = to_be_labelled(everything, {"gold": held, "pool": by_model})["pool"]
     assert found.annotations is None and found.maps is pool.maps and found.tags.present.all()
     of_model = replace(pool.maps, grade=Grade.SILVER)
