@@ -91,6 +91,8 @@ def execute(
 ) -> None:
     """Does the jobs that are not done, unless only a report is wanted, and notes the use of test pictures.
 
+    Where only a report is wanted, those that failed when they were tried last are failures, too.
+
     Args:
         experiment: hash of the settings that are compared.
     """
@@ -100,6 +102,9 @@ def execute(
         if todo:
             console.print(_plan_line(prepared.plan, todo, jobs), markup=False)
             Pool(request.parallel, request.threads, console).run(jobs)
+    for job in jobs:
+        job.recall()
+    _warn_of_failures(prepared, request.out)
     _warn_of_earlier_uses(prepared, request.out, experiment)
 
 
@@ -199,6 +204,25 @@ def _use_tests(prepared: Prepared, out: Path, experiment: str) -> None:
     for source, name in prepared.scored.values():
         if name == "test":
             record_use(out, source, experiment)
+
+
+def _warn_of_failures(prepared: Prepared, out: Path) -> None:
+    """Adds a caution for each arm of which some seeds have a result and others failed."""
+    plan = prepared.plan
+    jobs = jobs_of(plan, out, {arm for _, arm, _ in plan.at})
+    failed = {job.folder.name for job in jobs if job.recall()}
+    lost: defaultdict[tuple[int, str], list[str]] = defaultdict(list)
+    for (cell, arm, seed), key in plan.at.items():
+        if key in failed:
+            lost[cell, arm].append(str(seed))
+    done = {(cell, arm) for (cell, arm, _), key in plan.at.items() if is_done(out / "runs" / key)}
+    for cell, arm in sorted(lost.keys() & done):
+        where = f" ({plan.cells[cell].name})" if plan.cells[cell].name else ""
+        seeds = f"seed{'s' * (len(lost[cell, arm]) > 1)} {', '.join(lost[cell, arm])}"
+        prepared.cautions.append(
+            f"{arm}{where} has no result in {seeds}: there it failed. What is said of it is over its other "
+            "seeds alone, as if failing said nothing."
+        )
 
 
 def _warn_of_earlier_uses(prepared: Prepared, out: Path, experiment: str) -> None:

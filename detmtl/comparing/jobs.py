@@ -24,6 +24,7 @@ from rich.progress import (
 
 from detmtl.comparing.scores import is_done
 
+FAILED = "failed.json"
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 0.2
 OVERHEAD_STEPS = 10
@@ -35,7 +36,8 @@ class Job:
     """Something to be done by one process.
 
     Attributes:
-        folder: where it works and leaves done.json; has the job's content as job.json.
+        folder: where it works and leaves done.json, or failed.json until it is tried again; has the job's
+            content as job.json.
         name: for people.
         content: of job.json.
         steps: of training, for the bar.
@@ -68,6 +70,23 @@ class Job:
     def done(self) -> bool:
         return is_done(self.folder)
 
+    def fail(self, why: str) -> None:
+        """Notes why it failed, also for those that only report."""
+        self.failure = why
+        partial = self.folder / "failed.json.tmp"
+        partial.write_text(json.dumps({"why": why}))
+        partial.replace(self.folder / FAILED)
+
+    def recall(self) -> str | None:
+        """Returns, and notes, why it failed when it was tried last, or that one failed which it needs."""
+        if self.done:
+            return None
+        if (self.folder / FAILED).is_file():
+            self.failure = json.loads((self.folder / FAILED).read_text())["why"]
+        else:
+            self.failure = next((needed(j) for j in self.after if j.recall()), None)
+        return self.failure
+
     @property
     def size(self) -> int:
         """Returns its length on the bar."""
@@ -78,6 +97,11 @@ class Job:
         if self.done or self.failure:
             return self.size
         return min(_last_step(self.folder / "metrics.jsonl"), self.steps)
+
+
+def needed(job: Job) -> str:
+    """Returns why those failed that need a job that failed."""
+    return f"needs {job.name}, which failed"
 
 
 @dataclass(frozen=True)
@@ -135,6 +159,7 @@ class Pool:
             waiting.remove(job)
             taken = {running.slot for running in self._running.values()}
             slot = next(i for i in range(self.parallel) if i not in taken)
+            (job.folder / FAILED).unlink(missing_ok=True)
             log = (job.folder / "log.txt").open("ab")
             job.log_from = log.tell()
             process = subprocess.Popen(
@@ -156,14 +181,14 @@ class Pool:
                 at.process.stdin.close()
             bar.remove_task(at.line)
             if not job.done:
-                job.failure = _why(job, at.process.returncode)
+                job.fail(_why(job, at.process.returncode))
         return ended
 
     def _hopeless(self, job: Job) -> bool:
         """Notes, and returns, whether a job waits for one that has failed."""
         for before in job.after:
             if before.failure is not None:
-                job.failure = f"needs {before.name}, which failed"
+                job.failure = needed(before)
                 return True
         return False
 

@@ -234,6 +234,23 @@ def test_a_probe_shares_the_labels_and_not_the_teacher_of_its_task_alone(folder)
         waiting = [j for j in waiting if j not in ready]
 
 
+def test_seeds_that_failed_are_told_by_a_report_alone(folder):
+    prepared, out = keys(folder, checked=True), folder / "out"
+    jobs = compare.jobs_of(prepared.plan, out, {"gold", "electrum"})
+    by_key = {job.folder.name: job for job in jobs}
+    good, bad = (by_key[prepared.plan.at[0, "gold", seed]] for seed in (0, 1))
+    for job in (good, bad):
+        job.folder.mkdir(parents=True)
+    (good.folder / "done.json").write_text("{}")
+    bad.fail("training diverged at step 3")
+    request = compare.Request(folder / "compare.yaml", out, report_only=True)
+    again = compare.jobs_of(prepared.plan, out, {"gold", "electrum"})
+    compare.execute(request, prepared, again, "experiment", Console(quiet=True))
+    assert [c for c in prepared.cautions if c.startswith("gold has no result in seed 1: ")]
+    (told,) = compare.about("", "", request, prepared, again)["failures"]
+    assert told["name"] == bad.name and told["why"] == "training diverged at step 3"
+
+
 def test_a_job_tells_the_error_of_its_last_attempt(tmp_path):
     job = Job(tmp_path, "run", {})
     log = tmp_path / "log.txt"

@@ -7,12 +7,13 @@ import pytest
 from rich.console import Console
 
 from detmtl.comparing import jobs
-from detmtl.comparing.jobs import Job, Pool, visible_gpus
+from detmtl.comparing.jobs import FAILED, Job, Pool, visible_gpus
 from detmtl.comparing.start import alone_in, start_alone
 from detmtl.structures.errors import InputError
 
 WORKER = """\
 #!/bin/sh
+[ -e $3/diverges ] && echo "failed: training diverged" && exit 1
 echo "$CUDA_VISIBLE_DEVICES" > $3/gpu
 echo '{"seconds": 1}' > $3/done.json
 """
@@ -63,6 +64,24 @@ def test_runs_at_once_take_the_gpus_in_turn(tmp_path, monkeypatch, pool):
     assert seen(3, ["auto", "cuda", "auto"], "three") == ["3", "5", "3"]
     assert seen(3, ["auto", "cpu", "cuda:1"], "named") == ["3", "", ""]
     assert seen(1, ["auto", "auto"], "one") == ["", ""]
+
+
+def test_a_failure_is_remembered_until_it_is_tried_again(tmp_path, pool):
+    def made():
+        teacher = Job(tmp_path / "teacher", "a teacher", {})
+        return [teacher, Job(tmp_path / "student", "a student", {}, after=[teacher])]
+
+    whys = ["training diverged", "needs a teacher, which failed"]
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "diverges").touch()
+    todo = made()
+    pool(1).run(todo)
+    assert [job.failure for job in todo] == whys
+    assert [job.recall() for job in reversed(made())] == whys[::-1]
+    (tmp_path / "teacher" / "diverges").unlink()
+    pool(1).run(made())
+    assert [job.recall() for job in made()] == [None, None]
+    assert not (tmp_path / "teacher" / FAILED).exists()
 
 
 def test_gpus_are_named_as_the_user_did(monkeypatch):
