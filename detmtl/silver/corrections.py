@@ -7,6 +7,7 @@ Letters: I pictures, N boxes, P pairs, C classes.
 """
 
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,12 @@ IOU = 0.5
 
 UNMOVED = 1.0
 """Pixels: tools round, so a box whose corners are this close is the one that was sent."""
+
+_UPLOADED = re.compile("^[0-9a-f]{8}-")
+"""What Label Studio writes before the name of each picture that it is given."""
+
+MANY = 10
+"""So many pictures may be as they were without a word."""
 
 _RECTANGLE = 8
 """Numbers of a polygon of four corners, which tools write for a plain box."""
@@ -66,6 +73,8 @@ class Corrections:
             the new class).
         untouched: how many of the rescued ones are where they were: either people found them right, or
             their tool lost what marked them.
+        unchanged: how many of the pictures are just as they were sent: what was sent is right, or nobody
+            looked.
     """
 
     verified: Overlay
@@ -73,6 +82,7 @@ class Corrections:
     pictures: int
     counts: Mapping[str, np.ndarray]
     untouched: int
+    unchanged: int
 
     def table(self) -> Table:
         """Returns the counts per class, and the precision of what was sent with its 95 % interval."""
@@ -97,7 +107,7 @@ def take_back(
     sent: Path, back: Path, reviewed: Sequence[str] | None = None, finished: Path | None = None
 ) -> Corrections:
     """Compares what came back with what was sent; warns where all doubts are gone as a tool that knows no
-    crowds would lose them.
+    crowds would lose them, and where most pictures are as they were and nobody said that they are finished.
 
     Args:
         sent: the COCO file that people got.
@@ -115,7 +125,9 @@ def take_back(
     if strange:
         raise InputError(
             f"{back}: has the categories {', '.join(sorted(strange))}, which were not sent; {sent} has "
-            f"{', '.join(was.classes)}"
+            f"{', '.join(was.classes)}. Rename them if they are these; boxes of a new class are no "
+            "corrections: take them out of this file, and into one of their own that a run reads as gold, "
+            "with the class in `covers`"
         )
     now = read_labels(back, was.classes)
     find = _finder([was.files.name(i) for i in range(len(was))], str(sent))
@@ -129,6 +141,14 @@ def take_back(
     mask = _reviewed(was.classes, reviewed)
     corrections = _compare(was, now.subset(np.flatnonzero(done)), at[done], mask)
     _tell_lost_doubts(corrections, now, back)
+    if finished is None and corrections.unchanged > max(MANY, corrections.pictures / 2):
+        warnings.warn(
+            f"{back}: {corrections.unchanged} of {corrections.pictures} pictures came back just as they were "
+            "sent. All that is in the file counts as looked at, and the model's boxes in it become gold; if "
+            "people have not gone through every picture, name those that they have in a text file, one a "
+            "line: --finished",
+            stacklevel=2,
+        )
     return corrections
 
 
@@ -250,7 +270,10 @@ def _compare(was: Source, now: Source, at: np.ndarray, reviewed: np.ndarray) -> 
     if not reviewed.all():
         verified = overlay(upper, was, OverlaySettings())
     untouched = int((cases["rescued"] & (shift <= UNMOVED)).sum())
-    return Corrections(verified, was.classes, len(at), counts, untouched)
+    done = [cases[name] for name in ("moved", "renamed", "deleted", "ignored", "rescued")]
+    changed = {*a.image_index()[sent[np.any(done, axis=0)]].tolist()}
+    changed |= {*at[b.image_index()[np.setdiff1d(kept, partner)]].tolist()}
+    return Corrections(verified, was.classes, len(at), counts, untouched, len(at) - len(changed))
 
 
 def _matched(
@@ -274,7 +297,8 @@ def _matched(
 
 def _finder(names: Sequence[str], sent: str) -> Callable[[Sequence[str], str], np.ndarray]:
     """Returns a function from names to positions in `names`: as they are; without their endings, which
-    some tools cut off; or by the last part alone where that is unique, for tools that know no folders."""
+    some tools cut off; or by the last part alone where that is unique, for tools that know no folders, and
+    without what a tool has put before it."""
 
     def forms(name: str) -> list[str]:
         path = name.replace(os.sep, "/")
@@ -286,19 +310,27 @@ def _finder(names: Sequence[str], sent: str) -> Callable[[Sequence[str], str], n
             table[form] = -1 if form in table else i
 
     def find(asked: Sequence[str], where: str) -> np.ndarray:
-        at = []
+        at: list[int] = []
+        problems: list[str] = []
         for name in asked:
             given = forms(name)
             keys = [*zip(tables, given, strict=True), (tables[1], given[0]), (tables[2], given[0])]
-            at.append(next((t[k] for t, k in keys if t.get(k, -1) >= 0), -1))
-        problems = [
-            f"{where}: the picture '{name}' is not among those of {sent}, or its name fits several"
-            for name, i in zip(asked, at, strict=True)
-            if i < 0
-        ]
+            keys += [(tables[2], _UPLOADED.sub("", given[2]))]
+            found = [table[key] for table, key in keys if key in table]
+            at.append(next((i for i in found if i >= 0), -1))
+            if at[-1] < 0 and found:
+                problems.append(
+                    f"{where}: the picture '{name}' has a name that fits several of {sent}; give it the "
+                    "folder that it has there"
+                )
+            elif at[-1] < 0:
+                problems.append(
+                    f"{where}: the picture '{name}' is not among those of {sent}; give it the name that it "
+                    "has there, or take it out"
+                )
         seen = np.asarray(at, dtype=np.int64)
-        found, times = np.unique(seen[seen >= 0], return_counts=True)
-        again = [names[i] for i in found[times > 1].tolist()]
+        single, times = np.unique(seen[seen >= 0], return_counts=True)
+        again = [names[i] for i in single[times > 1].tolist()]
         problems += [f"{where}: has the picture '{name}' twice" for name in again]
         if problems:
             raise InputError(problems)

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -292,13 +293,36 @@ def test_what_fits_nothing_that_was_sent(sent, tmp_path, images, names, sentence
         take_back(sent, back)
 
 
+def test_names_as_label_studio_returns_them(sent, tmp_path):
+    images = [(1, "images/895c3330-1.jpg"), (2, "images/0a1b2c3d-2.jpg")]
+    corrections = take_back(sent, write(tmp_path / "b.json", [], images))
+    assert corrections.pictures == 2 and corrections.verified.source.ids.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize(("touched", "warned"), [(0, True), (9, True), (11, False)])
+def test_pictures_that_nobody_touched_are_told_unless_they_are_called_finished(
+    tmp_path, touched, warned
+):
+    """A tool returns all that it was given, whether or not somebody has looked at it."""
+    images = [(i, f"{i}.jpg") for i in range(1, 21)]
+    sent = write(tmp_path / "s.json", [box(i, i, CAT, (10, 10, 30, 30)) for i, _ in images], images)
+    moved = [
+        box(i, i, CAT, (10, 10, 35 if i <= touched else 30, 30), attributes={}) for i, _ in images
+    ]
+    back = write(tmp_path / "b.json", moved, images, info={})
+    with pytest.warns(UserWarning) if warned else nullcontext() as told:
+        assert take_back(sent, back).unchanged == 20 - touched
+    if warned:
+        assert f"{20 - touched} of 20 pictures came back just as they were" in str(told[0].message)
+    (tmp_path / "done.txt").write_text("".join(f"{n}\n" for _, n in images))
+    assert take_back(sent, back, finished=tmp_path / "done.txt").pictures == 20
+
+
 def test_a_name_that_fits_several_pictures_and_other_mistakes(tmp_path, sent, back):
     rows = [box(1, 1, CAT, (10, 10, 30, 30))]
     two = write(tmp_path / "two.json", rows, [(1, "a/1.jpg"), (2, "b/1.jpg")])
     flat = write(tmp_path / "flat.json", rows, [(1, "1.jpg")])
-    with pytest.raises(
-        InputError, match=r"'1\.jpg' is not among those of .*or its name fits several"
-    ):
+    with pytest.raises(InputError, match=r"'1\.jpg' has a name that fits several of .*two\.json"):
         take_back(two, flat)
     assert take_back(two, write(tmp_path / "c.json", rows, [(1, "b/1")])).pictures == 1
     data = json.loads(flat.read_text())
