@@ -283,10 +283,18 @@ def _cautions(fair: dict[int, dict[str, RunSettings]], prepared: Prepared) -> li
                 "There are no test pictures: the scores are of the validation pictures, which also chose "
                 "the best checkpoint. Give data.test or split."
             )
-        audited = [a for a, s in arms.items() if makes_silver(s) and s.silver.audit == "val"]  # type: ignore[union-attr]
+        audited = [a for a, s in arms.items() if _audits_on_val(s)]
         if audited:
             found.append(
                 f"There are no test pictures: the scores are of the validation pictures, on which silver "
                 f"was audited too ({', '.join(audited)}). Give data.test, split, or another silver.audit."
             )
     return list(dict.fromkeys(found))
+
+
+def _audits_on_val(settings: RunSettings) -> bool:
+    """Returns whether a run audits its teacher, beforehand or while training, on the pictures to validate."""
+    silver, online = settings.silver, settings.when_online()
+    if silver is not None and makes_silver(settings) and silver.audit == "val":
+        return True
+    return online is not None and online.audit == "val"

@@ -251,6 +251,19 @@ def test_seeds_that_failed_are_told_by_a_report_alone(folder):
     assert told["name"] == bad.name and told["why"] == "training diverged at step 3"
 
 
+def test_auditing_a_teacher_that_is_the_model_itself_on_the_scored_pictures_is_told(folder):
+    text = (
+        "base: base.yaml\nbaseline: gold\narms:\n  gold: {mix.mode: gold}\n"
+        "  online: {mix.mode: online, online.audit_every: EVERY}\n"
+    )
+
+    def told(every):
+        cautions = keys(folder, text.replace("EVERY", every), checked=True).cautions
+        return [c for c in cautions if "silver was audited too (online)" in c]
+
+    assert told("1") and not told("null")
+
+
 def test_a_job_tells_the_error_of_its_last_attempt(tmp_path):
     job = Job(tmp_path, "run", {})
     log = tmp_path / "log.txt"
