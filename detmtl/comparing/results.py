@@ -39,7 +39,8 @@ def result(settings: CompareSettings, prepared: Prepared, scores: Scores) -> dic
             for arm in settings.arms
         }
         cells.append(_cell(settings, prepared, i, cell, arms))
-    cautions = [*prepared.cautions, *_cautions(prepared, scores)]
+    same = _same(settings, prepared, cells)
+    cautions = [*prepared.cautions, *_cautions(prepared, scores), *same]
     cautions += seeds_alone(c for cell in cells for c in cell["comparisons"])
     return plain(
         {
@@ -63,7 +64,9 @@ def _cell(
     arms: Runs,
 ) -> dict[str, Any]:
     pictures, scored_on = prepared.scored[position]
-    pairs = [(a, b) for a, b in _pairs(settings) if not _same_runs(arms[a], arms[b])]
+    both = [(a, b) for a, b in _pairs(settings) if arms[a].keys() & arms[b].keys()]
+    same = [(a, b) for a, b in both if _same_runs(arms[a], arms[b])]
+    pairs = [pair for pair in both if pair not in same]
     comparisons = []
     for metric in settings.metrics:
         for baseline in settings.baselines:
@@ -91,6 +94,7 @@ def _cell(
         "arms": {
             arm: _arm(settings, prepared, position, arm, runs) for arm, runs in arms.items() if runs
         },
+        "same_runs": same,
         "comparisons": comparisons,
         "details": details,
         "gap": _gaps(settings, arms),
@@ -226,7 +230,7 @@ def _turned(verdict: Verdict) -> Verdict:
 
 
 def _same_runs(arm: Mapping[int, RunScores], baseline: Mapping[int, RunScores]) -> bool:
-    """Returns whether there is nothing to compare: no finished run, or one and the same in each seed."""
+    """Returns whether there is nothing to compare: one and the same run in each seed."""
     return all(arm[s].key == baseline[s].key for s in arm if s in baseline)
 
 
@@ -256,6 +260,21 @@ def _pooled(
         weights = count / count.sum()
         pooled.append((float(score @ weights), float(share @ weights), int(count.sum())))
     return pooled
+
+
+def _same(
+    settings: CompareSettings, prepared: Prepared, cells: Sequence[Mapping[str, Any]]
+) -> Iterator[str]:
+    """Yields a sentence for each two arms that are not compared, since they are the same runs."""
+    for pair in _pairs(settings):
+        found = [i for i, cell in enumerate(cells) if pair in cell["same_runs"]]
+        names = ", ".join(prepared.plan.cells[i].name for i in found)
+        where = f" ({names})" if names and len(found) < len(cells) else ""
+        if found:
+            yield (
+                f"{pair[0]} and {pair[1]} are the same runs{where}: what tells their settings apart has no "
+                "effect on a run, and there is nothing to compare."
+            )
 
 
 def _cautions(prepared: Prepared, scores: Scores) -> list[str]:

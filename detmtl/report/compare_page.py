@@ -74,7 +74,7 @@ def html(found: Found) -> str:
         InputError: a package that pages need is not installed.
     """
     head: list[str | Markup] = [note(v["text"], NOTES[v["word"]]) for v in found["verdict"]]  # type: ignore[arg-type]
-    if not found["verdict"]:
+    if not (found["verdict"] or any(cell["same_runs"] for cell in found["cells"])):
         head.append(note("No two arms are finished in one seed: there is nothing to compare yet."))
     if found["note"]:
         head.append(found["note"])

@@ -167,6 +167,14 @@ def test_arms_of_the_same_runs_are_not_compared(make):
         scores[0, "silver", seed] = replace(scores[0, "gold", seed])
     found = result(settings, prepared, scores)
     assert "silver" not in {c["arm"] for c in found["cells"][0]["comparisons"]}
+    (caution,) = [c for c in found["cautions"] if "the same runs" in c]
+    assert caution.startswith("silver and gold are the same runs: ")
+    for arm in ("electrum", "all", "teacher"):
+        for seed in range(5):
+            scores[0, arm, seed] = replace(scores[0, "gold", seed])
+    nothing = about(result(settings, prepared, scores))
+    assert not nothing["verdict"] and "No two arms are finished" not in html(nothing)
+    assert "No two arms are finished" in html(about(result(settings, prepared, {})))
 
 
 def test_the_share_of_the_way_to_the_ceiling(make):
