@@ -3,6 +3,7 @@
 Letters: I pictures, K categories of the file, N annotations, C classes.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -109,6 +110,14 @@ def read_pictures(images: Sequence[Any], folder: Path, where: str, faults: Fault
     again = good[repeated(ids[good])].tolist()
     faults.add(*(f"{where}: the image id {ids[i]} is listed twice; ids must differ" for i in again))
     bad[again] = True
+    for name_twice, places in _several(names, bad).items():
+        # Each would teach what the others have as background, and which of them is right nobody can tell.
+        listed = ", ".join(str(ids[i]) for i in places)
+        faults.add(
+            f"{where}: the images {listed} are all {name_twice}; keep one of them, or join their annotations "
+            "under one id"
+        )
+        bad[places] = True
     sizes = np.zeros((len(images), 2), dtype=np.int64)
     good = np.flatnonzero(~bad)
     stated = np.array([bool({"height", "width"} & images[i].keys()) for i in good.tolist()], bool)
@@ -150,6 +159,17 @@ def _names(images: Sequence[Any], bad: np.ndarray, folder: Path) -> list[str]:
         return f"{split}/{last}" if last and has(split) else last
 
     return ["" if b else named(row) for row, b in zip(images, bad.tolist(), strict=True)]
+
+
+def _several(names: Sequence[str], bad: np.ndarray) -> dict[str, list[int]]:
+    """Returns name -> positions, of each name that several pictures have which are not `bad` (I,)."""
+    places: dict[str, list[int]] = {}
+    for i in np.flatnonzero(~bad).tolist():
+        name = names[i]
+        if "./" in name or "//" in name:  # `a/./b.jpg` is `a/b.jpg`
+            name = os.path.normpath(name)
+        places.setdefault(name, []).append(i)
+    return {name: at for name, at in places.items() if len(at) > 1}
 
 
 def _stated_sizes(

@@ -69,9 +69,7 @@ def cover_pictures(parsed: Parsed, path: Path, where: str, classes: LabelSpace) 
     Raises:
         InputError: the file cannot be read, or names a picture or a class that is not there.
     """
-    places: dict[str, list[int]] = {}  # several of a picture that is listed under several ids
-    for i in range(len(parsed.files)):
-        places.setdefault(parsed.files.name(i), []).append(i)
+    places = {parsed.files.name(i): i for i in range(len(parsed.files))}
     coverage = np.array(np.broadcast_to(parsed.coverage, (len(parsed.files), len(classes))))
     problems, seen = [], set()
     for line, name, stated, value in _statements(path, where):

@@ -315,6 +315,17 @@ def test_a_picture_without_a_name(tmp_path, change):
     assert "image 30: has no 'file_name', nor the 'coco_url' of LVIS" in problem
 
 
+@pytest.mark.parametrize("again", ["0.png", "./0.png"])
+def test_a_picture_that_is_listed_under_two_ids_is_refused_or_dropped_whole(tmp_path, again):
+    data = coco_data()
+    data["images"][1]["file_name"] = again  # each would have the other's boxes as background
+    (_, problem) = problems_of(tmp_path, data)
+    assert "coco.json: the images 10, 20 are all 0.png; keep one of them, or join" in problem
+    with pytest.warns(UserWarning, match="1 fault left out"):
+        source = load(tmp_path, faults="drop")
+    assert source.ids.tolist() == [30] and source.coverage.tolist() == [ALL]
+
+
 ALL, NO_CAT, NOTHING = [1, 1, 1], [0, 1, 1], [0, 0, 0]
 
 

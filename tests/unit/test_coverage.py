@@ -116,15 +116,6 @@ def test_pictures_that_the_file_does_not_name_keep_theirs(tmp_path):
     assert source.coverage.tolist() == [[1, 1, 1], [0, 0, 1]]
 
 
-def test_a_picture_that_is_listed_under_two_ids_has_its_coverage_under_both(tmp_path):
-    data = coco_data()
-    data["images"][1]["file_name"] = "0.png"  # as large as picture 1.png
-    (tmp_path / "c.csv").write_text("file_name,class\n0.png,cat\n2.png,bird\n")
-    source = load(tmp_path, data, covers_file="c.csv")
-    assert source.coverage.tolist() == [[1, 0, 0], [1, 0, 0], [0, 0, 1]]
-    assert source.boxes(2).coverage.tolist() == [0, 0, 1]
-
-
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
