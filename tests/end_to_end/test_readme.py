@@ -110,3 +110,12 @@ def test_own_data_in_three_commands(tmp_path):
     run(predict, tmp_path)
     assert (mine / "predicted" / "results.json").is_file()
     assert len(list((mine / "predicted" / "drawn").rglob("*.jpg"))) == 4
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    shutil.copy(next((mine / "pool").iterdir()), tmp_path / "picture.jpg")
+    shutil.copy(tmp_path / "runs" / "own_data" / "model.torchscript", tmp_path)
+    code = f"import sys; sys.modules['detmtl'] = None\n{code}"  # it shall not need us
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert {line.split()[0] for line in done.stdout.splitlines()} <= {"person", "dog"}
