@@ -22,7 +22,7 @@ from detmtl.structures.errors import InputError
 from detmtl.tasks.anchor_coverage import coverage_table
 from detmtl.tasks.anchor_learners import learners
 from detmtl.tasks.detection import DetectionConfig
-from detmtl.verbs.options import cache_of, coco_source
+from detmtl.verbs.options import cache_of, coco_source, refuse_given
 
 
 def check_verb(args: argparse.Namespace) -> None:
@@ -33,8 +33,13 @@ def check_verb(args: argparse.Namespace) -> None:
         raise InputError("--set: changes the settings of --config, which is not given")
     if args.annotations is not None:
         space = LabelSpace.of(category_names(args.annotations))
-        problems = _told(coco_source(args, space, cache), str(args.annotations), settings, console)
+        source = coco_source(args, space, cache)
+        problems = _told(source, str(args.annotations), console)
+        _print_coverage(source, settings, console)
     elif settings is not None:
+        refuse_given(
+            args, ["images"], "goes with --annotations; --config says where its pictures are"
+        )
         problems = _all_told(settings, args.faults == "drop", cache, console)
     else:
         raise InputError(
@@ -42,7 +47,7 @@ def check_verb(args: argparse.Namespace) -> None:
             "sources may be of any kind"
         )
     if problems:
-        raise InputError(problems)
+        raise InputError(list(dict.fromkeys(problems)))  # two sources may share a file
     console.print("no faults")
 
 
@@ -61,7 +66,9 @@ def _all_told(settings: RunSettings, drop: bool, cache: Path, console: Console) 
         except InputError as error:
             problems += error.problems
             continue
-        problems += _told(loaded[name], name, settings, console)
+        problems += _told(loaded[name], name, console)
+        if name not in splits:  # anchors that fit what is measured on would be fitted to it
+            _print_coverage(loaded[name], settings, console)
     try:
         needed = [*sources_read(settings), *splits]
     except InputError as error:
@@ -77,8 +84,8 @@ def _all_told(settings: RunSettings, drop: bool, cache: Path, console: Console) 
     return problems + faults_between(settings, loaded)
 
 
-def _told(source: Source, title: str, settings: RunSettings | None, console: Console) -> list[str]:
-    """Tells what a source has, and how anchors reach it; returns what is wrong with its pictures."""
+def _told(source: Source, title: str, console: Console) -> list[str]:
+    """Tells what a source has; returns what is wrong with its pictures."""
     table = Table(title=escape(f"{title}: {len(source)} pictures"), title_justify="left")
     for column in ("class", "boxes", "pictures", "ignored", "median side (px)", "coverage"):
         table.add_column(column, justify="left" if column == "class" else "right")
@@ -98,7 +105,6 @@ def _told(source: Source, title: str, settings: RunSettings | None, console: Con
         console.print(table)
         for note in source.notes:
             console.print(note, markup=False)
-        _print_coverage(source, settings, console)
     with bar(console) as progress:
         task = progress.add_task("Reading every picture", total=None)
         return check_source(
@@ -110,6 +116,8 @@ def _told(source: Source, title: str, settings: RunSettings | None, console: Con
 def _print_coverage(source: Source, settings: RunSettings | None, console: Console) -> None:
     """Prints how many anchors learn a box and how well anchors reach the boxes: those of a run's settings, or
     the usual ones; of a matching without a threshold that there is nothing to reach."""
+    if source.annotations is None:
+        return
     size, task, levels = InputSettings(), DetectionConfig(), FPNSettings().levels
     if settings is not None:
         detections = [t for t in settings.tasks.values() if isinstance(t, DetectionConfig)]

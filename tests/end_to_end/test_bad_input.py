@@ -175,6 +175,11 @@ def test_what_an_audit_refused_is_corrected_in_the_same_folder(detmtl, refused, 
     assert (out / "metrics.json").exists()
 
 
+def test_pictures_of_a_config_are_not_given_beside_it(refused, data):
+    words = ["check", "--config", data / "recipe.yaml", "--images", data / "images"]
+    one(refused(*words), "--images: goes with --annotations")
+
+
 def test_a_run_goes_on_where_its_data_are_now(detmtl, own_data, tmp_path):
     """As on another machine; what the teacher labelled stays labelled."""
     out, moved = tmp_path / "run", tmp_path / "moved"
