@@ -82,8 +82,10 @@ class Summary:
         shown = {t: [n for n in names if n in SHOWN] or names[:1] for t, names in by_task.items()}
         names = list(dict.fromkeys([*SHOWN, *(n for of in shown.values() for n in of)]))
         names = [n for n in names if any(n in of for of in shown.values())]
-        for column in ("model", "task", *names):
-            scores.add_column(column, justify="left" if column in ("model", "task") else "right")
+        scores.add_column("model", min_width=len("(electrum)"))  # not cut on a narrow terminal
+        scores.add_column("task", overflow="fold")
+        for name in names:
+            scores.add_column(name, justify="right")
         for prefix, who in (
             ("teacher/", "teacher (gold alone)"),
             ("", f"model ({self.trained_on})"),
