@@ -1,30 +1,42 @@
 """Mode online of a run: what its teacher writes, by whom it is audited, and the batches that come of it."""
 
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from detmtl.config import RunSettings
+from detmtl.config_parts import GoldTeacher
 from detmtl.data.augment import Augment
+from detmtl.data.joined import searched_classes
 from detmtl.data.loader import drafts
 from detmtl.data.mixture import Mixture
 from detmtl.data.source import Source
+from detmtl.engine import distributed
 from detmtl.engine.online import online_batches
 from detmtl.engine.online_audit import Audits, Choices, Gold, audit_pictures
 from detmtl.engine.online_boxes import OnlineBoxes
 from detmtl.engine.online_kind import Kind
 from detmtl.engine.online_maps import OnlineMaps
 from detmtl.engine.online_tags import OnlineTags
-from detmtl.engine.state import State
+from detmtl.engine.state import State, read_checkpoint
 from detmtl.run_folder import RunFolder
 from detmtl.structures.sample import Batch
 
 
-def online_kinds(settings: RunSettings) -> list[Kind]:
-    """Returns the kinds of labels that the teacher of mode online writes; [] in other modes."""
+def online_kinds(
+    settings: RunSettings, known: Mapping[str, Collection[str]] | None = None
+) -> list[Kind]:
+    """Returns the kinds of labels that the teacher of mode online writes; [] in other modes.
+
+    Args:
+        known: see `known_classes`; a kind that it does not have: all. None: all of all kinds.
+    """
     online = settings.when_online()
     if online is None:
         return []
-    tasks, names = online.finders, settings.data.names()
+    tasks, names, known = online.finders, settings.data.names(), known or {}
     makers: dict[str, Callable[[str], Kind]] = {
         "boxes": lambda task: OnlineBoxes(
             task,
@@ -32,11 +44,52 @@ def online_kinds(settings: RunSettings) -> list[Kind]:
             online.floor,
             online.select,
             online.overlay,
+            known.get("boxes"),
         ),
-        "maps": lambda task: OnlineMaps(task, names["maps"], online.select_maps),
-        "tags": lambda task: OnlineTags(task, names["tags"], online.select_tags),
+        "maps": lambda task: OnlineMaps(task, names["maps"], online.select_maps, known.get("maps")),
+        "tags": lambda task: OnlineTags(task, names["tags"], online.select_tags, known.get("tags")),
     }
     return [make(tasks[kind]) for kind, make in makers.items() if kind in settings.online.labels]
+
+
+def known_classes(
+    settings: RunSettings, mixture: Mixture, folder: RunFolder
+) -> dict[str, set[str]]:
+    """Returns "boxes", "maps" and "tags" -> the classes of which the teacher of mode online knows something
+    when it begins to label: somebody looked for them in what it learned from until then. Without an entry
+    where that is not known: what a model brings along from elsewhere.
+
+    Args:
+        settings: of the run, in mode online.
+        mixture: of its sources.
+        folder: of the run, where its teacher of kind gold lies.
+    """
+    online, silver = settings.when_online(), settings.silver
+    if online is None or settings.model.start is not None:
+        return {}
+    found = searched_classes(mixture.people, settings.data.names())
+    known = {kind: set(names) for kind, names in found.items()}
+    teacher = silver.teacher if silver is not None and settings.offline_pools() else None
+    if isinstance(teacher, GoldTeacher) and teacher.burn_in:
+        told = read_checkpoint(folder.teacher.best).get("searched", {})
+        by_kind = {kind: told.get(online.finders.get(kind, "")) for kind in known}
+        known = {k: names | set(by_kind[k]) for k, names in known.items() if by_kind[k] is not None}
+    return known
+
+
+def _tell_unknown(kinds: list[Kind], audited: bool) -> None:
+    for kind in kinds:
+        names = ", ".join(np.array(kind.classes)[~kind.known])
+        if names and distributed.rank() == 0:
+            until = "until an audit confirms that it finds some" if audited else "for good"
+            more = (
+                "" if audited else "; set online.audit_every, with gold of these, to have it tried"
+            )
+            warnings.warn(
+                f"online: nobody looked for {names} in what the teacher learns from before it labels, and "
+                f"it abstains from their {kind.written} {until}{more}",
+                stacklevel=3,
+            )
 
 
 def online_gold(settings: RunSettings, sources: Mapping[str, Source], val: Source) -> Gold | None:
@@ -73,7 +126,9 @@ def online_stream(
         folder: gets the audits.
         common: arguments of `drafts` that all modes have.
     """
-    kinds, start = online_kinds(settings), mixture.first_step_of_last_phase()
+    kinds = online_kinds(settings, known_classes(settings, mixture, folder))
+    start = mixture.first_step_of_last_phase()
+    _tell_unknown(kinds, gold is not None and settings.online.audit_every is not None)
     online = settings.when_online()
     pools = online.pools if online else []
     precision, audits = settings.train.precision, None

@@ -84,6 +84,7 @@ class Mixture:
 
     Attributes:
         sources, batch_size: as given.
+        people: of mode online, the sources that it draws alone until its teacher labels; else [].
         notes: settings that change nothing in this mode, and what the sources' files leave open, one
             sentence each.
 
@@ -107,6 +108,7 @@ class Mixture:
         drawn = self._drawn = _drawn(self.sources, settings, batch_size)
         self.notes = _notes(settings, self.sources)
         gold = [s for s in drawn if self.sources[s].grade == Grade.GOLD]
+        self.people: list[Source] = []
         self._phases: list[tuple[int, Draws]]
         if self.mode == "finetune":
             turn = self._step_of(settings.gold_from)
@@ -114,6 +116,7 @@ class Mixture:
         elif self.mode == "online":
             turn = self._step_of(settings.burn_in)
             people = [s for s in drawn if _labelled_by_people(self.sources[s])]
+            self.people = [self.sources[s] for s in people]
             self._phases = [(0, self._jointly(people)), (turn, self._each_turn(drawn))]
         elif self.mode == "alternate":
             self._phases = [(0, self._taking_turns(drawn))]

@@ -3,8 +3,8 @@
 Letters: C classes.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from detmtl.silver.calibration import require_package
 from detmtl.silver.ensemble import row_type
 from detmtl.silver.mapping import suppress
 from detmtl.silver.overlay import OverlaySettings, overlay_boxes
-from detmtl.silver.policy import Policy, SelectionSettings, unresolvable
+from detmtl.silver.policy import Policy, SelectionSettings, resolve, unresolvable
 from detmtl.silver.selection import choose, labels_of
 from detmtl.silver.store import Record, Store
 from detmtl.structures.classes import LabelSpace
@@ -74,13 +74,20 @@ class BoxChoice:
 
     Attributes:
         policy: limits, calibration, coverage.
+        known: (C,) bool, of which classes boxes are taken.
     """
 
     policy: Policy
+    known: np.ndarray
 
     @classmethod
     def of(
-        cls, settings: SelectionSettings, classes: LabelSpace, audit: Audit | None, floor: float
+        cls,
+        settings: SelectionSettings,
+        classes: LabelSpace,
+        audit: Audit | None,
+        floor: float,
+        known: np.ndarray | None = None,
     ) -> "BoxChoice":
         """Resolves settings as the selection of a store does.
 
@@ -89,13 +96,20 @@ class BoxChoice:
             classes: the model's.
             audit: of the model; None: thresholds are scores, and coverage is given or 1.
             floor: lowest score that the model's boxes have.
+            known: (C,) bool, of which classes the model has learned; None: of all.
 
         Raises:
             InputError: as `Policy.of`.
             TooLittleEvidence: the audit does not tell what scores are worth.
         """
-        known = np.ones(len(classes), dtype=bool)
-        return cls(Policy.of(_Teacher(floor), classes, known, settings, audit))
+        teacher = _Teacher(floor)
+        known = np.ones(len(classes), dtype=bool) if known is None else known
+        found = resolve(teacher, classes, settings, audit)
+        if audit is not None:
+            known = known | _confirmed(audit, found.lower)
+            audit = replace(audit, known=known)  # the recall of the others is not theirs
+        policy = Policy.of(teacher, classes, known, settings, audit, resolved=found)
+        return cls(policy, known)
 
     def __call__(self, found: Labels, info: ImageInfo) -> BoxLabels | None:
         """Returns the labels that are made of the model's boxes of one picture, best first; None where
@@ -108,8 +122,15 @@ class BoxChoice:
             order = suppress(boxes, scores, classes, overlap)
         rows = np.zeros(len(order), dtype=row_type(1))
         rows["box"], rows["class"], rows["score"] = boxes[order], classes[order], scores[order]
+        rows = rows[self.known[rows["class"]]]
         rows, ignored, dense = choose(rows, self.policy)
         return None if len(dense) else labels_of(rows, ignored, self.policy)
+
+
+def _confirmed(audit: Audit, lower: np.ndarray) -> np.ndarray:
+    """Returns (C,) bool, of which classes gold confirms a box whose score is at least `lower` (C,)."""
+    found = zip(audit.scores, audit.hits, lower, strict=True)
+    return np.array([bool((scores[hits] >= least).any()) for scores, hits, least in found])
 
 
 class OnlineBoxes(Kind):
@@ -121,6 +142,7 @@ class OnlineBoxes(Kind):
         floor: lowest score that the task gives.
         select: the policy.
         overlay: what becomes of the model's boxes beside those that a picture has.
+        known: names of the classes of which the model has learned; None: of all.
     """
 
     written = "boxes"
@@ -132,8 +154,9 @@ class OnlineBoxes(Kind):
         floor: float,
         select: SelectionSettings,
         overlay: OverlaySettings,
+        known: Collection[str] | None = None,
     ):
-        super().__init__(task, classes.names, floor)
+        super().__init__(task, classes.names, floor, known)
         self.select, self.overlay, self._space = select, overlay, LabelSpace.of(classes.names)
 
     def judged(self, gold: Source) -> np.ndarray:
@@ -170,7 +193,7 @@ class OnlineBoxes(Kind):
 
     def choice(self, audit: Audit | None) -> BoxChoice:
         """Returns what makes labels of boxes."""
-        return BoxChoice.of(self.select, self._space, audit, self.floor)
+        return BoxChoice.of(self.select, self._space, audit, self.floor, self.known)
 
     def onto(self, known: Labels | None, found: Labels) -> Labels:
         """Returns the model's boxes laid under those that people drew."""

@@ -1,7 +1,7 @@
 """What mode online has to know of a kind of labels; a kind is one file."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,22 @@ class Kind(ABC):
         task: name of the task that finds them.
         classes: their names.
         floor: lowest score that the task gives.
+        known: (C,) bool, which of them the model knows when it begins to label. As any teacher it abstains
+            from the others, until an audit confirms that it finds one.
     """
 
     written: Written
 
-    def __init__(self, task: str, classes: Sequence[str], floor: float = 0.0):
+    def __init__(
+        self,
+        task: str,
+        classes: Sequence[str],
+        floor: float = 0.0,
+        known: Collection[str] | None = None,
+    ):
+        """Takes what the attributes say; `known` by name, None: all."""
         self.task, self.classes, self.floor = task, tuple(classes), floor
+        self.known = np.array([known is None or n in known for n in self.classes], dtype=bool)
 
     @abstractmethod
     def judged(self, gold: Source) -> np.ndarray:

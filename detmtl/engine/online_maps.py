@@ -1,6 +1,6 @@
 """Mode online's maps: pixels of the averaged model, chosen as those of a store are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,8 @@ from detmtl.data.source import Source
 from detmtl.engine.online_kind import ONLINE, Choice, Kind
 from detmtl.silver.calibration import TooLittleEvidence, require_package
 from detmtl.silver.card import TeacherCard
-from detmtl.silver.map_audit import MapAudit
+from detmtl.silver.map_audit import LEAST_PICTURES, MapAudit
+from detmtl.silver.map_measures import MapMeasures
 from detmtl.silver.map_policy import MapPolicy, MapSelection, Meaning
 from detmtl.silver.map_record import MapRecord
 from detmtl.silver.maps import audit_maps, trusted_only, worth_of
@@ -29,17 +30,20 @@ class OnlineMaps(Kind):
         task: name of the semantic task.
         classes: the C names of its classes.
         select: the policy.
+        known: names of the classes of which the model has learned; None: of all.
     """
 
     written = "maps"
 
-    def __init__(self, task: str, classes: Sequence[str], select: MapSelection):
-        super().__init__(task, classes)
+    def __init__(
+        self,
+        task: str,
+        classes: Sequence[str],
+        select: MapSelection,
+        known: Collection[str] | None = None,
+    ):
+        super().__init__(task, classes, known=known)
         self.select, self._space = select, MapClasses(classes=list(classes))
-        card = TeacherCard(
-            name="averaged", weights_sha256="", classes=self.classes, preprocessing="", task="maps"
-        )
-        self._meaning = Meaning.of(card, self._space, select)
 
     def judged(self, gold: Source) -> np.ndarray:
         """Returns (I,) bool, which pictures have a map by people."""
@@ -65,7 +69,12 @@ class OnlineMaps(Kind):
     def choice(self, audit: MapAudit | None) -> Choice:
         """Returns what makes labels of a map: a class for each pixel that is sure enough, its weight, and
         how far background denies each class."""
-        policy = MapPolicy.of(ONLINE, self._meaning, self.classes, self.select, audit)
+        policy = MapPolicy.of(ONLINE, self._meaning(), self.classes, self.select, audit)
+        known = self.known
+        if audit is not None:
+            known = known | _confirmed(MapMeasures(audit, policy.limits))
+            audit = replace(audit, known=audit.known & known, gives=audit.gives & known)
+        policy = replace(policy, meaning=self._meaning(known))
         if audit is not None and audit.tells_nothing and self._weighs_by_audit():
             raise TooLittleEvidence(
                 f"online.select_maps: weight and coverage: audit: {audit.found}"
@@ -91,8 +100,27 @@ class OnlineMaps(Kind):
 
         return choose
 
+    def _meaning(self, known: np.ndarray | None = None) -> Meaning:
+        """Returns what pixels mean of a model that knows these classes (C,) bool; None: all."""
+        unsearched = () if known is None else np.array(self.classes)[~known].tolist()
+        card = TeacherCard(
+            name="averaged",
+            weights_sha256="",
+            classes=self.classes,
+            unsearched=tuple(unsearched),
+            preprocessing="",
+            task="maps",
+        )
+        return Meaning.of(card, self._space, self.select)
+
     def _weighs_by_audit(self) -> bool:
         return self.select.weight == "precision" or self.select.coverage is None
+
+
+def _confirmed(measures: MapMeasures) -> np.ndarray:
+    """Returns (C,) bool, of which classes gold confirms pixels and shows enough to measure them: of fewer
+    pictures what is measured would be that of the other classes."""
+    return (np.diag(measures.pixels)[:-1] > 0) & (measures.shown >= LEAST_PICTURES)
 
 
 def _with_border(policy: MapPolicy, scale: float) -> MapPolicy:

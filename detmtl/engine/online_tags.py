@@ -1,6 +1,7 @@
 """Mode online's tags: those of the averaged model, chosen as those of a store are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,19 @@ class OnlineTags(Kind):
         task: name of the task of tags.
         classes: the T names.
         select: the policy.
+        known: the tags of which the model has learned; None: all.
     """
 
     written = "tags"
 
-    def __init__(self, task: str, classes: Sequence[str], select: TagSelection):
-        super().__init__(task, classes)
+    def __init__(
+        self,
+        task: str,
+        classes: Sequence[str],
+        select: TagSelection,
+        known: Collection[str] | None = None,
+    ):
+        super().__init__(task, classes, known=known)
         self.select = select
 
     def judged(self, gold: Source) -> np.ndarray:
@@ -58,9 +66,13 @@ class OnlineTags(Kind):
     def choice(self, audit: TagAudit | None) -> Choice:
         """Returns what makes labels of probabilities: shown, absent or unknown, each with its weight."""
         policy = TagPolicy.of(ONLINE, self.classes, self.select, audit)
+        known = self.known
+        if audit is not None:
+            known = known | ((audit.truth == 1) & (audit.said >= policy.high)).any(axis=0)
+            audit = replace(audit, known=audit.known & known)
         if audit is not None and audit.tells_nothing and self.select.weight == "audit":
             raise TooLittleEvidence(f"online.select_tags.weight: audit: {audit.found}")
-        weights = word_weights(policy, audit)
+        weights = word_weights(policy, audit) * known
         everything, tags = np.ones(len(self.classes), dtype=bool), np.arange(len(self.classes))
 
         def choose(found: Labels, info: ImageInfo) -> TagLabels:

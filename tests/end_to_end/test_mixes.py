@@ -61,7 +61,7 @@ def test_online_without_any_teacher_and_killed(data, detmtl, tmp_path):
 
 
 def test_online_on_one_source_that_is_gold_for_some_classes(data, detmtl, tmp_path):
-    """People looked for red alone; the model learns that in the burn-in and finds the blue ones."""
+    """People looked for red alone; the model learns that in the burn-in, and knows that it knows no blue."""
     words = ["--config", data / "recipe.yaml", *SHORT, *settings_words(silver="null")]
     partly = "{kind: coco, images: images/gold, annotations: gold.json, keep: [red]}"
     words += settings_words(
@@ -71,6 +71,7 @@ def test_online_on_one_source_that_is_gold_for_some_classes(data, detmtl, tmp_pa
     )
     done = detmtl("train", *words, "--out", tmp_path / "run")
     assert done.status == 0, done.err
+    assert "nobody looked for blue" in done.err and "until an audit confirms" in done.err
     told = [r for r in records(tmp_path / "run") if "pictures_per_second" in r]
     assert [r["online/weak_audits_of_boxes"] for r in told] == [0, 0, 0]
     assert all(r["loss_share/partly"] == 1 for r in told)

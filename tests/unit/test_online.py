@@ -31,7 +31,10 @@ from detmtl.engine.online import online_batches
 from detmtl.engine.online_audit import Audits, Choices, audit_pictures
 from detmtl.engine.online_boxes import BoxChoice, OnlineBoxes
 from detmtl.engine.optim import OptimSettings
+from detmtl.engine.state import FORMAT
 from detmtl.engine.trainer import TrainSettings, train
+from detmtl.run_folder import RunFolder
+from detmtl.run_online import known_classes, online_kinds
 from detmtl.run_sources import to_be_labelled
 from detmtl.silver.audit import audit
 from detmtl.silver.calibration import TooLittleEvidence
@@ -528,6 +531,88 @@ def test_choice_follows_the_audit(tmp_path, sources):
     text = str(caught.value)
     assert "'c' is no class" in text and "only an audit against gold" in text
     assert "0.01 is below 0.05, the lowest score that the online teacher keeps" in text
+
+
+def judged_of(folder, gold, seen):
+    """Returns the audit of a model that finds gold's boxes of the classes `seen`, and no other."""
+    card = TeacherCard(name="t", weights_sha256="0", classes=SPACE.names, preprocessing="")
+    store = Store.create(folder, card, 0.05)
+    with store.writer() as writer:
+        for i, content_hash in enumerate(gold.hashes()):
+            labels = gold.labels(i)["boxes"]
+            own = torch.isin(labels.classes, torch.tensor(seen))
+            writer.add(
+                Record(content_hash, *(int(x) for x in gold.sizes[i]), labels.boxes[own].numpy(),
+                       labels.classes[own].numpy(), np.full(int(own.sum()), 0.8, np.float32))
+            )  # fmt: skip
+    return audit(Store.open(folder), gold, SPACE)
+
+
+def test_a_class_that_the_model_has_not_learned_is_not_background(tmp_path, sources):
+    """It abstains, as a checkpoint with such a class does, until gold confirms that it finds some."""
+    gold = sources[2]
+    taught = OnlineBoxes("boxes", SPACE, 0.05, PLAIN, OverlaySettings(), known={"a"})
+    assert taught.known.tolist() == [True, False] and boxes().known.all()
+    a_alone = replace(gold, coverage=np.array([[1, 0]], np.float32))
+    for judged in (
+        None,
+        judged_of(tmp_path / "no_gold_of_b", a_alone, [0]),
+        judged_of(tmp_path / "none_found", gold, [0]),
+    ):
+        choice = taught.choice(judged)
+        labels = choice(BOXES, INFO)
+        assert (labels.classes == 0).all() and len(labels) == 3
+        assert labels.coverage[0] > 0.9 and labels.coverage[1] == 0
+        assert choice.policy.coverage["b"] == 0
+    assert boxes().choice(None)(BOXES, INFO).coverage.tolist() == [1, 1]
+    found_too = taught.choice(judged_of(tmp_path / "found", gold, [0, 1]))(BOXES, INFO)
+    assert found_too.coverage.min() > 0.9 and 1 in found_too.classes
+    given = OnlineBoxes(
+        "boxes", SPACE, 0.05, PLAIN.model_copy(update={"coverage": 0.6}), OverlaySettings(), {"a"}
+    )
+    assert given.choice(None)(BOXES, INFO).coverage.tolist() == pytest.approx([0.6, 0])
+
+
+def settings_of(**changed):
+    return settings_from({**ONLINE, **changed})
+
+
+def test_what_the_teacher_knows_is_what_it_has_learned_before_it_labels(tmp_path, sources):
+    """Not what comes later: neither a model's labels of another pool nor people's of some pictures."""
+    gold, pool, other = sources
+    people = replace(gold, coverage=np.array([[1, 0]], np.float32))
+    silver = replace(other, name="offline", grade=Grade.SILVER)
+    ones = np.ones_like(other.annotations.grade)
+    silver = replace(silver, annotations=replace(other.annotations, grade=ones))
+    mix = MixSettings(mode="online", shares={"gold": 1, "pool": 1, "offline": 1})
+    mixture = Mixture([people, pool, silver], mix, 4, steps=10)
+    assert mixture.people == [people]
+    folder = RunFolder(tmp_path)
+    known = known_classes(settings_of(), mixture, folder)
+    assert known == {"boxes": {"a"}}
+    assert online_kinds(settings_of(), known)[0].known.tolist() == [True, False]
+    start = {"backbone": {"name": "resnet18"}, "start": {"kind": "torchvision", "path": "a.pt"}}
+    assert known_classes(settings_of(model=start), mixture, folder) == {}, "nobody knows"
+
+
+def test_what_a_teacher_of_kind_gold_has_learned_is_known_too(tmp_path, sources):
+    people = replace(sources[0], coverage=np.array([[1, 0]], np.float32))
+    mix = MixSettings(mode="online", shares={"gold": 1, "pool": 1})
+    mixture, folder = Mixture([people, sources[1]], mix, 4, steps=10), RunFolder(tmp_path)
+    more = {**ONLINE["data"]["sources"], "beforehand": {"kind": "folder", "images": "c"}}
+    asked = {
+        "data": {**ONLINE["data"], "sources": more},
+        "silver": {"teacher": {"kind": "gold", "burn_in": True}, "pools": ["pool", "beforehand"]},
+        "online": {"pools": ["pool"]},
+    }
+    folder.teacher.path.mkdir()
+    content = {"format": FORMAT, "model": {}, "searched": {"boxes": ["b"]}}
+    torch.save(content, folder.teacher.best)
+    assert known_classes(settings_of(**asked), mixture, folder) == {"boxes": {"a", "b"}}
+    torch.save(content | {"searched": {}}, folder.teacher.best)
+    assert known_classes(settings_of(**asked), mixture, folder) == {}, "it does not say"
+    asked["silver"]["teacher"]["burn_in"] = False
+    assert known_classes(settings_of(**asked), mixture, folder) == {"boxes": {"a"}}
 
 
 def test_calibration_makes_targets_weights_and_thresholds(tmp_path, sources):

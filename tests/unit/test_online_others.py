@@ -289,6 +289,60 @@ def test_the_choice_of_maps_is_a_store_s(tmp_path, audited):
     assert audited == bool(at_once.weights[known].min() < 1)
 
 
+def test_pixels_of_a_class_that_the_model_has_not_learned_are_unknown(tmp_path):
+    """Until gold confirms some, in as many pictures as it takes to measure it."""
+    source = pictures(tmp_path / "p", 8)
+    classes = MapClasses(classes={name: [name] for name in TEACHER})
+    maps, select = [halves(1, 2) for _ in range(8)], MapSelection(weight="one")
+    store = store_of_maps(tmp_path / "s", source, maps)
+    taught = OnlineMaps("map", TEACHER, select, known={"background", "person", "sofa"})
+
+    def against(*truth):
+        folder = tmp_path / f"gold{len(list(tmp_path.iterdir()))}"
+        folder.mkdir()
+        for i, values in enumerate(truth):
+            Image.fromarray(values).save(folder / f"{i:03d}.png")
+        written = MapFolder(folder=folder.name, categories=dict(enumerate(TEACHER)))
+        gold = replace(source, maps=written.load(source.files, tmp_path, classes, "gold"))
+        return audit_maps(store, gold, classes, select)
+
+    found = MapLabels(torch.from_numpy(maps[0]), None, torch.ones(4))
+    without = [
+        None,
+        against(*[halves(1, 0)] * 8),
+        against(*[halves(1, 2)] * 4, *[halves(1, 0)] * 4),
+    ]
+    for audit in without:
+        labels = taught.choice(audit)(found, INFO)
+        assert labels.classes.unique().tolist() == [1, UNKNOWN]
+        assert labels.coverage[2] == 0 and labels.coverage[1] == 1
+    assert 2 in OnlineMaps("map", TEACHER, select).choice(None)(found, INFO).classes
+    labels = taught.choice(against(*[halves(1, 2)] * 8))(found, INFO)
+    assert labels.classes.unique().tolist() == [1, 2] and labels.coverage[2] == 1
+
+
+def test_tags_that_the_model_has_not_learned_are_unknown(tmp_path):
+    source = pictures(tmp_path / "p", 30)
+    scores = np.tile(np.array([[0.9, 0.1]], np.float32), (30, 1))
+    scores[:3, 1] = 0.8
+    store, classes = _Tags(tmp_path / "s", source, scores), TagClasses(classes=["night", "rain"])
+    taught = OnlineTags("tags", ("night", "rain"), TagSelection(), known={"night"})
+    found = TagLabels(torch.tensor([0.9, 0.1]), torch.ones(2))
+
+    def weights(truth):
+        ones = np.ones_like(truth)
+        gold = replace(source, tags=Tags(truth, ones, np.ones(30, bool), np.zeros(30, np.uint8)))
+        return taught.choice(audit_tags(store, gold, classes))(found, INFO).weights.tolist()
+
+    assert taught.choice(None)(found, INFO).weights.tolist() == [1, 0]
+    night, shown = (
+        np.tile(np.array([[1, 0]], np.float32), (30, 1)),
+        (scores > 0.5).astype(np.float32),
+    )
+    assert weights(night) == [1, 0], "that it is never there says nothing of finding it"
+    assert weights(shown) == [1, 1]
+
+
 @dataclass
 class _Tagged:
     content_hash: str
