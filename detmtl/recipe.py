@@ -78,23 +78,27 @@ class Summary:
         by_task: dict[str, list[str]] = {}  # numbers of a task as a whole, none of a class
         for task, name in (k.split("/") for k in self.metrics if k.count("/") == 1):
             by_task.setdefault(task, []).append(name)
-        # of a task that has none of the usual numbers the first, which is the one that counts
-        shown = {t: [n for n in names if n in SHOWN] or names[:1] for t, names in by_task.items()}
-        names = list(dict.fromkeys([*SHOWN, *(n for of in shown.values() for n in of)]))
-        names = [n for n in names if any(n in of for of in shown.values())]
-        scores.add_column("model", min_width=len("(electrum)"))  # not cut on a narrow terminal
+        models = {f"model ({self.trained_on})": ""}
+        if any(k.startswith("teacher/") for k in self.metrics):
+            models = {"teacher (gold alone)": "teacher/", **models}
         scores.add_column("task", overflow="fold")
-        for name in names:
-            scores.add_column(name, justify="right")
-        for prefix, who in (
-            ("teacher/", "teacher (gold alone)"),
-            ("", f"model ({self.trained_on})"),
-        ):
-            for task in sorted(shown):
-                found = [self.metrics.get(f"{prefix}{task}/{n}") for n in names]
-                if any(v is not None for v in found):
-                    told = ["-" if v is None or v != v else f"{v:.3f}" for v in found]
-                    scores.add_row(who, escape(task), *told)
+        for column in ("score", *models):
+            scores.add_column(column, justify="left" if column == "score" else "right")
+        for task in sorted(by_task):
+            # of a task that has none of the usual numbers the first, which is the one that counts
+            for name in [n for n in SHOWN if n in by_task[task]] or by_task[task][:1]:
+                found = [self.metrics.get(f"{of}{task}/{name}", math.nan) for of in models.values()]
+                told = ["-" if value != value else f"{value:.3f}" for value in found]
+                scores.add_row(escape(task), name, *told)
+        unseen = [
+            escape(f"'{name}' ({task})")
+            for task, kind, name in (k.split("/", 2) for k in self.metrics if k.count("/") > 1)
+            if kind in ("AP", "IoU") and math.isnan(self.metrics[f"{task}/{kind}/{name}"])
+        ]
+        if unseen:
+            scores.caption = f"not in the means, for want of labels in {self.scored_on}: "
+            scores.caption += ", ".join(unseen)
+            scores.caption_justify = "left"
         files = Table(title="Files", title_justify="left")
         files.add_column("what")
         files.add_column("where", overflow="fold")

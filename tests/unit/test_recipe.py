@@ -50,8 +50,10 @@ def test_pictures_to_compare_on_are_spread_over_the_source(there, shown):
 def test_the_last_table_has_a_row_for_every_task():
     metrics = {
         "boxes/AP": 0.5,
+        "boxes/AP50": 0.75,
         "boxes/AP_small": 0.1,
         "boxes/AP/person": 0.4,
+        "boxes/AP/traffic light/red": math.nan,
         "depth/delta1": 0.9,
         "depth/RMSE": 2.0,
         "mine/found": 0.25,
@@ -62,12 +64,16 @@ def test_the_last_table_has_a_row_for_every_task():
     scores = Summary(metrics, {}, "test", "electrum").tables()[0]
     rows = list(zip(*(column.cells for column in scores.columns), strict=True))
     assert [column.header for column in scores.columns] == [
-        "model", "task", "AP", "mIoU", "delta1", "found",
+        "task", "score", "teacher (gold alone)", "model (electrum)",
     ]  # fmt: skip
     assert rows == [
-        ("teacher (gold alone)", "boxes", "0.300", "-", "-", "-"),
-        ("model (electrum)", "boxes", "0.500", "-", "-", "-"),
-        ("model (electrum)", "depth", "-", "-", "0.900", "-"),
-        ("model (electrum)", "map", "-", "-", "-", "-"),
-        ("model (electrum)", "mine", "-", "-", "-", "0.250"),
+        ("boxes", "AP", "0.300", "0.500"),
+        ("boxes", "AP50", "-", "0.750"),
+        ("depth", "delta1", "-", "0.900"),
+        ("map", "mIoU", "-", "-"),
+        ("mine", "found", "-", "0.250"),
     ]
+    assert scores.caption.endswith("for want of labels in test: 'traffic light/red' (boxes)")
+    alone = Summary({"boxes/AP": 0.5}, {}, "val", "gold").tables()[0]
+    assert [column.header for column in alone.columns] == ["task", "score", "model (gold)"]
+    assert alone.caption is None
