@@ -144,6 +144,7 @@ class CocoSource(SourceSettings):
             lost=found.lost,
             notes=self.doubts(classes, categories.names),
             looked_into=pictures.measured,
+            unused=pictures.unused,
         )
 
 

@@ -77,8 +77,8 @@ def read_categories(listed: Sequence[Any], classes: LabelSpace, where: str) -> C
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures that are kept, the JSON object of each, all ids that were listed, and the names of the
-    pictures whose size was read from the picture."""
+    """The pictures that are kept, the JSON object of each, all ids that were listed, the names of the
+    pictures whose size was read from the picture, and the names of those that are not kept."""
 
     files: FileNames
     ids: np.ndarray
@@ -86,6 +86,7 @@ class Pictures:
     rows: list[dict[str, Any]]
     listed: np.ndarray
     measured: tuple[str, ...]
+    unused: tuple[str, ...]
 
 
 def read_pictures(images: Sequence[Any], folder: Path, where: str, faults: Faults) -> Pictures:
@@ -137,6 +138,7 @@ def read_pictures(images: Sequence[Any], folder: Path, where: str, faults: Fault
         rows=[images[i] for i in keep.tolist()],
         listed=ids,
         measured=tuple(names[i] for i in unstated.tolist()),
+        unused=tuple(names[i] for i in positions(bad) if names[i]),
     )
 
 

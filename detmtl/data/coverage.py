@@ -6,6 +6,7 @@ Letters: I pictures, N boxes of all pictures, C classes.
 
 import csv
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -64,19 +65,23 @@ def cover_pictures(parsed: Parsed, path: Path, where: str, classes: LabelSpace) 
     The file is CSV with the columns `file_name`, `class` and, if wanted, `coverage` (in [0, 1]; 1
     where it is empty), a row for each class that was looked for in a picture (an empty class: looked
     for nothing); or JSON {file name: [class, ...] or {class: coverage}}. File names are those of the
-    source, relative to its folder of pictures.
+    source, relative to its folder of pictures; what it says of pictures that are there, but not of the
+    source or left out of it, is passed over.
 
     Raises:
         InputError: the file cannot be read, or names a picture or a class that is not there.
     """
     places = {parsed.files.name(i): i for i in range(len(parsed.files))}
     coverage = np.array(np.broadcast_to(parsed.coverage, (len(parsed.files), len(classes))))
-    problems, seen = [], set()
+    problems, seen, unused = [], set(), set(parsed.unused)
     for line, name, stated, value in _statements(path, where):
-        if name not in places:
-            problems.append(f"{line}: {_no_picture(name, places, parsed.files)}")
-            continue
-        if name not in seen:
+        used = name in places
+        if not used and name not in unused:
+            if not os.path.isfile(os.path.join(parsed.files.folder, name)):
+                problems.append(f"{line}: {_no_picture(name, places, parsed.files)}")
+                continue
+            unused.add(name)
+        if used and name not in seen:
             coverage[places[name]] = 0
             seen.add(name)
         if stated is None:
@@ -85,7 +90,7 @@ def cover_pictures(parsed: Parsed, path: Path, where: str, classes: LabelSpace) 
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
             wrong.append(f"{line}: the coverage of '{stated}' is {value!r}; it lies in [0, 1]")
         problems += wrong
-        if not wrong:
+        if used and not wrong:
             coverage[places[name], classes.names.index(stated)] = value
     if problems:
         raise InputError(problems)

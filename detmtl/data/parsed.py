@@ -32,6 +32,8 @@ class Parsed:
         notes: sentences on what the files leave open.
         looked_into: names of the pictures that had to be looked into; if one of them changes, this is
             out of date.
+        unused: names of the pictures that were left out because of faults, as far as they may lack a file
+            too; forgotten once the labels are whole.
     """
 
     files: FileNames
@@ -44,6 +46,7 @@ class Parsed:
     lost: np.ndarray | None = None
     notes: tuple[str, ...] = ()
     looked_into: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
     def take(self, indices: np.ndarray) -> "Parsed":
         """Returns what was found of the pictures at `indices`; nothing may be `lost` any more."""

@@ -116,6 +116,23 @@ def test_pictures_that_the_file_does_not_name_keep_theirs(tmp_path):
     assert source.coverage.tolist() == [[1, 1, 1], [0, 0, 1]]
 
 
+def test_what_is_said_of_pictures_that_are_left_out_is_passed_over(tmp_path):
+    data = coco_data()
+    data["images"][2]["width"] = 0
+    data["images"].append({"id": 40, "file_name": "gone.png", "height": 0, "width": 64})
+    save_coco(tmp_path, data)
+    save_picture(tmp_path / "images" / "unlisted.png")
+    names = ("0.png", "2.png", "gone.png", "unlisted.png")
+    (tmp_path / "c.csv").write_text("file_name,class\n" + "".join(f"{n},cat\n" for n in names))
+    with pytest.warns(UserWarning, match="2 faults left out"):
+        source = load(tmp_path, covers_file="c.csv", faults="drop")
+    assert source.ids.tolist() == [10, 20] and source.coverage.tolist() == [[1, 0, 0], [1, 1, 1]]
+    (tmp_path / "c.csv").write_text("file_name,class\n2.png,cow\nnever.png,cat\n,cat\n")
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, covers_file="c.csv", faults="drop")
+    assert len(caught.value.problems) == 3
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
