@@ -25,6 +25,9 @@ from detmtl.structures.settings import Settings
 UNLABELLED = (0, 255)
 """Pixel values that mean unknown where the categories don't say otherwise."""
 
+_HIGHEST = (1 << 16) - 1
+"""The highest value of a pixel of 16 bits."""
+
 _ERROR, _UNKNOWN = "error", "unknown"
 
 
@@ -84,7 +87,7 @@ class MapFolder(Settings):
         folder: of the PNG files; relative to the settings' root.
         categories: id -> name, or a JSON file: a list of objects with `id` and `name`, or an object
             with such a list. It may say more, as the selection of silver does, see `Legend`.
-        other: ids of pixels that are none of the classes that were looked for.
+        other: ids, 0 to 65535 as all, of pixels that are none of the classes that were looked for.
         covers: the classes that were looked for; None: those that the categories name.
         missing: what a picture without a map is: an `error`; `absent`, nobody looked at it; or it is left
             out of the source, `drop`, after any subset was taken.
@@ -95,6 +98,17 @@ class MapFolder(Settings):
     other: list[int] = []
     covers: list[str] | None = None
     missing: Literal["error", "absent", "drop"] = "error"
+
+    @model_validator(mode="after")
+    def _values(self) -> "MapFolder":
+        own = self.categories if isinstance(self.categories, dict) else {}
+        for setting, ids in (("categories", own), ("other", self.other)):
+            if wrong := [i for i in ids if not 0 <= i <= _HIGHEST]:
+                raise ValueError(
+                    f"{setting}: {', '.join(map(str, wrong))} is no value of a pixel; ids lie between 0 and "
+                    f"{_HIGHEST}"
+                )
+        return self
 
     def load(
         self,
@@ -171,8 +185,10 @@ class Legend:
         rows = _rows(data, path)
         facts = data if isinstance(data, dict) else {}
         other, grade = facts.get("other", []), facts.get("grade")
-        if not (isinstance(other, list) and all(isinstance(x, int) for x in other)):
-            raise InputError(f"{path}: 'other' is {other!r}; it needs a list of ids")
+        if not (isinstance(other, list) and all(map(_is_id, other))):
+            raise InputError(
+                f"{path}: 'other' is {other!r}; it needs a list of ids, whole numbers from 0 to {_HIGHEST}"
+            )
         if grade not in (None, "gold", "silver"):
             raise InputError(f"{path}: 'grade' is {grade!r}; it is gold or silver")
         return cls(
@@ -435,7 +451,7 @@ def _rows(data: Any, path: Path) -> list[dict[str, Any]]:
     if len(fits) != 1:
         raise InputError(
             f"{path}: has {len(fits) or 'no'} lists of categories; it needs one, of objects with id (a "
-            "whole number from 0) and name"
+            f"whole number from 0 to {_HIGHEST}) and name"
         )
     ids, names = [row["id"] for row in fits[0]], [row["name"] for row in fits[0]]
     double = sorted({x for x in ids if ids.count(x) > 1})
@@ -446,12 +462,11 @@ def _rows(data: Any, path: Path) -> list[dict[str, Any]]:
 
 
 def _is_row(row: Any) -> bool:
-    return (
-        isinstance(row, dict)
-        and isinstance(row.get("id"), int)
-        and 0 <= row["id"] < 1 << 16
-        and isinstance(row.get("name"), str)
-    )
+    return isinstance(row, dict) and _is_id(row.get("id")) and isinstance(row.get("name"), str)
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _HIGHEST
 
 
 def _numbers(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import ValidationError
 
 from detmtl.data.folder import FolderSource
 from detmtl.data.maps import FilledMaps, Legend, MapClasses, MapFolder, read_values, write_values
@@ -197,6 +198,8 @@ def test_a_source_says_who_wrote_its_maps_and_tags_where_their_files_do_not(
         ('[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]', "1 is listed twice"),
         ('{"categories": [{"id": 1, "name": "a", "weight": -1}]}', "weight is -1"),
         ('{"categories": [{"id": 1, "name": "a"}], "other": 3}', "needs a list of ids"),
+        ('{"categories": [{"id": 1, "name": "a"}], "other": [-1]}', r"\[-1\].* from 0 to 65535"),
+        ('[{"id": -1, "name": "a"}]', "from 0 to 65535"),
         ('{"categories": [{"id": 1, "name": "a"}], "grade": "lead"}', "gold or silver"),
     ],
 )
@@ -204,6 +207,14 @@ def test_a_wrong_legend_is_told(tmp_path, content, message):
     (tmp_path / "l.json").write_text(content)
     with pytest.raises(InputError, match=message):
         Legend.read(tmp_path / "l.json")
+
+
+@pytest.mark.parametrize(
+    "ids", [{"categories": {-1: "plate"}}, {"categories": {65536: "plate"}}, {"other": [-1]}]
+)
+def test_ids_are_values_that_a_pixel_may_have(ids):
+    with pytest.raises(ValidationError, match=r"no value of a pixel.* 0 and 65535"):
+        MapFolder(**{"folder": "maps", "categories": {1: "road"}} | ids)
 
 
 def test_cocos_own_list_of_categories_is_found(tmp_path):
