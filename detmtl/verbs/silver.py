@@ -48,6 +48,7 @@ from detmtl.verbs.options import (
     gold_maps,
     gold_tags,
     label_space,
+    refuse_given,
     writable,
     yaml_value,
 )
@@ -85,7 +86,9 @@ def audit_verb(args: argparse.Namespace) -> None:
     if args.html:
         require()
     stores = _stores(args)
-    if of_one_task(stores) != "boxes":
+    task = of_one_task(stores)
+    _refuse_idle(args, task)
+    if task != "boxes":
         alone, gold = _others(args, stores, args.set)
         _refuse_seen(args, gold, LabelSpace.of(["object"]))
         _stop_at_gates(args.store, judge_each_other(alone, gold, Console(), args.html))
@@ -105,6 +108,25 @@ def audit_verb(args: argparse.Namespace) -> None:
     for path in files:
         Console(soft_wrap=True).print(str(path), markup=False)
     _stop_at_gates(args.store, problems)
+
+
+_OF_OTHERS = {
+    "boxes": ("maps", "categories", "tags"),
+    "maps": ("annotations", "tags", "format"),
+    "tags": ("annotations", "maps", "categories", "format"),
+}
+"""What a store holds -> options of `audit` and `select` that are of other labels."""
+
+
+def _refuse_idle(args: argparse.Namespace, task: str) -> None:
+    """Refuses options that would do nothing to a store of a task's labels."""
+    names = [name for name in _OF_OTHERS[task] if hasattr(args, name)]
+    refuse_given(
+        args, names, f"would change nothing, since {args.store} holds {task}; leave it out"
+    )
+    if not args.classes:
+        why = "is of --classes, which is not given; give it, too, or leave it out"
+        refuse_given(args, ["drop_unmapped"], why)
 
 
 def _stores(args: argparse.Namespace) -> list[Store]:
@@ -164,6 +186,7 @@ def select_verb(args: argparse.Namespace) -> None:
     """Turns a store into labels that other tools read."""
     stores = _stores(args)
     task = of_one_task(stores)
+    _refuse_idle(args, task)
     if task != "boxes":
         alone, pool = _others(args, stores, args.set)
         judged = pool.maps is not None or pool.tags is not None
@@ -182,7 +205,10 @@ def select_verb(args: argparse.Namespace) -> None:
     space = label_space(args, None, _names(stores))
     policy = checked_values(SelectionSettings, assignments(args.set), "--set")
     labels, checked = stores, None
-    if args.annotations:
+    if args.annotations is None:
+        why = "is of --annotations, which is not given; give it, too, or leave it out"
+        refuse_given(args, ["images", "faults"], why)
+    else:
         gold = coco_source(args, space, cache_of(args.store))
         labels, checked = fused_labels(stores, gold, space, policy)
     chosen = select(labels, None, space, policy, checked)

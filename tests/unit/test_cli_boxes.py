@@ -30,3 +30,25 @@ def test_what_select_wrote_is_no_gold(tmp_path, capsys):
     for words in (["audit", *asked], ["select", *asked, "--out", tmp_path / "again.json"]):
         assert main([str(word) for word in words]) == 2
         assert "source 'silver': a model wrote its labels" in capsys.readouterr().err
+
+
+def test_options_that_would_change_nothing_are_refused(tmp_path, capsys):
+    source = gold(pictures(tmp_path / "p", 2), [(0, A, 0, 0)])
+    write_coco_annotations(tmp_path / "gold.json", source)
+    store_of(tmp_path / "store", ("person", "car"), source, [[(A, 0, 0.9)], []])
+    select = ["select", "--store", tmp_path / "store", "--out", tmp_path / "out.json"]
+    audit = ["audit", "--store", tmp_path / "store", "--images", tmp_path / "p"]
+    audit += ["--annotations", tmp_path / "gold.json"]
+    for words, told in (
+        ([*select, "--maps", "m"], "--maps: would change nothing, since"),
+        ([*audit, "--maps", "m", "--categories", "c"], "--maps, --categories: would change"),
+        ([*audit, "--tags", "t"], "--tags: would change nothing"),
+        (
+            [*select, "--images", tmp_path / "p"],
+            "--images: is of --annotations, which is not given",
+        ),
+        ([*select, "--faults", "drop"], "--faults: is of --annotations"),
+    ):
+        assert main([str(word) for word in words]) == 2
+        assert told in capsys.readouterr().err
+    assert not (tmp_path / "out.json").exists()

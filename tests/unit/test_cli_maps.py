@@ -75,3 +75,20 @@ def test_mistakes(words, tmp_path, capsys):
     assert "--images is needed" in capsys.readouterr().err
     assert _run("select", *pool, "--out", tmp_path / "o", "--set", "confidense=1") == 2
     assert "confidense" in capsys.readouterr().err
+
+
+def test_options_that_would_change_nothing_are_refused(words, tmp_path, capsys):
+    pool, _, _ = words
+    select, audit = ("select", *pool, "--out", tmp_path / "o"), ("audit", *pool)
+    for option in (
+        (*select, "--format", "voc"),
+        (*select, "--annotations", "gold.json"),
+        (*audit, "--annotations", "gold.json"),
+        (*audit, "--tags", "gold.json"),
+    ):
+        assert _run(*option) == 2
+        told = capsys.readouterr().err
+        assert f"{option[-2]}: would change nothing, since" in told and "holds maps" in told
+    assert _run(*select, "--drop-unmapped") == 2
+    assert "--drop-unmapped: is of --classes" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
