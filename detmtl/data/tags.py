@@ -76,8 +76,7 @@ class TagFile(Settings):
         space = classes.label_space()
         names = data["tags"]
         found = space.class_of(names, f"{path}: tags")
-        rows = {row["file_name"]: row for row in data["images"] if "tags" in row}
-        problems: list[str] = []
+        rows, problems = _rows(data["images"], path)
         targets = np.zeros((len(pictures), len(space)), np.float32)
         weights = np.zeros((len(pictures), len(space)), np.float32)
         present = np.zeros(len(pictures), dtype=bool)
@@ -243,6 +242,21 @@ def _object(path: Path) -> dict[str, Any]:
     if problems:
         raise InputError(problems)
     return data
+
+
+def _rows(images: Sequence[Any], path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Returns file name -> row, of the rows of `images` that have tags, and a sentence for each picture of
+    which several do: which of them is right, nobody can tell."""
+    places: dict[str, list[int]] = {}
+    for i, row in enumerate(images):
+        if "tags" in row:
+            places.setdefault(row["file_name"], []).append(i)
+    problems = [
+        f"{path}: {name} has tags in the images at positions {', '.join(map(str, at))}; keep one of them"
+        for name, at in places.items()
+        if len(at) > 1
+    ]
+    return {name: images[at[0]] for name, at in places.items()}, problems
 
 
 def _is_image(row: Any) -> bool:

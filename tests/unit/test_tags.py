@@ -81,6 +81,10 @@ def test_a_picture_without_tags_was_not_looked_at(tmp_path):
         ({"tags": ["night"], "images": [], "grade": "lead"}, "is gold or silver"),
         ({"tags": ["rain", "rain"], "images": []}, "twice"),
         ({"tags": ["rain"], "images": [{}]}, "objects with file_name"),
+        (
+            {"tags": ["rain"], "images": [_row("a.jpg"), _row("b.jpg"), _row("a.jpg", "rain")]},
+            r"a\.jpg has tags in the images at positions 0, 2; keep one",
+        ),
         ({"tags": ["rain"], "images": [_row("z.jpg")]}, "tags of none of the 2 pictures"),
         ({"tags": ["fog"], "images": [_row("a.jpg")]}, "'fog' belongs to no class.*data.tags"),
         ({"tags": ["rain"], "images": [_row("a.jpg", "fog"), _row("b.jpg")]}, "tags has 'fog'"),
