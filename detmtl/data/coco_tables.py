@@ -100,7 +100,7 @@ def read_pictures(images: Sequence[Any], folder: Path, where: str, faults: Fault
         return f"{where}: image {ids[i]}"
 
     faults.add(*problems)
-    names = _names(images, bad, folder)
+    names = file_names(images, bad, folder)
     for i in positions(~bad & (np.array(names, dtype=object) == "")):
         faults.add(
             f"{name(i)}: has no 'file_name', nor the 'coco_url' of LVIS; it needs a text, the "
@@ -142,8 +142,9 @@ def read_pictures(images: Sequence[Any], folder: Path, where: str, faults: Fault
     )
 
 
-def _names(images: Sequence[Any], bad: np.ndarray, folder: Path) -> list[str]:
-    """Returns each picture's name below `folder`, "" of one that has none or is `bad`.
+def file_names(images: Sequence[Any], bad: np.ndarray, folder: Path) -> list[str]:
+    """Returns each picture's name below `folder`, "" of one that has none or is `bad` (I,), as what is no
+    JSON object has to be.
 
     LVIS (from its version 1 on) has no file names, but COCO's addresses, .../train2017/1.jpg: the
     picture is `train2017/1.jpg` where `folder` has such a folder, `1.jpg` otherwise.

@@ -1,6 +1,5 @@
 """A folder of pictures without labels."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,8 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from detmtl.data.coco_tables import file_names
 from detmtl.data.faults import Faults
 from detmtl.data.images import content_hashes, image_sizes, list_pictures
+from detmtl.data.json_file import read_in_blocks
 from detmtl.data.source import FileNames, Parsed, SourceSettings, nothing_covered
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
@@ -19,8 +20,8 @@ class FolderSource(SourceSettings):
     """All pictures below a folder, at any depth, sorted by name; nobody looked for anything in them.
 
     Attributes:
-        listed: a COCO file; only the pictures that it names are taken, and of it nothing but the names
-            is read. For folders that also hold other splits.
+        listed: a COCO file (of LVIS too, which has addresses); only the pictures that it names are taken,
+            and of it nothing but the names is read. For folders that also hold other splits.
     """
 
     kind: Literal["folder"] = "folder"
@@ -46,7 +47,7 @@ class FolderSource(SourceSettings):
                 )
         names = require_pictures(folder)
         if self.listed is not None:
-            names = _listed(names, root / self.listed, folder)
+            names = _listed(names, root / self.listed, self.listed, folder)
         sizes, problems = image_sizes([str(folder / name) for name in names])
         faults.add(*(text for _, text in problems))
         dropped = faults.settle(self.faults)
@@ -64,24 +65,29 @@ class FolderSource(SourceSettings):
         )
 
 
-def _listed(names: list[str], file: Path, folder: Path) -> list[str]:
-    """Returns those of `names` that a COCO file names.
+def _listed(names: list[str], file: Path, where: str, folder: Path) -> list[str]:
+    """Returns those of `names` that a COCO file names; `where` it is, for sentences.
 
     Raises:
         InputError: the file is missing or no COCO file, or names pictures that are not there.
     """
-    try:
-        images = json.loads(file.read_bytes())["images"]
-        wanted = {os.path.normpath(image["file_name"]) for image in images}
-    except (OSError, ValueError, KeyError, TypeError) as problem:
+    # The annotations, nearly all of such a file, are passed over block by block.
+    data = read_in_blocks(file, where, "annotations", lambda rows: None)
+    images = data.get("images") if isinstance(data, dict) else None
+    if not isinstance(images, list):
+        raise InputError(f"{where}: has no list 'images'; `listed` needs a COCO file")
+    bad = np.array([not isinstance(image, dict) for image in images], dtype=bool)
+    found = file_names(images, bad, folder)
+    if "" in found:
         raise InputError(
-            f"{file}: cannot be read as a COCO file ({type(problem).__name__}: {problem}); `listed` "
-            "needs one whose `images` have a `file_name` each"
-        ) from None
+            f"{where}: image at position {found.index('')}: has no 'file_name', nor the 'coco_url' of LVIS; "
+            "`listed` needs the name of each"
+        )
+    wanted = {os.path.normpath(name) for name in found}
     missing = sorted(wanted - set(names))
     if missing:
         raise InputError(
-            f"{file}: names {len(missing)} pictures that {folder} does not have, such as {missing[0]}"
+            f"{where}: names {len(missing)} pictures that {folder} does not have, such as {missing[0]}"
         )
     return [name for name in names if name in wanted]
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import tracemalloc
 import warnings
 from dataclasses import replace
 
@@ -250,9 +251,39 @@ def test_a_folder_takes_the_pictures_that_a_file_lists(tmp_path):
     assert len(load("b.png")) == 1  # another list is no old cache
     with pytest.raises(InputError, match=r"names 1 pictures .* such as d.png"):
         load("a.png", "d.png")
-    (tmp_path / "train.json").write_text("[]")
-    with pytest.raises(InputError, match="cannot be read as a COCO file"):
-        FolderSource(images=".", listed="train.json").load("pool", tmp_path, space, cache)
+    for text, told in (
+        ("[]", "train.json: has no list 'images'"),
+        ('{"images": 3}', "train.json: has no list 'images'"),
+        (
+            '{"images": [{"file_name": "a.png"}, {"id": 2}]}',
+            "image at position 1: has no 'file_name'",
+        ),
+        ('{"images": [3]}', "image at position 0: has no 'file_name'"),
+        ("{", "train.json: is not JSON"),
+    ):
+        (tmp_path / "train.json").write_text(text)
+        with pytest.raises(InputError, match=told):
+            FolderSource(images=".", listed="train.json").load("pool", tmp_path, space, cache)
+    with pytest.raises(InputError, match=r"gone\.json: cannot be read"):
+        FolderSource(images=".", listed="gone.json").load("pool", tmp_path, space, cache)
+
+
+def test_a_list_of_lvis_has_addresses_and_its_annotations_are_not_held(tmp_path, monkeypatch):
+    for name in ("train2017/1.png", "train2017/2.png", "val2017/1.png"):
+        save_picture(tmp_path / name)
+    url = "http://images.cocodataset.org/train2017/2.png"
+    rows = [{"id": i, "bbox": [1, 1, 2, 2], "segmentation": [[0.5] * 40]} for i in range(40_000)]
+    (tmp_path / "lvis.json").write_text(
+        json.dumps({"images": [{"id": 2, "coco_url": url}], "annotations": rows})
+    )
+    monkeypatch.setattr("detmtl.data.json_file.BLOCK", 1000)
+    settings = FolderSource(images=".", listed="lvis.json")
+    tracemalloc.start()
+    source = settings.load("pool", tmp_path, LabelSpace.of(["cat"]), tmp_path / "cache")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [source.files.name(i) for i in range(len(source))] == ["train2017/2.png"]
+    assert peak < (tmp_path / "lvis.json").stat().st_size, "parsed, they need several times that"
 
 
 def test_boxes_by_people_leave_out_a_models_and_what_it_looked_for(tmp_path):
