@@ -105,13 +105,15 @@ class VocSource(SourceSettings):
     def _files(self, root: Path, faults: Faults) -> dict[str, str]:
         """Returns name without suffix -> name of the XML files to take."""
         files = list_files(root / self.annotations, {".xml"})
-        there = {os.path.splitext(name)[0]: name for name in files}
-        if not there:
+        named: dict[str, list[str]] = {}  # several where endings differ, as a.xml and a.XML do
+        for name in files:
+            named.setdefault(os.path.splitext(name)[0], []).append(name)
+        if not named:
             raise InputError(
                 f"{root / self.annotations}: there are no XML files; it needs one a picture"
             )
         if self.list is None:
-            return there
+            return self._single(named)
         try:
             lines = (root / self.list).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as problem:
@@ -119,8 +121,23 @@ class VocSource(SourceSettings):
         stems = [line.split()[0] for line in lines if line.strip()]
         if not stems:
             raise InputError(f"{self.list}: is empty; it needs the name of a picture on each line")
-        faults.add(*(f"{self.list}: '{s}' has no XML file" for s in stems if s not in there))
-        return {s: there[s] for s in stems if s in there}
+        faults.add(*(f"{self.list}: '{s}' has no XML file" for s in stems if s not in named))
+        return self._single({s: named[s] for s in stems if s in named})
+
+    def _single(self, named: dict[str, "list[str]"]) -> dict[str, str]:
+        """Returns name without suffix -> the only file of this name.
+
+        Raises:
+            InputError: a name has several; which of them is right, nobody can tell.
+        """
+        problems = [
+            f"{self.annotations}: {' and '.join(sorted(files))} are both of one picture; keep one of them"
+            for files in named.values()
+            if len(files) > 1
+        ]
+        if problems:
+            raise InputError(problems)
+        return {stem: files[0] for stem, files in named.items()}
 
     def _parsed(
         self,

@@ -151,6 +151,20 @@ def test_two_files_of_one_picture_are_refused(tmp_path, faults):
     assert load(tmp_path, list="train.txt").boxes(0).boxes.tolist() == [[0, 0, 9, 9]]
 
 
+def test_two_files_of_one_name_are_refused_whichever_is_listed(tmp_path):
+    save(tmp_path, {"a": SIZE + thing(), "b": SIZE + thing()})
+    (tmp_path / "xml" / "a.XML").write_text(f"<annotation>{SIZE}</annotation>")
+    with pytest.raises(
+        InputError, match=r"xml: a\.XML and a\.xml are both of one picture; keep one"
+    ):
+        load(tmp_path, faults="drop")
+    (tmp_path / "train.txt").write_text("b\n")
+    assert len(load(tmp_path, list="train.txt")) == 1
+    (tmp_path / "train.txt").write_text("a\nb\n")
+    with pytest.raises(InputError, match="are both of one picture"):
+        load(tmp_path, list="train.txt")
+
+
 def test_no_annotations_at_all(tmp_path):
     save(tmp_path, {"a": SIZE})
     with pytest.raises(InputError, match="xml: has no annotations at all"):
