@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 
 from detmtl.data.flat import Annotations, FileNames
-from detmtl.data.maps import FilledMaps, Maps
+from detmtl.data.maps import FilledMaps, Maps, SomeMaps
 from detmtl.data.source import Source
 from detmtl.data.tags import BoxTags, Tags
 from detmtl.silver.overlay import OverlaySettings, overlay
@@ -130,7 +130,7 @@ def given_gold(pool: Source, others: Sequence[Source]) -> tuple[Source, list[str
 
 def given_dense(pool: Source, others: Sequence[Source], kinds: Collection[str]) -> Source:
     """Returns a pool whose pictures have the maps and the tags that people gave them as pictures of other
-    sources.
+    sources, before those of a model that it came with.
 
     Args:
         pool: pictures that a model labels.
@@ -142,20 +142,42 @@ def given_dense(pool: Source, others: Sequence[Source], kinds: Collection[str]) 
         place = {content_hash: i for i, content_hash in enumerate(other.hashes())}
         at = np.array([place.get(h, -1) for h in hashes], dtype=np.int64)
         if "maps" in kinds and isinstance(other.maps, Maps):
-            own = np.zeros(len(pool), bool) if pool.maps is None else pool.maps.present()
+            own = np.zeros(len(pool), bool) if pool.maps is None else pool.maps.by_people()
             theirs = other.maps.by_people()
             new = (at >= 0) & ~own & theirs[at]
             names = [other.maps.files[at[i]] if new[i] else "" for i in range(len(pool))]
             if new.any():
                 more = replace(other.maps, files=FileNames.of("/", names))
-                maps = more if pool.maps is None else FilledMaps(pool.maps, more)
-                pool = replace(pool, maps=maps)
+                people, by_model = parted(pool.maps)
+                pool = replace(pool, maps=stacked(people, more, by_model))
         if "tags" in kinds and isinstance(other.tags, Tags):
             new = (at >= 0) & other.tags.by_people()[at]
             theirs = replace(other.tags.take(at), present=new)
             if new.any() and not isinstance(pool.tags, BoxTags):
-                pool = replace(pool, tags=theirs if pool.tags is None else pool.tags.filled(theirs))
+                tags = theirs
+                if pool.tags is not None:
+                    people = replace(pool.tags, present=pool.tags.by_people())
+                    tags = people.filled(theirs).filled(pool.tags)
+                pool = replace(pool, tags=tags)
     return pool
+
+
+def parted(maps: SomeMaps | None) -> tuple[SomeMaps | None, Maps | None]:
+    """Returns a pool's maps that people made, its own or those that `given_dense` gave it, and those of a
+    model that it came with; None where it has none."""
+    if isinstance(maps, FilledMaps) and maps.second.grade != Grade.GOLD:
+        return maps.first, maps.second
+    if isinstance(maps, Maps) and maps.grade != Grade.GOLD:
+        return None, maps
+    return maps, None
+
+
+def stacked(first: SomeMaps | None, *others: Maps | None) -> SomeMaps | None:
+    """Returns the maps of pictures, of each the first that there is; None: there are none at all."""
+    for other in others:
+        if other is not None:
+            first = other if first is None else FilledMaps(first, other)
+    return first
 
 
 def _by_people(pool: Source) -> Source:

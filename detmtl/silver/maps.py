@@ -28,6 +28,7 @@ from detmtl.data.maps import (
 )
 from detmtl.data.source import Source
 from detmtl.silver.audit import audit_folder
+from detmtl.silver.held_out import parted, stacked
 from detmtl.silver.map_audit import SCHEMA, MapAudit, Tally
 from detmtl.silver.map_measures import MapMeasures
 from detmtl.silver.map_policy import MapPolicy, MapSelection, Meaning, confidence_of
@@ -181,13 +182,8 @@ def with_silver_maps(pool: Source, folder: Path, classes: MapClasses) -> Source:
     written = MapFolder(folder="maps", categories="legend.json", missing="absent")
     names = MapClasses(classes=list(classes.label_space().names))
     silver = written.load(pool.files, folder, names, f"silver of source '{pool.name}'")
-    if pool.maps is None:
-        maps: SomeMaps = silver
-    elif isinstance(pool.maps, Maps) and not pool.maps.by_people().any():
-        maps = FilledMaps(silver, pool.maps)
-    else:
-        maps = FilledMaps(pool.maps, silver)
-    return replace(pool, maps=maps, grade=Grade.SILVER)
+    people, by_model = parted(pool.maps)
+    return replace(pool, maps=stacked(people, silver, by_model), grade=Grade.SILVER)
 
 
 def _chosen(

@@ -16,6 +16,7 @@ from detmtl.data.flat import FileNames
 from detmtl.data.joined import joined
 from detmtl.data.maps import FilledMaps, MapClasses, MapFolder
 from detmtl.silver.calibration import cross_fitted
+from detmtl.silver.held_out import given_dense
 from detmtl.silver.map_audit import MOST, MapAudit, observations
 from detmtl.silver.map_measures import MapMeasures
 from detmtl.silver.map_policy import MapSelection, Meaning
@@ -150,6 +151,35 @@ def test_maps_that_another_model_wrote_give_way(tmp_path):
     first, second = silver.labels(0)["maps"], silver.labels(1)["maps"]
     assert (first.classes == PERSON).all() and (second.classes == SKY).all()
     assert not silver.maps.by_people().any() and len(silver.maps.paths()) == 2
+
+
+def test_people_s_maps_of_other_sources_come_first_and_another_model_s_last(tmp_path):
+    source = pictures(tmp_path / "p", 4)
+    for name in ("old", "elsewhere", "own"):
+        (tmp_path / name).mkdir()
+    maps = _gold(tmp_path / "old", source, [halves(3, 3)] * 4).maps
+    old = replace(_without(maps, 2), grade=int(Grade.SILVER))
+    people = _gold(tmp_path / "elsewhere", source, [halves(4, 4)] * 4)
+    one, two = (replace(people, maps=_without(people.maps, *w)) for w in ((0, 2, 3), (0, 3)))
+    given = given_dense(replace(source, maps=old), [one, two], ["maps"])
+    assert given.maps.by_people().tolist() == [False, True, True, False]
+    assert given.maps.present().all() and len(given.maps.paths()) == 4
+    silver = _select(tmp_path, given, [halves(2, 2)] * 3)
+    found = [silver.labels(i)["maps"] for i in range(4)]
+    assert [labels.classes.unique().tolist() for labels in found] == [
+        [VEHICLE], [REST], [REST], [SKY],
+    ]  # fmt: skip
+    assert [int(labels.grade) for labels in found] == [1, 0, 0, 1]
+    own = _without(_gold(tmp_path / "own", source, [halves(1, 1)] * 4).maps, 0, 2)
+    given = given_dense(replace(source, maps=own), [two], ["maps"])
+    again = _select(tmp_path, given, [halves(2, 2)] * 3)
+    shown = [again.labels(i)["maps"].classes.unique().tolist() for i in range(4)]
+    assert shown == [[VEHICLE], [PERSON], [REST], [PERSON]]
+
+
+def _without(maps, *which):
+    names = ["" if i in which else maps.files[i] for i in range(len(maps.files))]
+    return replace(maps, files=FileNames.of("/", names))
 
 
 @pytest.mark.parametrize("seen", [1, 2])

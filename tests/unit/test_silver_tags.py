@@ -8,6 +8,7 @@ from silver_stand_ins import gold, pictures
 
 from detmtl.data.tags import BoxTags, TagClasses, Tags
 from detmtl.silver.card import TeacherCard
+from detmtl.silver.held_out import given_dense
 from detmtl.silver.tag_policy import TagMeaning, TagSelection
 from detmtl.silver.tags import audit_tags, measure_tags, select_tags, with_silver_tags
 from detmtl.silver.thresholds import AtPrecision, AtProbability
@@ -132,6 +133,20 @@ def test_people_s_tags_stay(tmp_path):
     first, second = silver.labels(0)["tags"], silver.labels(1)["tags"]
     assert first.targets.tolist() == [0, 0, 0] and first.grade == Grade.GOLD
     assert second.targets.tolist() == [1, 1, 0] and second.grade == Grade.SILVER
+
+
+def test_people_s_tags_of_other_sources_come_first_and_another_model_s_last(tmp_path):
+    source = pictures(tmp_path / "p", 4)
+    ones = np.ones((4, 3), np.float32)
+    silver, gold = np.ones(4, np.uint8), np.zeros(4, np.uint8)
+    old = Tags(np.eye(3, dtype=np.float32)[[2] * 4], ones, np.array([1, 1, 0, 1], bool), silver)
+    people = Tags(0 * ones, ones, np.array([0, 1, 1, 0], bool), gold)
+    given = given_dense(replace(source, tags=old), [replace(source, tags=people)], ["tags"])
+    assert given.tags.by_people().tolist() == [False, True, True, False]
+    store = _store(tmp_path, source, [[0.9, 0.9, 0.9]] * 3)
+    found = [_select(store, given, TagSelection()).labels(i)["tags"] for i in range(4)]
+    assert [tags.targets.tolist() for tags in found] == [[1, 1, 0], [0] * 3, [0] * 3, [0, 0, 1]]
+    assert [tags.grade for tags in found] == [1, 0, 0, 1]
 
 
 def _audited(tmp_path, targets, scores, settings=PLAIN, **kwargs):
