@@ -183,12 +183,15 @@ class PaddedDetails(Tensors):
         masks: (B, M, S, S) uint8; `NO_MASK` in the padding.
         learned: the kinds of which some box that counts has something to learn from: found out while the
             labels are on the CPU, since asking a GPU means waiting for it.
+        attribute_names, keypoint_names: see `Details`.
     """
 
     attributes: Tensor | None = None
     keypoints: Tensor | None = None
     masks: Tensor | None = None
     learned: tuple[str, ...] = KINDS
+    attribute_names: tuple[str, ...] = ()
+    keypoint_names: tuple[str, ...] = ()
 
     def known(self, kind: str) -> Tensor | None:
         """Returns (B, M) bool: of which boxes something of a kind is known; None if of none."""
@@ -202,7 +205,11 @@ class PaddedDetails(Tensors):
     def unpadded(self, picture: int, rows: Tensor) -> Details:
         """Returns the details of a picture's boxes, its rows (M,) bool."""
         of_kinds = {kind: getattr(self, kind) for kind in KINDS}
-        return Details(**{k: x[picture][rows] for k, x in of_kinds.items() if x is not None})
+        return Details(
+            **{k: x[picture][rows] for k, x in of_kinds.items() if x is not None},
+            attribute_names=self.attribute_names,
+            keypoint_names=self.keypoint_names,
+        )
 
 
 def pad_details(
@@ -223,6 +230,8 @@ def pad_details(
         attributes=_padded([d and d.attributes for d in details], most, -1),
         keypoints=_padded([d and d.keypoints for d in details], most, 0),
         masks=_padded([d and d.masks for d in details], most, NO_MASK),
+        attribute_names=next((d.attribute_names for d in given if d.attribute_names), ()),
+        keypoint_names=next((d.keypoint_names for d in given if d.keypoint_names), ()),
     )
     known = {kind: of for kind in KINDS if (of := out.known(kind)) is not None and bool(of.any())}
     if not known:

@@ -16,6 +16,7 @@ from detmtl.data.coco import write_coco_annotations
 from detmtl.data.details import DetailClasses, mirror_partners
 from detmtl.data.loader import evaluation_batches
 from detmtl.data.outlines import decoded, encoded, filled, masks_within, packed, traced, with_masks
+from detmtl.engine.drawing import draw
 from detmtl.structures.details import MASK_SIDE, NO_MASK, Details, Outlines
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Ignore, PaddedBoxes, pad_boxes
@@ -256,6 +257,20 @@ def test_batches_pad_with_unknown():
     back = padded.unpadded([[9, 9]] * 4)
     assert back[0].details.attributes.tolist() == [[1], [-1]] and back[1] is None
     assert len(back[3].details.attributes) == 3
+
+
+def test_names_come_back_from_a_batch_so_that_truth_is_drawn_with_them():
+    names = {"attribute_names": ("color/red", "color/blue"), "keypoint_names": ("man/nose",)}
+    known = _labels(1, attributes=torch.tensor([[1]]), keypoints=torch.ones(1, 1, 3), **names)
+    known = replace(known, boxes=torch.tensor([[8.0, 32, 90, 60]]))
+    (back, _) = pad_boxes([known, BoxLabels.empty(2)]).unpadded([[9, 9]] * 2)
+    assert {name: getattr(back.details, name) for name in names} == names
+    drawn, bare = (
+        draw(torch.zeros(3, 64, 96, dtype=torch.uint8), x, ["man", "cup"])
+        for x in (back, replace(back, details=None))
+    )
+    whole = draw(torch.zeros(3, 64, 96, dtype=torch.uint8), known, ["man", "cup"])
+    assert torch.equal(drawn, whole) and not torch.equal(drawn[:, :30], bare[:, :30])
 
 
 def test_what_is_nowhere_known_is_not_there():

@@ -120,8 +120,9 @@ def make_source(folder: Path, rich: bool) -> Source:
     )
 
 
-YOUNGER = ("some", "some_other", "learned", "seeds")
-"""Fields that are younger than the digests; they follow from the others or from step and slot."""
+YOUNGER = ("some", "some_other", "learned", "seeds", "attribute_names", "keypoint_names")
+"""Fields that are younger than the digests; they follow from the others, from the settings or from step and
+slot."""
 
 
 def feed(digest, value) -> None:
