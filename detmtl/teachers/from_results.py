@@ -4,6 +4,7 @@ Letters: N boxes of all pictures, I pictures that have some.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -232,11 +233,15 @@ class ResultsTeacherSettings(LookedUpSettings):
         else:
             where = str(about_file)
             try:
-                names = {int(c["id"]): str(c["name"]) for c in about["categories"]}
+                rows = [(int(c["id"]), str(c["name"])) for c in about["categories"]]
             except (KeyError, TypeError, ValueError) as problem:
                 raise InputError(
                     f"{where}: needs categories, a list of id and name; {problem} is missing or wrong"
                 ) from None
+            names = dict(rows)
+            if len(names) < len(rows):
+                number = Counter(number for number, _ in rows).most_common(1)[0][0]
+                raise InputError(f"{where}: two categories have the id {number}; give each its own")
         found = list(names.values())
         twice = sorted({n for n in found if found.count(n) > 1 or not n})
         if twice or not names:
@@ -248,18 +253,37 @@ class ResultsTeacherSettings(LookedUpSettings):
 
 
 def _listed(about: Any, where: Path) -> Pictures:
-    """Returns the pictures of an annotation file."""
+    """Returns the pictures of an annotation file.
+
+    Raises:
+        InputError: something is missing, or what should tell pictures apart does not: boxes would be lost.
+    """
     try:
-        names = {str(row["file_name"]): int(row["id"]) for row in about["images"]}
-        sizes = {int(row["id"]): (row["height"], row["width"]) for row in about["images"]}
+        rows = [
+            (str(row["file_name"]), int(row["id"]), (row["height"], row["width"]))
+            for row in about["images"]
+        ]
     except (KeyError, TypeError, ValueError, OverflowError) as problem:
         raise InputError(
             f"{where}: needs images (id, file_name, height, width); {problem} is missing or wrong"
         ) from None
-    wide = [i for i in names.values() if not -(2**63) <= i < 2**63]
+    wide = [i for _, i, _ in rows if not -(2**63) <= i < 2**63]
     if wide:
         raise InputError(f"{where}: the image id {wide[0]} has more than 64 bits; give others")
-    return Pictures(names, sizes, loose=False)
+    problems = [
+        f"{where}: the file_name '{name}' stands in {count} images; list each picture once"
+        for name, count in Counter(name for name, _, _ in rows).items()
+        if count > 1
+    ]
+    problems += [
+        f"{where}: {count} images have the id {number}; give each its own"
+        for number, count in Counter(number for _, number, _ in rows).items()
+        if count > 1
+    ]
+    if problems:
+        raise InputError(problems)
+    names = {name: number for name, number, _ in rows}
+    return Pictures(names, {number: size for _, number, size in rows}, loose=False)
 
 
 class _Reader:
@@ -286,9 +310,12 @@ class _Reader:
         self._by_name: dict[str, int] = {}
         self.pictures = pictures or Pictures(self._by_name, None, loose=True)
         if pictures is not None:
+            # Of results, perhaps without the ending, where that tells which picture is meant.
+            stems = [str(PurePosixPath(name).with_suffix("")) for name in pictures.names]
+            counts = Counter(stems)
+            numbers = zip(stems, pictures.names.values(), strict=True)
+            self._by_name |= {stem: n for stem, n in numbers if counts[stem] == 1}
             self._by_name |= pictures.names
-            for name, number in pictures.names.items():  # of results, perhaps without the ending
-                self._by_name.setdefault(str(PurePosixPath(name).with_suffix("")), number)
         self._count = 0
         self._problems: list[str] = []
         self._images = [np.zeros(0, np.int64)]

@@ -59,6 +59,25 @@ def test_of_equal_base_names_the_longest_path_wins(tmp_path):
     assert ask(load(tmp_path), "/x/sub/a.jpg", 10, 10).scores.tolist() == pytest.approx([0.6])
 
 
+def test_pictures_and_categories_that_nothing_tells_apart_are_refused(tmp_path):
+    """Of two with one name, or one id, the boxes of one would be lost."""
+    first = ABOUT["images"][0]
+    for more, told in (
+        (first | {"id": 6}, "the file_name 'a.jpg' stands in 2 images; list each picture once"),
+        (first | {"file_name": "b.jpg"}, "2 images have the id 5; give each its own"),
+    ):
+        with pytest.raises(InputError, match=told):
+            load(tmp_path, about=ABOUT | {"images": [*ABOUT["images"], more]})
+    categories = [*ABOUT["categories"], {"id": 7, "name": "fox"}]
+    with pytest.raises(InputError, match="two categories have the id 7"):
+        load(tmp_path, about=ABOUT | {"categories": categories})
+    both = ABOUT | {"images": [*ABOUT["images"], first | {"id": 6, "file_name": "a.png"}]}
+    results = [RESULTS[0] | {"image_id": "a"}]
+    with pytest.raises(InputError, match="image_id 'a' is no image of the annotation file"):
+        load(tmp_path, results, both)
+    assert len(ask(load(tmp_path, results), "a.jpg", 20, 30)) == 1
+
+
 def test_a_picture_without_results_is_empty_but_an_unknown_one_an_error(tmp_path):
     teacher = load(tmp_path)
     assert len(ask(teacher, "/x/empty.jpg", 8, 8)) == 0
