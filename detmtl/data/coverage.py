@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from detmtl.data.flat import Annotations, FileNames
+from detmtl.data.flat import FileNames
 from detmtl.data.parsed import Parsed
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
@@ -42,20 +42,8 @@ def keep_classes(parsed: Parsed, kept: np.ndarray, covered: bool) -> Parsed:
     """
     a = parsed.annotations
     assert a is not None
-    rows = np.flatnonzero(kept[a.classes])
-    annotations = Annotations.of(
-        num_images=len(parsed.ids),
-        image=a.image_index()[rows],
-        boxes=a.boxes[rows],
-        classes=a.classes[rows],
-        scores=a.scores[rows],
-        weights=a.weights[rows],
-        ignore=a.ignore[rows],
-        grade=a.grade[rows],
-        details=None if a.details is None else a.details.take(rows),
-    )
     coverage = parsed.coverage if covered else parsed.coverage * kept.astype(np.float32)
-    return replace(parsed, annotations=annotations, coverage=coverage)
+    return replace(parsed, annotations=a.where(kept[a.classes]), coverage=coverage)
 
 
 def cover_pictures(parsed: Parsed, path: Path, where: str, classes: LabelSpace) -> Parsed:

@@ -15,6 +15,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from pydantic import model_validator
 
+from detmtl.data.coverage import class_mask
 from detmtl.data.flat import FileNames, Flat
 from detmtl.data.json_file import read_json
 from detmtl.structures.classes import LabelSpace
@@ -130,7 +131,7 @@ class MapFolder(Settings):
         codes = classes.codes(legend.categories.values(), f"{where}: maps.categories")
         coverage = _coverage(legend, codes, space)
         if self.covers is not None:
-            coverage = _covered(self.covers, space, where)
+            coverage = class_mask(self.covers, space, f"{where}: maps.covers").astype(np.float32)
         return Maps(
             files=files,
             lookup=_lookup(legend, codes),
@@ -493,17 +494,6 @@ def _coverage(legend: Legend, codes: Sequence[int], space: LabelSpace) -> np.nda
         if c != UNKNOWN and legend.coverage:
             coverage[c] = min(coverage[c], legend.coverage.get(i, 1.0))
     return coverage
-
-
-def _covered(covers: Sequence[str], space: LabelSpace, where: str) -> np.ndarray:
-    problems = [
-        f"{where}: maps.covers names '{name}', which is no class of data.maps"
-        for name in covers
-        if name not in space.names
-    ]
-    if problems:
-        raise InputError(problems)
-    return np.array([name in covers for name in space.names], dtype=np.float32)
 
 
 def _lookup(legend: Legend, codes: Sequence[int]) -> np.ndarray:

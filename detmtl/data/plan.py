@@ -23,7 +23,6 @@ class PlanRow:
     Attributes:
         source, grade, pictures: its name, grade and size.
         drawn: pictures drawn from it in the whole run.
-        per_step: the same divided by the steps.
         passes: the same divided by its pictures.
         most: how often its most repeated picture is drawn.
         share: of all pictures drawn, in [0, 1].
@@ -37,7 +36,6 @@ class PlanRow:
     grade: Grade
     pictures: int
     drawn: int
-    per_step: float
     passes: float
     most: int
     share: float
@@ -77,7 +75,6 @@ class PlanRow:
             grade=source.grade,
             pictures=len(source),
             drawn=drawn,
-            per_step=drawn / steps,
             passes=passes,
             most=most,
             share=drawn / (steps * batch_size),

@@ -214,7 +214,7 @@ def test_check_prints_names_with_brackets(tmp_path, capsys, name):
 
 
 def test_plan_and_summary_print_names_with_brackets(tmp_path):
-    row = PlanRow("[/x]", Grade.GOLD, 1, 1, 1, 1, 1, 1, (1, 1), 1, "source '[/x]' is repeated")
+    row = PlanRow("[/x]", Grade.GOLD, 1, 1, 1, 1, 1, (1, 1), 1, "source '[/x]' is repeated")
     summary = Summary({"[t]/AP": 0.5}, {"scores": tmp_path / "[/v2]"}, "val", "gold")
     console = Console(width=300, record=True, file=StringIO())
     for table in (plan_table("Mix", [row], ["note [/n]"]), *summary.tables()):

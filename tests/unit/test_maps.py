@@ -79,7 +79,7 @@ def test_a_required_map_that_is_missing_is_refused(root):
         ({"folder": "images/sub"}, "none of its 3 pictures has a map"),
         ({"categories": "none.json"}, "cannot be read"),
         ({"categories": {1: "person", 3: "kar"}}, "'kar' belongs to no class.*data.maps"),
-        ({"covers": ["tree"]}, "covers names 'tree'"),
+        ({"covers": ["persn"]}, r"covers names 'persn', which is no class \(nearest: 'person'\)"),
         ({"other": [3]}, "keep one meaning"),
     ],
 )

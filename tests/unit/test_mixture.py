@@ -89,7 +89,6 @@ def test_the_plan_is_what_is_drawn(name, steps):
         assert row.drawn == drawn[s]
         assert row.most == max((n for (k, _), n in pictures.items() if k == s), default=0)
         assert row.pictures == len(mix.sources[s])
-        assert row.per_step == pytest.approx(drawn[s] / steps)
         assert row.passes == pytest.approx(drawn[s] / row.pictures)
         assert row.share == pytest.approx(drawn[s] / (8 * steps))
         assert row.loss_share == pytest.approx(loss[s])
