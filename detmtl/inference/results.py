@@ -47,11 +47,11 @@ def predict_to_files(
     """Predicts everything in `sources` and writes `out`/drawn/..., `out`/results.json and, where the model
     has such a task, `out`/<task>/... with a map of each picture and `legend.json`.
 
-    The results file is a COCO annotation file with a `score` for each annotation; it can be scored,
-    looked at with COCO tools, or trained on as silver; tags stand with the images, and those that two
-    tasks have in common as `task/name`. `file_name` is relative to the folder that all sources have in
-    common; a frame of a video has the video's name and its number, `frame`. The map of `a/b.jpg` is
-    `<task>/a/b.png`.
+    The results file is a COCO annotation file with a `score` for each annotation; it can be scored
+    (`evaluate --detections`), looked at with COCO tools, or trained on as silver; tags stand with the
+    images, and those that two tasks have in common as `task/name`. `file_name` is relative to the folder
+    that all sources have in common; a frame of a video has the video's name and its number, `frame`. The
+    map of `a/b.jpg` is `<task>/a/b.png`.
 
     Args:
         predictor: from `load_predictor`.

@@ -19,7 +19,8 @@ import numpy as np
 
 from detmtl.data.json_file import garbage_kept
 from detmtl.metrics.box_arrays import Boxes, joined
-from detmtl.metrics.coco_files import read_annotations, read_results
+from detmtl.metrics.coco_files import read_annotations
+from detmtl.metrics.coco_results import read_results
 from detmtl.metrics.f1 import f1
 from detmtl.structures.boxes import xyxy_to_xywh
 from detmtl.structures.errors import missing_package
@@ -98,7 +99,9 @@ class CocoMetric:
 def evaluate_files(
     detections: Path, annotations: Path, backend: Backend = "auto"
 ) -> dict[str, float]:
-    """Scores a COCO results file against a COCO annotation file; names, and what counts, as `CocoMetric`'s.
+    """Scores a COCO results file, or one that `predict` wrote, against a COCO annotation file.
+
+    Names, and what counts, are as `CocoMetric`'s.
 
     pycocotools counts a box of truth with annotation id 0 as never found; here ids don't matter.
 

@@ -1,4 +1,4 @@
-"""COCO annotation and results files as flat arrays, checked.
+"""COCO annotation files as flat arrays, checked; and what results files share with them.
 
 Letters: I pictures, K categories.
 """
@@ -29,12 +29,14 @@ class Truth:
     Attributes:
         boxes: of truth, with the file's ids.
         image_ids: (I,) in the file's order.
+        pictures: the JSON object of each.
         names: category id -> name, in the file's order.
         coverage: (I, K) or (1, K) in [0, 1], in these orders, see `BoxLabels`.
     """
 
     boxes: Boxes
     image_ids: list[int]
+    pictures: list[dict[str, Any]]
     names: dict[int, str]
     coverage: np.ndarray
 
@@ -61,32 +63,33 @@ def read_annotations(path: Path) -> Truth:
     Raises:
         InputError: every problem found.
     """
-    content = _read_json(path)
-    if not _has_lists(content):
+    content = read_json(path)
+    if not has_lists(content):
         raise InputError(
             f"{path}: not a COCO annotation file; it needs the lists images, annotations, categories"
         )
     problems: list[str] = []
-    image_ids = _ids(content["images"], f"{path}: images", problems)
-    category_ids = _ids(content["categories"], f"{path}: categories", problems)
-    names = _names(content["categories"], category_ids, str(path), problems)
-    boxes = _columns(content["annotations"], str(path), "annotation", False, problems)
+    image_ids = ids_of(content["images"], f"{path}: images", problems)
+    category_ids = ids_of(content["categories"], f"{path}: categories", problems)
+    names = names_of(content["categories"], category_ids, str(path), problems)
+    boxes = columns_of(content["annotations"], str(path), "annotation", False, problems)
     if not problems:
-        _check_known(boxes, image_ids, category_ids, str(path), "annotation", problems)
+        check_known(boxes, image_ids, category_ids, str(path), "annotation", problems)
     if not problems:
         coverage = _coverage(content, boxes, image_ids, names, str(path), problems)
         if not problems:
-            return Truth(boxes, image_ids, names, coverage)
+            return Truth(boxes, image_ids, content["images"], names, coverage)
     raise InputError(problems)
 
 
-def _has_lists(content: Any) -> bool:
+def has_lists(content: Any) -> bool:
+    """Returns whether a file's content is an object with the lists of an annotation file."""
     return isinstance(content, dict) and all(
         isinstance(content.get(k), list) for k in ("images", "annotations", "categories")
     )
 
 
-def _names(listed: list[Any], ids: list[int], where: str, problems: list[str]) -> dict[int, str]:
+def names_of(listed: list[Any], ids: list[int], where: str, problems: list[str]) -> dict[int, str]:
     """Returns category id -> name; one without a name is called by its id."""
     names = {
         i: str(c.get("name", i)) for i, c in zip(ids, listed, strict=False) if isinstance(c, dict)
@@ -117,49 +120,12 @@ def _coverage(
     return coverage
 
 
-def read_results(path: Path, truth: Truth) -> Boxes:
-    """Returns all detections, with the ids of the annotation file; none at all are fine.
-
-    A result may have a `category_name`, as those of our own runs do; it must be the name that the
-    annotation file gives to its `category_id`.
-
-    Args:
-        path: the results file.
-        truth: the annotation file.
+def read_json(path: Path) -> Any:
+    """Returns what a file holds.
 
     Raises:
-        InputError: every problem found.
+        InputError: it cannot be read, or is not JSON.
     """
-    content = _read_json(path)
-    if not isinstance(content, list):
-        raise InputError(
-            f"{path}: not a COCO results file; it is a list of objects with image_id, category_id, "
-            "bbox [x, y, width, height] and score"
-        )
-    problems: list[str] = []
-    boxes = _columns(content, str(path), "result", True, problems)
-    if not problems:
-        _check_known(boxes, truth.image_ids, list(truth.names), str(path), "result", problems)
-        problems += _renamed(content, truth.names, str(path))
-    if problems:
-        raise InputError(problems)
-    return boxes
-
-
-def _renamed(entries: list[Any], names: Mapping[int, str], where: str) -> list[str]:
-    """Returns a sentence for each category of results that the annotation file calls otherwise."""
-    stated = Counter(
-        (e["category_id"], e["category_name"]) for e in entries if "category_name" in e
-    )
-    return [
-        f"{where}: {count} results of category_id {i} are '{name}', but the annotation file's category "
-        f"{i} is '{names[i]}'; score against a file with the run's own classes, or translate the ids"
-        for (i, name), count in stated.items()
-        if i in names and names[i] != name
-    ]
-
-
-def _read_json(path: Path) -> Any:
     try:
         with open(path, "rb") as file:
             return json.load(file)
@@ -171,7 +137,8 @@ def _read_json(path: Path) -> Any:
         raise InputError(f"{path}: not valid JSON ({error})") from error
 
 
-def _ids(entries: list[Any], where: str, problems: list[str]) -> list[int]:
+def ids_of(entries: list[Any], where: str, problems: list[str]) -> list[int]:
+    """Returns the ids of pictures or categories; entries without one, and repeated ones, become problems."""
     ids = []
     for i, entry in enumerate(entries):
         if not isinstance(entry, dict) or not _is_integer(entry.get("id")):
@@ -186,7 +153,7 @@ def _ids(entries: list[Any], where: str, problems: list[str]) -> list[int]:
     return ids
 
 
-def _columns(
+def columns_of(
     entries: list[Any], where: str, kind: str, with_score: bool, problems: list[str]
 ) -> Boxes:
     """Returns the boxes of the entries that are well formed; the others become problems."""
@@ -246,14 +213,16 @@ def _entry_problem(entry: dict[str, Any], with_score: bool) -> str | None:
     return None
 
 
-def _check_known(
+def check_known(
     boxes: Boxes,
     image_ids: Sequence[int],
     category_ids: Sequence[int],
     where: str,
     kind: str,
     problems: list[str],
+    lists: str = "the annotation file",
 ) -> None:
+    """Adds a sentence for each id of a picture or a category that boxes have and `lists` has not."""
     for given, key, known in (
         (boxes.images, "image_id", image_ids),
         (boxes.categories, "category_id", category_ids),
@@ -262,8 +231,8 @@ def _check_known(
         for value in np.unique(given[unknown])[:20].tolist():
             rows = np.flatnonzero(given == value)
             problems.append(
-                f"{where}: {kind} at position {rows[0]}: the {key} {value} is not in the annotation "
-                f"file ({len(rows)} such); it has {len(known)} ids ({_some(known)})"
+                f"{where}: {kind} at position {rows[0]}: the {key} {value} is not in {lists} "
+                f"({len(rows)} such), which has {len(known)} ids ({some(known)})"
             )
 
 
@@ -284,5 +253,6 @@ def _is_finite(value: Any) -> bool:
     return number and abs(value) <= sys.float_info.max  # also of integers of any length
 
 
-def _some(values: Sequence[int], shown: int = 5) -> str:
+def some(values: Sequence[Any], shown: int = 5) -> str:
+    """Returns the first of some values, in words."""
     return ", ".join(map(str, values[:shown])) + (" ..." if len(values) > shown else "")

@@ -155,7 +155,7 @@ def _model_verbs(verb: Callable[..., Any]) -> None:
     p = verb("evaluate", "Prints the COCO numbers of a checkpoint or of a results file.")
     p.add_argument("--checkpoint", type=Path)
     _trust_option(p)
-    p.add_argument("--detections", type=Path, help="a COCO results file")
+    p.add_argument("--detections", type=Path, help="a COCO results file, or what predict wrote")
     p.add_argument("--annotations", type=Path, help="gold boxes, a COCO file")
     p.add_argument("--images", type=Path)
     _gold_options(p)

@@ -188,18 +188,22 @@ def test_evaluate_a_checkpoint_and_its_detections(finished, data, detmtl, tmp_pa
     assert scores["boxes/AP_large"] is None
     assert re.search(r"boxes/AP_large\W+-\W", done.out)
 
-    done = detmtl(
-        *("evaluate", "--detections", finished / "detections.json", *truth),
-        *("--json", tmp_path / "of_file.json"),
-    )
+    found = tmp_path / "found"
+    model = ("--model", finished / "best.pt", "--precision", "fp32")
+    done = detmtl("predict", *model, "--source", data / "images/test", "--out", found)
     assert done.status == 0, done.err
-    of_file = strict_json(tmp_path / "of_file.json")
-    assert of_file.keys() == {k.removeprefix("boxes/") for k in scores}
-    for name, value in of_file.items():
-        # the file keeps fewer digits of boxes and scores
-        of_run = final[f"boxes/{name}"]
-        assert value is of_run or math.isclose(value, of_run, abs_tol=1e-3), name
-    assert of_file["AP50"] > 0.02
+    for file in (finished / "detections.json", found / "results.json"):
+        done = detmtl(
+            *("evaluate", "--detections", file, *truth), *("--json", tmp_path / "of_file.json")
+        )
+        assert done.status == 0, done.err
+        of_file = strict_json(tmp_path / "of_file.json")
+        assert of_file.keys() == {k.removeprefix("boxes/") for k in scores}
+        for name, value in of_file.items():
+            # the file keeps fewer digits of boxes and scores
+            of_run = final[f"boxes/{name}"]
+            assert value is of_run or math.isclose(value, of_run, abs_tol=1e-3), name
+        assert of_file["AP50"] > 0.02
 
 
 @pytest.mark.parametrize("model", ["best.pt", "last.pt", "model.torchscript"])

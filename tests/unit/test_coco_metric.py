@@ -352,6 +352,71 @@ def test_results_that_name_their_classes_rightly_are_read(tmp_path):
     assert evaluate_files(found_path, truth_path) == pytest.approx(plain, nan_ok=True)
 
 
+@pytest.fixture
+def named(tmp_path):
+    """Truth, a results file, and the same as `predict` writes it: other ids, more classes and pictures."""
+    found_path, truth_path = files(tmp_path, *random_data())
+    truth, found = (json.loads(path.read_text()) for path in (truth_path, found_path))
+    for image in truth["images"]:
+        image["file_name"] = f"a/{image['id']}.jpg"
+    truth_path.write_text(json.dumps(truth))
+    names = {c["id"]: c["name"] for c in truth["categories"]}
+    own = {name: i for i, name in enumerate(["horse", *reversed(NAMES)], start=1)}
+    number = {image["id"]: 1000 - image["id"] for image in truth["images"]} | {0: 5}
+    content = {
+        "images": [{"id": number[0], "file_name": "a/unlabelled.jpg"}]
+        + [{"id": number[i["id"]], "file_name": i["file_name"]} for i in truth["images"]],
+        "categories": [{"id": i, "name": name} for name, i in own.items()],
+        "annotations": [
+            {"id": n, **row, "category_id": own[names.get(row["category_id"], "horse")]}
+            | {"image_id": number[row["image_id"]], "iscrowd": 0}
+            for n, row in enumerate([{**found[0], "image_id": 0, "category_id": 0}, *found])
+        ],
+    }
+    return truth_path, found_path, content
+
+
+def test_what_predict_wrote_is_scored_by_its_names(named, tmp_path):
+    truth_path, found_path, content = named
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(content))
+    np.testing.assert_equal(
+        evaluate_files(path, truth_path), evaluate_files(found_path, truth_path)
+    )
+    undecided = content["annotations"][1] | {"iscrowd": 1, "score": 1.0}  # of silver labels
+    path.write_text(json.dumps(content | {"annotations": [*content["annotations"], undecided]}))
+    np.testing.assert_equal(
+        evaluate_files(path, truth_path), evaluate_files(found_path, truth_path)
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda c: c["images"][3].update(file_name="3.jpg"),
+            r"has 1 of the annotation file's 25 pictures not \(a/12.jpg\); its own are a/unl",
+        ),
+        (lambda c: c["images"][3].pop("file_name"), "1 images have no file_name"),
+        (lambda c: c["images"][3].update(file_name="./a/13.jpg"), "two images are 'a/13.jpg'"),
+        (lambda c: c["annotations"][5].pop("score"), "1 of its .* annotations have no score"),
+        (
+            lambda c: c["categories"][4].update(name="kitten"),
+            "results are 'kitten', which is no category of the annotation file; it has cat, dog",
+        ),
+        (lambda c: c["annotations"][5].update(image_id=3), "3 is not in this file"),
+    ],
+)
+def test_names_that_do_not_match_are_told(named, tmp_path, change, told):
+    truth_path, _, content = named
+    change(content)
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=told) as error:
+        evaluate_files(path, truth_path)
+    assert len(error.value.problems) == 1 and str(path) in str(error.value)
+
+
 def test_no_detections_give_zero(tmp_path):
     found_path, truth_path = files(tmp_path, *random_data())
     found_path.write_text("[]")
