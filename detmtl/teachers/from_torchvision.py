@@ -161,7 +161,7 @@ class TorchvisionTeacherSettings(TeacherSettings):
         """
         segments = self._segments()
         official = self._official()
-        slots = self._slots(root, official)
+        slots = self._slots(root, official, segments)
         file = self._file(root, official)
         tensors = read_weights(file, "teacher.path")
         network = self._network(segments, len(slots), tensors)
@@ -220,7 +220,7 @@ class TorchvisionTeacherSettings(TeacherSettings):
             )
         return known[self.weights]
 
-    def _slots(self, root: Path, official: WeightsEnum | None) -> ClassSlots:
+    def _slots(self, root: Path, official: WeightsEnum | None, segments: bool) -> ClassSlots:
         if self.classes is not None:
             names, where = read_names(root, self.classes)
             if self.background and names[:1] != [BACKGROUND]:
@@ -230,7 +230,8 @@ class TorchvisionTeacherSettings(TeacherSettings):
             names, where = list(official.meta["categories"]), f"{self.model} {self.weights}"
             names[0] = BACKGROUND  # people's keypoints call it "no person"
         slots = ClassSlots.of(names, where)
-        require_few(slots, where)
+        if segments:
+            require_few(slots, where)
         return slots
 
     def _file(self, root: Path, official: WeightsEnum | None) -> Path:

@@ -53,6 +53,15 @@ def test_the_names_of_official_weights_come_without_background_and_gaps(tmp_path
     assert teacher.card.task == "boxes" and teacher.card.name == DETECTOR
 
 
+def test_a_detector_may_have_more_classes_than_a_map_can_hold(tmp_path):
+    random_weights(tmp_path / "w.pth", DETECTOR, 300)
+    names = [f"class {i}" for i in range(299)]
+    assert len(load(tmp_path, model=DETECTOR, path="w.pth", classes=names).card.classes) == 299
+    random_weights(tmp_path / "m.pth", SEGMENTER, 300)
+    with pytest.raises(InputError, match="a map holds at most 254"):
+        load(tmp_path, model=SEGMENTER, path="m.pth", classes=names)
+
+
 def test_labels_of_gaps_are_not_kept(tmp_path):
     network = random_weights(tmp_path / "w.pth", DETECTOR, 4)
     classes = ["cat", "N/A", "dog"]
