@@ -18,6 +18,7 @@ from detmtl.teachers.teacher import (
     chosen_task,
     existing,
     file_sha256,
+    let_through,
     map_as_silver,
     unsearched,
 )
@@ -26,8 +27,6 @@ from detmtl.teachers.teacher_settings import TeacherSettings
 
 class PredictorTeacher(Teacher):
     """A predictor whose labels of one task are taken.
-
-    Scores below the lowest that the model's own settings let through are not to be had.
 
     Args:
         predictor: of a trained model.
@@ -43,6 +42,9 @@ class PredictorTeacher(Teacher):
         self, images: Sequence[Tensor], infos: Sequence[ImageInfo], floor: float = 0.05
     ) -> list[Labels]:
         """Returns the labels of each picture, see `Teacher.annotate`."""
+        decoder = self._predictor.decoders().get(self._task)
+        if decoder is not None:
+            let_through(decoder, floor)
         found = self._predictor.predict(images)
         return [_silver(labels[self._task], floor) for labels in found]
 

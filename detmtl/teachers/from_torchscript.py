@@ -24,6 +24,7 @@ from detmtl.teachers.teacher import (
     chosen_task,
     existing,
     file_sha256,
+    let_through,
     not_too_thin,
     same_shape,
     unsearched,
@@ -44,6 +45,7 @@ class TorchScriptTeacher(Teacher):
         first_label: the label of the first class.
         padded: whether it pads the pictures that it is given to the largest of them, as torchvision's
             detectors do: scores would depend on the company, so only pictures of one shape go in together.
+        decoder: of a file that detmtl exported, what makes boxes of its outputs.
     """
 
     def __init__(
@@ -55,10 +57,12 @@ class TorchScriptTeacher(Teacher):
         scale: float | None = None,
         first_label: int = 0,
         padded: bool = True,
+        decoder: Any = None,
     ):
         self.card = card
         self._module, self._device = module, device
         self._scale, self._first_label, self._padded = scale, first_label, padded
+        self._decoder = decoder
         self._classes = torch.from_numpy(slots.classes)
 
     @torch.inference_mode()
@@ -70,6 +74,8 @@ class TorchScriptTeacher(Teacher):
         Raises:
             InputError: a label is none of the classes.
         """
+        if self._decoder is not None:
+            let_through(self._decoder, floor)
         shown = [not_too_thin(image) for image in images] if self._padded else images
         given = [image.to(self._device) for image in shown]
         if self._scale is not None:
@@ -208,7 +214,14 @@ class TorchScriptTeacherSettings(TeacherSettings):
         if task is None or kind == "boxes":
             ours = {"detmtl", "format"} <= about.keys()  # in those no picture depends on another
             return TorchScriptTeacher(
-                module, card, slots, device, self.scale, self.first_label, padded=not ours
+                module,
+                card,
+                slots,
+                device,
+                self.scale,
+                self.first_label,
+                padded=not ours,
+                decoder=getattr(module, "decoder", None) if ours else None,
             )
         if kind == "maps":
             require_few(slots, "teacher.classes")

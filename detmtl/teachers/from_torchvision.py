@@ -55,11 +55,20 @@ class TorchvisionDetector(Teacher):
         slots: what its labels mean.
         card: who it is.
         device: where the network is.
+        lowers: whether the network may give boxes of lower scores than its own threshold, where such are
+            wanted.
     """
 
-    def __init__(self, network: nn.Module, slots: ClassSlots, card: TeacherCard, device: str):
+    def __init__(
+        self,
+        network: nn.Module,
+        slots: ClassSlots,
+        card: TeacherCard,
+        device: str,
+        lowers: bool = True,
+    ):
         self.card = card
-        self._network, self._device = network, device
+        self._network, self._device, self._lowers = network, device, lowers
         self._classes = torch.from_numpy(slots.classes)
 
     @torch.inference_mode()
@@ -67,6 +76,8 @@ class TorchvisionDetector(Teacher):
         self, images: Sequence[Tensor], infos: Sequence[ImageInfo], floor: float = 0.05
     ) -> list[BoxLabels]:
         """Returns the boxes of each picture, see `Teacher.annotate`."""
+        if self._lowers:
+            _let_through(self._network, floor)
         given = [not_too_thin(image).to(self._device).float() / 255 for image in images]
         labels: dict[int, BoxLabels] = {}
         for together in same_shape(given):  # padded for larger company, it would get other scores
@@ -80,6 +91,12 @@ class TorchvisionDetector(Teacher):
         classes = self._classes[found["labels"].cpu()]
         labels = BoxLabels.of(boxes, classes, len(self.card.classes), scores=found["scores"].cpu())
         return as_silver(labels[classes >= 0], floor)
+
+
+def _let_through(network: Any, floor: float) -> None:
+    """Lets a detector give boxes from the score `floor` on, where its own threshold is higher."""
+    head = getattr(network, "roi_heads", network)  # of two stages the second one decides
+    head.score_thresh = min(head.score_thresh, floor)
 
 
 class TorchvisionSegmenter(Teacher):
@@ -150,7 +167,9 @@ class TorchvisionTeacherSettings(TeacherSettings):
     side: PositiveInt | None = None
     """Segmenters: pixels of the picture's shorter side; None: torchvision's own."""
     options: dict[str, int | float | bool] = {}
-    """Of the detector, such as box_score_thresh, box_nms_thresh, box_detections_per_img, min_size."""
+    """Of the detector, such as box_nms_thresh, box_detections_per_img, min_size. Its score threshold
+    (score_thresh, of some box_score_thresh) is lowered to the floor of the labels where it is higher,
+    unless it is given here."""
 
     def build(self, root: Path, device: str) -> TorchvisionDetector | TorchvisionSegmenter:
         """Builds the teacher; files are taken relative to `root`.
@@ -183,7 +202,8 @@ class TorchvisionTeacherSettings(TeacherSettings):
             versions={"torch": torch.__version__, "torchvision": torchvision.__version__},
         )
         if transforms is None:
-            return TorchvisionDetector(network, slots, card, device)
+            lowers = not {"score_thresh", "box_score_thresh"} & set(self.options)
+            return TorchvisionDetector(network, slots, card, device, lowers)
         return TorchvisionSegmenter(network, transforms, slots, card, device)
 
     def _segments(self) -> bool:

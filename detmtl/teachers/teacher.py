@@ -5,12 +5,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detmtl.models.decoding import least_logit
 from detmtl.silver.card import TeacherCard, Written
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import UNKNOWN, BoxLabels, Grade, Labels, MapLabels
@@ -23,6 +24,7 @@ __all__ = [
     "chosen_task",
     "existing",
     "file_sha256",
+    "let_through",
     "map_as_silver",
     "not_too_thin",
     "same_shape",
@@ -149,6 +151,15 @@ def as_silver(labels: BoxLabels, floor: float) -> BoxLabels:
     real = (labels.boxes[:, 2:] > labels.boxes[:, :2]).all(dim=1) & (labels.scores >= floor)
     labels = labels[order[real[order]]]
     return replace(labels, grade=torch.full_like(labels.grade, int(Grade.SILVER)))
+
+
+def let_through(decoder: Any, floor: float) -> None:
+    """Lets a decoder of ours, in a model or in an exported file, give boxes from the score `floor` on, where
+    its own threshold is higher: that one is for who uses the boxes as they are, and what becomes a label is
+    chosen later. Boxes of higher scores stay the same."""
+    if decoder.score_threshold > floor:
+        decoder.score_threshold = floor
+        decoder.least_logit = least_logit(floor)
 
 
 def map_as_silver(labels: MapLabels, floor: float) -> MapLabels:

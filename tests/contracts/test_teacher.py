@@ -134,6 +134,9 @@ def checkpoint(root: Path) -> Teacher:
     class Stub:
         class_names = CLASSES
 
+        def decoders(self):
+            return {}
+
         def predict(self, images):
             found = Finder(0)(list(images))
             limits = [torch.tensor([i.shape[2], i.shape[1]] * 2) for i in images]
