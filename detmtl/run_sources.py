@@ -21,7 +21,13 @@ from detmtl.report.progress import bar
 from detmtl.run_teachers import audit_source, gold_by_models, gold_sources, learned_sources
 from detmtl.silver.audit import refuse_overlap
 from detmtl.silver.card import Written
-from detmtl.silver.held_out import given_dense, given_gold, refuse_seen, without_doubles
+from detmtl.silver.held_out import (
+    given_dense,
+    given_gold,
+    refuse_seen,
+    unlabelled_apart,
+    without_doubles,
+)
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
@@ -63,11 +69,27 @@ def load_sources(
             problems += error.problems
     if problems:
         raise InputError(problems)
+    loaded |= pools_apart(loaded)
     if process.rank == 0:
         problems = faults_between(settings, loaded)
     if problems := distributed.from_first(problems):
         raise InputError(problems)
     return {n: loaded[n] for n in chosen}, loaded["val"], loaded.get("test")
+
+
+def pools_apart(loaded: Mapping[str, Source]) -> dict[str, Source]:
+    """Returns the training sources, of which those that nobody labelled lose what measures the result and
+    what they have twice: whose pool is all of his pictures need not sort out the labelled ones.
+
+    Args:
+        loaded: all that a run reads, "val" and perhaps "test" among them.
+    """
+    held_out = [loaded[name] for name in ("val", "test") if name in loaded]
+    return {
+        name: unlabelled_apart(source, held_out)
+        for name, source in loaded.items()
+        if name not in ("val", "test")
+    }
 
 
 def sources_read(settings: RunSettings) -> list[str]:

@@ -271,7 +271,9 @@ def check_source(
     """
     found: dict[str, None] = {}  # a missing picture is told once, though both passes meet it
     try:
-        found |= dict.fromkeys(_same_pictures(source, source.hashes(progress)))
+        hashes = source.hashes(progress)
+        if source.labelled():  # of a pool without labels a run takes each once, and says so
+            found |= dict.fromkeys(_same_pictures(source, hashes))
     except InputError as problem:
         found |= dict.fromkeys(problem.problems)
     for i in range(len(source)) if decode else ():

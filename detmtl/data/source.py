@@ -180,6 +180,11 @@ class Source(Flat):
                 out["depth"] = depth
         return out
 
+    def labelled(self) -> bool:
+        """Whether somebody, a person or a model, said anything of the pictures."""
+        said = (self.annotations, self.maps, self.depth)
+        return any(x is not None for x in said) or isinstance(self.tags, Tags)
+
     def boxes(self, i: int) -> BoxLabels | None:
         """Returns the boxes of picture i; None if nobody looked for boxes."""
         if self.annotations is None:

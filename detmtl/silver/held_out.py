@@ -47,6 +47,41 @@ def refuse_overlap(training: Sequence[Source], held_out: Sequence[Source]) -> No
         )
 
 
+def unlabelled_apart(pool: Source, held_out: Sequence[Source]) -> Source:
+    """Returns pictures of which nobody said anything without those that measure the result, and each once;
+    warns of what is left out. A source with labels is returned as it is: of these somebody has to say what
+    they are for.
+
+    Args:
+        pool: a source.
+        held_out: those that measure.
+
+    Raises:
+        InputError: none is left.
+    """
+    if pool.labelled():
+        return pool
+    measured = {h: source.path(i) for source in held_out for i, h in enumerate(source.hashes())}
+    first: dict[str, int] = {}
+    held, again = [], []
+    for i, content_hash in enumerate(pool.hashes()):
+        if content_hash in measured:
+            held.append((i, measured[content_hash]))
+        elif first.setdefault(content_hash, i) != i:
+            again.append((i, pool.path(first[content_hash])))
+    for which, why in ((held, "they measure the result"), (again, "the pool has them already")):
+        if which:
+            warnings.warn(
+                f"source '{pool.name}': {len(which)} of {len(pool)} pictures are left out, because {why}: "
+                f"{pool.path(which[0][0])} is {which[0][1]}",
+                stacklevel=2,
+            )
+    left_out = [i for i, _ in held + again]
+    if len(left_out) == len(pool):
+        raise InputError(f"source '{pool.name}': all of its pictures are held out; give others")
+    return pool.subset(np.setdiff1d(np.arange(len(pool)), left_out)) if left_out else pool
+
+
 def refuse_seen(learned_from: Sequence[Source], gold: Source) -> None:
     """Refuses to audit a teacher on pictures that it learned from: it is better there than elsewhere.
 

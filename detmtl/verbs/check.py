@@ -16,7 +16,7 @@ from detmtl.data.source import Source
 from detmtl.engine import distributed
 from detmtl.models.fpn import FPNSettings
 from detmtl.report.progress import bar
-from detmtl.run_sources import faults_between, render, sources_read
+from detmtl.run_sources import faults_between, pools_apart, render, sources_read
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.tasks.anchor_coverage import coverage_table
@@ -81,6 +81,7 @@ def _all_told(settings: RunSettings, drop: bool, cache: Path, console: Console) 
             soft_wrap=True,
         )
         return problems
+    loaded |= pools_apart(loaded)
     return problems + faults_between(settings, loaded)
 
 

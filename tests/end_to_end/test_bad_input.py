@@ -264,8 +264,8 @@ def test_picture_of_another_size_than_stated(check, own_data):
 
 
 def test_test_pictures_among_the_training_ones(train, own_data):
-    shutil.copy(own_data / "images/test/001.jpg", own_data / "images/pool/new.jpg")
-    one(train(), "images/pool/new.jpg", "images/test/001.jpg", "held out")
+    shutil.copy(own_data / "images/test/001.jpg", own_data / "images/gold/000.jpg")
+    one(train(), "images/gold/000.jpg", "images/test/001.jpg", "held out")
 
 
 def test_audit_pictures_that_the_teacher_learns_from(train, own_data):

@@ -15,7 +15,7 @@ from detmtl.config import read_settings
 from detmtl.engine import distributed
 from detmtl.run_folder import RunFolder
 from detmtl.run_sources import load_sources, to_be_labelled
-from detmtl.silver.held_out import given_gold, without_doubles
+from detmtl.silver.held_out import given_gold, unlabelled_apart, without_doubles
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
 
@@ -47,6 +47,25 @@ def test_a_pool_keeps_its_own_gold(tmp_path):
     given, _ = given_gold(pool, [twin])
     assert given.coverage.tolist() == [[1, 1], [1, 1]]
     assert given.boxes(0).classes.tolist() == [0, 1] and given.boxes(1).classes.tolist() == [0]
+
+
+def test_a_pool_of_all_pictures_loses_those_that_measure_and_has_each_once(tmp_path):
+    val = pictures(tmp_path / "val", 2, name="val", first=1)
+    pool = pictures(tmp_path / "pool", 5, name="pool")
+    (tmp_path / "pool/004.png").write_bytes((tmp_path / "pool/003.png").read_bytes())
+    with pytest.warns(UserWarning) as told:
+        apart = unlabelled_apart(pool, [val])
+    assert [apart.files.name(i) for i in range(len(apart))] == ["000.png", "003.png"]
+    held, again = (str(w.message) for w in told)
+    assert "'pool': 2 of 5 pictures are left out, because they measure the result" in held
+    assert held.endswith(f"{tmp_path}/pool/001.png is {tmp_path}/val/000.png")
+    assert "'pool': 1 of 5 pictures are left out, because the pool has them already" in again
+    assert again.endswith(f"{tmp_path}/pool/004.png is {tmp_path}/pool/003.png")
+    assert unlabelled_apart(apart, [val]) is apart
+    labelled = gold(pool, [(0, A, 0, 0)])
+    assert unlabelled_apart(labelled, [val]) is labelled, "somebody has to say what they are for"
+    with pytest.raises(InputError, match="all of its pictures are held out"), pytest.warns():
+        unlabelled_apart(pictures(tmp_path / "other", 2, first=1), [val])
 
 
 def test_pictures_of_two_pools_are_told(tmp_path):
