@@ -6,6 +6,7 @@ does not fit a buffer is sorted, put into a file and merged when it is read.
 
 import tempfile
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -40,14 +41,15 @@ class Spill:
     def blocks(self, pictures: int, step: int = 256) -> Iterator[tuple[range, np.ndarray]]:
         """Yields ranges of `step` pictures and their rows by picture; rows of one picture in the order in
         which they came. May be called again."""
-        rest = self._sorted()
-        runs = [*self._runs, rest]
-        for first in range(0, pictures, step):
-            end = min(first + step, pictures)
-            parts = []
-            for run in runs:
-                low, high = np.searchsorted(run["picture"], [first, end])
-                parts.append(np.array(run[low:high]))
+        runs = [*self._runs, self._sorted()]
+        edges = np.append(np.arange(0, pictures, step), pictures)
+        # Once for all blocks: a search copies the column, which is a field of the rows.
+        places = [np.searchsorted(run["picture"], edges) for run in runs]
+        for block, (first, end) in enumerate(pairwise(edges.tolist())):
+            parts = [
+                run[place[block] : place[block + 1]]
+                for run, place in zip(runs, places, strict=True)
+            ]
             rows = np.concatenate(parts)
             yield range(first, end), rows[np.argsort(rows["picture"], kind="stable")]
 
