@@ -90,21 +90,23 @@ class Summary:
                 found = [self.metrics.get(f"{of}{task}/{name}", math.nan) for of in models.values()]
                 told = ["-" if value != value else f"{value:.3f}" for value in found]
                 scores.add_row(escape(task), name, *told)
-        unseen = [
-            escape(f"'{name}' ({task})")
-            for task, kind, name in (k.split("/", 2) for k in self.metrics if k.count("/") > 1)
-            if kind in ("AP", "IoU") and math.isnan(self.metrics[f"{task}/{kind}/{name}"])
-        ]
-        if unseen:
-            scores.caption = f"not in the means, for want of labels in {self.scored_on}: "
-            scores.caption += ", ".join(unseen)
-            scores.caption_justify = "left"
         files = Table(title="Files", title_justify="left")
         files.add_column("what")
         files.add_column("where", overflow="fold")
         for what, path in self.files.items():
             files.add_row(what, escape(str(path)))
         return [scores, files]
+
+    def unscored(self) -> str | None:
+        """Returns a sentence on the classes that have no part in the scores; None: all have."""
+        found = [
+            f"'{name}' ({task})"
+            for task, kind, name in (k.split("/", 2) for k in self.metrics if k.count("/") > 1)
+            if kind in ("AP", "IoU") and math.isnan(self.metrics[f"{task}/{kind}/{name}"])
+        ]
+        if not found:
+            return None
+        return f"Without labels in {self.scored_on}, and so not in the means: {', '.join(found)}"
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,8 @@ def run(
     distributed.stop()
     for table in summary.tables():
         console.print(table)
+    if (told := summary.unscored()) is not None:
+        console.print(told, markup=False, soft_wrap=True)
     return summary
 
 
@@ -313,6 +317,7 @@ def fit_model(
     balancer.attach(model.shared_parameters(), model.own_parameters())
     of_labels = settings.data.names()
     searched = _searched(settings, model, sources)
+    _tell_unsearched(searched, _searched(settings, model, [val]), of_labels, model, console)
     state = settings.train.prepare(
         model,
         balancer,
@@ -381,6 +386,29 @@ def _searched(
         and kind_of(task) == task.labels
         and tuple(getattr(task, "class_names", ())) == tuple(names[task.labels])
     }
+
+
+def _tell_unsearched(
+    learned: Mapping[str, Sequence[str]],
+    measured: Mapping[str, Sequence[str]],
+    names: Mapping[str, Sequence[str]],
+    model: MultiTask,
+    console: Console,
+) -> None:
+    """Prints for which classes of a task nobody looked, be it for a typing error or for want of labels."""
+    tasks: dict[str, Any] = dict(model.tasks.items())
+    for found, where, so in (
+        (learned, "what is trained on", "nothing of them is learned"),
+        (measured, "val", "they are not in its scores"),
+    ):
+        for task, classes in found.items():
+            lost = [name for name in names[tasks[task].labels] if name not in classes]
+            if lost:
+                console.print(
+                    f"{task}: in {where} nobody looked for {', '.join(lost)}: {so}",
+                    markup=False,
+                    soft_wrap=True,
+                )
 
 
 def training_batches(

@@ -93,6 +93,8 @@ def test_a_model_says_for_which_classes_nobody_looked(data, detmtl, tmp_path):
     words = [word for text in words for word in ("--set", text)]
     done = detmtl("train", "--config", data / "recipe.yaml", "--out", tmp_path / "run", *words)
     assert done.status == 0, done.err
+    told = "boxes: in what is trained on nobody looked for blue: nothing of them is learned"
+    assert told in done.out and "in val nobody looked" not in done.out
     for name in ("best.pt", "last.pt"):
         card = CheckpointTeacherSettings(path=name).load(tmp_path / "run").card
         assert card.classes == ("red", "blue") and card.unsearched == ("blue",)
@@ -102,3 +104,14 @@ def test_a_model_says_for_which_classes_nobody_looked(data, detmtl, tmp_path):
     assert named.load(tmp_path / "run").card.unsearched == ("b",)
     fewer = exported.model_copy(update={"classes": ["red", "N/A"]})
     assert fewer.load(tmp_path / "run").card.unsearched == ()
+
+
+def test_a_class_that_cannot_be_scored_is_told(data, detmtl, tmp_path):
+    val = "data.val={kind: coco, images: images/val, annotations: val.json, keep: [blue]}"
+    words = ["mix={mode: gold}", "silver=null", "train.steps=1", "data.test=null", val]
+    words = [word for text in words for word in ("--set", text)]
+    done = detmtl("train", "--config", data / "recipe.yaml", "--out", tmp_path / "run", *words)
+    assert done.status == 0, done.err
+    assert "boxes: in val nobody looked for red: they are not in its scores" in done.out
+    assert "Without labels in val, and so not in the means: 'red' (boxes)" in done.out
+    assert "in what is trained on" not in done.out

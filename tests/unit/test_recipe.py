@@ -61,7 +61,8 @@ def test_the_last_table_has_a_row_for_every_task():
         "map/mIoU": math.nan,
         "teacher/boxes/AP": 0.3,
     }
-    scores = Summary(metrics, {}, "test", "electrum").tables()[0]
+    all_of_it = Summary(metrics, {}, "test", "electrum")
+    scores = all_of_it.tables()[0]
     rows = list(zip(*(column.cells for column in scores.columns), strict=True))
     assert [column.header for column in scores.columns] == [
         "task", "score", "teacher (gold alone)", "model (electrum)",
@@ -73,7 +74,10 @@ def test_the_last_table_has_a_row_for_every_task():
         ("map", "mIoU", "-", "-"),
         ("mine", "found", "-", "0.250"),
     ]
-    assert scores.caption.endswith("for want of labels in test: 'traffic light/red' (boxes)")
-    alone = Summary({"boxes/AP": 0.5}, {}, "val", "gold").tables()[0]
+    assert all_of_it.unscored() == (
+        "Without labels in test, and so not in the means: 'traffic light/red' (boxes)"
+    )
+    gold = Summary({"boxes/AP": 0.5}, {}, "val", "gold")
+    alone = gold.tables()[0]
     assert [column.header for column in alone.columns] == ["task", "score", "model (gold)"]
-    assert alone.caption is None
+    assert gold.unscored() is None
