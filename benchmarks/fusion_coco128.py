@@ -20,11 +20,7 @@ from detmtl.data.coco import CocoSource
 from detmtl.data.source import Source
 from detmtl.metrics.coco import CocoMetric
 from detmtl.silver.audit import Audit, audit
-from detmtl.silver.calibration import (
-    CalibrationSettings,
-    expected_calibration_error,
-    fit_calibration,
-)
+from detmtl.silver.calibration import CalibrationSettings, fit_calibration
 from detmtl.silver.ensemble import Ensemble
 from detmtl.silver.fusion import FusionSettings
 from detmtl.silver.pictures import as_digests
@@ -144,9 +140,18 @@ def _errors(fitted_to: Audit, judged: Audit) -> tuple[float, float]:
     classes = np.repeat(np.arange(len(judged.scores)), [len(s) for s in judged.scores])
     calibration = fit_calibration(fitted_to)
     return (
-        expected_calibration_error(scores, hits),
-        expected_calibration_error(calibration(scores, classes), hits),
+        _error(scores, hits),
+        _error(calibration(scores, classes), hits),
     )
+
+
+def _error(probabilities: np.ndarray, hits: np.ndarray, bins: int = 15) -> float:
+    """Returns the expected calibration error of probabilities (N,) as Guo et al. 2017 (arXiv 1706.04599,
+    equation 3) bin it: one that lies between two bins is the lower one's."""
+    probabilities = np.asarray(probabilities, dtype=np.float64)
+    bin_of = np.clip(np.ceil(probabilities * bins).astype(np.int64) - 1, 0, bins - 1)
+    gap = np.bincount(bin_of, probabilities - np.asarray(hits, dtype=np.float64), minlength=bins)
+    return float(np.abs(gap).sum() / len(probabilities))
 
 
 def _gains(metric: CocoMetric, baseline: CocoMetric) -> tuple[float, float]:

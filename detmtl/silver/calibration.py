@@ -129,28 +129,6 @@ def cross_fitted(
     return _cross_fitted(settings.method, evidence, settings.shrink)
 
 
-def expected_calibration_error(
-    probabilities: np.ndarray, hits: np.ndarray, bins: int = 15
-) -> float:
-    """Returns the mean gap in [0, 1] between probability and share of hits, over bins of even width.
-
-    NaN without labels.
-
-    Args:
-        probabilities: (N,) in [0, 1].
-        hits: (N,) bool.
-        bins: how many; one that holds the bound to its right is the lower of two.
-
-    Source: Naeini et al. 2015 (Bayesian binning); Guo et al. 2017, arXiv 1706.04599, equation 3.
-    """
-    probabilities = np.asarray(probabilities, dtype=np.float64)
-    if not len(probabilities):
-        return float("nan")
-    bin_of = np.clip(np.ceil(probabilities * bins).astype(np.int64) - 1, 0, bins - 1)
-    gap = np.bincount(bin_of, probabilities - np.asarray(hits, dtype=np.float64), minlength=bins)
-    return float(np.abs(gap).sum() / len(probabilities))
-
-
 def log_loss(
     probabilities: np.ndarray, hits: np.ndarray, weights: np.ndarray | None = None
 ) -> float:

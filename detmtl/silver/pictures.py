@@ -48,14 +48,13 @@ class Pictures:
         return cls(as_digests(hexes), names, ids, sizes)
 
     @classmethod
-    def of_store(cls, store: Store, *more: Store) -> "Pictures":
-        """Returns all pictures of a store, or of several, in the order of their content hashes."""
+    def of_store(cls, store: Store) -> "Pictures":
+        """Returns all pictures of a store, in the order of their content hashes."""
         hashes, names, sizes = bytearray(), [], array("q")
-        for one in (store, *more):
-            for head in one.heads():
-                hashes += bytes.fromhex(head.content_hash)
-                names.append(head.file)
-                sizes.extend((head.height, head.width))
+        for head in store.heads():
+            hashes += bytes.fromhex(head.content_hash)
+            names.append(head.file)
+            sizes.extend((head.height, head.width))
         if not names:
             raise InputError(f"{store.path}: holds no labelled pictures")
         digests, first = np.unique(np.frombuffer(hashes, dtype="S32"), return_index=True)

@@ -108,15 +108,6 @@ class Store:
         return cls(path, card, floor, tuple(parts))
 
     @classmethod
-    def open_all(cls, path: Path | str) -> list["Store"]:
-        """Opens the labels of all teachers of a store folder, by name.
-
-        Raises:
-            InputError: as in `open`.
-        """
-        return [cls.open(path, name) for name in cls.teachers(path)]
-
-    @classmethod
     def create(cls, path: Path | str, card: TeacherCard, floor: float) -> "Store":
         """Makes a teacher's place in a store, or continues one.
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from detmtl.inference.torchscript import EXTRA_FILE, deprecation_expected
 from detmtl.silver.card import TeacherCard, Written
-from detmtl.structures.boxes import clip
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Grade, MapLabels, TagLabels
 from detmtl.structures.sample import ImageInfo
@@ -20,13 +19,13 @@ from detmtl.teachers.maps import map_of_places, require_few
 from detmtl.teachers.slots import ClassSlots, class_slots
 from detmtl.teachers.teacher import (
     Teacher,
-    as_silver,
     chosen_task,
     existing,
     file_sha256,
     let_through,
     not_too_thin,
     same_shape,
+    silver_boxes,
     unsearched,
 )
 from detmtl.teachers.teacher_settings import TeacherSettings
@@ -99,10 +98,8 @@ class TorchScriptTeacher(Teacher):
                 f"classes are the labels from {self._first_label} on; correct teacher.classes or "
                 "teacher.first_label"
             )
-        boxes = clip(found["boxes"].cpu().float(), image.shape[1], image.shape[2])
-        classes = self._classes[places]
-        labels = BoxLabels.of(boxes, classes, len(self.card.classes), scores=found["scores"].cpu())
-        return as_silver(labels[classes >= 0], floor)
+        classes, count = self._classes[places], len(self.card.classes)
+        return silver_boxes(found["boxes"], classes, found["scores"], image, count, floor)
 
 
 class TorchScriptTaskTeacher(Teacher):

@@ -19,7 +19,6 @@ from torchvision.transforms._presets import SemanticSegmentation
 from detmtl.models.pretrained import downloaded, load_weights, read_weights
 from detmtl.models.torchvision_weights import NO_EPSILON
 from detmtl.silver.card import TeacherCard
-from detmtl.structures.boxes import clip
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, MapLabels
 from detmtl.structures.sample import ImageInfo
@@ -27,11 +26,11 @@ from detmtl.teachers.maps import map_of_probabilities, require_few
 from detmtl.teachers.slots import BACKGROUND, ClassSlots, read_names
 from detmtl.teachers.teacher import (
     Teacher,
-    as_silver,
     existing,
     file_sha256,
     not_too_thin,
     same_shape,
+    silver_boxes,
 )
 from detmtl.teachers.teacher_settings import TeacherSettings
 
@@ -87,10 +86,8 @@ class TorchvisionDetector(Teacher):
         return [labels[i] for i in range(len(images))]
 
     def _labels(self, found: dict[str, Tensor], image: Tensor, floor: float) -> BoxLabels:
-        boxes = clip(found["boxes"].cpu().float(), image.shape[1], image.shape[2])
-        classes = self._classes[found["labels"].cpu()]
-        labels = BoxLabels.of(boxes, classes, len(self.card.classes), scores=found["scores"].cpu())
-        return as_silver(labels[classes >= 0], floor)
+        classes, count = self._classes[found["labels"].cpu()], len(self.card.classes)
+        return silver_boxes(found["boxes"], classes, found["scores"], image, count, floor)
 
 
 def _let_through(network: Any, floor: float) -> None:

@@ -14,12 +14,17 @@ from torch import Tensor
 
 from detmtl.silver.card import TeacherCard
 from detmtl.silver.mapping import suppress
-from detmtl.structures.boxes import clip
 from detmtl.structures.errors import InputError, missing_package
 from detmtl.structures.labels import BoxLabels
 from detmtl.structures.sample import ImageInfo
 from detmtl.teachers.slots import ClassSlots, read_names
-from detmtl.teachers.teacher import Teacher, as_silver, file_sha256, not_too_thin
+from detmtl.teachers.teacher import (
+    Teacher,
+    file_sha256,
+    not_too_thin,
+    same_shape,
+    silver_boxes,
+)
 from detmtl.teachers.teacher_settings import TeacherSettings
 
 FILES = ["*.json", "*.txt", "*.model", "*.safetensors"]
@@ -67,7 +72,7 @@ class TransformersTeacher(Teacher):
         padded = [not_too_thin(image) for image in images]
         given = [self._prepared(image) for image in padded]
         # Those of one shape go together: padded for the sake of others, boxes would shift in some models.
-        for together in _alike(given):
+        for together in same_shape([made["pixel_values"] for made in given]):
             batch = {
                 name: torch.cat([given[i][name] for i in together]).to(self._device)
                 for name in given[together[0]]
@@ -118,11 +123,9 @@ class TransformersTeacher(Teacher):
         return processor.post_process_object_detection(outputs, threshold=floor, target_sizes=sizes)
 
     def _labels(self, found: Mapping[str, Tensor], image: Tensor, floor: float) -> BoxLabels:
-        boxes = clip(found["boxes"].cpu().float(), image.shape[1], image.shape[2])
-        classes = self._classes[found["labels"].cpu()]
-        scores = found["scores"].cpu().float().clamp(0, 1)
-        labels = BoxLabels.of(boxes, classes, len(self.card.classes), scores=scores)
-        labels = as_silver(labels[classes >= 0], floor)
+        classes, count = self._classes[found["labels"].cpu()], len(self.card.classes)
+        scores = found["scores"].float().clamp(0, 1)
+        labels = silver_boxes(found["boxes"], classes, scores, image, count, floor)
         if self._nms is not None:
             keep = suppress(
                 labels.boxes.numpy(), labels.scores.numpy(), labels.classes.numpy(), self._nms
@@ -277,14 +280,6 @@ class TransformersTeacherSettings(TeacherSettings):
             raise InputError([f"{where}: '{name}' has no text" for name in without])
         classes = torch.tensor([slots.names.index(name) for _, name in texts]).numpy()
         return [self.prompt.format(text) for text, _ in texts], ClassSlots(slots.names, classes)
-
-
-def _alike(inputs: Sequence[Mapping[str, Tensor]]) -> list[list[int]]:
-    """Returns the positions of inputs in groups of one shape."""
-    groups: dict[torch.Size, list[int]] = {}
-    for i, made in enumerate(inputs):
-        groups.setdefault(made["pixel_values"].shape, []).append(i)
-    return list(groups.values())
 
 
 def _token_spans(tokens: Tensor, tokenizer: Any) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from detmtl.models.decoding import least_logit
 from detmtl.silver.card import TeacherCard, Written
+from detmtl.structures.boxes import clip
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import UNKNOWN, BoxLabels, Grade, Labels, MapLabels
 from detmtl.structures.sample import ImageInfo
@@ -28,6 +29,7 @@ __all__ = [
     "map_as_silver",
     "not_too_thin",
     "same_shape",
+    "silver_boxes",
     "unsearched",
 ]
 
@@ -141,6 +143,24 @@ def file_sha256(*paths: Path) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def silver_boxes(
+    boxes: Tensor, classes: Tensor, scores: Tensor, image: Tensor, num_classes: int, floor: float
+) -> BoxLabels:
+    """Returns what a network found in a picture as silver, see `as_silver`.
+
+    Args:
+        boxes: (N, 4), of any device; what lies outside of the picture is cut off.
+        classes: (N,) int64 on the CPU, of the card; negative: none of them.
+        scores: (N,).
+        image: (3, H, W), the picture.
+        num_classes: of the card.
+        floor: the lowest score that is wanted.
+    """
+    inside = clip(boxes.cpu().float(), image.shape[1], image.shape[2])
+    labels = BoxLabels.of(inside, classes, num_classes, scores=scores.cpu())
+    return as_silver(labels[classes >= 0], floor)
 
 
 def as_silver(labels: BoxLabels, floor: float) -> BoxLabels:

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from detmtl.silver.audit_estimates import Reliability
 from detmtl.silver.calibration import (
     CalibrationSettings,
     _logistic,
     cross_fitted,
-    expected_calibration_error,
     fit_calibration,
     log_loss,
 )
@@ -51,8 +51,8 @@ def test_a_boasting_teacher_is_put_right(method):
     truth = 1 / (1 + np.exp(-(0.8 * np.log(asked / (1 - asked)) - 1.5)))
     np.testing.assert_allclose(fitted(asked, np.zeros(3, int)), truth, atol=0.05)
     hits = np.concatenate(audit.hits)
-    before = expected_calibration_error(np.concatenate(audit.scores), hits)
-    after = expected_calibration_error(np.concatenate(cross_fitted(audit, how(method))), hits)
+    before = Reliability.of(np.concatenate(audit.scores), hits).error()
+    after = Reliability.of(np.concatenate(cross_fitted(audit, how(method))), hits).error()
     assert before > 0.2 and after < 0.04
 
 
@@ -148,12 +148,10 @@ def test_the_score_of_a_probability_is_where_the_curve_reaches_it():
 
 def test_expected_calibration_error_by_hand():
     # Guo et al. 2017: |.95 - .5| of two boxes, |.25 - 0| of one, weighted by their number.
-    error = expected_calibration_error(
-        np.array([0.95, 0.95, 0.25]), np.array([True, False, False]), bins=10
-    )
-    assert error == pytest.approx((2 * 0.45 + 0.25) / 3)
-    assert expected_calibration_error(np.array([1.0, 0.0]), np.array([True, False])) == 0
-    assert np.isnan(expected_calibration_error(np.zeros(0), np.zeros(0, bool)))
+    found = Reliability.of(np.array([0.95, 0.95, 0.25]), np.array([True, False, False]))
+    assert found.error() == pytest.approx((2 * 0.45 + 0.25) / 3)
+    assert Reliability.of(np.array([1.0, 0.0]), np.array([True, False])).error() == 0
+    assert np.isnan(Reliability.of(np.zeros(0), np.zeros(0, bool)).error())
 
 
 def test_after_is_measured_on_boxes_that_were_not_fitted_to():

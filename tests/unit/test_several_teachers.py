@@ -143,7 +143,7 @@ def stores(tmp_path, source):  # noqa: F811
     for name, (classes, found) in said.items():
         store_of(tmp_path / "own", name, classes, source, found)
         shutil.copytree(tmp_path / "own" / name, tmp_path / "store", dirs_exist_ok=True)
-    return Store.open_all(tmp_path / "store")
+    return [Store.open(tmp_path / "store", name) for name in said]
 
 
 def test_who_abstains_has_no_say(labelled, source, stores):  # noqa: F811
