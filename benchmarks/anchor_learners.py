@@ -2,8 +2,8 @@
 
     python benchmarks/anchor_learners.py --data FOLDER [--results benchmarks/results/NAME.md]
 
-FOLDER holds bccd/, chess/ and coco128/. Nothing is trained: the training boxes are matched with the anchors,
-as `check` does it for a config.
+FOLDER holds bccd/, chess/ and coco128/. Nothing is trained: the boxes of up to 200 training pictures are
+matched with the anchors, as `check` does it for a config.
 """
 
 import argparse

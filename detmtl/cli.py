@@ -30,9 +30,11 @@ from detmtl.inference.torchscript import is_torchscript
 from detmtl.inference.views import ViewSettings
 from detmtl.inference.views_predictor import ViewsPredictor
 from detmtl.metrics.coco import evaluate_files
+from detmtl.metrics.coco_files import warn_of_silver
 from detmtl.recipe import run, truth_of, write_json
 from detmtl.report.progress import bar
 from detmtl.structures.errors import InputError
+from detmtl.structures.labels import Grade
 from detmtl.transfer import transfer
 from detmtl.verbs.check import check_verb
 from detmtl.verbs.options import (
@@ -159,6 +161,8 @@ def _scores(
     keep_freed_memory()
     loaded = load_checkpoint(args.checkpoint, args.trust)
     source = gold_source(args, loaded.settings["data"], cache)
+    if source.annotations is not None and source.grade == Grade.SILVER:
+        warn_of_silver(str(args.annotations))
     predictor = Predictor(loaded, process.device, args.precision)
     change_test(predictor, assignments(args.set), "--set")
     with bar(console) as progress:

@@ -78,13 +78,10 @@ class Job:
         partial.replace(self.folder / FAILED)
 
     def recall(self) -> str | None:
-        """Returns, and notes, why it failed when it was tried last, or that one failed which it needs."""
-        if self.done:
-            return None
-        if (self.folder / FAILED).is_file():
-            self.failure = json.loads((self.folder / FAILED).read_text())["why"]
-        else:
-            self.failure = next((needed(j) for j in self.after if j.recall()), None)
+        """Returns, and notes, why it failed when it was tried last."""
+        file = self.folder / FAILED
+        if not self.done and file.is_file():
+            self.failure = json.loads(file.read_text())["why"]
         return self.failure
 
     @property
@@ -97,11 +94,6 @@ class Job:
         if self.done or self.failure:
             return self.size
         return min(_last_step(self.folder / "metrics.jsonl"), self.steps)
-
-
-def needed(job: Job) -> str:
-    """Returns why those failed that need a job that failed."""
-    return f"needs {job.name}, which failed"
 
 
 @dataclass(frozen=True)
@@ -188,7 +180,8 @@ class Pool:
         """Notes, and returns, whether a job waits for one that has failed."""
         for before in job.after:
             if before.failure is not None:
-                job.failure = needed(before)
+                # in its own folder: with other arms the same labels are another job's
+                job.fail(f"needs {before.name}, which failed")
                 return True
         return False
 

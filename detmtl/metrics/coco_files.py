@@ -5,6 +5,7 @@ Letters: I pictures, K categories.
 
 import json
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -77,9 +78,21 @@ def read_annotations(path: Path) -> Truth:
         check_known(boxes, image_ids, category_ids, str(path), "annotation", problems)
     if not problems:
         coverage = _coverage(content, boxes, image_ids, names, str(path), problems)
+        info = content.get("info")
+        if isinstance(info, dict) and info.get("grade") == "silver":
+            warn_of_silver(str(path))
         if not problems:
             return Truth(boxes, image_ids, content["images"], names, coverage)
     raise InputError(problems)
+
+
+def warn_of_silver(where: str) -> None:
+    """Warns that scores are measured on a model's labels."""
+    warnings.warn(
+        f"{where}: a model wrote these labels, or some of them (grade silver): scores tell how far two models "
+        "agree, not how good one is",
+        stacklevel=3,
+    )
 
 
 def has_lists(content: Any) -> bool:
@@ -154,13 +167,23 @@ def ids_of(entries: list[Any], where: str, problems: list[str]) -> list[int]:
 
 
 def columns_of(
-    entries: list[Any], where: str, kind: str, with_score: bool, problems: list[str]
+    entries: list[Any],
+    where: str,
+    kind: str,
+    with_score: bool,
+    problems: list[str],
+    at: Sequence[int] | None = None,
 ) -> Boxes:
-    """Returns the boxes of the entries that are well formed; the others become problems."""
+    """Returns the boxes of the entries that are well formed; the others become problems.
+
+    Args:
+        at: where the entries stand in their list; None: they are the whole list.
+    """
     keys = ("image_id", "category_id", "bbox") + (("score",) if with_score else ())
     good = []
     for i, entry in enumerate(entries):
-        name = f"{where}: {kind} {i if with_score else _name(entry, i)}"
+        place = i if at is None else at[i]
+        name = f"{where}: {kind} {place if with_score else _name(entry, place)}"
         if not isinstance(entry, dict):
             problems.append(f"{name}: is no object with {', '.join(keys)}")
             continue
@@ -221,8 +244,10 @@ def check_known(
     kind: str,
     problems: list[str],
     lists: str = "the annotation file",
+    at: Sequence[int] | None = None,
 ) -> None:
-    """Adds a sentence for each id of a picture or a category that boxes have and `lists` has not."""
+    """Adds a sentence for each id of a picture or a category that boxes have and `lists` has not; `at` as in
+    `columns_of`."""
     for given, key, known in (
         (boxes.images, "image_id", image_ids),
         (boxes.categories, "category_id", category_ids),
@@ -230,8 +255,9 @@ def check_known(
         unknown = ~np.isin(given, np.asarray(known, dtype=np.int64))
         for value in np.unique(given[unknown])[:20].tolist():
             rows = np.flatnonzero(given == value)
+            place = rows[0] if at is None else at[rows[0]]
             problems.append(
-                f"{where}: {kind} at position {rows[0]}: the {key} {value} is not in {lists} "
+                f"{where}: {kind} at position {place}: the {key} {value} is not in {lists} "
                 f"({len(rows)} such), which has {len(known)} ids ({some(known)})"
             )
 

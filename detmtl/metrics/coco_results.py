@@ -74,7 +74,9 @@ def _renamed(entries: list[Any], names: Mapping[int, str], where: str) -> list[s
 def _of_names(content: Mapping[str, Any], truth: Truth, where: str) -> Boxes:
     """Returns the detections of a file that has pictures and categories of its own."""
     # what silver labels leave undecided is nothing that was found
-    entries = [e for e in content["annotations"] if not isinstance(e, dict) or is_object(e)]
+    listed = content["annotations"]
+    at = [i for i, e in enumerate(listed) if not isinstance(e, dict) or is_object(e)]
+    entries = [listed[i] for i in at]
     without = sum(not (isinstance(e, dict) and "score" in e) for e in entries)
     if without:
         raise InputError(
@@ -89,9 +91,9 @@ def _of_names(content: Mapping[str, Any], truth: Truth, where: str) -> Boxes:
         where,
         problems,
     )
-    found = columns_of(entries, where, "result", True, problems)
+    found = columns_of(entries, where, "annotation", True, problems, at)
     if not problems:
-        check_known(found, image_ids, list(names), where, "result", problems, "this file")
+        check_known(found, image_ids, list(names), where, "annotation", problems, "this file", at)
     if problems:
         raise InputError(problems)
     pictures = _named(content["images"], image_ids, where, problems)

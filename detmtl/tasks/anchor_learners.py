@@ -34,13 +34,15 @@ class Learners:
     """What a matching gives the boxes of a data set.
 
     Attributes:
-        boxes: how many ordinary boxes were looked at.
+        pictures: how many of the pictures with boxes were looked at, and how many there are.
+        boxes: how many ordinary boxes these have.
         unlearned: how many of them no anchor learns.
         anchors: how many anchors learn a box, on average.
         overlap: mean IoU of an anchor with the box that it learns; nan if there is none.
         poor: share of these anchors below `POOR`; nan if there is none.
     """
 
+    pictures: tuple[int, int]
     boxes: int
     unlearned: int
     anchors: float
@@ -49,7 +51,9 @@ class Learners:
 
     def told(self) -> str:
         """Returns it as a sentence."""
-        start = f"matching: {self.unlearned} of {self.boxes} boxes are learned by no anchor"
+        seen, there = self.pictures
+        sample = "" if seen == there else f" (in {seen} of {there} pictures)"
+        start = f"matching: {self.unlearned} of {self.boxes} boxes{sample} are learned by no anchor"
         if math.isnan(self.overlap):
             return start
         return (
@@ -73,10 +77,10 @@ def learners(
         return None
     per_picture = np.bincount(source.annotations.image_index(), minlength=len(source))
     there = np.flatnonzero(per_picture)
-    there = there[np.linspace(0, len(there) - 1, min(MOST, len(there))).round().astype(int)]
+    some = there[np.linspace(0, len(there) - 1, min(MOST, len(there))).round().astype(int)]
     made, rules = task.anchors.build(list(strides)), Rules(**task.matching.model_dump())
     counts, overlaps = [], []
-    for i in there.tolist():
+    for i in some.tolist():
         labels = source.boxes(i)
         assert labels is not None
         file = (int(source.sizes[i, 0]), int(source.sizes[i, 1]))
@@ -97,6 +101,7 @@ def learners(
         return None
     overlap = torch.cat(overlaps)
     return Learners(
+        pictures=(len(some), len(there)),
         boxes=len(count),
         unlearned=int((count == 0).sum()),
         anchors=float(count.double().mean()),

@@ -81,8 +81,11 @@ def _all_told(settings: RunSettings, drop: bool, cache: Path, console: Console) 
             soft_wrap=True,
         )
         return problems
-    loaded |= pools_apart(loaded)
-    return problems + faults_between(settings, loaded)
+    try:
+        read = {name: loaded[name] for name in needed}
+        return problems + faults_between(settings, read | pools_apart(read))
+    except InputError as error:
+        return problems + error.problems
 
 
 def _told(source: Source, title: str, console: Console) -> list[str]:

@@ -242,7 +242,7 @@ def _view_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[1.0],
         metavar="SCALE",
-        help="looks at each of them",
+        help="looks at each of them; above 1 cuts tiles, and test.detections is then of each tile",
     )
     parser.add_argument(
         "--tile",

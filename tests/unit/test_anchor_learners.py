@@ -66,12 +66,10 @@ def test_no_boxes_are_nothing_to_tell(tmp_path):
 
 
 def test_the_sentence():
-    assert Learners(3, 1, 7.25, 0.5, 0.256).told() == (
+    assert Learners((9, 9), 3, 1, 7.25, 0.5, 0.256).told() == (
         "matching: 1 of 3 boxes are learned by no anchor; on average 7.2 anchors learn one and overlap it "
         "by 0.50, 26% of them by less than 0.4"
     )
-    assert (
-        Learners(3, 3, 0, math.nan, math.nan)
-        .told()
-        .endswith("3 of 3 boxes are learned by no anchor")
+    assert Learners((200, 900), 3, 3, 0, math.nan, math.nan).told() == (
+        "matching: 3 of 3 boxes (in 200 of 900 pictures) are learned by no anchor"
     )

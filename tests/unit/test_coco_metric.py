@@ -423,3 +423,30 @@ def test_no_detections_give_zero(tmp_path):
     for backend in ("pycocotools", "fast"):
         numbers = evaluate_files(found_path, truth_path, backend)
         assert numbers["AP"] == numbers["AR100"] == numbers["F1@.5"] == 0
+
+
+def test_a_position_in_what_predict_wrote_is_that_in_its_list(named, tmp_path):
+    truth_path, _, content = named
+    rows = content["annotations"]
+    rows[0] = rows[0] | {"iscrowd": 1}
+    rows[1] = {k: v for k, v in rows[1].items() if k != "id"} | {"bbox": [0, 0, 9]}
+    rows[2] = rows[2] | {"image_id": 77}
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"annotation 1: bbox is \[0, 0, 9\]"):
+        evaluate_files(path, truth_path)
+    rows[1] = rows[3]
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        InputError, match="annotation at position 2: the image_id 77 is not in this"
+    ):
+        evaluate_files(path, truth_path)
+
+
+def test_labels_of_a_model_are_told_where_they_measure(named):
+    truth_path, found_path, _ = named
+    scores = evaluate_files(found_path, truth_path)
+    truth = json.loads(truth_path.read_text())
+    truth_path.write_text(json.dumps(truth | {"info": {"grade": "silver"}}))
+    with pytest.warns(UserWarning, match=r"a model wrote these labels.*how far two models agree"):
+        np.testing.assert_equal(evaluate_files(found_path, truth_path), scores)

@@ -71,11 +71,12 @@ def test_the_check_finds_a_violation():
     assert violations("engine", "from detmtl.tasks.task import Task") == []
 
 
-def test_the_guide_tells_the_very_layers():
-    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text()
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_the_pages_tell_the_very_layers(page):
+    text = (PACKAGE.parent / page).read_text()
     told = [
         {*layer.split(" | ")}
-        for layer in re.findall(r"^`(structures ->.*)`$", text, re.M)[0].split(" -> ")
+        for layer in re.findall(r"`(structures -> .*?)`", text)[0].split(" -> ")
     ]
     assert told == [*LAYERS[:-1], {"tools"}]
 
