@@ -155,7 +155,7 @@ def run(
     console = (console or Console()) if process.rank == 0 else Console(quiet=True)
     folder = RunFolder(Path(out))
     try:
-        folder.claim(settings)
+        folder.claim(settings, _own_teacher(settings))
         distributed.barrier()
         summary = _run(settings, folder, process, console, frozen)
     except BaseException:
@@ -167,6 +167,12 @@ def run(
     if (told := summary.unscored()) is not None:
         console.print(told, markup=False, soft_wrap=True)
     return summary
+
+
+def _own_teacher(settings: RunSettings) -> RunSettings | None:
+    """Returns the settings of a teacher that the run trains itself; None: there is none."""
+    teacher = settings.silver.teacher if settings.silver and settings.offline_pools() else None
+    return teacher_settings(settings) if isinstance(teacher, GoldTeacher) else None
 
 
 def _run(
@@ -182,6 +188,8 @@ def _run(
     problems: list[str] = []
     if process.rank == 0:
         problems = folder.claim_inputs(input_hashes(settings, folder.cache, sources))
+        if not problems:
+            folder.settle(settings)
     if problems := distributed.from_first(problems):
         raise InputError(problems)
     scored_on, final = ("val", val) if test is None else ("test", test)
@@ -479,6 +487,8 @@ def _gold_teacher(
     alone, learned = teacher_settings(settings), learned_sources(settings, sources)
     folder.teacher.claim(alone)
     distributed.barrier()
+    if process.rank == 0:
+        folder.teacher.settle(alone)
     console.rule("Teacher: gold alone")
     model = build(alone, alone.data.label_space())
     _tell_start(model, console)

@@ -79,12 +79,16 @@ class RunFolder:
     def teacher(self) -> "RunFolder":
         return RunFolder(self.path / "teacher")
 
-    def claim(self, settings: RunSettings) -> None:
-        """Makes the folder this run's, or continues it.
+    def claim(self, settings: RunSettings, teacher: RunSettings | None = None) -> None:
+        """Makes the folder this run's, or finds out whether it may be continued; see `settle`.
 
-        As long as the training has left nothing, all settings may change: of what was done before, a store
-        knows its teacher and its pictures, a selection its policy, and the teacher's folder is claimed by
-        itself. Thus a policy that an audit refused is corrected without labelling a pool once more.
+        As long as the training has left nothing, all settings may change but those of a teacher that has
+        learned: of what was done before, a store knows its teacher and its pictures, a selection its policy.
+        Thus a policy that an audit refused is corrected without labelling a pool once more.
+
+        Args:
+            settings: of the run.
+            teacher: of the teacher that it trains itself.
 
         Raises:
             InputError: it cannot be written, or belongs to a run of other settings.
@@ -100,19 +104,20 @@ class RunFolder:
                 f"--out {self.path}: cannot be written ({error.strerror}); choose another folder"
             ) from None
         if self.settings.exists():
-            from_before = read_settings(self.settings).resolved()
-            differences = _differences(from_before, settings.resolved())
-            changed = sorted(d for d in differences if not d.startswith(WITHOUT_EFFECT))
-            if changed and self._began():
-                raise InputError(
-                    f"--out {self.path}: holds a run with other settings ({'; '.join(changed[:6])}); "
-                    "choose another folder, or repeat that run's settings to continue it"
-                )
-            if any(d.startswith("export.") for d in differences):
-                self.torchscript.unlink(missing_ok=True)
-            if not differences:
-                return
-        self._write(settings)
+            self._refuse_others(settings)
+        else:
+            self._write(settings)
+        if teacher is not None and self.teacher.settings.exists():
+            self.teacher._refuse_others(teacher)
+
+    def settle(self, settings: RunSettings) -> None:
+        """Writes down the settings by which a claimed folder goes on, once nothing speaks against them, and
+        removes a file to deploy that they would write otherwise."""
+        differences = self._differences(settings)
+        if any(d.startswith("export.") for d in differences):
+            self.torchscript.unlink(missing_ok=True)
+        if differences:
+            self._write(settings)
 
     def claim_inputs(self, hashes: Mapping[str, str]) -> list[str]:
         """Notes which files the run reads; returns what is wrong if a training on others has begun here.
@@ -123,11 +128,9 @@ class RunFolder:
         hashes = {SCHEMA: "2", **hashes}
         if (self._began() or self.teacher.last.exists()) and self.inputs.exists():
             before = json.loads(self.inputs.read_text())
-            changed = [
-                name
-                for name in ({**before, **hashes}.keys() - {SCHEMA})
-                if before.get(name) != hashes.get(name)
-            ]
+            # what a teacher alone has seen does not hang on sources that came or went since
+            both = before.keys() | hashes if self._began() else before.keys() & hashes
+            changed = [n for n in both - {SCHEMA} if before.get(n) != hashes.get(n)]
             if changed:
                 names = ", ".join(sorted(changed))
                 if before.get(SCHEMA) != hashes[SCHEMA]:
@@ -143,6 +146,18 @@ class RunFolder:
         partial.write_text(json.dumps(hashes, indent=1))
         partial.replace(self.inputs)
         return []
+
+    def _refuse_others(self, settings: RunSettings) -> None:
+        differences = self._differences(settings)
+        changed = sorted(d for d in differences if not d.startswith(WITHOUT_EFFECT))
+        if changed and self._began():
+            raise InputError(
+                f"--out {self.path}: holds a run with other settings ({'; '.join(changed[:6])}); "
+                "choose another folder, or repeat that run's settings to continue it"
+            )
+
+    def _differences(self, settings: RunSettings) -> list[str]:
+        return _differences(read_settings(self.settings).resolved(), settings.resolved())
 
     def _began(self) -> bool:
         """Whether the training of this folder itself, not a teacher's below it, has left something."""

@@ -192,6 +192,8 @@ def test_a_corrected_command_may_use_the_same_folder(settings, tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.claim(settings("data.root=wrong"))
     folder.claim(settings())
+    assert "root: wrong" in folder.settings.read_text(), "nothing has spoken for the new ones yet"
+    folder.settle(settings())
     assert "root: here" in folder.settings.read_text()
 
 
@@ -211,13 +213,28 @@ def test_a_folder_with_work_in_it_belongs_to_its_settings(settings, tmp_path, wo
 def test_labels_that_were_written_outlive_a_corrected_setting(settings, tmp_path):
     """An audit that finds too little gold for a threshold asks for another one: the pool stays labelled, the
     teacher trained."""
+    folder, teacher = RunFolder(tmp_path / "run"), settings("silver=null", "mix={mode: gold}")
+    folder.claim(settings(), teacher)
+    folder.teacher.claim(teacher)
+    folder.teacher.last.touch()
+    (folder.path / "silver").mkdir()
+    folder.claim(settings("silver.select.threshold=0.7"), teacher)
+    with pytest.raises(InputError, match=r"run/teacher: holds a run .*train\.steps was 3, now 4"):
+        folder.claim(settings(), settings("silver=null", "mix={mode: gold}", "train.steps=4"))
+
+
+def test_sources_may_come_and_go_while_a_teacher_alone_has_learned(settings, tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.claim(settings())
-    (folder.path / "silver").mkdir()
+    assert folder.claim_inputs({"data.gold": "a", "data.pool": "b"}) == []
     folder.teacher.path.mkdir()
     folder.teacher.last.touch()
-    folder.claim(settings("silver.select.threshold=0.7"))
-    assert "threshold: 0.7" in folder.settings.read_text()
+    assert folder.claim_inputs({"data.gold": "a", "data.more": "c"}) == []
+    (told,) = folder.claim_inputs({"data.gold": "other", "data.more": "c"})
+    assert "other files (data.gold changed since)" in told
+    folder.last.touch()
+    (told,) = folder.claim_inputs({"data.gold": "a"})
+    assert "other files (data.more changed since)" in told
 
 
 def test_another_file_to_deploy_is_written_of_weights_that_are_there(settings, tmp_path):
@@ -226,8 +243,10 @@ def test_another_file_to_deploy_is_written_of_weights_that_are_there(settings, t
     folder.metrics.touch()
     folder.torchscript.touch()
     folder.claim(settings("data.workers=1"))
+    folder.settle(settings("data.workers=1"))
     assert folder.torchscript.exists()
     folder.claim(settings("export.dtype=bfloat16"))
+    folder.settle(settings("export.dtype=bfloat16"))
     assert not folder.torchscript.exists()
     assert "dtype: bfloat16" in folder.settings.read_text()
 
