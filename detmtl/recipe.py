@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.markup import escape
@@ -46,7 +47,7 @@ from detmtl.run_sources import load_sources, render, to_be_labelled
 from detmtl.run_teachers import learned_sources, teacher_settings, written_offline
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import Grade
+from detmtl.structures.labels import Grade, Ignore
 from detmtl.structures.sample import Batch
 from detmtl.tasks.multitask import MultiTask, build_model
 from detmtl.tasks.task import Metric
@@ -324,8 +325,10 @@ def fit_model(
     balancer = settings.balancing.build(list(settings.tasks))
     balancer.attach(model.shared_parameters(), model.own_parameters())
     of_labels = settings.data.names()
-    searched = _searched(settings, model, sources)
-    _tell_unsearched(searched, _searched(settings, model, [val]), of_labels, model, console)
+    # what a model brings along from elsewhere is not known
+    searched = _searched(settings, model, sources) if settings.model.start is None else {}
+    measured = _searched(settings, model, [val])
+    _tell_unsearched(searched, measured, model, sources, of_labels, console)
     state = settings.train.prepare(
         model,
         balancer,
@@ -381,9 +384,7 @@ def _searched(
     settings: RunSettings, model: MultiTask, sources: Sequence[Source]
 ) -> dict[str, list[str]]:
     """Returns task -> the classes that somebody looked for in some picture, of tasks whose classes are those
-    of the labels; what the others learned, and what a model brings along from elsewhere, is not known."""
-    if settings.model.start is not None:
-        return {}
+    of the labels; of the others it is not known."""
     names = settings.data.names()
     found = searched_classes(sources, names)
     tasks: dict[str, Any] = dict(model.tasks.items())
@@ -399,24 +400,39 @@ def _searched(
 def _tell_unsearched(
     learned: Mapping[str, Sequence[str]],
     measured: Mapping[str, Sequence[str]],
-    names: Mapping[str, Sequence[str]],
     model: MultiTask,
+    sources: Sequence[Source],
+    names: Mapping[str, Sequence[str]],
     console: Console,
 ) -> None:
-    """Prints for which classes of a task nobody looked, be it for a typing error or for want of labels."""
+    """Prints for which classes of a task nobody looked, be it for a typing error or for want of labels.
+
+    Args:
+        learned, measured: task -> the classes that somebody looked for, in what is trained on and in val.
+        names: of the classes, by kind of labels.
+    """
+    drawn = [
+        s.annotations.classes[s.annotations.ignore == Ignore.NO] for s in sources if s.annotations
+    ]
+    there = {names["boxes"][c] for classes in drawn for c in np.unique(classes).tolist()}
     tasks: dict[str, Any] = dict(model.tasks.items())
-    for found, where, so in (
-        (learned, "what is trained on", "nothing of them is learned"),
-        (measured, "val", "they are not in its scores"),
-    ):
-        for task, classes in found.items():
-            lost = [name for name in names[tasks[task].labels] if name not in classes]
-            if lost:
-                console.print(
-                    f"{task}: in {where} nobody looked for {', '.join(lost)}: {so}",
-                    markup=False,
-                    soft_wrap=True,
-                )
+
+    def tell(task: str, where: str, classes: list[str], so: str) -> None:
+        if classes:
+            told = f"{task}: in {where} nobody looked for {', '.join(classes)}: {so}"
+            console.print(told, markup=False, soft_wrap=True)
+
+    def lost(task: str, searched: Sequence[str]) -> list[str]:
+        return [name for name in names[tasks[task].labels] if name not in searched]
+
+    for task, searched in learned.items():
+        half = [n for n in lost(task, searched) if n in there and tasks[task].labels == "boxes"]
+        so = "it learns where one is, never where none is; say in `covers` who did"
+        tell(task, "what is trained on", half, so)
+        never = [n for n in lost(task, searched) if n not in half]
+        tell(task, "what is trained on", never, "nothing is learned of it")
+    for task, searched in measured.items():
+        tell(task, "val", lost(task, searched), "it is not in the scores")
 
 
 def training_batches(

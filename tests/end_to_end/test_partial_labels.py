@@ -93,7 +93,7 @@ def test_a_model_says_for_which_classes_nobody_looked(data, detmtl, tmp_path):
     words = [word for text in words for word in ("--set", text)]
     done = detmtl("train", "--config", data / "recipe.yaml", "--out", tmp_path / "run", *words)
     assert done.status == 0, done.err
-    told = "boxes: in what is trained on nobody looked for blue: nothing of them is learned"
+    told = "boxes: in what is trained on nobody looked for blue: nothing is learned of it"
     assert told in done.out and "in val nobody looked" not in done.out
     for name in ("best.pt", "last.pt"):
         card = CheckpointTeacherSettings(path=name).load(tmp_path / "run").card
@@ -108,10 +108,13 @@ def test_a_model_says_for_which_classes_nobody_looked(data, detmtl, tmp_path):
 
 def test_a_class_that_cannot_be_scored_is_told(data, detmtl, tmp_path):
     val = "data.val={kind: coco, images: images/val, annotations: val.json, keep: [blue]}"
-    words = ["mix={mode: gold}", "silver=null", "train.steps=1", "data.test=null", val]
+    half = (
+        "data.sources.gold={kind: coco, images: images/gold, annotations: gold.json, covers: [red]}"
+    )
+    words = ["mix={mode: gold}", "silver=null", "train.steps=1", "data.test=null", val, half]
     words = [word for text in words for word in ("--set", text)]
     done = detmtl("train", "--config", data / "recipe.yaml", "--out", tmp_path / "run", *words)
     assert done.status == 0, done.err
-    assert "boxes: in val nobody looked for red: they are not in its scores" in done.out
+    assert "boxes: in val nobody looked for red: it is not in the scores" in done.out
     assert "Without labels in val, and so not in the means: 'red' (boxes)" in done.out
-    assert "in what is trained on" not in done.out
+    assert "nobody looked for blue: it learns where one is, never where none is" in done.out
