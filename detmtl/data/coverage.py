@@ -7,7 +7,7 @@ Letters: I pictures, N boxes of all pictures, C classes.
 import csv
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -52,37 +52,62 @@ def cover_pictures(parsed: Parsed, path: Path, where: str, classes: LabelSpace) 
 
     The file is CSV with the columns `file_name`, `class` and, if wanted, `coverage` (in [0, 1]; 1
     where it is empty), a row for each class that was looked for in a picture (an empty class: looked
-    for nothing); or JSON {file name: [class, ...] or {class: coverage}}. File names are those of the
-    source, relative to its folder of pictures; what it says of pictures that are there, but not of the
-    source or left out of it, is passed over.
+    for nothing); or JSON {file name: [class, ...] or {class: coverage}}. File names are relative to
+    the source's folder of pictures, or absolute; names that lead to one place (`a.jpg`, `./a.jpg`)
+    are one. What is said of pictures that were left out of the source is passed over; so is what is
+    said of others that are there, but these are counted in `dropped`.
 
     Raises:
-        InputError: the file cannot be read, or names a picture or a class that is not there.
+        InputError: the file cannot be read, names a picture or a class that is not there, or names no
+            picture of the source.
     """
-    places = {parsed.files.name(i): i for i in range(len(parsed.files))}
+    folder = parsed.files.folder
+    places: dict[str, list[int]] = {}
+    for i, picture in enumerate(parsed.files.paths()):
+        places.setdefault(os.path.normpath(picture), []).append(i)
+    faulty = {_place(folder, name) for name in parsed.unused}
     coverage = np.array(np.broadcast_to(parsed.coverage, (len(parsed.files), len(classes))))
-    problems, seen, unused = [], set(), set(parsed.unused)
+    problems: list[str] = []
+    seen: set[str] = set()
+    others: set[str] = set()  # there, but not of the source
+    strange: dict[str, str] = {}  # their names by entry, which may say several things of a picture
     for line, name, stated, value in _statements(path, where):
-        used = name in places
-        if not used and name not in unused:
-            if not os.path.isfile(os.path.join(parsed.files.folder, name)):
-                problems.append(f"{line}: {_no_picture(name, places, parsed.files)}")
+        place = _place(folder, name)
+        own = places.get(place, [])
+        if not own and place not in faulty:
+            if place not in others and not os.path.isfile(place):
+                problems.append(f"{line}: {_no_picture(name, parsed.files)}")
                 continue
-            unused.add(name)
-        if used and name not in seen:
-            coverage[places[name]] = 0
-            seen.add(name)
+            others.add(place)
+            strange[line] = name
+        elif place not in seen:
+            coverage[own] = 0
+            seen.add(place)
         if stated is None:
             continue
         wrong = _no_class(stated, classes, line)
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
             wrong.append(f"{line}: the coverage of '{stated}' is {value!r}; it lies in [0, 1]")
         problems += wrong
-        if used and not wrong:
-            coverage[places[name], classes.names.index(stated)] = value
+        if own and not wrong:
+            coverage[own, classes.names.index(stated)] = value
+    first = next(iter(strange.values()), "")
+    if not problems and not seen:
+        # All pictures would keep a coverage that the file was to take from them.
+        found = f"the first of its names is '{first}'" if strange else "it is empty"
+        problems.append(
+            f"{where}: names no picture of the source ({found}); it needs file names relative to {folder}, "
+            f"such as '{parsed.files.name(0)}'; correct them, or leave out `covers_file`"
+        )
     if problems:
         raise InputError(problems)
-    return replace(parsed, coverage=coverage)
+    told = [parsed.dropped] if parsed.dropped else []
+    if strange:
+        told.append(
+            f"{where}: entries passed over: {len(strange)}, which name pictures that are not of the source, "
+            f"such as '{first}'"
+        )
+    return replace(parsed, coverage=coverage, dropped="; ".join(told))
 
 
 def without_lost(parsed: Parsed) -> Parsed:
@@ -106,8 +131,14 @@ def _no_class(name: str, classes: LabelSpace, where: str) -> list[str]:
     return [f"{where} names '{name}', which is no class{hint}"]
 
 
-def _no_picture(name: str, names: Iterable[str], files: FileNames) -> str:
-    close = get_close_matches(name, list(names)[:10_000], n=1)
+def _place(folder: str, name: str) -> str:
+    """Returns the one path of all spellings of a picture's name."""
+    return os.path.normpath(os.path.join(folder, name))
+
+
+def _no_picture(name: str, files: FileNames) -> str:
+    names = [files.name(i) for i in range(min(len(files), 10_000))]
+    close = get_close_matches(name, names, n=1)
     return (
         f"there is no picture '{name}' in {files.folder}"
         + (f" (nearest: '{close[0]}')" if close else "")

@@ -1,6 +1,7 @@
 """What was looked for: `keep`, `covers`, files of coverage, LVIS, down to the gradient."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -124,13 +125,48 @@ def test_what_is_said_of_pictures_that_are_left_out_is_passed_over(tmp_path):
     save_picture(tmp_path / "images" / "unlisted.png")
     names = ("0.png", "2.png", "gone.png", "unlisted.png")
     (tmp_path / "c.csv").write_text("file_name,class\n" + "".join(f"{n},cat\n" for n in names))
-    with pytest.warns(UserWarning, match="2 faults left out"):
+    with pytest.warns(UserWarning, match="2 faults left out") as told:
         source = load(tmp_path, covers_file="c.csv", faults="drop")
+    (warning,) = told
+    assert "c.csv: entries passed over: 1, which name" in str(warning.message)
+    assert str(warning.message).endswith("such as 'unlisted.png'")
     assert source.ids.tolist() == [10, 20] and source.coverage.tolist() == [[1, 0, 0], [1, 1, 1]]
     (tmp_path / "c.csv").write_text("file_name,class\n2.png,cow\nnever.png,cat\n,cat\n")
     with pytest.raises(InputError) as caught:
         load(tmp_path, covers_file="c.csv", faults="drop")
     assert len(caught.value.problems) == 3
+
+
+@pytest.mark.parametrize("listed", ["0.png", "./0.png", "absolute"])
+@pytest.mark.parametrize("named", ["0.png", ".//0.png", "../images/0.png", "absolute"])
+def test_a_picture_may_be_spelled_otherwise_than_in_the_annotations(tmp_path, listed, named):
+    absolute = str(tmp_path / "images" / "0.png")
+    data = coco_data()
+    data["images"][0]["file_name"] = absolute if listed == "absolute" else listed
+    save_coco(tmp_path, data)
+    name = absolute if named == "absolute" else named
+    (tmp_path / "c.csv").write_text(f"file_name,class\n{name},cat\n0.png,bird\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        source = load(tmp_path, covers_file="c.csv")
+    assert source.coverage.tolist() == [[1, 0, 1], [1, 1, 1], [1, 1, 1]]
+
+
+def test_a_file_that_names_no_picture_of_the_source_is_refused(tmp_path):
+    save_coco(tmp_path, coco_data())
+    save_picture(tmp_path / "images" / "other.png")
+    (tmp_path / "c.csv").write_text("file_name,class\nother.png,cat\nother.png,dog\n")
+    sentence = r"c\.csv: names no picture of the source \(the first of its names is 'other\.png'\)"
+    with pytest.raises(InputError, match=sentence + r"; it needs .*images, such as '0\.png'"):
+        load(tmp_path, covers_file="c.csv")
+    (tmp_path / "c.csv").write_text("file_name,class\nother.png,cat\nother.png,dog\n0.png,cat\n")
+    for _ in range(2):  # the second from the cache
+        with pytest.warns(UserWarning, match="source 'here': c.csv: entries passed over: 2, which"):
+            source = load(tmp_path, covers_file="c.csv")
+        assert source.coverage.tolist() == [[1, 0, 0], [1, 1, 1], [1, 1, 1]]
+    (tmp_path / "c.json").write_text("{}")
+    with pytest.raises(InputError, match=r"c\.json: names no picture of .* \(it is empty\)"):
+        load(tmp_path, covers_file="c.json")
 
 
 @pytest.mark.parametrize(
