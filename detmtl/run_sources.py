@@ -79,16 +79,24 @@ def load_sources(
 
 def pools_apart(loaded: Mapping[str, Source]) -> dict[str, Source]:
     """Returns the training sources, of which those that nobody labelled lose what measures the result and
-    what they have twice: whose pool is all of his pictures need not sort out the labelled ones.
+    what they have twice: whose pool is all of his pictures need not sort out the labelled ones. Called by
+    all processes of a run together.
 
     Args:
         loaded: all that a run reads, "val" and perhaps "test" among them.
+
+    Raises:
+        InputError: nothing is left of one, or a picture cannot be read.
     """
     held_out = [loaded[name] for name in ("val", "test") if name in loaded]
+    training = {name: s for name, s in loaded.items() if name not in ("val", "test")}
+    # Rank 0 alone reads what has no hash yet, every byte of a pool the first time, and warns.
+    kept = distributed.on_first(
+        lambda: {name: unlabelled_apart(source, held_out) for name, source in training.items()}
+    )
     return {
-        name: unlabelled_apart(source, held_out)
-        for name, source in loaded.items()
-        if name not in ("val", "test")
+        name: source if (at := kept[name]) is None else source.subset(at)
+        for name, source in training.items()
     }
 
 

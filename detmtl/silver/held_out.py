@@ -47,10 +47,10 @@ def refuse_overlap(training: Sequence[Source], held_out: Sequence[Source]) -> No
         )
 
 
-def unlabelled_apart(pool: Source, held_out: Sequence[Source]) -> Source:
-    """Returns pictures of which nobody said anything without those that measure the result, and each once;
-    warns of what is left out. A source with labels is returned as it is: of these somebody has to say what
-    they are for.
+def unlabelled_apart(pool: Source, held_out: Sequence[Source]) -> np.ndarray | None:
+    """Returns the positions of pictures of which nobody said anything without those that measure the result,
+    and each once; warns of what is left out. None: all stay, as in a source with labels: of these somebody
+    has to say what they are for.
 
     Args:
         pool: a source.
@@ -60,7 +60,7 @@ def unlabelled_apart(pool: Source, held_out: Sequence[Source]) -> Source:
         InputError: none is left.
     """
     if pool.labelled():
-        return pool
+        return None
     measured = {h: source.path(i) for source in held_out for i, h in enumerate(source.hashes())}
     first: dict[str, int] = {}
     held, again = [], []
@@ -79,7 +79,7 @@ def unlabelled_apart(pool: Source, held_out: Sequence[Source]) -> Source:
     left_out = [i for i, _ in held + again]
     if len(left_out) == len(pool):
         raise InputError(f"source '{pool.name}': all of its pictures are held out; give others")
-    return pool.subset(np.setdiff1d(np.arange(len(pool)), left_out)) if left_out else pool
+    return np.setdiff1d(np.arange(len(pool)), left_out) if left_out else None
 
 
 def refuse_seen(learned_from: Sequence[Source], gold: Source) -> None:

@@ -1,20 +1,24 @@
 """Pictures that people labelled in part, and that are in a pool too: gold where people looked, silver for
 the rest, in every copy."""
 
+import json
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from silver_stand_ins import ColorTeacher, gold, pictures
 from test_teacher_arm import ONE, _coco, run  # noqa: F401
 
 from detmtl import pools
 from detmtl.config import read_settings
+from detmtl.data import images
 from detmtl.engine import distributed
 from detmtl.run_folder import RunFolder
-from detmtl.run_sources import load_sources, to_be_labelled
+from detmtl.run_sources import load_sources, pools_apart, to_be_labelled
 from detmtl.silver.held_out import given_gold, unlabelled_apart, without_doubles
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
@@ -54,18 +58,50 @@ def test_a_pool_of_all_pictures_loses_those_that_measure_and_has_each_once(tmp_p
     pool = pictures(tmp_path / "pool", 5, name="pool")
     (tmp_path / "pool/004.png").write_bytes((tmp_path / "pool/003.png").read_bytes())
     with pytest.warns(UserWarning) as told:
-        apart = unlabelled_apart(pool, [val])
-    assert [apart.files.name(i) for i in range(len(apart))] == ["000.png", "003.png"]
+        kept = unlabelled_apart(pool, [val])
+    assert kept.tolist() == [0, 3]
     held, again = (str(w.message) for w in told)
     assert "'pool': 2 of 5 pictures are left out, because they measure the result" in held
     assert held.endswith(f"{tmp_path}/pool/001.png is {tmp_path}/val/000.png")
     assert "'pool': 1 of 5 pictures are left out, because the pool has them already" in again
     assert again.endswith(f"{tmp_path}/pool/004.png is {tmp_path}/pool/003.png")
-    assert unlabelled_apart(apart, [val]) is apart
+    assert unlabelled_apart(pool.subset(kept), [val]) is None
     labelled = gold(pool, [(0, A, 0, 0)])
-    assert unlabelled_apart(labelled, [val]) is labelled, "somebody has to say what they are for"
+    assert unlabelled_apart(labelled, [val]) is None, "somebody has to say what they are for"
     with pytest.raises(InputError, match="all of its pictures are held out"), pytest.warns():
         unlabelled_apart(pictures(tmp_path / "other", 2, first=1), [val])
+
+
+def _apart(rank, folder):
+    """Sets pools apart as one of two processes, each with files of its own, whose names decide what is the
+    same; writes down how many it read, what it kept and what it told."""
+    address = f"file://{folder}/meet"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    read, told = [], []
+    images.content_hash = lambda path: read.append(path) or Path(path).name.zfill(64)
+    val = pictures(folder / f"val{rank}", 2, name="val", first=1)
+    pool = pictures(folder / f"pool{rank}", 4, name="pool")
+    with warnings.catch_warnings(record=True) as caught:
+        apart = pools_apart({"pool": pool, "val": val})
+    try:
+        pools_apart({"pool": val, "val": val})
+    except InputError as error:
+        told = error.problems
+    row = {"read": len(read), "warned": len(caught), "problems": told}
+    row["kept"] = [apart["pool"].files.name(i) for i in range(len(apart["pool"]))]
+    (folder / f"{rank}.json").write_text(json.dumps(row))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.distributed
+def test_rank_0_alone_reads_the_pools_that_are_set_apart(tmp_path):
+    torch.multiprocessing.spawn(_apart, (tmp_path,), nprocs=2)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first["read"] and first["warned"] == 1
+    assert second["read"] == second["warned"] == 0
+    assert first["kept"] == second["kept"] == ["002.png", "003.png"]
+    assert first["problems"] == second["problems"]
+    assert "all of its pictures are held out" in first["problems"][0]
 
 
 def test_pictures_of_two_pools_are_told(tmp_path):
