@@ -147,12 +147,14 @@ def _listed(
         named += known
     at = positions_of(np.asarray(named, dtype=np.int64), categories.ids)
     entries = np.stack([np.asarray(image, dtype=np.int64), at], axis=1)
-    unclear[entries[at < 0, 0]] = True
-    for i in np.unique(entries[at < 0, 0]).tolist():
-        strange = sorted(
-            {k for k, n in zip(named, image, strict=True) if n == i} - set(categories.ids)
+    strange: dict[int, set[int]] = {}
+    for n in np.flatnonzero(at < 0).tolist():
+        strange.setdefault(image[n], set()).add(named[n])
+    for i, unknown in strange.items():
+        unclear[i] = True
+        faults.add(
+            f"{where}: image {ids[i]}: {key} has {sorted(unknown)}, which are not in 'categories'"
         )
-        faults.add(f"{where}: image {ids[i]}: {key} has {strange}, which are not in 'categories'")
     return has, entries[at >= 0], unclear
 
 

@@ -162,6 +162,16 @@ def test_coverage_of_a_picture_that_makes_no_sense(tmp_path, key, value, sentenc
     )
 
 
+def test_strange_ids_are_told_picture_by_picture(tmp_path):
+    data = coco_data()
+    data["images"][0]["neg_category_ids"] = [4, 9, 2, 4]
+    data["images"][2]["neg_category_ids"] = [7]
+    assert problems_of(tmp_path, data)[1:] == [
+        "coco.json: image 10: neg_category_ids has [2, 4], which are not in 'categories'",
+        "coco.json: image 30: neg_category_ids has [7], which are not in 'categories'",
+    ]
+
+
 @pytest.mark.parametrize(
     ("key", "value", "coverage"),
     [
