@@ -270,8 +270,9 @@ def _compare(was: Source, now: Source, at: np.ndarray, reviewed: np.ndarray) -> 
     if not reviewed.all():
         verified = overlay(upper, was, OverlaySettings())
     untouched = int((cases["rescued"] & (shift <= UNMOVED)).sum())
-    done = [cases[name] for name in ("moved", "renamed", "deleted", "ignored", "rescued")]
-    changed = {*a.image_index()[sent[np.any(done, axis=0)]].tolist()}
+    # Of every box, those in doubt too: who removes or renames one has looked at its picture.
+    done = ~same | (shift > UNMOVED) | (ordinary != usual)
+    changed = {*a.image_index()[sent[done]].tolist()}
     changed |= {*at[b.image_index()[np.setdiff1d(kept, partner)]].tolist()}
     return Corrections(verified, was.classes, len(at), counts, untouched, len(at) - len(changed))
 

@@ -318,6 +318,35 @@ def test_pictures_that_nobody_touched_are_told_unless_they_are_called_finished(
     assert take_back(sent, back, finished=tmp_path / "done.txt").pictures == 20
 
 
+@pytest.mark.parametrize(
+    ("change", "unchanged"),
+    [
+        ({}, 20),
+        ({"score": 1, "attributes": {}}, 20),  # as a tool that loses what it does not know
+        (None, 0),
+        ({"category_id": DOG}, 0),
+        ({"category_id": DOG, "iscrowd": 0}, 0),
+        ({"bbox": [10, 10, 25, 20]}, 0),
+        ({"bbox": [10.5, 10, 20, 20.4]}, 20),
+        ({"iscrowd": 0}, 0),
+    ],
+)
+@pytest.mark.parametrize("ignore", ["class", "region"])
+def test_pictures_of_which_people_changed_what_is_in_doubt_are_changed(
+    tmp_path, change, unchanged, ignore
+):
+    images = [(i, f"{i}.jpg") for i in range(1, 21)]
+    said = {"iscrowd": 1, "attributes": {"grade": "silver", "ignore": ignore}}
+    rows = [box(i, i, CAT, (10, 10, 30, 30), **said) for i, _ in images]
+    sent = write(tmp_path / "s.json", rows, images)
+    kept = [] if change is None else [{**row, **change} for row in rows]
+    back = write(tmp_path / "b.json", kept, images)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert take_back(sent, back).unchanged == unchanged
+    assert any("just as they were" in str(t.message) for t in told) == (unchanged == 20)
+
+
 def test_a_name_that_fits_several_pictures_and_other_mistakes(tmp_path, sent, back):
     rows = [box(1, 1, CAT, (10, 10, 30, 30))]
     two = write(tmp_path / "two.json", rows, [(1, "a/1.jpg"), (2, "b/1.jpg")])
