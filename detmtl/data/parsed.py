@@ -26,7 +26,8 @@ class Parsed:
     Attributes:
         files, ids, sizes, annotations, coverage: as in `Source`.
         silver: whether the files say that a model wrote labels in them.
-        dropped: sentence on what was left out because of faults; "" if nothing was.
+        dropped: sentence on what was left out because of faults, and on rows of `covers_file` for other
+            pictures; "" if there is nothing to tell.
         lost: (P, 2) int64, picture and class of labels that were left out because of faults and of
             which not even the place is known; -1: of an unknown class.
         notes: sentences on what the files leave open.

@@ -65,7 +65,7 @@ __all__ = [
 
 _ARRAYS = ("files", "ids", "sizes", "annotations", "coverage")
 
-READER_VERSION = 6
+READER_VERSION = 7
 """Part of every cache key: raise it when a reader gives other arrays for the same files."""
 
 
