@@ -25,6 +25,10 @@ from detmtl.tasks.detection import DetectionConfig
 from detmtl.verbs.options import cache_of, coco_source, refuse_given
 
 
+FEW_CANDIDATES = 18
+"""Anchors of a level among which ATSS chooses, up to which nothing is said; the paper has 9."""
+
+
 def check_verb(args: argparse.Namespace) -> None:
     """Tells of one COCO file, or of every source of a run's settings, and then all that is wrong."""
     console, cache = Console(), cache_of(args.cache)
@@ -139,10 +143,12 @@ def _print_coverage(source: Source, settings: RunSettings | None, console: Conso
             markup=False,
             soft_wrap=True,
         )
-        if task.anchors.num_anchors > 1:
+        number = task.anchors.num_anchors
+        if number > 1 and number * task.matching.candidates > FEW_CANDIDATES:
             console.print(
-                f"anchors: {task.anchors.num_anchors} a place; atss does with one: "
-                "anchors: {octaves: 1, ratios: [1]}",
+                f"anchors: {number} a place at {task.matching.candidates} places of a level give a box many "
+                "poor anchors; atss does better with one, anchors: {octaves: 1, ratios: [1]}, or with "
+                f"matching.candidates: {max(1, round(FEW_CANDIDATES / 2 / number))}",
                 markup=False,
                 soft_wrap=True,
             )

@@ -160,5 +160,6 @@ def test_where_each_box_finds_its_own_threshold_none_is_told(tmp_path):
     assert "not reached" in told["max_iou"] and "proposed: anchors" in told["max_iou"]
     assert "not reached" not in told["atss"] and "proposed:" not in told["atss"]
     assert "each box finds its own threshold" in told["atss"]
-    assert "9 a place; atss does with one" in told["atss"] and "a place;" not in told["max_iou"]
+    assert "9 a place at 9 places" in told["atss"] and "candidates: 1" in told["atss"]
+    assert "a place at" not in told["max_iou"]
     assert all("of 30 boxes are learned by no anchor" in text for text in told.values())
