@@ -89,8 +89,8 @@ def read_annotations(path: Path) -> Truth:
 def warn_of_silver(where: str) -> None:
     """Warns that scores are measured on a model's labels."""
     warnings.warn(
-        f"{where}: a model wrote these labels, or some of them (grade silver): scores tell how far two models "
-        "agree, not how good one is",
+        f"{where}: a model wrote these labels, or some of them (grade silver): scores tell how far two "
+        "models agree, not how good one is",
         stacklevel=3,
     )
 

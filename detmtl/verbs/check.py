@@ -24,7 +24,6 @@ from detmtl.tasks.anchor_learners import learners
 from detmtl.tasks.detection import DetectionConfig
 from detmtl.verbs.options import cache_of, coco_source, refuse_given
 
-
 FEW_CANDIDATES = 18
 """Anchors of a level among which ATSS chooses, up to which nothing is said; the paper has 9."""
 
