@@ -114,8 +114,9 @@ def gold_by_models(settings: RunSettings, sources: Mapping[str, Source]) -> list
     uses += [] if isinstance(silver.audit, str) else ["audits it" if uses else "audits the teacher"]
     return [
         f"data.sources.{name}: its file says that a model wrote its labels, and as a gold source it "
-        f"{' and '.join(uses)}; set data.sources.{name}.grade: silver, or give people's labels in a file "
-        "of their own"
+        f"{' and '.join(uses)}; set data.sources.{name}.grade: silver, or give people's labels alone, in a "
+        "file of their own or, of one that `import --reviewed` wrote, by "
+        f"data.sources.{name}.keep: the classes that people reviewed"
         for name in (gold_sources(settings) if uses else [])
         if _by_a_model(sources[name])
     ]

@@ -4,12 +4,13 @@ Beyond COCO, all optional: an annotation's `score` (a probability) and `attribut
 "silver", "ignore": "class" or "region", "class_weight": number, "box_weight": number}; an image's
 `neg_category_ids` and `not_exhaustive_category_ids` as LVIS has them; `info.coverage` {category name:
 recall in [0, 1]} and `info.grade`, which holds for annotations that do not say theirs; an image's own
-`coverage`, written alike, in place of all of these.
+`coverage`, written alike, in place of all of these. In a file of grade silver, `info.reviewed` [category
+name, ...]: what people looked for everywhere in all of its pictures.
 `attributes.ignore` says how an annotation is ignored; where `iscrowd: 0` stands beside it, it is not.
 Letters: I pictures, N annotations, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ import numpy as np
 from detmtl.data.coco_details import read_details
 from detmtl.data.coco_fields import picture_coverage, stated_recall
 from detmtl.data.coco_rows import GRADES, info_of, read_columns
-from detmtl.data.coco_tables import SPLITS, Found, read_categories, read_pictures
+from detmtl.data.coco_tables import SPLITS, Categories, Found, read_categories, read_pictures
 from detmtl.data.coco_writer import (
     CocoImage,
     coco_images,
@@ -50,7 +51,8 @@ __all__ = [
 class CocoSource(SourceSettings):
     """Pictures with a COCO annotation file; `images` is the folder that its file names start from.
 
-    Crowds (`iscrowd: 1`) and annotations with `ignore: 1` become regions that give no loss.
+    Crowds (`iscrowd: 1`) and annotations with `ignore: 1` become regions that give no loss. `keep` of classes
+    that people have reviewed (`info.reviewed`) leaves people's labels of a silver file alone, which are gold.
 
     Attributes:
         annotations: the JSON file.
@@ -122,7 +124,7 @@ class CocoSource(SourceSettings):
                 rows, k, listed, found, pictures, categories, details, classes, where, faults
             )
         dropped = faults.settle(self.faults)
-        silver = self.grade == "silver" or info.get("grade") == "silver"
+        silver = self._silver(info, categories, classes, found.classes[k], columns.grade[k])
         return Parsed(
             files=pictures.files,
             ids=pictures.ids,
@@ -139,13 +141,41 @@ class CocoSource(SourceSettings):
                 details=known,
             ),
             coverage=coverage.astype(np.float32),
-            silver=silver or bool((columns.grade[k] == Grade.SILVER).any()),
+            silver=silver,
             dropped=dropped,
             lost=found.lost,
             notes=self.doubts(classes, categories.names),
             looked_into=pictures.measured,
             unused=pictures.unused,
         )
+
+    def _silver(
+        self,
+        info: Mapping[str, Any],
+        categories: Categories,
+        classes: LabelSpace,
+        of: np.ndarray,
+        grade: np.ndarray,
+    ) -> bool:
+        """Returns whether a model wrote some of the labels that the source takes, or what was looked for.
+
+        Args:
+            info: of the file.
+            categories: of the file.
+            classes: the label space.
+            of, grade: class and grade (N,) of each annotation.
+        """
+        if self.grade == "silver":
+            return True
+        said, reviewed = info.get("grade") == "silver", info.get("reviewed")
+        if said and self.keep is not None and isinstance(reviewed, list):
+            # Gold boxes alone would not do: a model's word that there is nothing leaves no box at all.
+            wanted = {*self.keep, *(self.covers or ())}
+            members = categories.members().items()
+            taken = {c: places for c, places in members if classes.names[c] in wanted}
+            if all(categories.names[n] in reviewed for places in taken.values() for n in places):
+                said, grade = False, grade[np.isin(of, [*taken])]
+        return said or bool((grade == Grade.SILVER).any())
 
 
 def read_labels(annotations: Path, classes: Sequence[str] | None = None) -> Source:

@@ -75,6 +75,7 @@ class Corrections:
             their tool lost what marked them.
         unchanged: how many of the pictures are just as they were sent: what was sent is right, or nobody
             looked.
+        reviewed: those of the classes that people looked through.
     """
 
     verified: Overlay
@@ -83,6 +84,7 @@ class Corrections:
     counts: Mapping[str, np.ndarray]
     untouched: int
     unchanged: int
+    reviewed: tuple[str, ...]
 
     def table(self) -> Table:
         """Returns the counts per class, and the precision of what was sent with its 95 % interval."""
@@ -172,17 +174,26 @@ def left_behind(back: Path) -> int:
 
 
 def write_verified(corrections: Corrections, sent: Path, out: Path) -> None:
-    """Writes the verified pictures as a COCO file, with the counts in its `info`."""
-    _, said = read_said(sent)
+    """Writes the verified pictures as a COCO file, with the counts in its `info`, and the classes that people
+    have reviewed, now or before they were sent, where these are not all."""
+    own, said = read_said(sent)
+    before = own.get("reviewed") if own.get("grade") == "silver" else None
+    looked = {*corrections.reviewed, *(before if isinstance(before, list) else ())}
+    reviewed = [name for name in corrections.classes if name in looked]
+    grade = corrections.verified.source.grade
+    if len(reviewed) == len(corrections.classes):
+        grade = Grade.GOLD
     counts = {
         name: {k: int(v[c]) for k, v in corrections.counts.items()}
         for c, name in enumerate(corrections.classes)
     }
     info = {
         "description": f"{corrections.pictures} pictures of {sent.name}, verified by people",
-        "grade": corrections.verified.source.grade.name.lower(),
+        "grade": grade.name.lower(),
         "corrections": counts,
     }
+    if grade is Grade.SILVER:
+        info["reviewed"] = reviewed
     write_coco(out, images_of(corrections.verified, said), corrections.classes, info)
 
 
@@ -274,7 +285,9 @@ def _compare(was: Source, now: Source, at: np.ndarray, reviewed: np.ndarray) -> 
     done = ~same | (shift > UNMOVED) | (ordinary != usual)
     changed = {*a.image_index()[sent[done]].tolist()}
     changed |= {*at[b.image_index()[np.setdiff1d(kept, partner)]].tolist()}
-    return Corrections(verified, was.classes, len(at), counts, untouched, len(at) - len(changed))
+    unchanged = len(at) - len(changed)
+    names = tuple(name for name, own in zip(was.classes, reviewed, strict=True) if own)
+    return Corrections(verified, was.classes, len(at), counts, untouched, unchanged, names)
 
 
 def _matched(

@@ -7,11 +7,17 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
-from detmtl.data.coco import read_labels
+from detmtl.config import settings_from
+from detmtl.data.coco import CocoSource, read_labels
+from detmtl.data.folder import FolderSource
+from detmtl.run_teachers import gold_by_models
 from detmtl.silver import corrections as corrections_module
 from detmtl.silver.corrections import left_behind, take_back, write_rest, write_verified
+from detmtl.silver.held_out import given_gold
+from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade, Ignore
 
@@ -250,6 +256,102 @@ def test_classes_that_nobody_reviewed_stay_silver(sent, back, tmp_path):
     assert first.scores.tolist() == [1, 1, 0.75]
     data = json.loads((tmp_path / "mixed.json").read_text())
     assert [a["attributes"].get("teacher") for a in data["annotations"][:3]] == [None, None, "t"]
+
+
+def loaded(folder, name, classes=("cat", "dog"), **settings):
+    """Returns a file as a source of a run, whose pictures have to be there."""
+    for i, picture in enumerate(("a/1.jpg", "a/2.jpg", "b/3.jpg")):
+        (folder / picture).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (100, 100), (i, 0, 0)).save(folder / picture)
+    source = CocoSource(images=".", annotations=name, **settings)
+    return source.load("people", folder, LabelSpace.of(classes), folder / "cache")
+
+
+def test_what_people_reviewed_is_gold_once_it_is_kept_alone(sent, back, tmp_path):
+    """A teacher learns from it, is audited on it, and silver is laid under it."""
+    write_verified(take_back(sent, back, reviewed=["cat"]), sent, tmp_path / "mixed.json")
+    assert json.loads((tmp_path / "mixed.json").read_text())["info"]["reviewed"] == ["cat"]
+    mixed = loaded(tmp_path, "mixed.json")
+    cats = loaded(tmp_path, "mixed.json", keep=["cat"])
+    assert mixed.grade is Grade.SILVER and cats.grade is Grade.GOLD
+    assert np.broadcast_to(cats.coverage, (3, 2)).tolist() == [[1, 0]] * 3
+    own = cats.boxes_by_people()
+    assert own is cats and own.annotations.classes.tolist() == [0] * 3
+    assert own.labels(2)["boxes"].coverage.tolist() == [1, 0], "people looked and found none"
+    pool = FolderSource(images=".").load("pool", tmp_path, LabelSpace.of(["cat", "dog"]), tmp_path)
+    given, told = given_gold(pool, [cats])
+    assert len(told) == 1 and given.coverage.tolist() == [[1, 0]] * 3
+    tree = {
+        "data": {
+            "root": str(tmp_path),
+            "classes": ["cat", "dog"],
+            "sources": {
+                "people": {"kind": "coco", "images": ".", "annotations": "mixed.json"},
+                "pool": {"kind": "folder", "images": "."},
+            },
+            "val": {"kind": "coco", "images": ".", "annotations": "val.json"},
+            "batch_size": 1,
+        },
+        "model": {"backbone": {"name": "resnet18"}},
+        "tasks": {"boxes": {"kind": "detection"}},
+        "silver": {"teacher": {"kind": "gold"}, "pools": ["pool"], "audit": {"share": 0.5}},
+        "mix": {"mode": "concat"},
+        "train": {"steps": 1},
+    }
+    settings = settings_from(tree)
+    assert gold_by_models(settings, {"people": cats}) == []
+    (problem,) = gold_by_models(settings, {"people": mixed})
+    assert "by data.sources.people.keep: the classes that people reviewed" in problem
+
+
+@pytest.mark.parametrize(
+    ("settings", "classes", "info"),
+    [
+        ({"keep": ["dog"]}, ("cat", "dog"), {}),
+        ({"keep": ["cat", "dog"]}, ("cat", "dog"), {}),
+        ({"keep": ["cat"], "covers": ["cat", "dog"]}, ("cat", "dog"), {}),
+        ({"keep": ["cat"], "grade": "silver"}, ("cat", "dog"), {}),
+        ({"keep": ["pet"]}, {"pet": ["cat", "dog"]}, {}),
+        ({"keep": ["cat"]}, ("cat", "dog"), {"reviewed": None}),
+        ({"keep": ["cat"]}, ("cat", "dog"), {"reviewed": "cat"}),
+    ],
+)
+@pytest.mark.parametrize("boxes", [True, False], ids=["boxes", "none"])
+def test_what_a_model_says_is_no_gold_whatever_is_kept(
+    sent, back, tmp_path, settings, classes, info, boxes
+):
+    """Not even where it says that there is nothing, which leaves no silver box."""
+    write_verified(take_back(sent, back, reviewed=["cat"]), sent, tmp_path / "mixed.json")
+    data = json.loads((tmp_path / "mixed.json").read_text())
+    data["info"] |= info
+    data["annotations"] = data["annotations"] if boxes else []
+    data["info"]["coverage"] = {}
+    (tmp_path / "mixed.json").write_text(json.dumps(data))
+    assert loaded(tmp_path, "mixed.json", classes, **settings).grade is Grade.SILVER
+
+
+def test_a_silver_box_of_a_class_that_is_called_reviewed_is_no_gold(sent, back, tmp_path):
+    write_verified(take_back(sent, back, reviewed=["cat"]), sent, tmp_path / "mixed.json")
+    data = json.loads((tmp_path / "mixed.json").read_text())
+    data["annotations"][0]["attributes"]["grade"] = "silver"
+    (tmp_path / "mixed.json").write_text(json.dumps(data))
+    assert loaded(tmp_path, "mixed.json", keep=["cat"]).grade is Grade.SILVER
+
+
+def test_classes_that_are_reviewed_one_after_the_other(sent, back, tmp_path):
+    mixed, whole = tmp_path / "mixed.json", tmp_path / "whole.json"
+    write_verified(take_back(sent, back, reviewed=["cat"]), sent, mixed)
+    (tmp_path / "done.txt").write_text("1.jpg\n")
+    second = take_back(mixed, back, reviewed=["dog"], finished=tmp_path / "done.txt")
+    write_verified(second, mixed, whole)
+    assert write_rest(second, mixed, tmp_path / "rest.json") == 2
+    assert "reviewed" not in json.loads(whole.read_text())["info"]
+    gold = loaded(tmp_path, "whole.json")
+    assert gold.grade is Grade.GOLD and (gold.coverage == 1).all()
+    assert sorted(gold.annotations.classes.tolist()) == [0, 0, 1, 1]
+    rest = loaded(tmp_path, "rest.json", keep=["cat"])
+    assert rest.grade is Grade.GOLD, "people have gone through its cats before"
+    assert loaded(tmp_path, "rest.json").grade is Grade.SILVER
 
 
 def test_a_box_is_matched_once_and_by_its_best(tmp_path):
