@@ -9,6 +9,7 @@ import pytest
 from conftest import GOLD_ALONE, environment, script
 from PIL import Image
 
+from detmtl.config import read_settings
 from detmtl.silver.store import Store
 
 
@@ -193,7 +194,7 @@ def test_a_run_goes_on_where_its_data_are_now(detmtl, own_data, tmp_path):
     assert again.status == 0, again.err
     assert {p: p.stat().st_mtime_ns for p in before} == before and len(before) > 1
     assert (out / "metrics.json").read_text() == scores
-    assert f"root: {moved}" in (out / "settings.yaml").read_text()
+    assert read_settings(out / "settings.yaml").data.root == moved
 
 
 def test_an_unknown_metric_for_the_best_checkpoint_names_those_there_are(train):

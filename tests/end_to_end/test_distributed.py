@@ -107,7 +107,7 @@ def test_annotate_labels_every_picture_once(data, finished, detmtl, tmp_path):
 
 
 def test_bad_input_that_one_process_finds_ends_all(own_data, tmp_path):
-    shutil.copy(own_data / "images/test/001.jpg", own_data / "images/pool/new.jpg")
+    shutil.copy(own_data / "images/test/001.jpg", own_data / "images/gold/000.jpg")
     words = ["--config", own_data / "recipe.yaml", "--set", "device=cpu"]
     told = torchrun("train", *words, "--out", tmp_path / "run", folder=tmp_path, status=1)
-    assert "pool/new.jpg: a training picture that is also held out as" in told
+    assert "gold/000.jpg: a training picture that is also held out as" in told
