@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from detmtl.data.coco_fields import picture_coverage, stated_recall
-from detmtl.data.coco_rows import Columns
+from detmtl.data.coco_rows import Columns, info_of
 from detmtl.data.coco_tables import Categories, positions_of
 from detmtl.data.faults import Faults
 from detmtl.metrics.box_arrays import Boxes
@@ -78,8 +78,7 @@ def read_annotations(path: Path) -> Truth:
         check_known(boxes, image_ids, category_ids, str(path), "annotation", problems)
     if not problems:
         coverage = _coverage(content, boxes, image_ids, names, str(path), problems)
-        info = content.get("info")
-        if isinstance(info, dict) and info.get("grade") == "silver":
+        if info_of(content).get("grade") == "silver":
             warn_of_silver(str(path))
         if not problems:
             return Truth(boxes, image_ids, content["images"], names, coverage)
@@ -122,12 +121,10 @@ def _coverage(
 ) -> np.ndarray:
     """Returns how far each category was looked for in each picture, (I, K) or (1, K) in [0, 1]."""
     listed = Categories(np.array(list(names)), list(names.values()), np.arange(len(names)))
-    info, faults = content.get("info"), Faults(where)
-    coverage = stated_recall(info if isinstance(info, dict) else {}, listed, len(names), where)
+    faults, image = Faults(where), positions_of(boxes.images, np.array(image_ids))
+    coverage = stated_recall(info_of(content), listed, len(names), where)
     coverage = picture_coverage(
-        *(content["images"], image_ids),
-        *(positions_of(boxes.images, np.array(image_ids)), boxes.categories),
-        *(listed, coverage, None, faults, where),
+        content["images"], image_ids, image, boxes.categories, listed, coverage, None, faults, where
     )
     problems += faults.problems
     return coverage

@@ -10,7 +10,8 @@ import torch
 
 from detmtl import recipe
 from detmtl.engine.distributed import Process
-from detmtl.recipe import Summary, _some_pictures, validation_batches, write_json
+from detmtl.recipe import _some_pictures, validation_batches, write_json
+from detmtl.report.run_summary import Summary
 
 
 def test_numbers_that_json_does_not_know_become_null(tmp_path):
