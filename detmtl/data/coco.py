@@ -113,9 +113,16 @@ class CocoSource(SourceSettings):
         coverage = self.covered(classes, classes.known(categories.names), where)[None]
         coverage = coverage * stated_recall(info, categories, len(classes), where)
         covers = None if self.covers is None else [classes.names.index(n) for n in self.covers]
-        rows, ids, image, category = pictures.rows, pictures.ids, found.image, found.category
         coverage = picture_coverage(
-            rows, ids, image, category, categories, coverage, covers, faults, where
+            pictures.rows,
+            pictures.ids,
+            found.image,
+            found.category,
+            categories,
+            coverage,
+            covers,
+            faults,
+            where,
         )
         faulty = (found.faulty | columns.bad)[k]
         known = None
