@@ -74,86 +74,17 @@ class RunSettings(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> "RunSettings":
         """Checks what no part can see alone."""
-        problems = []
-        sources = set(self.data.sources)
-        unlabelled = {n for n, s in self.data.sources.items() if not s.has_labels()}
-        pools = set(self.silver.pools) if self.silver else set()
-        trained = self.mix_sources()
-        online = self.when_online()
-        problems += [
-            f"data.sources.{name}: is the name of a split; give the source another"
-            for name in sorted(sources & {"val", "test"})
+        problems = [
+            *self._misnamed(),
+            *self._unlabelled(),
+            *self._of_audit(),
+            *self._of_splits(),
+            *self._of_mix(),
+            *self._of_export(),
+            *self._untold(),
+            *self._unread(),
+            *self._of_best(),
         ]
-        if online is not None:
-            problems += online.problems(set(trained), self.train.ema is not None)
-        problems += [
-            f"mix.{part}: '{name}' is no source; data.sources has {listed(sources)}"
-            for part in ("shares", "weights")
-            for name in getattr(self.mix, part)
-            if name not in sources
-        ]
-        problems += [
-            f"silver.pools: '{name}' is no source; data.sources has {listed(sources)}"
-            for name in pools - sources
-        ]
-        problems += [
-            f"data.sources.{name}: is of kind folder, which has no labels, and is in no silver.pools; "
-            "nothing can be learned from it"
-            for name in sorted(
-                unlabelled & set(trained) - pools - set(online.pools if online else ())
-            )
-        ]
-        if (
-            self.silver
-            and isinstance(self.silver.audit, str)
-            and self.silver.audit != "val"
-            and self.silver.audit not in sources - unlabelled
-        ):
-            problems.append(
-                f"silver.audit: '{self.silver.audit}' is neither 'val' nor a labelled source"
-            )
-        elif (
-            self.silver
-            and self.silver.audit in sources
-            and self.data.sources[self.silver.audit].grade != "gold"
-        ):
-            problems.append(
-                f"silver.audit: '{self.silver.audit}' was labelled by a model (grade silver); a teacher is "
-                "judged by people's labels: name another source, or 'val'"
-            )
-        for split in ("val", "test"):
-            source = getattr(self.data, split)
-            if source is not None and not (source.has_labels() and source.grade == "gold"):
-                problems.append(
-                    f"data.{split}: must be labelled by people (grade gold), not by a model"
-                )
-        if len(trained) > SOURCES:
-            problems.append(
-                f"data.sources: the mix has {len(trained)} of them; at most {SOURCES} can be weighed; "
-                "join some"
-            )
-        if not trained:
-            problems.append(
-                f"mix.mode: {self.mix.mode} leaves no source to train on; "
-                f"data.sources has {listed(sources)}, silver.pools {listed(pools)}"
-            )
-        kinds = [task.kind for task in self.tasks.values()]
-        if self.export.format and not (
-            kinds.count("detection") <= 1
-            and {kind for kind in kinds if ":" not in kind}
-            <= {"detection", "semantic", "tags", "depth", "attributes", "masks", "keypoints"}
-        ):
-            problems.append(
-                f"export.format: {self.export.format} holds at most one detection task and what "
-                f"describes its boxes, semantic tasks, tags and depth; tasks has {', '.join(kinds)}; set "
-                "export.format: null"
-            )
-        problems += self._untold() + self._unread()
-        if self.train.best and self.train.best.split("/")[0] not in self.tasks:
-            problems.append(
-                f"train.best: '{self.train.best}' names no task; a metric is task/metric, such as "
-                f"{next(iter(self.tasks))}/AP"
-            )
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -180,6 +111,100 @@ class RunSettings(Settings):
             for kind in WRITTEN
             if kind == getattr(task, "labels", "boxes") and getattr(task, "of", None) is None
         }
+
+    def _pools(self) -> set[str]:
+        return set(self.silver.pools) if self.silver else set()
+
+    def _misnamed(self) -> list[str]:
+        """Returns what is wrong with the names of sources, and with what mode online says."""
+        sources, online = set(self.data.sources), self.when_online()
+        problems = [
+            f"data.sources.{name}: is the name of a split; give the source another"
+            for name in sorted(sources & {"val", "test"})
+        ]
+        if online is not None:
+            problems += online.problems(self.mix_sources(), self.train.ema is not None)
+        problems += [
+            f"mix.{part}: '{name}' is no source; data.sources has {listed(sources)}"
+            for part in ("shares", "weights")
+            for name in getattr(self.mix, part)
+            if name not in sources
+        ]
+        problems += [
+            f"silver.pools: '{name}' is no source; data.sources has {listed(sources)}"
+            for name in sorted(self._pools() - sources)
+        ]
+        return problems
+
+    def _unlabelled(self) -> list[str]:
+        """Returns which sources of the mix have no labels and get none."""
+        online, pools = self.when_online(), self._pools()
+        pools |= set(online.pools if online else ())
+        return [
+            f"data.sources.{name}: is of kind folder, which has no labels, and is in no silver.pools; "
+            "nothing can be learned from it"
+            for name in sorted(set(self.mix_sources()) - pools)
+            if not self.data.sources[name].has_labels()
+        ]
+
+    def _of_audit(self) -> list[str]:
+        """Returns what is wrong with the source by which the teacher is judged."""
+        audit = self.silver.audit if self.silver else "val"
+        if not isinstance(audit, str) or audit == "val":  # "val" is looked at with the splits
+            return []
+        source = self.data.sources.get(audit)
+        if source is None or not source.has_labels():
+            return [f"silver.audit: '{audit}' is neither 'val' nor a labelled source"]
+        if source.grade == "gold":
+            return []
+        return [
+            f"silver.audit: '{audit}' was labelled by a model (grade silver); a teacher is judged by "
+            "people's labels: name another source, or 'val'"
+        ]
+
+    def _of_splits(self) -> list[str]:
+        """Returns which pictures to measure on have no labels of people."""
+        return [
+            f"data.{split}: must be labelled by people (grade gold), not by a model"
+            for split, source in (("val", self.data.val), ("test", self.data.test))
+            if source is not None and not (source.has_labels() and source.grade == "gold")
+        ]
+
+    def _of_mix(self) -> list[str]:
+        """Returns what is wrong with the number of sources to train on."""
+        trained = self.mix_sources()
+        if len(trained) > SOURCES:
+            return [
+                f"data.sources: the mix has {len(trained)} of them; at most {SOURCES} can be weighed; "
+                "join some"
+            ]
+        if not trained:
+            return [
+                f"mix.mode: {self.mix.mode} leaves no source to train on; "
+                f"data.sources has {listed(self.data.sources)}, silver.pools {listed(self._pools())}"
+            ]
+        return []
+
+    def _of_export(self) -> list[str]:
+        """Returns which tasks the deployable file cannot hold together."""
+        kinds = [task.kind for task in self.tasks.values()]
+        if self.export.format is None or kinds.count("detection") <= 1:
+            return []
+        return [
+            f"export.format: {self.export.format} holds at most one detection task and what "
+            f"describes its boxes, semantic tasks, tags and depth; tasks has {', '.join(kinds)}; set "
+            "export.format: null"
+        ]
+
+    def _of_best(self) -> list[str]:
+        """Returns what is wrong with the metric that chooses the weights."""
+        best = self.train.best
+        if not best or best.split("/")[0] in self.tasks:
+            return []
+        return [
+            f"train.best: '{best}' names no task; a metric is task/metric, such as "
+            f"{next(iter(self.tasks))}/AP"
+        ]
 
     def _untold(self) -> list[str]:
         """Returns what is wrong with the task of a teacher that the run trains itself."""
@@ -229,7 +254,7 @@ class RunSettings(Settings):
 
     def mix_sources(self) -> list[str]:
         """Returns the names of the sources that the mix trains on, in the order of `data.sources`."""
-        pools = set(self.silver.pools) if self.silver else set()
+        pools = self._pools()
         silver = {n for n, s in self.data.sources.items() if n in pools or s.grade == "silver"}
         if self.mix.mode == "gold":
             return self.gold_sources()
