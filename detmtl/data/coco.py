@@ -20,32 +20,17 @@ from detmtl.data.coco_details import read_details
 from detmtl.data.coco_fields import picture_coverage, stated_recall
 from detmtl.data.coco_rows import GRADES, info_of, read_columns
 from detmtl.data.coco_tables import SPLITS, Categories, Found, read_categories, read_pictures
-from detmtl.data.coco_writer import (
-    CocoImage,
-    coco_images,
-    coco_info,
-    write_coco,
-    write_coco_annotations,
-)
 from detmtl.data.details import DetailClasses
 from detmtl.data.faults import Faults
+from detmtl.data.flat import Annotations
 from detmtl.data.images import content_hashes
 from detmtl.data.json_file import read_in_blocks
-from detmtl.data.source import Annotations, Parsed, Source, SourceSettings, missing_problems
+from detmtl.data.parsed import Parsed, missing_problems
+from detmtl.data.source import Source
+from detmtl.data.source_settings import SourceSettings
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade, Ignore
-
-__all__ = [
-    "CocoImage",
-    "CocoSource",
-    "category_names",
-    "coco_images",
-    "coco_info",
-    "read_labels",
-    "write_coco",
-    "write_coco_annotations",
-]
 
 
 class CocoSource(SourceSettings):

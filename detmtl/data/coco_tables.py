@@ -21,8 +21,8 @@ from detmtl.data.faults import (
     positions,
     repeated,
 )
+from detmtl.data.flat import FileNames
 from detmtl.data.images import image_sizes
-from detmtl.data.source import FileNames
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 

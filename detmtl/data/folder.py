@@ -9,9 +9,11 @@ import numpy as np
 
 from detmtl.data.coco_tables import file_names
 from detmtl.data.faults import Faults
+from detmtl.data.flat import FileNames
 from detmtl.data.images import content_hashes, image_sizes, list_pictures
 from detmtl.data.json_file import read_in_blocks
-from detmtl.data.source import FileNames, Parsed, SourceSettings, nothing_covered
+from detmtl.data.parsed import Parsed, nothing_covered
+from detmtl.data.source_settings import SourceSettings
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 

@@ -16,10 +16,13 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from detmtl.data.faults import Faults, annotation_faults, lost_labels, positions
+from detmtl.data.flat import Annotations, FileNames
 from detmtl.data.folder import file_hashes, file_sizes, require_labels, require_pictures, stamps
 from detmtl.data.images import image_sizes, list_files, list_pictures
 from detmtl.data.label_files import picture_names, tell_losses, write_coverage
-from detmtl.data.source import Annotations, FileNames, Parsed, Source, SourceSettings
+from detmtl.data.parsed import Parsed
+from detmtl.data.source import Source
+from detmtl.data.source_settings import SourceSettings
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade, Ignore

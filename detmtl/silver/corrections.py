@@ -18,8 +18,9 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from detmtl.data.coco import category_names, read_labels, write_coco
+from detmtl.data.coco import category_names, read_labels
 from detmtl.data.coco_rows import read_said
+from detmtl.data.coco_writer import write_coco
 from detmtl.data.flat import Annotations
 from detmtl.data.json_file import read_in_blocks
 from detmtl.data.source import Source

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from detmtl.data.coco import CocoImage, read_labels, write_coco
+from detmtl.data.coco import read_labels
 from detmtl.data.coco_rows import read_said
-from detmtl.data.coco_writer import written_details
+from detmtl.data.coco_writer import CocoImage, write_coco, written_details
 from detmtl.data.details import FlatDetails
 from detmtl.data.flat import Annotations, FileNames
 from detmtl.data.source import Source

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from detmtl.data.coco import CocoSource, category_names
 from detmtl.data.images import content_hashes
-from detmtl.data.source import Parsed
+from detmtl.data.parsed import Parsed
 from detmtl.silver.card import TeacherCard
 from detmtl.structures.boxes import iou
 from detmtl.structures.classes import LabelSpace

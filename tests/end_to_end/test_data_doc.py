@@ -39,7 +39,7 @@ def test_snippets_load(text):
 
 
 def test_every_setting_of_a_source_that_is_named_exists():
-    from detmtl.data.source import SourceSettings
+    from detmtl.data.source_settings import SourceSettings
 
     table = re.findall(r"^\| `(\w+):", PAGE, re.M)
     assert table and set(table) <= set(SourceSettings.model_fields)

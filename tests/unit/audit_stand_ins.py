@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from silver_stand_ins import card
 
-from detmtl.data.source import Annotations, FileNames, Source
+from detmtl.data.flat import Annotations, FileNames
+from detmtl.data.source import Source
 from detmtl.silver.record import Record
 from detmtl.silver.store import Store
 

@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import torch
 
-from detmtl.data.source import Annotations, FileNames, Source
+from detmtl.data.flat import Annotations, FileNames
+from detmtl.data.source import Source
 from detmtl.silver.card import TeacherCard
 from detmtl.silver.record import Record
 from detmtl.silver.store import Store

@@ -12,7 +12,7 @@ from silver_stand_ins import gold as labelled
 from silver_stand_ins import store_of
 
 from detmtl.data.coco import CocoSource, category_names
-from detmtl.data.source import FileNames
+from detmtl.data.flat import FileNames
 from detmtl.silver import audit_gates
 from detmtl.silver.audit import audit
 from detmtl.silver.held_out import refuse_seen

@@ -9,7 +9,7 @@ from rich.console import Console
 from silver_stand_ins import card
 
 from detmtl.cli import main
-from detmtl.data.source import FileNames
+from detmtl.data.flat import FileNames
 from detmtl.report import page as skeleton
 from detmtl.report.audit_boxes import boxes_page
 from detmtl.report.audit_page import audit_page, write_audit_page

@@ -11,8 +11,9 @@ import torch
 from coco_files import NAMES, annotation, coco_data, save_coco, save_picture
 from pycocotools.coco import COCO
 
-from detmtl.data.coco import CocoImage, CocoSource, write_coco, write_coco_annotations
+from detmtl.data.coco import CocoSource
 from detmtl.data.coco_rows import is_object
+from detmtl.data.coco_writer import CocoImage, write_coco, write_coco_annotations
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Grade, Ignore

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from detmtl.data.augment import Augment
-from detmtl.data.coco import write_coco_annotations
+from detmtl.data.coco_writer import write_coco_annotations
 from detmtl.data.details import DetailClasses, mirror_partners
 from detmtl.data.loader import evaluation_batches
 from detmtl.data.outlines import decoded, encoded, filled, masks_within, packed, traced, with_masks

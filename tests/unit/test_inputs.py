@@ -11,7 +11,7 @@ from detmtl.config import RunSettings
 from detmtl.data.coco import CocoSource
 from detmtl.data.folder import FolderSource
 from detmtl.data.maps import MapFolder
-from detmtl.data.source import SourceSettings
+from detmtl.data.source_settings import SourceSettings
 from detmtl.data.voc import VocSource
 from detmtl.data.yolo import YoloSource
 from detmtl.inputs import input_hashes

@@ -11,7 +11,8 @@ import pytest
 import torch
 from coco_files import NAMES, annotation, coco_data, save_coco, save_picture
 
-from detmtl.data.coco import CocoImage, CocoSource, read_labels, write_coco
+from detmtl.data.coco import CocoSource, read_labels
+from detmtl.data.coco_writer import CocoImage, write_coco
 from detmtl.data.voc import write_voc
 from detmtl.data.yolo import write_yolo
 from detmtl.silver.corrections import take_back

@@ -14,10 +14,10 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 
 from detmtl.data.coco import CocoSource
-from detmtl.data.flat import FileNames, gather, save_arrays
+from detmtl.data.flat import Annotations, FileNames, gather, save_arrays
 from detmtl.data.folder import FolderSource
-from detmtl.data.source import Annotations, Subset
 from detmtl.data.sources import AnySource
+from detmtl.data.subset import Subset
 from detmtl.data.voc import VocSource
 from detmtl.data.yolo import YoloSource
 from detmtl.structures.classes import LabelSpace
