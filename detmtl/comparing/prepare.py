@@ -263,9 +263,16 @@ def prepare(
     fair: dict[int, dict[str, RunSettings]] = {}
     for cell, arm, seed in places(planner.settings, cells, list(arms), list(seeds)):
         settings = made.add(cell, arm, seed)
-        if seed == seeds[0] and not is_teacher(planner.settings, arm):
+        if is_teacher(planner.settings, arm):
+            continue
+        if seed == seeds[0]:
             made.check_data(settings)
             fair.setdefault(cell, {})[arm] = settings
+        elif planner.settings.seeded:  # another seed, other pictures
+            try:
+                made.check_data(settings)
+            except InputError as error:
+                raise InputError([f"seed {seed}: {p}" for p in error.problems]) from None
     for cell, of_arms in fair.items():
         made.check_fair(cell, of_arms)
     made.prepared.cautions.extend(_cautions(fair, made.prepared))

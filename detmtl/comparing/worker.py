@@ -106,9 +106,9 @@ def _label(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
             _link(folder.parent / content["teacher"], student / "teacher")
         process = distributed.start(settings.device)
         space = settings.data.label_space()
-        sources, val, _ = load_sources(settings, space, folder / "cache", process)
         own = RunFolder(student)
         try:
+            sources, val, _ = load_sources(settings, space, folder / "cache", process)
             written, known = written_offline(settings, own, process)
             sources |= to_be_labelled(settings, sources, written)
             label_pools(settings, own, process, Console(), sources, val, space, known)

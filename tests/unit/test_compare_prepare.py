@@ -9,6 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from detmtl import compare
+from detmtl.comparing import worker
 from detmtl.comparing.bootstrap import resampled
 from detmtl.comparing.jobs import Job, _why
 from detmtl.comparing.ledger import FILE
@@ -232,6 +233,41 @@ def test_a_probe_shares_the_labels_and_not_the_teacher_of_its_task_alone(folder)
         assert ready, "jobs wait for each other"
         done |= {j.folder.name for j in ready}
         waiting = [j for j in waiting if j not in ready]
+
+
+def test_data_of_every_seed_is_checked_where_seeds_decide_what_it_is(folder, monkeypatch):
+    def refused(settings, *_):
+        if settings.data.sources["gold"].subset.seed == 1:
+            raise InputError("data.sources.gold: nothing in it")
+
+    monkeypatch.setattr(Preparation, "check_data", lambda self, settings: refused(settings))
+    text = COMPARE + "set: {data.sources.gold.subset.share: 0.5}\n"
+    assert keys(folder, text, checked=True)
+    with pytest.raises(InputError, match=r"^seed 1: data\.sources\.gold: nothing in it"):
+        keys(folder, text + "seeded: [data.sources.gold.subset.seed]\n", checked=True)
+
+
+def test_a_run_whose_data_is_wrong_leaves_its_store_to_the_others(folder, monkeypatch):
+    """The label job does what it can for each of the runs that share a store."""
+    plan, out = keys(folder, checked=True).plan, folder / "out"
+    jobs = compare.jobs_of(plan, out, {"electrum"})
+    for job in jobs:
+        job.write()
+    (label,) = (job for job in jobs if job.content["kind"] == "label")
+    runs = label.content["runs"]
+    labelled = []
+
+    def load(settings, *_):
+        if settings.seed == 0:
+            raise InputError("data.sources.gold: nothing in it")
+        return {}, None, None
+
+    monkeypatch.setattr(worker, "load_sources", load)
+    monkeypatch.setattr(worker, "written_offline", lambda *_: ("boxes", None))
+    monkeypatch.setattr(worker, "to_be_labelled", lambda *_: {})
+    monkeypatch.setattr(worker, "label_pools", lambda settings, *_: labelled.append(settings.seed))
+    assert len(runs) == 2 and worker._label(label.folder, label.content) == {}
+    assert labelled == [1]
 
 
 def test_seeds_that_failed_are_told_by_a_report_alone(folder):
