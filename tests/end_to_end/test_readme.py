@@ -9,10 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 from ruamel.yaml import YAML
 
 from detmtl.config import find_config, read_settings, settings_from
 from detmtl.data.scenes import ScenesSettings, render_scenes
+from detmtl.inference.torchscript import deprecation_expected
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 README = (REPOSITORY / "README.md").read_text()
@@ -110,12 +113,40 @@ def test_own_data_in_three_commands(tmp_path):
     run(predict, tmp_path)
     assert (mine / "predicted" / "results.json").is_file()
     assert len(list((mine / "predicted" / "drawn").rglob("*.jpg"))) == 4
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
     shutil.copy(next((mine / "pool").iterdir()), tmp_path / "picture.jpg")
     shutil.copy(tmp_path / "runs" / "own_data" / "model.torchscript", tmp_path)
+    assert {line.split()[0] for line in deployed(tmp_path)} <= {"person", "dog"}
+
+
+def deployed(folder: Path) -> list[str]:
+    """Returns the lines that the page's Python prints of `model.torchscript` and `picture.jpg`."""
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
     code = f"import sys; sys.modules['detmtl'] = None\n{code}"  # it shall not need us
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert {line.split()[0] for line in done.stdout.splitlines()} <= {"person", "dog"}
+    return done.stdout.splitlines()
+
+
+class Shape(torch.nn.Module):
+    """Says whether a picture is upright, in the manner of an exported file."""
+
+    def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        upright = torch.tensor([int(images[0].shape[1] > images[0].shape[2])])
+        return [{"labels": upright, "scores": torch.ones(1)}]
+
+    @torch.jit.export
+    def class_names(self) -> list[str]:
+        return ["lying", "upright"]
+
+
+def test_the_deployed_file_sees_pictures_as_people_do(tmp_path):
+    """As in training, a picture that its EXIF says to turn is turned."""
+    with deprecation_expected():
+        torch.jit.script(Shape()).save(str(tmp_path / "model.torchscript"))
+    for orientation, seen in ((1, "lying"), (6, "upright")):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.new("RGB", (40, 20)).save(tmp_path / "picture.jpg", exif=exif)
+        assert deployed(tmp_path) == [f"{seen} 1.0"]
