@@ -12,9 +12,8 @@ import torch
 from pydantic import Field
 
 from detmtl.data.flat import FileNames, Flat
-from detmtl.data.maps import existing_folder, map_files, read_values
+from detmtl.data.map_files import existing_folder, map_files, read_of_size
 from detmtl.structures.depth import DepthLabels
-from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
 from detmtl.structures.settings import Settings
 
@@ -82,12 +81,7 @@ class Depths(Flat):
         if not self.files.name(i):
             return None
         path = self.files[i]
-        values = read_values(path)
-        if values.shape != (height, width):
-            raise InputError(
-                f"{path}: the depth is {values.shape[1]} x {values.shape[0]} pixels (width x height), its "
-                f"picture {width} x {height}; a depth is as large as its picture"
-            )
+        values = read_of_size(path, height, width, "depth")
         meters = values.astype(np.float32) * np.float32(self.unit)
         meters[np.isin(values, self.unknown)] = 0
         return DepthLabels(torch.from_numpy(meters), self.grade)

@@ -3,31 +3,24 @@
 Letters: I pictures, C classes, H and W pixels.
 """
 
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from pydantic import model_validator
 
 from detmtl.data.coverage import class_mask
 from detmtl.data.flat import FileNames, Flat
-from detmtl.data.json_file import read_json
+from detmtl.data.map_files import existing_folder, map_files, read_of_size
+from detmtl.data.map_legend import HIGHEST, Legend
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import OTHER, UNKNOWN, Grade, MapLabels
+from detmtl.structures.labels import UNKNOWN, Grade, MapLabels
 from detmtl.structures.settings import Settings
-
-UNLABELLED = (0, 255)
-"""Pixel values that mean unknown where the categories don't say otherwise."""
-
-_HIGHEST = (1 << 16) - 1
-"""The highest value of a pixel of 16 bits."""
 
 _ERROR, _UNKNOWN = "error", "unknown"
 
@@ -104,10 +97,10 @@ class MapFolder(Settings):
     def _values(self) -> "MapFolder":
         own = self.categories if isinstance(self.categories, dict) else {}
         for setting, ids in (("categories", own), ("other", self.other)):
-            if wrong := [i for i in ids if not 0 <= i <= _HIGHEST]:
+            if wrong := [i for i in ids if not 0 <= i <= HIGHEST]:
                 raise ValueError(
                     f"{setting}: {', '.join(map(str, wrong))} is no value of a pixel; ids lie between 0 and "
-                    f"{_HIGHEST}"
+                    f"{HIGHEST}"
                 )
         return self
 
@@ -129,19 +122,19 @@ class MapFolder(Settings):
         files = map_files(pictures, folder, where, "map", self.missing)
         space = classes.label_space()
         codes = classes.codes(legend.categories.values(), f"{where}: maps.categories")
-        coverage = _coverage(legend, codes, space)
+        coverage = legend.covered(codes, space)
         if self.covers is not None:
             coverage = class_mask(self.covers, space, f"{where}: maps.covers").astype(np.float32)
         return Maps(
             files=files,
-            lookup=_lookup(legend, codes),
+            lookup=legend.lookup(codes),
             coverage=coverage,
-            weights=_weights(legend, codes),
+            weights=legend.weighted(codes),
             grade=int(grade if legend.grade is None else legend.grade),
             rest=classes.rest,
         )
 
-    def _legend(self, root: Path, where: str) -> "Legend":
+    def _legend(self, root: Path, where: str) -> Legend:
         if isinstance(self.categories, dict):
             legend = Legend(dict(self.categories))
         else:
@@ -151,65 +144,7 @@ class MapFolder(Settings):
             raise InputError(
                 f"{where}: maps.other: {double} are ids of categories; keep one meaning"
             )
-        return Legend(legend.categories, other, legend.weights, legend.coverage, legend.grade)
-
-
-@dataclass(frozen=True)
-class Legend:
-    """What the values of a folder of maps mean.
-
-    As a JSON file: `categories`, a list of objects with `id` and `name` and perhaps `weight` (of the
-    loss of their pixels) and `coverage` (how far `other` means that a pixel is not of it; else 1);
-    `other`, a list of ids; `grade`, gold or silver, else the source's holds.
-
-    Attributes:
-        categories: id -> name.
-        other: ids of pixels that are none of the categories.
-        weights, coverage: id -> number, where it is not 1.
-        grade: who wrote the maps; None: it does not say.
-    """
-
-    categories: Mapping[int, str]
-    other: Sequence[int] = ()
-    weights: Mapping[int, float] | None = None
-    coverage: Mapping[int, float] | None = None
-    grade: Grade | None = None
-
-    @classmethod
-    def read(cls, path: Path) -> "Legend":
-        """Reads a JSON file.
-
-        Raises:
-            InputError: it cannot be read, or holds no categories.
-        """
-        data = read_json(path, str(path))
-        rows = _rows(data, path)
-        facts = data if isinstance(data, dict) else {}
-        other, grade = facts.get("other", []), facts.get("grade")
-        if not (isinstance(other, list) and all(map(_is_id, other))):
-            raise InputError(
-                f"{path}: 'other' is {other!r}; it needs a list of ids, whole numbers from 0 to {_HIGHEST}"
-            )
-        if grade not in (None, "gold", "silver"):
-            raise InputError(f"{path}: 'grade' is {grade!r}; it is gold or silver")
-        return cls(
-            {row["id"]: row["name"] for row in rows},
-            tuple(other),
-            _numbers(rows, "weight", 1e6, path),
-            _numbers(rows, "coverage", 1.0, path),
-            None if grade is None else Grade[grade.upper()],
-        )
-
-    def json(self) -> dict[str, Any]:
-        """Returns what `read` reads."""
-        rows = [
-            {"id": i, "name": name}
-            | ({"weight": self.weights[i]} if self.weights and i in self.weights else {})
-            | ({"coverage": self.coverage[i]} if self.coverage and i in self.coverage else {})
-            for i, name in self.categories.items()
-        ]
-        grade = {} if self.grade is None else {"grade": self.grade.name.lower()}
-        return {"categories": rows, "other": list(self.other)} | grade
+        return replace(legend, other=other)
 
 
 class SomeMaps(Protocol):
@@ -329,12 +264,7 @@ class Maps(Flat):
         if not self.files.name(i):
             return None
         path = self.files[i]
-        values = read_values(path)
-        if values.shape != (height, width):
-            raise InputError(
-                f"{path}: the map is {values.shape[1]} x {values.shape[0]} pixels (width x height), its "
-                f"picture {width} x {height}; a map is as large as its picture"
-            )
+        values = read_of_size(path, height, width, "map")
         if int(values.max(initial=0)) >= len(self.lookup):
             known = values < len(self.lookup)
             codes = np.full(values.shape, -1, np.int16)
@@ -351,164 +281,3 @@ class Maps(Flat):
         weights = None if self.weights is None else torch.from_numpy(self.weights[classes])
         coverage = torch.from_numpy(np.array(self.coverage))
         return MapLabels(torch.from_numpy(classes), weights, coverage, self.grade)
-
-
-def read_values(path: str | os.PathLike[str]) -> np.ndarray:
-    """Returns the pixel values of a map (H, W), uint8 or uint16; of a palette the indices.
-
-    Raises:
-        InputError: it cannot be read, or has several channels.
-    """
-    try:
-        with Image.open(path) as picture:
-            mode = picture.mode
-            values = np.array(picture)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as problem:
-        raise InputError(f"{path}: cannot be read as a map ({problem})") from None
-    if values.ndim != 2 or mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
-        raise InputError(
-            f"{path}: is {mode} with {values.shape[2] if values.ndim > 2 else 1} channels; a map has one, "
-            "gray or palette"
-        )
-    return values.astype(np.uint8) if values.dtype == bool else values
-
-
-def write_values(path: Path, values: np.ndarray) -> None:
-    """Writes pixel values (H, W) uint8 as a PNG with a palette, so that a viewer shows colors: of classes
-    hues a golden angle apart, `OTHER` gray, `UNKNOWN` white."""
-    hues = (np.arange(256) * 0.618034 * 255).astype(np.int64) % 256
-    hsv = np.stack([hues, np.full(256, 190), np.full(256, 255)], axis=1).astype(np.uint8)
-    palette = np.array(Image.fromarray(hsv[None], mode="HSV").convert("RGB"))[0]
-    palette[OTHER], palette[UNKNOWN] = 128, 255
-    picture = Image.fromarray(values)
-    picture.putpalette(palette.tobytes())
-    picture.save(path, format="PNG")
-
-
-def _map_name(picture: str) -> str:
-    return os.path.splitext(picture)[0] + ".png"
-
-
-def existing_folder(folder: Path, setting: str) -> Path:
-    """Returns `folder`.
-
-    Raises:
-        InputError: it does not exist; `setting` says who names it.
-    """
-    if not folder.is_dir():
-        raise InputError(f"{setting}: {folder} does not exist")
-    return folder
-
-
-def map_files(
-    pictures: FileNames, folder: Path, where: str, what: Literal["map", "depth"], missing: str
-) -> FileNames:
-    """Returns the files of the pictures' maps, or depths, in `folder`; an empty name where there is none.
-
-    Raises:
-        InputError: no picture has one, or `missing` is `error` and some have none.
-    """
-    names = map_names(pictures, folder)
-    without = [pictures.name(i) for i, name in enumerate(names) if not name]
-    if len(without) == len(pictures):
-        raise InputError(
-            f"{where}: none of its {len(pictures)} pictures has a {what} in {folder}; the {what} of "
-            f"{without[0]} would be {_map_name(without[0])}"
-        )
-    if without and missing == "error":
-        key = "maps" if what == "map" else "depth"
-        raise InputError(
-            [
-                f"{where}: {name} has no {what} in {folder}; set {key}.missing: absent where nobody "
-                "looked at such pictures"
-                for name in without
-            ]
-        )
-    return FileNames.of(folder, names)
-
-
-def map_names(pictures: FileNames, folder: Path) -> list[str]:
-    """Returns for each picture the name of its map in `folder`, "" where it has none."""
-    listed: dict[str, set[str]] = {}
-    names = []
-    for i in range(len(pictures)):
-        name = _map_name(pictures.name(i)).lstrip("/")
-        below, file = os.path.split(name)
-        if below not in listed:
-            at = folder / below
-            listed[below] = set(os.listdir(at)) if at.is_dir() else set()
-        names.append(name if file in listed[below] else "")
-    return names
-
-
-def _rows(data: Any, path: Path) -> list[dict[str, Any]]:
-    """Returns the list of categories in a JSON value: itself, `categories`, or the only list of
-    objects with id and name that it has."""
-    if isinstance(data, dict):
-        lists = [data["categories"]] if "categories" in data else list(data.values())
-    else:
-        lists = [data]
-    fits = [rows for rows in lists if isinstance(rows, list) and rows and all(map(_is_row, rows))]
-    if len(fits) != 1:
-        raise InputError(
-            f"{path}: has {len(fits) or 'no'} lists of categories; it needs one, of objects with id (a "
-            f"whole number from 0 to {_HIGHEST}) and name"
-        )
-    ids, names = [row["id"] for row in fits[0]], [row["name"] for row in fits[0]]
-    double = sorted({x for x in ids if ids.count(x) > 1})
-    double += sorted({x for x in names if names.count(x) > 1})
-    if double:
-        raise InputError([f"{path}: the category {x!r} is listed twice" for x in double])
-    return fits[0]
-
-
-def _is_row(row: Any) -> bool:
-    return isinstance(row, dict) and _is_id(row.get("id")) and isinstance(row.get("name"), str)
-
-
-def _is_id(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= _HIGHEST
-
-
-def _numbers(
-    rows: Sequence[Mapping[str, Any]], key: Literal["weight", "coverage"], most: float, path: Path
-) -> dict[int, float]:
-    found = {row["id"]: row[key] for row in rows if key in row}
-    problems = [
-        f"{path}: category {i}: {key} is {value!r}; it lies in [0, {most:g}]"
-        for i, value in found.items()
-        if not (isinstance(value, int | float) and 0 <= value <= most)
-    ]
-    if problems:
-        raise InputError(problems)
-    return found
-
-
-def _coverage(legend: Legend, codes: Sequence[int], space: LabelSpace) -> np.ndarray:
-    """Returns (C,): 0 for a class that no category belongs to, of several categories the least.
-
-    The class that takes what is unmapped is not covered by that: there is always more of the rest.
-    """
-    coverage = np.array(space.known(legend.categories.values()), dtype=np.float32)
-    for (i, _), c in zip(legend.categories.items(), codes, strict=True):
-        if c != UNKNOWN and legend.coverage:
-            coverage[c] = min(coverage[c], legend.coverage.get(i, 1.0))
-    return coverage
-
-
-def _lookup(legend: Legend, codes: Sequence[int]) -> np.ndarray:
-    lookup = np.full(max([255, *legend.categories, *legend.other]) + 1, -1, np.int16)
-    lookup[list(UNLABELLED)] = UNKNOWN
-    lookup[list(legend.categories)] = codes
-    lookup[list(legend.other)] = OTHER
-    return lookup
-
-
-def _weights(legend: Legend, codes: Sequence[int]) -> np.ndarray | None:
-    """Returns (256,) the weight of each meaning; of several categories of a class the least."""
-    if not legend.weights:
-        return None
-    weights = np.ones(256, np.float32)
-    for (i, _), c in zip(legend.categories.items(), codes, strict=True):
-        weights[c] = min(weights[c], legend.weights.get(i, 1.0))
-    return weights

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from detmtl.data.images import read_image
-from detmtl.data.maps import Legend, write_values
+from detmtl.data.map_files import write_values
+from detmtl.data.map_legend import Legend
 from detmtl.engine.drawing import draw
 from detmtl.inference.box_details import described, keypoints_by_class, with_details
 from detmtl.inference.predictor import AnyPredictor

@@ -17,15 +17,9 @@ import torch
 
 from detmtl.data.flat import draft_of
 from detmtl.data.joined import JoinedMaps
-from detmtl.data.maps import (
-    FilledMaps,
-    Legend,
-    MapClasses,
-    MapFolder,
-    Maps,
-    SomeMaps,
-    write_values,
-)
+from detmtl.data.map_files import write_values
+from detmtl.data.map_legend import Legend
+from detmtl.data.maps import FilledMaps, MapClasses, MapFolder, Maps, SomeMaps
 from detmtl.data.source import Source
 from detmtl.silver.audit import audit_folder
 from detmtl.silver.held_out import parted, stacked

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from detmtl.data.coco import read_labels
 from detmtl.data.folder import FolderSource
-from detmtl.data.maps import Legend, MapClasses
+from detmtl.data.map_legend import Legend
+from detmtl.data.maps import MapClasses
 from detmtl.data.source import Source
 from detmtl.data.tags import TagClasses
 from detmtl.data.voc import write_voc

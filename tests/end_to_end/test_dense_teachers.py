@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from detmtl.config import settings_from
-from detmtl.data.maps import read_values
+from detmtl.data.map_files import read_values
 from detmtl.data.scenes import SCENE_CLASSES, TAGS
 from detmtl.recipe import run
 from detmtl.silver.store import Store

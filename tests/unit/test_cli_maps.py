@@ -9,7 +9,7 @@ from PIL import Image
 from silver_stand_ins import pictures
 
 from detmtl.cli import main
-from detmtl.data.maps import read_values
+from detmtl.data.map_files import read_values
 from detmtl.silver.store import Store
 
 

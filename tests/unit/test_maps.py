@@ -9,7 +9,9 @@ from PIL import Image
 from pydantic import ValidationError
 
 from detmtl.data.folder import FolderSource
-from detmtl.data.maps import FilledMaps, Legend, MapClasses, MapFolder, read_values, write_values
+from detmtl.data.map_files import read_values, write_values
+from detmtl.data.map_legend import Legend
+from detmtl.data.maps import FilledMaps, MapClasses, MapFolder
 from detmtl.data.tags import TagClasses, TagFile
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError

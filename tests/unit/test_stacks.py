@@ -17,7 +17,8 @@ from test_teacher_arm import ONE, OtherTeacher, run  # noqa: F401
 from detmtl import pools, run_teachers
 from detmtl.cli import main
 from detmtl.config import read_settings
-from detmtl.data.maps import MapClasses, read_values
+from detmtl.data.map_files import read_values
+from detmtl.data.maps import MapClasses
 from detmtl.data.tags import TagClasses
 from detmtl.engine import distributed
 from detmtl.run_folder import RunFolder
