@@ -140,13 +140,20 @@ class Planner:
             InputError: the arm's, the cell's or the base's settings are wrong.
         """
         changes = self.settings.arms[arm]
-        layers = [("set", self.settings.set), (f"cell '{cell.name}'", cell.changes)]
-        if isinstance(changes, dict):
-            layers.append((f"arms.{arm}", changes))
-        seeds = dict.fromkeys(self.settings.seeded, seed) | {"seed": seed}
-        return self._read([*layers, ("seeded", seeds)])
+        common = [("set", self.settings.set), (f"cell '{cell.name}'", cell.changes)]
+        own = [(f"arms.{arm}", changes)] if isinstance(changes, dict) else []
+        tree, lines = self._changed([*common, *own])
+        before, _ = self._changed(common)
+        for name in self.settings.seeded:
+            if not _left_out(name, before, tree):
+                put(tree, lines, name, seed, f"{self.path}: seeded:")
+        put(tree, lines, "seed", seed, f"{self.path}: seeded:")
+        if self.settings.split is not None:
+            cut(tree, self.settings.split, str(self.path))
+        return settings_from(tree, lines, str(self.path))
 
-    def _read(self, layers: list[tuple[str, Changes]]) -> RunSettings:
+    def _changed(self, layers: list[tuple[str, Changes]]) -> tuple[dict, dict[tuple, str]]:
+        """Returns the base's plain settings with changes, and where each of them comes from."""
         tree, lines = copy.deepcopy(self._tree), dict(self._lines)
         for n, (where, changes) in enumerate(layers):
             for name, value in changes.items():
@@ -154,9 +161,25 @@ class Planner:
             if n == 0:
                 for text in self.overrides:
                     override(tree, lines, text)
-        if self.settings.split is not None:
-            cut(tree, self.settings.split, str(self.path))
-        return settings_from(tree, lines, str(self.path))
+        return tree, lines
+
+
+def _left_out(name: str, before: dict, tree: dict) -> bool:
+    """Returns whether an arm has left out the section in which a setting stands before its changes."""
+    way = name.strip().split(".")[:-1]
+    return _sections(tree, way) < _sections(before, way)
+
+
+def _sections(tree: Any, way: Sequence[str]) -> int:
+    """Returns how many names of a way lead to a section each, from the first on."""
+    for n, key in enumerate(way):
+        if isinstance(tree, list):
+            tree = tree[int(key)] if key.isdigit() and int(key) < len(tree) else None
+        else:
+            tree = tree.get(key)
+        if not isinstance(tree, dict | list):
+            return n
+    return len(way)
 
 
 def put(tree: dict, lines: dict[tuple, str], name: str, value: Any, where: str) -> None:

@@ -54,7 +54,8 @@ class CompareSettings(Settings):
         set: changes for all arms.
         seeds: their number (0, 1, ...), or a list. The seed decides weights, order and augmentation.
         seeded: further settings that take the run's seed, such as `data.sources.gold.subset.seed`: then
-            chance also decides which pictures are gold.
+            chance also decides which pictures are gold. An arm that leaves out the section of one goes
+            without it.
         arms: name -> changes; or `teacher`: the teacher of the settings that all arms have in common,
             itself scored on the same pictures.
         baseline: the arm, or arms, that all others are compared with.

@@ -69,6 +69,20 @@ def test_layers_of_settings(planner):
     assert of(arm).train.steps == 4
 
 
+def test_an_arm_without_the_section_of_a_seed_goes_without_it(planner):
+    seeds = "seeded: [silver.teacher.train.warmup, data.sources.gold.subset.seed]\n"
+    made = planner(seeds + "set: {data.sources.gold.subset.count: 8}\n")
+    alone = {"silver": None, "mix": {"mode": "gold"}, "data.sources.gold.subset": None}
+    arms = made.settings.arms | {"alone": alone}
+    made.settings = made.settings.model_copy(update={"arms": arms})
+    whole = of(made, "alone", seed=2)
+    assert whole.silver is None and whole.data.sources["gold"].subset is None
+    rest = of(made, seed=2)
+    assert rest.data.sources["gold"].subset.seed == rest.silver.teacher.train["warmup"] == 2
+    with pytest.raises(InputError, match=r"data\.sources\.golden"):
+        of(planner("seeded: [data.sources.golden.subset.seed]\n"))
+
+
 def test_values_arrive_as_they_are(planner):
     dog = "\N{DOG FACE}"
     made = planner(

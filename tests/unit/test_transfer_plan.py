@@ -185,6 +185,17 @@ def test_configs_are_right_in_every_arm_and_make_equal_efforts(path):
             assert run.mix_sources()
 
 
+def test_seeds_of_a_source_are_for_the_runs_that_have_it(tmp_path):
+    path = next(p for p in CONFIGS if p.stem == "transfer_imbalanced")
+    names = [f"data.sources.{s}.subset.seed" for s in ("few", "many")]
+    asked = read_transfer(path).model_copy(update={"seeded": names})
+    cell = Cell("", {}, None, asked.all_variants[next(iter(asked.all_variants))])
+    made = _planner(asked, path, [], cell, 0, arms_of(asked))
+    found = {arm: made.of_arm(ONE, arm, 3).data.sources for arm in made.settings.arms}
+    assert {frozenset(of) for of in found.values()} > {frozenset({"few", "many"})}
+    assert {s.subset.seed for of in found.values() for s in of.values()} == {3}
+
+
 CHESS = {"boxes": "boxes/AP", "attributes": "attributes/accuracy"}
 
 
