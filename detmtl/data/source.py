@@ -147,7 +147,8 @@ class Source(Flat):
         return any(x is not None for x in said) or isinstance(self.tags, Tags)
 
     def boxes(self, i: int) -> BoxLabels | None:
-        """Returns the boxes of picture i; None if nobody looked for boxes."""
+        """Returns the boxes of picture i, with coverage 0 of every class if nobody looked in this one; None
+        if nobody looked for boxes in any."""
         if self.annotations is None:
             return None
         a, rows = self.annotations, self.annotations.rows(i)

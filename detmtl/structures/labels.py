@@ -259,9 +259,10 @@ class PaddedBoxes(Tensors):
             grade (B, M) uint8: as in `BoxLabels`; zeros where not `valid`.
         valid: (B, M) bool, which rows are boxes.
         coverage: (B, C); zeros where not `present`.
-        present: (B,) bool, which pictures have labels for the task at all. Not present means that
-            nobody looked: no loss, no part in any normalizer.
+        present: (B,) bool, in which pictures somebody looked for a class, or there is an ordinary box. Not
+            present means that nobody looked: no loss, no part in any normalizer.
         details: of the boxes, where one of the batch has some.
+        some: whether any picture is present, see `PaddedMaps`.
         some_class, some_region: whether a box may be an `Ignore.CLASS` or an `Ignore.REGION`: found out
             while the labels are on the CPU, since asking a GPU means waiting for it.
     """
@@ -276,6 +277,7 @@ class PaddedBoxes(Tensors):
     coverage: Tensor
     present: Tensor
     details: PaddedDetails | None = None
+    some: bool = True
     some_class: bool = True
     some_region: bool = True
 
@@ -321,7 +323,8 @@ def pad(labels: Sequence[Labels | None], height: int, width: int) -> Padded:
 def pad_boxes(labels: Sequence[BoxLabels | None]) -> PaddedBoxes:
     """Pads the labels of B pictures, at least one of them not None, to the largest count M >= 1.
 
-    None stands for a picture that has no labels for the task.
+    None stands for a picture that has no labels for the task; one with coverage 0 of every class and without
+    an ordinary box is the same.
     """
     known = [x for x in labels if x is not None]
     counts = np.array([0 if x is None else len(x) for x in labels])
@@ -337,21 +340,25 @@ def pad_boxes(labels: Sequence[BoxLabels | None]) -> PaddedBoxes:
         return out
 
     per_box = {name: padded(name) for name in _PER_BOX}
-    valid = torch.from_numpy(np.arange(most) < counts[:, None])
+    valid = np.arange(most) < counts[:, None]
+    ordinary = valid & (per_box["ignore"] == Ignore.NO)
     details = None
     if any(x.details is not None for x in known):
-        ordinary = valid & torch.from_numpy(per_box["ignore"] == Ignore.NO)
-        details = pad_details([None if x is None else x.details for x in labels], most, ordinary)
+        details = pad_details(
+            [None if x is None else x.details for x in labels], most, torch.from_numpy(ordinary)
+        )
     coverage = np.zeros((len(labels), len(known[0].coverage)), np.float32)
     for row, x in zip(coverage, labels, strict=True):
         if x is not None:
             row[:] = x.coverage.numpy()
+    present = ordinary.any(1) | (coverage > 0).any(1)
     return PaddedBoxes(
         **{name: torch.from_numpy(x) for name, x in per_box.items()},
-        valid=valid,
+        valid=torch.from_numpy(valid),
         coverage=torch.from_numpy(coverage),
-        present=torch.from_numpy(np.array([x is not None for x in labels])),
+        present=torch.from_numpy(present),
         details=details,
+        some=bool(present.any()),
         some_class=bool((per_box["ignore"] == Ignore.CLASS).any()),
         some_region=bool((per_box["ignore"] == Ignore.REGION).any()),
     )

@@ -258,10 +258,10 @@ class DetectionTask(Task):
         mmdet do: the exported network sees padding too, and must find nothing there.
         """
         labels = batch.labels.get(self.labels)
-        if labels is None:
+        assert labels is None or isinstance(labels, PaddedBoxes)
+        if labels is None or not labels.some:
             skip_normalizer(batch, self.density)
             return {}
-        assert isinstance(labels, PaddedBoxes)
         with torch.autocast(outputs[0].device.type, enabled=False):
             return self._loss(outputs, labels, batch, self.density)
 

@@ -220,16 +220,22 @@ def test_looked_at_and_empty():
         assert terms["box"] == 0 and (box_grad == 0).all() and (grad != 0).all()
 
 
-def test_empty_with_nothing_covered_has_no_loss():
-    labels = BoxLabels.empty(C, coverage=torch.zeros(C))
-    terms, grad, _ = _run(_task(), _batch(labels))
-    assert terms["class"] == 0 and (grad == 0).all()
+def _unlooked(*kinds):
+    """Labels of a picture in which nobody looked for any class."""
+    nothing = BoxLabels.empty(C, coverage=torch.zeros(C))
+    boxes = torch.tensor([[0.0, 0, 96, 64]] * len(kinds)).view(-1, 4)
+    labels = BoxLabels.of(boxes, torch.zeros(len(kinds)), C, coverage=nothing.coverage)
+    return replace(labels, ignore=torch.tensor(kinds, dtype=torch.uint8)) if kinds else nothing
 
 
+UNLOOKED = [None, _unlooked(), _unlooked(Ignore.REGION, Ignore.CLASS)]
+
+
+@pytest.mark.parametrize("other", UNLOOKED)
 @pytest.mark.parametrize("normalizer", ["source", "batch", "image"])
-def test_picture_without_the_task_changes_nothing(normalizer):
+def test_picture_without_the_task_changes_nothing(normalizer, other):
     task, outputs = _task(normalizer=normalizer), _outputs(2)
-    terms, grad, box_grad = _run(task, _batch(_plain(), None), outputs)
+    terms, grad, box_grad = _run(task, _batch(_plain(), other, groups=[0, 1]), outputs)
     alone, alone_grad, alone_box = _run(task, _batch(_plain()), [x[:1] for x in outputs])
     assert (grad[1] == 0).all() and (box_grad[1] == 0).all()
     torch.testing.assert_close(terms, alone)
@@ -237,8 +243,14 @@ def test_picture_without_the_task_changes_nothing(normalizer):
     torch.testing.assert_close(box_grad[:1], alone_box)
 
 
-def test_batch_without_the_task_has_no_term():
-    assert _task().loss(_outputs(2), _batch(None, None)) == {}
+@pytest.mark.parametrize("other", UNLOOKED)
+def test_batch_without_the_task_has_no_term(other):
+    assert _task().loss(_outputs(2), _batch(None, other)) == {}
+
+
+def test_box_of_a_class_that_nobody_looked_for_is_learned():
+    terms, *_ = _run(_task(), _batch(_unlooked(Ignore.NO)))
+    assert terms["class"] > 0 and terms["box"] > 0
 
 
 @pytest.mark.parametrize("normalizer", ["source", "batch", "image"])
