@@ -1,17 +1,14 @@
 """The module that is exported: pictures of any sizes in, labels in their own pixels out.
 
 Everything here is read by TorchScript, and shared with eager prediction so that the two cannot
-drift apart. Letters: B pictures, H and W pixels, N boxes, T tags.
+drift apart. Letters: B pictures, H and W pixels, N boxes.
 """
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from detmtl.data.fit import fit, scale_boxes
 from detmtl.structures.boxes import clip
-from detmtl.tasks.semantic import decode_map
-from detmtl.tasks.tags import pooled
 
 
 def pad_images(images: list[Tensor], divisor: int) -> tuple[Tensor, Tensor]:
@@ -84,58 +81,8 @@ def check_images(images: list[Tensor]) -> None:
             raise ValueError(f"picture {i} has no pixels: its shape is {image.shape}")
 
 
-class MapDecoder(nn.Module):
-    """Raw output of a semantic task to maps.
-
-    Args:
-        name: of the task.
-        output: position of its logits among the network's outputs.
-        stride: pixels between positions.
-    """
-
-    def __init__(self, name: str, output: int, stride: int):
-        super().__init__()
-        self.name = name
-        self.output = output
-        self.stride = stride
-
-    def forward(self, logits: Tensor, fitted: Tensor, original: Tensor) -> Tensor:
-        """Returns the class of each pixel of the picture as given, (H, W) uint8.
-
-        Args:
-            logits: (C, h, w) of the padded picture.
-            fitted: (3, height, width), the picture in the network's size.
-            original: (3, H, W), the picture as given.
-        """
-        classes, _ = decode_map(logits, self.stride, fitted.shape[1], fitted.shape[2])
-        if fitted.shape == original.shape:
-            return classes
-        size = [original.shape[1], original.shape[2]]
-        return F.interpolate(classes[None, None], size=size, mode="nearest-exact")[0, 0]
-
-
-class TagDecoder(nn.Module):
-    """Raw output of a task of tags to probabilities.
-
-    Args:
-        name: of the task.
-        output: position of its logits among the network's outputs.
-        stride: pixels between positions.
-    """
-
-    def __init__(self, name: str, output: int, stride: int):
-        super().__init__()
-        self.name = name
-        self.output = output
-        self.stride = stride
-
-    def forward(self, logits: Tensor, sizes: Tensor) -> Tensor:
-        """Returns the probabilities (B, T) of logits (B, T, h, w) and true sizes (B, 2)."""
-        return torch.sigmoid(pooled(logits, sizes, self.stride))
-
-
-class OtherDecoder(nn.Module):
-    """Raw outputs of a task that brings its own decoder.
+class TaskDecoder(nn.Module):
+    """Raw outputs of a task that has an exporter to its labels.
 
     Args:
         name: of the task.
@@ -218,9 +165,9 @@ class Detector(nn.Module):
         short, long: a picture is scaled so that its short side is `short`, or its long side `long`
             if that makes it smaller.
         divisor: the padded height and width are multiples of it.
-        box_outputs: how many of the outputs are the detection task's; None: all.
-        maps, tags, boxed: of the other tasks; `boxed` need a decoder.
-        others: of tasks that bring their own decoder.
+        box_outputs: how many of the outputs are the detection task's.
+        others: of the tasks that have an exporter.
+        boxed: of the tasks about the boxes; they need a decoder.
     """
 
     names: list[str]  # said here, since TorchScript cannot tell what an empty list is of
@@ -232,12 +179,10 @@ class Detector(nn.Module):
         class_names: list[str],
         short: int,
         long: int,
-        divisor: int = 32,
-        box_outputs: int | None = None,
-        maps: list[MapDecoder] | None = None,
-        tags: list[TagDecoder] | None = None,
-        others: list[OtherDecoder] | None = None,
-        boxed: list[BoxedDecoder] | None = None,
+        divisor: int,
+        box_outputs: int,
+        others: list[TaskDecoder],
+        boxed: list[BoxedDecoder],
     ):
         super().__init__()
         self.network = network
@@ -246,11 +191,9 @@ class Detector(nn.Module):
         self.short = short
         self.long = long
         self.divisor = divisor
-        self.box_outputs = 1 << 30 if box_outputs is None else box_outputs
-        self.maps = nn.ModuleList(maps or [])
-        self.tags = nn.ModuleList(tags or [])
-        self.others = nn.ModuleList(others or [])
-        self.boxed = nn.ModuleList(boxed or [])
+        self.box_outputs = box_outputs
+        self.others = nn.ModuleList(others)
+        self.boxed = nn.ModuleList(boxed)
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         """Finds what the model's tasks look for.
@@ -290,21 +233,12 @@ class Detector(nn.Module):
                         results[i][of_boxes.name] = of_boxes(  # pyright: ignore[reportArgumentType]
                             outputs, k, fitted_boxes, classes, fitted[i], images[i]
                         )
-            for of_map in self.maps:
+            given = [[images[i].shape[1], images[i].shape[2]] for i in together]
+            originals = torch.tensor(given, dtype=torch.int64, device=batch.device)
+            for other in self.others:
+                values = other(outputs, sizes, originals)
                 for k, i in enumerate(together):
-                    logits = outputs[of_map.output][k]
-                    results[i][of_map.name] = of_map(logits, fitted[i], images[i])  # pyright: ignore[reportArgumentType]
-            for of_tags in self.tags:
-                probabilities = of_tags(outputs[of_tags.output], sizes)
-                for k, i in enumerate(together):
-                    results[i][of_tags.name] = probabilities[k]  # pyright: ignore[reportArgumentType]
-            if len(self.others) > 0:
-                given = [[images[i].shape[1], images[i].shape[2]] for i in together]
-                originals = torch.tensor(given, dtype=torch.int64, device=batch.device)
-                for other in self.others:
-                    values = other(outputs, sizes, originals)
-                    for k, i in enumerate(together):
-                        results[i][other.name] = values[k]  # pyright: ignore[reportArgumentType]
+                    results[i][other.name] = values[k]  # pyright: ignore[reportArgumentType]
         return results
 
     @torch.jit.export

@@ -16,13 +16,7 @@ from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 
 import detmtl
-from detmtl.inference.detector import (
-    BoxedDecoder,
-    Detector,
-    MapDecoder,
-    OtherDecoder,
-    TagDecoder,
-)
+from detmtl.inference.detector import BoxedDecoder, Detector, TaskDecoder
 from detmtl.inference.frozen import in_dtype
 from detmtl.inference.predictor import LoadedModel, kind_of
 from detmtl.inference.torchscript import deprecation_expected, save_torchscript
@@ -31,8 +25,6 @@ from detmtl.structures.sample import DIVISOR
 from detmtl.tasks.box_task import BoxTask
 from detmtl.tasks.detection import DetectionTask
 from detmtl.tasks.multitask import MultiTask
-from detmtl.tasks.semantic import SemanticTask
-from detmtl.tasks.tags import TagsTask
 from detmtl.tasks.task import Task
 
 ExportDtype = Literal["float32", "bfloat16"]
@@ -61,7 +53,7 @@ class Exported:
 
     Attributes:
         detection: None where there is none.
-        others: semantic tasks, tags, and those that bring their own decoder.
+        others: those that have an exporter.
         boxed: tasks about the boxes.
     """
 
@@ -85,14 +77,7 @@ def exported(model: MultiTask, path: Path) -> Exported:
     tasks = list(model.tasks.values())
     boxes = [task for task in tasks if isinstance(task, DetectionTask)]
     boxed = tuple(task for task in tasks if isinstance(task, BoxTask))
-    others = tuple(
-        task
-        for task in tasks
-        if isinstance(task, SemanticTask | TagsTask)
-        or (
-            isinstance(task, Task) and not isinstance(task, BoxTask) and task.exporter() is not None
-        )
-    )
+    others = tuple(task for task in tasks if isinstance(task, Task) and task.exporter() is not None)
     if len(boxes) > 1 or len(boxes) + len(others) + len(boxed) < len(tasks):
         raise InputError(
             f"{path}: a TorchScript file holds at most one detection task and what describes its boxes, "
@@ -127,19 +112,9 @@ def write_script(
     )
     first = places_of(loaded.model, tasks)
     boxes = 0 if tasks.detection is None else first[tasks.detection.name][1]
-    maps = [
-        MapDecoder(task.name, first[task.name][0], task.stride)
-        for task in tasks.others
-        if isinstance(task, SemanticTask)
-    ]
-    tags = [
-        TagDecoder(task.name, first[task.name][0], task.stride)
-        for task in tasks.others
-        if isinstance(task, TagsTask)
-    ]
     exporters = {task.name: task.exporter() for task in tasks.others}
     others = [
-        OtherDecoder(name, *first[name], exporter.decoder)
+        TaskDecoder(name, *first[name], exporter.decoder)
         for name, exporter in exporters.items()
         if exporter is not None
     ]
@@ -157,8 +132,6 @@ def write_script(
         loaded.long,
         DIVISOR,
         boxes,
-        maps,
-        tags,
         others,
         boxed,
     ).eval()

@@ -22,7 +22,7 @@ from detmtl.structures.depth import DepthLabels, PaddedDepth
 from detmtl.structures.labels import Grade
 from detmtl.structures.sample import Batch
 from detmtl.structures.settings import Settings
-from detmtl.tasks.task import Exporter, Metric, Task, fine_levels, level_names
+from detmtl.tasks.task import Exporter, Metric, Task, at_size, fine_levels, level_names
 
 Meters = Annotated[float, Field(gt=0)]
 
@@ -123,10 +123,7 @@ class DepthDecoder(nn.Module):
         found: list[Tensor] = []
         for i in range(len(meters)):
             inside = meters[i, : int(sizes[i, 0]), : int(sizes[i, 1])]
-            wanted = [int(originals[i, 0]), int(originals[i, 1])]
-            if inside.shape[0] != wanted[0] or inside.shape[1] != wanted[1]:
-                inside = F.interpolate(inside[None, None], size=wanted, mode="nearest-exact")[0, 0]
-            found.append(inside)
+            found.append(at_size(inside, originals[i]))
         return found
 
 

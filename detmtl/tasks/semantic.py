@@ -21,7 +21,7 @@ from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade, MapLabels, PaddedMaps
 from detmtl.structures.sample import Batch
 from detmtl.structures.settings import Settings
-from detmtl.tasks.task import Metric, Task, fine_levels, level_names
+from detmtl.tasks.task import Exporter, Metric, Task, at_size, fine_levels, level_names
 
 
 class SemanticLossSettings(Settings):
@@ -165,6 +165,34 @@ class SemanticTask(Task):
     def metric(self) -> Metric:
         """Returns mean IoU and pixel accuracy."""
         return MapMetric(self.class_names, self._subsets)
+
+    def exporter(self) -> Exporter:
+        """Returns the decoder of classes alone."""
+        return Exporter("maps", MapDecoder(self.stride))
+
+
+class MapDecoder(nn.Module):
+    """Logits to the class of each pixel; compiles under TorchScript."""
+
+    def __init__(self, stride: int):
+        """Takes pixels between positions."""
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, outputs: list[Tensor], sizes: Tensor, originals: Tensor) -> list[Tensor]:
+        """Returns the class of each picture's pixels, (height, width) uint8.
+
+        Args:
+            outputs: [logits (B, C, H, W)] of padded pictures, of any floating point type.
+            sizes: (B, 2) true height and width of each within its padding.
+            originals: (B, 2) height and width that the result shall have.
+        """
+        found: list[Tensor] = []
+        for i in range(len(outputs[0])):
+            height, width = int(sizes[i, 0]), int(sizes[i, 1])
+            classes, _ = decode_map(outputs[0][i], self.stride, height, width)
+            found.append(at_size(classes, originals[i]))
+        return found
 
 
 def decode_map(logits: Tensor, stride: int, height: int, width: int) -> tuple[Tensor, Tensor]:

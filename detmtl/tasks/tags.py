@@ -23,7 +23,7 @@ from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade, PaddedTags, TagLabels
 from detmtl.structures.sample import Batch
 from detmtl.structures.settings import Settings
-from detmtl.tasks.task import Metric, Task, level_names
+from detmtl.tasks.task import Exporter, Metric, Task, level_names
 
 
 class TagsConfig(Settings):
@@ -95,6 +95,7 @@ class TagsTask(Task):
         self.head = head
         self.class_names = tuple(class_names)
         self.stride = stride
+        self._decoder = TagDecoder(stride)
         self._normalizer: OfBatch = normalizer
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
@@ -126,12 +127,36 @@ class TagsTask(Task):
     @torch.no_grad()
     def decode(self, outputs: list[Tensor], sizes: Tensor) -> list[TagLabels]:
         """Returns each picture's probabilities."""
-        found = torch.sigmoid(pooled(outputs[0], sizes, self.stride))
+        found = self._decoder(outputs, sizes, sizes)
         return [TagLabels(p, torch.ones_like(p), Grade.SILVER) for p in found]
 
     def metric(self) -> Metric:
         """Returns mean average precision and F1."""
         return TagMetric(self.class_names)
+
+    def exporter(self) -> Exporter:
+        """Returns the decoder."""
+        return Exporter("tags", self._decoder)
+
+
+class TagDecoder(nn.Module):
+    """Logits to probabilities; compiles under TorchScript."""
+
+    def __init__(self, stride: int):
+        """Takes pixels between positions."""
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, outputs: list[Tensor], sizes: Tensor, originals: Tensor) -> list[Tensor]:
+        """Returns the probabilities (T,) of each picture; its size as given, `originals`, says nothing.
+
+        Args:
+            outputs: [logits (B, T, H, W)] of padded pictures.
+            sizes: (B, 2) true height and width of each within its padding.
+            originals: (B, 2), see `detmtl.tasks.task.Exporter`.
+        """
+        probabilities = torch.sigmoid(pooled(outputs[0], sizes, self.stride))
+        return [probabilities[i] for i in range(len(probabilities))]
 
 
 def pooled(logits: Tensor, sizes: Tensor, stride: int) -> Tensor:

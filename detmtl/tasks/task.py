@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Labels
@@ -117,8 +118,8 @@ class Task(nn.Module, ABC):
         """Returns a new, empty metric for this task."""
 
     def exporter(self) -> Exporter | None:
-        """Returns how an exported file gives this task's labels; None: in a way that the exporter knows, or
-        not at all."""
+        """Returns how an exported file gives this task's labels; None: not at all, unless it is a detection
+        task or one about boxes, which are exported in a way of their own."""
         return None
 
 
@@ -158,6 +159,17 @@ def fine_levels(name: str, at: str, strides: Sequence[int]) -> list[int]:
             f"a stride up to {DIVISOR}, such as p3 or c4, or fpn"
         )
     return fine
+
+
+def at_size(values: Tensor, size: Tensor) -> Tensor:
+    """Returns a map (H, W) at another height and width, `size` (2,), from the nearest pixels.
+
+    Compiles under TorchScript.
+    """
+    height, width = int(size[0]), int(size[1])
+    if values.shape[0] == height and values.shape[1] == width:
+        return values
+    return F.interpolate(values[None, None], size=[height, width], mode="nearest-exact")[0, 0]
 
 
 def level_names(at: str, strides: Sequence[int]) -> tuple[str, ...]:
