@@ -10,6 +10,7 @@ from detmtl.config import RunSettings
 from detmtl.data.folder import file_hashes
 from detmtl.data.images import content_hashes, list_pictures
 from detmtl.data.parsed import digest
+from detmtl.teachers.from_transformers import FILES
 from detmtl.teachers.onnx_files import external_files
 
 
@@ -50,16 +51,28 @@ def input_hashes(
 
 
 def named_files(tree: Any, root: Path, cache: Path) -> dict[str, str]:
-    """Returns each text in plain settings that names a file, here or below data.root, with its hash: of a
-    teacher, weights, class names, tags, coverage; and the files in which an ONNX network has its weights."""
+    """Returns each text in plain settings that names a file, below data.root or here, with its hash: of a
+    teacher, weights, class names, tags, coverage; and the other files that make a network of it, see
+    `_files`. Where it names one in both places both count: what reads it decides which it means."""
     found = {}
-    for text in sorted({*_texts(tree)}):
-        for path in (Path(text), root / text):
-            if os.path.isfile(path):
-                found[text] = str(path.absolute())
-                for more in external_files(path) if path.suffix == ".onnx" else []:
-                    found[f"{text}: {os.path.relpath(more, path.parent)}"] = str(more.absolute())
+    for text in sorted({*_texts(tree)} - {""}):
+        places = dict.fromkeys(Path(os.path.abspath(p)) for p in (root / text, Path(text)))
+        there = [(path, files) for path in places if (files := _files(path))]
+        for name, (path, files) in zip((text, f"{text} here"), there, strict=False):
+            for file in files:
+                part = "" if file == path else f": {os.path.relpath(file, path.parent)}"
+                found[name + part] = str(file)
     return dict(zip(found, content_hashes(list(found.values()), cache), strict=True))
+
+
+def _files(path: Path) -> list[Path]:
+    """Returns the files behind a path: a file, of an ONNX network those of its weights too; of a folder that
+    is a model of transformers all that is read of it; none of other folders."""
+    if os.path.isfile(path):
+        return [path, *(external_files(path) if path.suffix == ".onnx" else [])]
+    if os.path.isfile(path / "config.json") and any(path.glob("*.safetensors")):
+        return sorted({file for pattern in FILES for file in path.glob(pattern)})
+    return []
 
 
 def _texts(tree: Any) -> Iterator[str]:

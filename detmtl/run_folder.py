@@ -125,7 +125,7 @@ class RunFolder:
         Args:
             hashes: see `detmtl.inputs.input_hashes`.
         """
-        hashes = {SCHEMA: "2", **hashes}
+        hashes = {SCHEMA: "3", **hashes}
         if (self._began() or self.teacher.last.exists()) and self.inputs.exists():
             before = json.loads(self.inputs.read_text())
             # what a teacher alone has seen does not hang on sources that came or went since

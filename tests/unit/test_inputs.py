@@ -14,7 +14,7 @@ from detmtl.data.maps import MapFolder
 from detmtl.data.source_settings import SourceSettings
 from detmtl.data.voc import VocSource
 from detmtl.data.yolo import YoloSource
-from detmtl.inputs import input_hashes
+from detmtl.inputs import input_hashes, named_files
 
 XML = "<annotation><object><name>cat</name></object></annotation>"
 FILES = {
@@ -93,3 +93,45 @@ def test_another_picture_is_another_input(root, kind):
     assert changed != before
     (root / "images" / "2.png").unlink()
     assert found(root, SOURCES[kind]) not in (before, changed)
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    return {name for name in before | after if before.get(name) != after.get(name)}
+
+
+def test_a_model_that_is_a_folder_is_known_by_its_files(tmp_path):
+    model = tmp_path / "hf" / "tuned"
+    model.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "vocab.txt", "optimizer.pt"):
+        (model / name).write_text("1")
+    tree = {"teacher": {"kind": "transformers", "model": "hf/tuned", "prompt": ""}, "root": "hf"}
+
+    def named():
+        return named_files(tree, tmp_path, tmp_path / "cache")
+
+    before = named()
+    assert {*before} == {f"hf/tuned: tuned/{n.name}" for n in model.iterdir()} - {
+        "hf/tuned: tuned/optimizer.pt"
+    }
+    (model / "model.safetensors").write_text("other weights")
+    assert changed(before, named()) == {"hf/tuned: tuned/model.safetensors"}
+
+
+def test_a_name_of_two_files_stands_for_both(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    here, below = tmp_path / "names.txt", tmp_path / "data" / "names.txt"
+
+    def named(root):
+        return named_files(["names.txt"], root, tmp_path / "cache")
+
+    here.write_text("cat")
+    alone = named(tmp_path / "data")
+    assert {*alone} == {"names.txt"} and alone == named(tmp_path) == named(Path("."))
+    below.write_text("dog")
+    both = named(tmp_path / "data")
+    assert both["names.txt here"] == alone["names.txt"] != both["names.txt"] and len(both) == 2
+    for path in (here, below):
+        before = named(tmp_path / "data")
+        path.write_text("a bird")
+        assert len(changed(before, named(tmp_path / "data"))) == 1
