@@ -3,9 +3,9 @@
 Letters: H and W pixels of a picture, N boxes, V views, F boxes that a tile's edge cuts, K classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import pairwise, product
 from math import ceil
 
 import numpy as np
@@ -100,14 +100,13 @@ class View:
     def of(self, image: Tensor) -> Tensor:
         """Returns what the view shows of image (3, H, W)."""
         height, width = image.shape[-2:]
-        x, y = (
-            (max(self.left, 0), min(self.right, width)),
-            (max(self.top, 0), min(self.bottom, height)),
-        )
-        seen = image[:, y[0] : y[1], x[0] : x[1]]
+        left, top, right, bottom = self.inside(height, width)
+        seen = image[:, top:bottom, left:right]
         if seen.shape[-2:] != (self.bottom - self.top, self.right - self.left):
             canvas = image.new_full((3, self.bottom - self.top, self.right - self.left), GRAY)
-            canvas[:, y[0] - self.top : y[1] - self.top, x[0] - self.left : x[1] - self.left] = seen
+            canvas[:, top - self.top : bottom - self.top, left - self.left : right - self.left] = (
+                seen
+            )
             seen = canvas
         return seen.flip(-1) if self.flip else seen
 
@@ -134,18 +133,17 @@ class View:
         cut = (gap < near) & torch.tensor(inner)
         return labels.with_boxes(clip(boxes, height, width)), cut
 
-    def in_picture(self, values: Tensor, height: int, width: int, missing: float) -> Tensor:
-        """Returns a map of the view as a map (H, W) of the picture, `missing` where it shows nothing."""
-        values = values.flip(-1) if self.flip else values
-        out = values.new_full((height, width), missing)
-        x, y = (
-            (max(self.left, 0), min(self.right, width)),
-            (max(self.top, 0), min(self.bottom, height)),
-        )
-        out[y[0] : y[1], x[0] : x[1]] = values[
-            y[0] - self.top : y[1] - self.top, x[0] - self.left : x[1] - self.left
-        ]
-        return out
+    def inside(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Returns the part of the window that lies in the picture."""
+        return max(self.left, 0), max(self.top, 0), min(self.right, width), min(self.bottom, height)
+
+    def part(self, values: Tensor, window: tuple[int, int, int, int]) -> Tensor:
+        """Returns what a map of the view says of a window on the picture that the view shows all of."""
+        left, top, right, bottom = window
+        if self.flip:
+            first = self.right - right
+            return values[top - self.top : bottom - self.top, first : first + right - left].flip(-1)
+        return values[top - self.top : bottom - self.top, left - self.left : right - self.left]
 
 
 def views(height: int, width: int, settings: SeveralViews) -> list[View]:
@@ -293,24 +291,45 @@ def _cut(a: Tensor, b: Tensor) -> Tensor:
 def vote(
     maps: Sequence[MapLabels], seen: Sequence[View], size: tuple[int, int], floor: float
 ) -> MapLabels:
-    """Returns the map (H, W) of V views, and as its weights the winner's share."""
-    classes, weights, shown = [], [], torch.zeros(size)
-    for one, view in zip(maps, seen, strict=True):
-        weight = torch.ones(one.classes.shape) if one.weights is None else one.weights
-        weight = torch.where(one.classes == UNKNOWN, 0.0, weight)
-        classes.append(view.in_picture(one.classes, *size, UNKNOWN))
-        weights.append(view.in_picture(weight, *size, 0))
-        shown += view.in_picture(torch.ones(one.classes.shape), *size, 0)
-    best, winner = torch.zeros(size), torch.full(size, UNKNOWN, dtype=torch.uint8)
-    for candidate in classes:  # each view's class is a candidate: V x V maps, not K of them
-        votes = torch.zeros(size)
-        for other, weight in zip(classes, weights, strict=True):
-            votes += torch.where(other == candidate, weight, 0.0)
-        better = votes > best
-        best, winner = torch.where(better, votes, best), torch.where(better, candidate, winner)
-    share = (best / shown.clamp(min=1)).clamp(max=1)
+    """Returns the map (H, W) of V views, and as its weights the winner's share.
+
+    Piece by piece of the picture, each with the views that show it: of many tiles few show one place.
+    """
+    winner, share = torch.full(size, UNKNOWN, dtype=torch.uint8), torch.zeros(size)
+    for window, there in _pieces(seen, size):
+        classes, weights = [], []
+        for i in there:
+            of_view = seen[i].part(maps[i].classes, window)
+            weight = maps[i].weights
+            sure = torch.ones(of_view.shape) if weight is None else seen[i].part(weight, window)
+            classes.append(of_view)
+            weights.append(torch.where(of_view == UNKNOWN, 0.0, sure))
+        best, won = torch.zeros(classes[0].shape), torch.full_like(classes[0], UNKNOWN)
+        for candidate in classes:  # each view's class is a candidate: not each of K classes
+            votes = torch.zeros_like(best)
+            for other, weight in zip(classes, weights, strict=True):
+                votes += torch.where(other == candidate, weight, 0.0)
+            better = votes > best
+            best, won = torch.where(better, votes, best), torch.where(better, candidate, won)
+        left, top, right, bottom = window
+        winner[top:bottom, left:right] = won
+        share[top:bottom, left:right] = (best / len(there)).clamp(max=1)
     winner = torch.where(share < floor, UNKNOWN, winner)
     return MapLabels(winner, share, maps[0].coverage, int(Grade.SILVER))
+
+
+def _pieces(
+    seen: Sequence[View], size: tuple[int, int]
+) -> Iterator[tuple[tuple[int, int, int, int], list[int]]]:
+    """Yields the windows into which the edges of V views cut a picture, and the views that show each,
+    without those that none shows."""
+    inside = [view.inside(*size) for view in seen]
+    for top, bottom in pairwise(sorted({y for window in inside for y in window[1::2]})):
+        row = [i for i, window in enumerate(inside) if window[1] <= top and bottom <= window[3]]
+        for left, right in pairwise(sorted({x for i in row for x in inside[i][::2]})):
+            there = [i for i in row if inside[i][0] <= left and right <= inside[i][2]]
+            if there:
+                yield (left, top, right, bottom), there
 
 
 def mean_depth(
@@ -320,8 +339,9 @@ def mean_depth(
     depths are off by factors; 0 where none does."""
     logs, known = torch.zeros(size), torch.zeros(size)
     for one, view in zip(depths, seen, strict=True):
-        depth = view.in_picture(one.depth, *size, 0.0)
-        logs += torch.where(depth > 0, depth, 1.0).log()
-        known += depth > 0
+        left, top, right, bottom = inside = view.inside(*size)
+        depth = view.part(one.depth, inside)
+        logs[top:bottom, left:right] += torch.where(depth > 0, depth, 1.0).log()
+        known[top:bottom, left:right] += depth > 0
     depth = torch.where(known > 0, (logs / known.clamp(min=1)).exp(), 0.0)
     return DepthLabels(depth, int(Grade.SILVER))

@@ -85,9 +85,8 @@ def test_tiles_cover_the_picture_and_share_a_quarter_with_their_neighbors():
         assert len(seen) == count
         shown = torch.zeros(400, 600)
         for view in seen:
-            shown += view.in_picture(
-                torch.ones(view.bottom - view.top, view.right - view.left), 400, 600, 0
-            )
+            left, top, right, bottom = view.inside(400, 600)
+            shown[top:bottom, left:right] += 1
             assert (view.bottom - view.top, view.right - view.left) == (
                 ceil(400 / scale),
                 ceil(600 / scale),

@@ -22,7 +22,7 @@ from detmtl.structures.classes import LabelSpace
 from detmtl.structures.depth import DepthLabels
 from detmtl.structures.details import Details
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import BoxLabels, MapLabels, TagLabels
+from detmtl.structures.labels import UNKNOWN, BoxLabels, MapLabels, TagLabels
 from detmtl.tasks.detection import DetectionConfig
 
 
@@ -212,6 +212,58 @@ def test_maps_vote_and_tags_are_the_mean_of_whole_views():
     found = found_in(image, flip=True, tile=64)
     assert torch.equal(found["map"].classes, (image[0] < 128).to(torch.uint8))
     torch.testing.assert_close(found["tags"].targets, torch.tensor([0.5]))  # 1 and, mirrored, 0
+
+
+@pytest.mark.parametrize(
+    "settings", [{"tile": 32, "flip": True}, {"scales": (0.5, 1.0, 1.5), "flip": True}]
+)
+@pytest.mark.parametrize("floor", [0.0, 0.4])
+def test_a_vote_counts_each_pixels_views_in_their_order(settings, floor):
+    """Against the definition, every view laid out over the whole picture: bit for bit, ties too."""
+    g = torch.Generator().manual_seed(3)
+    size = (60, 90)
+    seen = views(*size, ViewSettings(**settings))
+    maps = []
+    for i, view in enumerate(seen):
+        shape = (view.bottom - view.top, view.right - view.left)
+        classes = torch.randint(0, 4, shape, generator=g).to(torch.uint8)
+        weights = None if i % 3 == 0 else torch.rand(shape, generator=g)
+        maps.append(MapLabels(classes.where(classes < 3, UNKNOWN), weights, torch.ones(3)))
+    classes, weights = torch.full((len(seen), *size), UNKNOWN), torch.zeros(len(seen), *size)
+    shown = torch.zeros(size)
+    for i, (one, view) in enumerate(zip(maps, seen, strict=True)):
+        x, y = torch.arange(size[1]) - view.left, torch.arange(size[0]) - view.top
+        wide, high = view.right - view.left, view.bottom - view.top
+        there = ((y >= 0) & (y < high))[:, None] & (x >= 0) & (x < wide)
+        x = wide - 1 - x if view.flip else x
+        at = y.clamp(0, high - 1)[:, None], x.clamp(0, wide - 1)
+        shown += there
+        classes[i] = one.classes[at].long().where(there, UNKNOWN)
+        weight = torch.ones(size) if one.weights is None else one.weights[at]
+        weights[i] = weight.where(there & (classes[i] != UNKNOWN), 0.0)
+    votes = torch.zeros_like(weights)
+    for other, weight in zip(classes, weights, strict=True):
+        votes += weight.where(classes == other, 0.0)
+    best = votes.amax(0)
+    first = (votes == best).to(torch.uint8).argmax(0)  # of equal ones the first view's
+    share = (best / shown).clamp(max=1)
+    winner = classes.gather(0, first[None])[0].where((best > 0) & (share >= floor), UNKNOWN)
+    found = looking.vote(maps, seen, size, floor)
+    assert torch.equal(found.weights, share) and torch.equal(found.classes.long(), winner)
+    assert {0, 1, 2} <= set(found.classes.unique().tolist())
+
+
+def test_a_vote_compares_only_views_that_show_the_same_place():
+    seen = views(1000, 1500, ViewSettings(tile=160))
+    times, work = torch.zeros(1000, 1500, dtype=torch.int64), 0
+    for (left, top, right, bottom), there in looking._pieces(seen, (1000, 1500)):
+        times[top:bottom, left:right] += 1
+        work += (bottom - top) * (right - left) * len(there) ** 2
+        for i, view in enumerate(seen):
+            inside = view.left <= left < right <= view.right
+            assert (i in there) == (inside and view.top <= top < bottom <= view.bottom)
+    assert len(seen) > 90 and (times == 1).all()
+    assert work < 12 * 1000 * 1500  # not 90 ** 2
 
 
 def test_depths_are_the_mean_of_the_views_that_know_them():
