@@ -31,7 +31,7 @@ def measure(keep: bool, threads: int, steps: int) -> float:
     overrides = ["model.backbone.weights=null"]
     settings = read_settings(find_config("bccd_retina.yaml"), overrides)
     settings = settings.model_copy(update={"mix": MixSettings(mode="gold")})
-    model = build(settings, settings.data.label_space()).train()
+    model = build(settings).train()
     model.to(memory_format=torch.channels_last)
     optimizer = settings.optim.build(model)
     batch = _batch()

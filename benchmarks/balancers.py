@@ -116,7 +116,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     keep_freed_memory()
     settings = read_settings(find_config("scenes_tasks.yaml"), ["model.backbone.weights=null"])
-    model = build(settings, settings.data.label_space()).train()
+    model = build(settings).train()
     model.to(memory_format=torch.channels_last)
     batch = noise(*args.size, args.pictures, settings.data.names())
     seconds = measure(steps(model, batch), model, args.rounds)

@@ -15,7 +15,7 @@ from detmtl.engine import distributed
 from detmtl.engine.diagnosis import Diagnosis
 from detmtl.engine.precision import autocast, dtype_of
 from detmtl.recipe import build, mixture_of, training_batches
-from detmtl.run_folder import RunFolder
+from detmtl.run_folder import OpenRun, RunFolder
 from detmtl.run_sources import load_sources, render
 from detmtl.structures.sample import Batch
 from detmtl.tasks.multitask import MultiTask
@@ -36,7 +36,7 @@ class Trainer:
     def of(cls, settings: RunSettings, batches: Sequence[Batch]) -> "Trainer":
         """Makes the model of a run, on the CPU or the GPU that the settings say."""
         device = distributed.pick_device(settings.device)
-        model = build(settings, settings.data.label_space()).to(device)
+        model = build(settings).to(device)
         model.to(memory_format=torch.channels_last).train()
         balancer = settings.balancing.build(list(settings.tasks)).to(device)
         balancer.attach(model.shared_parameters(), model.own_parameters())
@@ -73,20 +73,17 @@ def prepared(
     """Returns the settings of a config and a few of its batches; scenes are rendered where needed."""
     settings = read_settings(find_config(config), list(overrides))
     process = distributed.start(settings.device)
-    console = Console(quiet=True)
-    render(settings, process, console)
-    space = settings.data.label_space()
-    sources, _, _ = load_sources(settings, space, folder, process)
+    run = OpenRun(settings, RunFolder(folder), process, Console(quiet=True))
+    render(settings, process, run.console)
+    sources, _, _ = load_sources(settings, folder, process)
     chosen = [sources[n] for n in settings.mix_sources()]
     state = settings.train.prepare(
-        build(settings, space),
+        build(settings),
         settings.balancing.build(list(settings.tasks)),
         settings.optim,
         process,
         {},
-        list(space.names),
+        list(settings.data.label_space().names),
     )
-    stream, _ = training_batches(
-        settings, mixture_of(settings, chosen), state, None, RunFolder(folder), process
-    )
+    stream, _ = training_batches(run, mixture_of(settings, chosen), state, None)
     return settings, [next(stream) for _ in range(8)]

@@ -261,7 +261,7 @@ def light(rounds: int, config: str, overrides: list[str]) -> list[Row]:
     for name, chosen in ((KEPT, with_peer), ("detmtl", settings)):
         for kind_name, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
             torch.manual_seed(0)
-            model = build(chosen, space).train()
+            model = build(chosen).train()
             ways[f"{name} {kind_name}"] = step_of(model, batch, kind, torch.device("cpu"))
     seconds = in_turn(ways, rounds)
     what = f"{config}: step, {len(batch)} pictures of {width} x {height}, 14 boxes"

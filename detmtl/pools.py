@@ -15,12 +15,11 @@ from detmtl.data.joined import with_boxes
 from detmtl.data.source import Source
 from detmtl.data.tags import BoxTags, TagClasses, Tags
 from detmtl.engine import distributed
-from detmtl.engine.distributed import Process
 from detmtl.report.audit_boxes import boxes_page
 from detmtl.report.audit_others import others_page
 from detmtl.report.audit_page import write_audit_page
 from detmtl.report.page import available
-from detmtl.run_folder import RunFolder
+from detmtl.run_folder import OpenRun
 from detmtl.run_teachers import audit_source, load_teachers, of_one_task
 from detmtl.silver.audit import Audit, audit, audit_folder
 from detmtl.silver.audit_gates import problems_alone
@@ -48,13 +47,9 @@ from detmtl.teachers.teacher import Teacher
 
 
 def label_pools(
-    settings: RunSettings,
-    folder: RunFolder,
-    process: Process,
-    console: Console,
+    run: OpenRun,
     sources: Mapping[str, Source],
     val: Source,
-    space: LabelSpace,
     teacher: Teacher | None = None,
 ) -> tuple[dict[str, Source], Path]:
     """Returns the pools with silver labels, and the store that the labels come from.
@@ -62,16 +57,17 @@ def label_pools(
     Args:
         teacher: the only one of the run, loaded; None: they are loaded here.
     """
-    silver = settings.silver
+    settings, console = run.settings, run.console
+    silver, space = settings.silver, settings.data.label_space()
     assert silver is not None
-    store_path = silver.store or folder.path / "silver"
+    store_path = silver.store or run.folder.path / "silver"
     gold = audit_source(settings, sources, val)
     pools = [sources[name] for name in settings.offline_pools()]
-    teachers = [teacher] if teacher else load_teachers(settings, folder, process)
-    names = write_silver(settings, process, console, teachers, [*pools, gold], store_path)
+    teachers = [teacher] if teacher else load_teachers(run)
+    names = write_silver(run, teachers, [*pools, gold], store_path)
     stores = [Store.open(store_path, name) for name in names]
     if of_one_task(stores) != "boxes":
-        return _label_others(settings, process, console, pools, gold, stores), store_path
+        return _label_others(run, pools, gold, stores), store_path
     if gold.annotations is not None:
         gold = with_boxes(gold)
     trained = [sources[name] for name in settings.mix_sources()]
@@ -83,7 +79,7 @@ def label_pools(
         for sentence in told:
             console.print(sentence, markup=False)
     labelled: dict[str, Source] = {}
-    if process.rank == 0:
+    if run.process.rank == 0:
         stores = [Store.open(store_path, name) for name in names]
         problems = judge_each(stores, gold, space, silver.select, console)
         _pass_gates(problems, f"{store_path} on '{gold.name}'", silver.gates)
@@ -102,7 +98,7 @@ def label_pools(
     for pool in pools:
         chosen = select(labels, [pool], space, silver.select, checked)
         file = _with_people(pool, by_people[pool.name], chosen, silver.overlay)
-        labelled[pool.name] = read_selection(pool, file, settings, space, folder.cache)
+        labelled[pool.name] = read_selection(pool, file, settings, run.folder.cache)
     return labelled, store_path
 
 
@@ -200,18 +196,13 @@ def show_others(
 
 
 def _label_others(
-    settings: RunSettings,
-    process: Process,
-    console: Console,
-    pools: list[Source],
-    gold: Source,
-    stores: list[Store],
+    run: OpenRun, pools: list[Source], gold: Source, stores: list[Store]
 ) -> dict[str, Source]:
     """Returns the pools with silver maps or silver tags."""
-    silver = settings.silver
+    silver, console = run.settings.silver, run.console
     assert silver is not None
-    alone = [others_of(settings, store) for store in stores]
-    if process.rank == 0:
+    alone = [others_of(run.settings, store) for store in stores]
+    if run.process.rank == 0:
         problems = judge_each_other(alone, gold, console, available())
         _pass_gates(problems, f"{stores[0].path} on '{gold.name}'", silver.gates)
         others = fused_others(stores, alone, gold)
@@ -262,15 +253,11 @@ def fused_others(stores: list[Store], alone: list[Others], gold: Source) -> Othe
 
 
 def write_silver(
-    settings: RunSettings,
-    process: Process,
-    console: Console,
-    teachers: Iterable[Teacher],
-    sources: list[Source],
-    path: Path,
+    run: OpenRun, teachers: Iterable[Teacher], sources: list[Source], path: Path
 ) -> list[str]:
     """Lets each teacher label the sources into the store, and returns the teachers' names."""
-    assert settings.silver is not None
+    silver, process = run.settings.silver, run.process
+    assert silver is not None
     names = []
     for teacher in teachers:
         names.append(teacher.card.name)
@@ -278,13 +265,13 @@ def write_silver(
             teacher,
             sources,
             path,
-            floor=settings.silver.floor,
-            batch_size=settings.silver.batch_size,
+            floor=silver.floor,
+            batch_size=silver.batch_size,
             rank=process.rank,
             world=process.world,
             progress=process.rank == 0,
-            root=settings.data.root,
-            console=console,
+            root=run.settings.data.root,
+            console=run.console,
         )
         distributed.barrier()
     return names
@@ -327,9 +314,7 @@ def _pass_gates(problems: list[str], where: str, gates: str) -> None:
         warnings.warn(problem, stacklevel=2)
 
 
-def read_selection(
-    pool: Source, file: Path, settings: RunSettings, space: LabelSpace, cache: Path
-) -> Source:
+def read_selection(pool: Source, file: Path, settings: RunSettings, cache: Path) -> Source:
     """Returns the pictures of `pool` that a selection has, with its boxes; what else people have said of
     them (maps, tags, depths, details of their boxes) stays."""
     read = CocoSource(
@@ -339,17 +324,12 @@ def read_selection(
         grade="silver",
         weight=settings.data.sources[pool.name].weight,
     )
-    names = LabelSpace.of(space.names)
+    names = LabelSpace.of(settings.data.label_space().names)
     chosen = read.load(pool.name, Path("/"), names, cache, details=written_details(pool))
     place = {path: i for i, path in enumerate(pool.files.paths())}
     at = np.array([place[path] for path in chosen.files.paths()], dtype=np.int64)
-    tags = tags_of(pool, settings.data.tags)
-    return replace(
-        chosen,
-        maps=None if pool.maps is None else pool.maps.take(at),
-        tags=None if tags is None else tags.take(at),
-        depth=None if pool.depth is None else pool.depth.take(at),
-    )
+    rest = pool.subset(at)
+    return replace(chosen, maps=rest.maps, tags=tags_of(rest, settings.data.tags), depth=rest.depth)
 
 
 def tags_of(pool: Source, classes: TagClasses | None) -> Tags | BoxTags | None:

@@ -24,7 +24,6 @@ from detmtl.data.mixture import Mixture
 from detmtl.data.source import Source
 from detmtl.engine import distributed
 from detmtl.engine.diagnosis import Diagnosis
-from detmtl.engine.distributed import Process
 from detmtl.engine.evaluator import collect, evaluate
 from detmtl.engine.memory import keep_freed_memory
 from detmtl.engine.online_audit import Gold
@@ -40,11 +39,10 @@ from detmtl.losses.normalizer import Density
 from detmtl.pools import label_pools
 from detmtl.report.progress import bar
 from detmtl.report.run_summary import Summary
-from detmtl.run_folder import RunFolder
+from detmtl.run_folder import OpenRun, RunFolder
 from detmtl.run_online import online_gold, online_stream
 from detmtl.run_sources import load_sources, render, to_be_labelled
 from detmtl.run_teachers import learned_sources, teacher_settings, written_offline
-from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade, Ignore
 from detmtl.structures.sample import Batch
@@ -100,7 +98,7 @@ def run(
     try:
         folder.claim(settings, _own_teacher(settings))
         distributed.barrier()
-        summary = _run(settings, folder, process, console, frozen)
+        summary = _run(OpenRun(settings, folder, process, console), frozen)
     except BaseException:
         distributed.leave()
         raise
@@ -118,16 +116,10 @@ def _own_teacher(settings: RunSettings) -> RunSettings | None:
     return teacher_settings(settings) if isinstance(teacher, GoldTeacher) else None
 
 
-def _run(
-    settings: RunSettings,
-    folder: RunFolder,
-    process: Process,
-    console: Console,
-    frozen: Frozen | None,
-) -> Summary:
+def _run(run: OpenRun, frozen: Frozen | None) -> Summary:
+    settings, folder, process, console = run.settings, run.folder, run.process, run.console
     render(settings, process, console)
-    space = settings.data.label_space()
-    sources, val, test = load_sources(settings, space, folder.cache, process)
+    sources, val, test = load_sources(settings, folder.cache, process)
     problems: list[str] = []
     if process.rank == 0:
         problems = folder.claim_inputs(input_hashes(settings, folder.cache, sources))
@@ -141,7 +133,7 @@ def _run(
 
     wanted = settings.mix_sources()
     pools = settings.offline_pools()
-    offline, known = written_offline(settings, folder, process) if pools else ("boxes", None)
+    offline, known = written_offline(run) if pools else ("boxes", None)
     sources |= to_be_labelled(settings, sources, offline)
     to_be = sources | {n: replace(sources[n], grade=Grade.SILVER, annotations=None) for n in pools}
     mixture_of(settings, [to_be[n] for n in wanted])  # its mistakes are told before the work
@@ -159,16 +151,14 @@ def _run(
         assert settings.silver is not None
         if isinstance(settings.silver.teacher, GoldTeacher):
             _check_parts(teacher_settings(settings))
-            scores = _gold_teacher(settings, folder, process, console, sources, val, final)
+            scores = _gold_teacher(run, sources, val, final)
             metrics |= {f"teacher/{name}": value for name, value in scores.items()}
             files["teacher checkpoint"] = folder.teacher.best
-        labelled, store = label_pools(
-            settings, folder, process, console, sources, val, space, known
-        )
+        labelled, store = label_pools(run, sources, val, known)
         sources |= labelled
         files["silver store"] = store
 
-    model = build(settings, space)
+    model = build(settings)
     _tell_start(model, console)
     teacher = settings.silver.teacher if settings.silver and pools else None
     if isinstance(teacher, GoldTeacher) and teacher.burn_in:
@@ -179,8 +169,8 @@ def _run(
                 part.renumber(teacher_settings(settings).mix_sources(), wanted)
     if frozen is not None:
         frozen.apply(model)
-    fit_model(settings, model, [sources[n] for n in wanted], val, folder, process, console, gold)
-    metrics = {**score(settings, model, final, folder, process, console), **metrics}
+    fit_model(run, model, [sources[n] for n in wanted], val, gold)
+    metrics = {**score(run, model, final), **metrics}
     if process.rank == 0:
         write_json(folder.metrics, metrics)
         if settings.export.format and not folder.torchscript.exists():
@@ -206,11 +196,11 @@ def _run(
     return Summary(metrics, files, scored_on, grades.pop() if len(grades) == 1 else "electrum")
 
 
-def build(settings: RunSettings, space: LabelSpace) -> MultiTask:
+def build(settings: RunSettings) -> MultiTask:
     """Returns the network of a run, its weights decided by the seed alone."""
     seed_everything(settings.seed)
     names = settings.data.names()
-    return build_model(settings.model, settings.tasks, space.names, other_names=names)
+    return build_model(settings.model, settings.tasks, names["boxes"], other_names=names)
 
 
 def _check_parts(settings: RunSettings) -> None:
@@ -220,7 +210,7 @@ def _check_parts(settings: RunSettings) -> None:
     Raises:
         InputError: a part cannot be had, or cannot be exported.
     """
-    model = build(settings, settings.data.label_space())
+    model = build(settings)
     if settings.train.best is not None:
         check_best(settings.train.best, dict(model.tasks.items()))
     if settings.export.format:
@@ -243,13 +233,10 @@ def mixture_of(settings: RunSettings, sources: list[Source]) -> Mixture:
 
 
 def fit_model(
-    settings: RunSettings,
+    run: OpenRun,
     model: MultiTask,
     sources: list[Source],
     val: Source,
-    folder: RunFolder,
-    process: Process,
-    console: Console,
     gold: Gold | None = None,
 ) -> None:
     """Trains `model`, or what is left of its training, and leaves its best weights in it.
@@ -257,6 +244,7 @@ def fit_model(
     Args:
         gold: by which the teacher of mode online is audited; None: it is not.
     """
+    settings, folder, process, console = run.settings, run.folder, run.process, run.console
     optim, steps = settings.optim, settings.train.steps
     if folder.best.exists() and folder.metrics.exists():
         load_weights(model, weights_of(read_checkpoint(folder.best)), str(folder.best))
@@ -283,12 +271,12 @@ def fit_model(
     if folder.last.exists():
         state.load(folder.last)
         console.print(f"Continuing from step {state.step} of {folder.last}", markup=False)
-    stream, also = training_batches(settings, mixture, state, gold, folder, process)
+    stream, also = training_batches(run, mixture, state, gold)
 
     def validate(averaged: torch.nn.Module) -> dict[str, Metric]:
         return collect(
             averaged,
-            validation_batches(settings, val, process),
+            validation_batches(run, val),
             process.device,
             settings.train.precision,
             truth=truth_of(val),
@@ -378,12 +366,7 @@ def _tell_unsearched(
 
 
 def training_batches(
-    settings: RunSettings,
-    mixture: Mixture,
-    state: State,
-    gold: Gold | None,
-    folder: RunFolder,
-    process: Process,
+    run: OpenRun, mixture: Mixture, state: State, gold: Gold | None
 ) -> tuple[Iterator[Batch], Callable[[], Mapping[str, float]]]:
     """Returns what this process still has to train on, in mode online labelled as it comes; and what
     returns values to be recorded beside the losses.
@@ -391,6 +374,7 @@ def training_batches(
     Args:
         gold: by which the teacher of mode online is audited; None: it is not.
     """
+    settings, process = run.settings, run.process
     accumulate, augment = settings.train.accumulate, settings.augment.build(settings.input)
     first = state.step * accumulate
     common = {
@@ -403,28 +387,22 @@ def training_batches(
     }
     if settings.mix.mode != "online":
         return batches(mixture, augment, **common, pin=process.device.type == "cuda"), dict
-    return online_stream(settings, mixture, augment, state, gold, folder, common)
+    return online_stream(run, mixture, augment, state, gold, common)
 
 
-def score(
-    settings: RunSettings,
-    model: MultiTask,
-    source: Source,
-    folder: RunFolder,
-    process: Process,
-    console: Console,
-) -> dict[str, float]:
+def score(run: OpenRun, model: MultiTask, source: Source) -> dict[str, float]:
     """Returns the final scores of a trained model; computed once and kept in the run folder."""
+    folder, process = run.folder, run.process
     if folder.metrics.exists():
         kept = json.loads(folder.metrics.read_text())
         return {name: float("nan") if value is None else value for name, value in kept.items()}
-    with bar(console) as progress:
+    with bar(run.console) as progress:
         task = progress.add_task("Scoring", total=len(source))
         return evaluate(
             model,
-            validation_batches(settings, source, process),
+            validation_batches(run, source),
             process.device,
-            settings.train.precision,
+            run.settings.train.precision,
             truth=truth_of(source),
             detections=folder.detections,
             pictures=folder.pictures,
@@ -433,34 +411,30 @@ def score(
 
 
 def _gold_teacher(
-    settings: RunSettings,
-    folder: RunFolder,
-    process: Process,
-    console: Console,
-    sources: Mapping[str, Source],
-    val: Source,
-    final: Source,
+    run: OpenRun, sources: Mapping[str, Source], val: Source, final: Source
 ) -> dict[str, float]:
     """Trains and scores the teacher on gold alone, in a run folder of its own."""
-    alone, learned = teacher_settings(settings), learned_sources(settings, sources)
-    folder.teacher.claim(alone)
+    alone, learned = teacher_settings(run.settings), learned_sources(run.settings, sources)
+    own = replace(run, settings=alone, folder=run.folder.teacher)
+    own.folder.claim(alone)
     distributed.barrier()
-    if process.rank == 0:
-        folder.teacher.settle(alone)
-    console.rule("Teacher: gold alone")
-    model = build(alone, alone.data.label_space())
-    _tell_start(model, console)
-    fit_model(alone, model, learned, val, folder.teacher, process, console)
-    metrics = score(alone, model, final, folder.teacher, process, console)
-    if process.rank == 0 and not folder.teacher.metrics.exists():  # several students may share it
-        write_json(folder.teacher.metrics, metrics)
+    if own.process.rank == 0:
+        own.folder.settle(alone)
+    own.console.rule("Teacher: gold alone")
+    model = build(alone)
+    _tell_start(model, own.console)
+    fit_model(own, model, learned, val)
+    metrics = score(own, model, final)
+    if own.process.rank == 0 and not own.folder.metrics.exists():  # several students may share it
+        write_json(own.folder.metrics, metrics)
     distributed.barrier()
-    console.rule("Student")
+    own.console.rule("Student")
     return metrics
 
 
-def validation_batches(settings: RunSettings, source: Source, process: Process) -> Any:
+def validation_batches(run: OpenRun, source: Source) -> Any:
     """Yields this rank's part of a source, unchanged but for its size."""
+    settings, process = run.settings, run.process
     return evaluation_batches(
         source,
         settings.input.short,

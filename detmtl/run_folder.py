@@ -1,4 +1,4 @@
-"""The folder of a run: where everything is, and whose it is."""
+"""A run at work, and its folder: where everything is, and whose it is."""
 
 import json
 import os
@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from detmtl.config import RunSettings, read_settings, write_settings
 from detmtl.engine import distributed
+from detmtl.engine.distributed import Process
 from detmtl.structures.errors import InputError
 
 WITHOUT_EFFECT = (
@@ -168,6 +171,23 @@ class RunFolder:
             partial = self.settings.with_suffix(".tmp")
             write_settings(settings, partial)
             partial.replace(self.settings)
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run on which this process works.
+
+    Attributes:
+        settings: what it is to do.
+        folder: where everything of it is.
+        process: this one among its peers.
+        console: for people; quiet in all processes but the first.
+    """
+
+    settings: RunSettings
+    folder: RunFolder
+    process: Process
+    console: Console
 
 
 def _differences(a: Any, b: Any, at: str = "") -> list[str]:

@@ -21,7 +21,7 @@ from detmtl.engine.online_kind import Kind
 from detmtl.engine.online_maps import OnlineMaps
 from detmtl.engine.online_tags import OnlineTags
 from detmtl.engine.state import State, read_checkpoint
-from detmtl.run_folder import RunFolder
+from detmtl.run_folder import OpenRun, RunFolder
 from detmtl.structures.sample import Batch
 
 
@@ -106,27 +106,26 @@ def online_gold(settings: RunSettings, sources: Mapping[str, Source], val: Sourc
 
 
 def online_stream(
-    settings: RunSettings,
+    run: OpenRun,
     mixture: Mixture,
     augment: Augment,
     state: State,
     gold: Gold | None,
-    folder: RunFolder,
     common: Mapping[str, Any],
 ) -> tuple[Iterator[Batch], Callable[[], Mapping[str, float]]]:
     """Returns what this process still has to train on, labelled as it comes, and what returns values to be
     recorded beside the losses.
 
     Args:
-        settings: of the run, in mode online.
+        run: in mode online; its folder gets the audits.
         mixture: of its sources.
         augment: makes the strong views.
         state: whose averaged model is the teacher.
         gold: see `online_gold`.
-        folder: gets the audits.
         common: arguments of `drafts` that all modes have.
     """
-    kinds = online_kinds(settings, known_classes(settings, mixture, folder))
+    settings = run.settings
+    kinds = online_kinds(settings, known_classes(settings, mixture, run.folder))
     start = mixture.first_step_of_last_phase()
     _tell_unknown(kinds, gold is not None and settings.online.audit_every is not None)
     online = settings.when_online()
@@ -137,7 +136,7 @@ def online_stream(
             state,
             gold,
             kinds,
-            folder.path / "online",
+            run.folder.path / "online",
             start,
             settings.online.audit_every * settings.train.accumulate,
             settings.input,

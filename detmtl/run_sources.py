@@ -28,7 +28,6 @@ from detmtl.silver.held_out import (
     unlabelled_apart,
     without_doubles,
 )
-from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
 
@@ -47,14 +46,14 @@ def render(settings: RunSettings, process: Process, console: Console) -> None:
 
 
 def load_sources(
-    settings: RunSettings, space: LabelSpace, cache: Path, process: Process
+    settings: RunSettings, cache: Path, process: Process
 ) -> tuple[dict[str, Source], Source, Source | None]:
     """Returns the training sources by name, the validation and the test source.
 
     Raises:
         InputError: faults in the data, or a picture to measure on is among those to train on.
     """
-    data = settings.data
+    data, space = settings.data, settings.data.label_space()
     problems: list[str] = []
     loaded: dict[str, Source] = {}
     chosen = {n: data.sources[n] for n in sources_read(settings)}

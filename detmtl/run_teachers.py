@@ -10,8 +10,7 @@ from detmtl.data.joined import joined
 from detmtl.data.source import Source
 from detmtl.data.subset import Subset
 from detmtl.data.tags import Tags
-from detmtl.engine.distributed import Process
-from detmtl.run_folder import RunFolder
+from detmtl.run_folder import OpenRun
 from detmtl.silver.card import TeacherCard, Written
 from detmtl.silver.store import Store
 from detmtl.structures.errors import InputError
@@ -20,9 +19,7 @@ from detmtl.teachers.from_checkpoint import CheckpointTeacherSettings
 from detmtl.teachers.teacher import Teacher, the_one
 
 
-def written_offline(
-    settings: RunSettings, folder: RunFolder, process: Process
-) -> tuple[Written, Teacher | None]:
+def written_offline(run: OpenRun) -> tuple[Written, Teacher | None]:
     """Returns what the run's teachers write before the training, asked of each beforehand: what is wrong
     with the last one is told before the first has labelled anything. And the teacher, where it is the only
     one: of several each is loaded again when it labels, so that one at a time is in memory.
@@ -30,32 +27,38 @@ def written_offline(
     Raises:
         InputError: two teachers have one name or write different things, or one cannot be had.
     """
-    assert settings.silver is not None
-    teacher = settings.silver.teacher
-    if isinstance(teacher, GoldTeacher):  # it has yet to learn
-        kinds = settings.silver_tasks()
-        return kinds[teacher.task or the_one(kinds) or ""], None
+    assert run.settings.silver is not None
+    if isinstance(run.settings.silver.teacher, GoldTeacher):  # it has yet to learn
+        return written_by_gold(run.settings), None
     loaded, cards = None, []
-    for loaded in load_teachers(settings, folder, process):
+    for loaded in load_teachers(run):
         cards.append(loaded.card)
     return _one_task(cards), loaded if len(cards) == 1 else None
 
 
-def load_teachers(settings: RunSettings, folder: RunFolder, process: Process) -> Iterator[Teacher]:
+def written_by_gold(settings: RunSettings) -> Written:
+    """Returns what a teacher that the run trains itself writes."""
+    assert settings.silver is not None and isinstance(settings.silver.teacher, GoldTeacher)
+    kinds = settings.silver_tasks()
+    return kinds[settings.silver.teacher.task or the_one(kinds) or ""]
+
+
+def load_teachers(run: OpenRun) -> Iterator[Teacher]:
     """Yields the teachers of a run, one after the other.
 
     Raises:
         InputError: two have the same name, which is that of their store too.
     """
-    assert settings.silver is not None
-    one = settings.silver.teacher
+    silver = run.settings.silver
+    assert silver is not None
+    one = silver.teacher
     if isinstance(one, GoldTeacher):
-        path = str(folder.teacher.best.absolute())
-        task = one.task or the_one(settings.silver_tasks())
+        path = str(run.folder.teacher.best.absolute())
+        task = one.task or the_one(run.settings.silver_tasks())
         one = CheckpointTeacherSettings(path=path, name="teacher", task=task, trust=True)
     names: list[str] = []
-    for teacher in settings.silver.teachers if one is None else [one]:
-        loaded = teacher.load(Path.cwd(), str(process.device))
+    for teacher in silver.teachers if one is None else [one]:
+        loaded = teacher.load(Path.cwd(), str(run.process.device))
         if loaded.card.name in names:
             raise InputError(
                 f"silver.teachers: '{loaded.card.name}' names two of them; give one another `name`"

@@ -32,9 +32,8 @@ from detmtl.data.source import Source
 from detmtl.data.subset import Subset
 from detmtl.engine.distributed import Process
 from detmtl.inputs import input_hashes, named_files
-from detmtl.run_folder import RunFolder
 from detmtl.run_sources import load_sources, render, to_be_labelled
-from detmtl.run_teachers import gold_sources, teacher_settings, written_offline
+from detmtl.run_teachers import gold_sources, teacher_settings, written_by_gold
 from detmtl.structures.errors import InputError
 
 
@@ -122,12 +121,11 @@ class Preparation:
                 `_refuse_cut_parts`.
         """
         settings = canonical(settings)
-        space, cache = settings.data.label_space(), self.out / "cache"
-        sources, _, _ = load_sources(settings, space, cache, self.process)
+        sources, _, _ = load_sources(settings, self.out / "cache", self.process)
         silver = settings.silver if makes_silver(settings) else None
         if silver and isinstance(silver.teacher, GoldTeacher) and _by_share(silver.audit):
-            offline, _ = written_offline(settings, RunFolder(self.out), self.process)
-            _refuse_cut_parts(settings, sources, to_be_labelled(settings, sources, offline))
+            to_be = to_be_labelled(settings, sources, written_by_gold(settings))
+            _refuse_cut_parts(settings, sources, to_be)
 
     def check_fair(self, cell: int, arms: dict[str, RunSettings]) -> None:
         """Refuses arms of one cell and seed that differ in effort or in their start.

@@ -57,7 +57,7 @@ def alone_in(out: Path) -> Iterator[None]:
 
 def start_digest(settings: RunSettings) -> str:
     """Returns a hash of the weights with which a run's network begins: equal for equal seeds."""
-    model = build(settings, settings.data.label_space())
+    model = build(settings)
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(name.encode())

@@ -17,19 +17,13 @@ from detmtl.data.maps import MapClasses
 from detmtl.data.source import Source
 from detmtl.data.tags import TagClasses
 from detmtl.engine import distributed
-from detmtl.engine.distributed import Process
 from detmtl.engine.evaluator import coco_results
 from detmtl.metrics.coco import CocoMetric
 from detmtl.metrics.dense import MapMetric
 from detmtl.metrics.picture_file import write_pictures
 from detmtl.metrics.tags import TagMetric
-from detmtl.pools import (
-    fused_labels,
-    fused_others,
-    others_of,
-    write_silver,
-)
-from detmtl.run_folder import RunFolder
+from detmtl.pools import fused_labels, fused_others, others_of, write_silver
+from detmtl.run_folder import OpenRun, RunFolder
 from detmtl.run_sources import load_sources
 from detmtl.run_teachers import audit_source, load_teachers, of_one_task
 from detmtl.silver.ensemble import Ensemble
@@ -59,7 +53,7 @@ def score_teachers(settings: RunSettings, folder: Path) -> dict[str, float]:
     process, data, silver = distributed.start(settings.device), settings.data, settings.silver
     assert silver is not None
     if len(silver.teachers) > 1:  # fused by what an audit says of each
-        sources, val, test = load_sources(settings, data.label_space(), folder / "cache", process)
+        sources, val, test = load_sources(settings, folder / "cache", process)
         final, gold = test or val, audit_source(settings, sources, val)
     else:
         name = "val" if data.test is None else "test"
@@ -67,7 +61,8 @@ def score_teachers(settings: RunSettings, folder: Path) -> dict[str, float]:
             name, data.root, data.label_space(), folder / "cache", data.maps, data.tags
         )
         gold = None
-    stores = _labelled(settings, folder, process, [final] if gold is None else [final, gold])
+    quiet = OpenRun(settings, RunFolder(folder), process, Console(quiet=True))
+    stores = _labelled(quiet, [final] if gold is None else [final, gold])
     kind = of_one_task(stores)
     task = next((name for name, of in settings.silver_tasks().items() if of == kind), None)
     if task is None:
@@ -86,12 +81,9 @@ def score_teachers(settings: RunSettings, folder: Path) -> dict[str, float]:
     return {f"{task}/{name}": value for name, value in metric.compute().items()}
 
 
-def _labelled(
-    settings: RunSettings, folder: Path, process: Process, sources: list[Source]
-) -> list[Store]:
-    path, quiet = folder / "silver", Console(quiet=True)
-    teachers = load_teachers(settings, RunFolder(folder), process)
-    names = write_silver(settings, process, quiet, teachers, sources, path)
+def _labelled(run: OpenRun, sources: list[Source]) -> list[Store]:
+    path = run.folder.path / "silver"
+    names = write_silver(run, load_teachers(run), sources, path)
     return [Store.open(path, name) for name in names]
 
 

@@ -26,13 +26,9 @@ from detmtl.engine import distributed
 from detmtl.engine.trainer import TrainingDiverged
 from detmtl.inference.export import ExportError
 from detmtl.pools import label_pools
-from detmtl.recipe import (
-    Frozen,
-    run,
-    write_json,
-)
+from detmtl.recipe import Frozen, run, write_json
 from detmtl.report.provenance import commit
-from detmtl.run_folder import RunFolder
+from detmtl.run_folder import OpenRun, RunFolder
 from detmtl.run_sources import load_sources, to_be_labelled
 from detmtl.run_teachers import written_offline
 from detmtl.structures.errors import InputError
@@ -105,13 +101,12 @@ def _label(folder: Path, job: dict[str, Any]) -> dict[str, Any]:
         if content["teacher"]:
             _link(folder.parent / content["teacher"], student / "teacher")
         process = distributed.start(settings.device)
-        space = settings.data.label_space()
-        own = RunFolder(student)
+        own = OpenRun(settings, RunFolder(student), process, Console())
         try:
-            sources, val, _ = load_sources(settings, space, folder / "cache", process)
-            written, known = written_offline(settings, own, process)
+            sources, val, _ = load_sources(settings, folder / "cache", process)
+            written, known = written_offline(own)
             sources |= to_be_labelled(settings, sources, written)
-            label_pools(settings, own, process, Console(), sources, val, space, known)
+            label_pools(own, sources, val, known)
         except InputError as error:  # the run itself ends with it; others may be well
             problems += [p for p in error.problems if p not in problems]
     for problem in problems:

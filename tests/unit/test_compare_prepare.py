@@ -265,7 +265,7 @@ def test_a_run_whose_data_is_wrong_leaves_its_store_to_the_others(folder, monkey
     monkeypatch.setattr(worker, "load_sources", load)
     monkeypatch.setattr(worker, "written_offline", lambda *_: ("boxes", None))
     monkeypatch.setattr(worker, "to_be_labelled", lambda *_: {})
-    monkeypatch.setattr(worker, "label_pools", lambda settings, *_: labelled.append(settings.seed))
+    monkeypatch.setattr(worker, "label_pools", lambda run, *_: labelled.append(run.settings.seed))
     assert len(runs) == 2 and worker._label(label.folder, label.content) == {}
     assert labelled == [1]
 

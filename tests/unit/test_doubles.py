@@ -17,7 +17,7 @@ from detmtl import pools
 from detmtl.config import read_settings
 from detmtl.data import images
 from detmtl.engine import distributed
-from detmtl.run_folder import RunFolder
+from detmtl.run_folder import OpenRun, RunFolder
 from detmtl.run_sources import load_sources, pools_apart, to_be_labelled
 from detmtl.silver.held_out import given_gold, unlabelled_apart, without_doubles
 from detmtl.structures.errors import InputError
@@ -131,11 +131,10 @@ def label(run, tmp_path, monkeypatch):  # noqa: F811
         fixed = [*ONE, "data.sources.gold.keep=[car]", *overrides]
         settings = read_settings(tmp_path / "run.yaml", fixed)
         process, console = distributed.start("cpu"), Console(quiet=True)
-        space = settings.data.label_space()
-        sources, val, _ = load_sources(settings, space, tmp_path / "cache", process)
+        sources, val, _ = load_sources(settings, tmp_path / "cache", process)
         sources |= to_be_labelled(settings, sources)
-        folder = RunFolder(tmp_path / "folder")
-        return pools.label_pools(settings, folder, process, console, sources, val, space)[0]
+        run = OpenRun(settings, RunFolder(tmp_path / "folder"), process, console)
+        return pools.label_pools(run, sources, val)[0]
 
     return labels
 
@@ -161,8 +160,8 @@ def test_a_run_lays_silver_under_what_people_said_of_a_picture_elsewhere(label):
 def test_mode_online_fills_in_beside_what_people_said_elsewhere(label, tmp_path):
     words = ["data.sources.gold.keep=[car]", "mix={mode: online, shares: {gold: 1, pool: 1}}"]
     settings = read_settings(tmp_path / "run.yaml", [*words, "tasks={boxes: {kind: detection}}"])
-    space, process = settings.data.label_space(), distributed.start("cpu")
-    sources, _, _ = load_sources(settings, space, tmp_path / "cache", process)
+    process = distributed.start("cpu")
+    sources, _, _ = load_sources(settings, tmp_path / "cache", process)
     pool = to_be_labelled(settings, sources)["pool"]
     assert pool.grade == Grade.SILVER and pool.coverage.tolist() == [[0, 0]] * 2 + [[0, 1]] * 2
     assert [pool.boxes(i).classes.tolist() for i in range(4)] == [[], [], [], [1]]

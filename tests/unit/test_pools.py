@@ -24,7 +24,7 @@ from detmtl.pools import (
     read_selection,
     show_audit,
 )
-from detmtl.run_folder import RunFolder
+from detmtl.run_folder import OpenRun, RunFolder
 from detmtl.run_sources import faults_between
 from detmtl.run_teachers import (
     audit_source,
@@ -95,7 +95,7 @@ def test_a_teacher_that_the_run_trains_writes_the_task_that_is_named(
     monkeypatch.setattr(CheckpointTeacherSettings, "card", card("a"), raising=False)
     process = SimpleNamespace(device="cpu")
     for more in ((*tags, "silver.teacher.task=night"), about):
-        list(load_teachers(settings(*more), RunFolder(tmp_path), process))
+        list(load_teachers(OpenRun(settings(*more), RunFolder(tmp_path), process, None)))
     assert asked == ["night", "boxes"]
 
 
@@ -358,7 +358,7 @@ def given_silver(pool, settings, tmp_path, seen):
     file = with_gold(pool, chosen, OverlaySettings())
     text = "data.tags={classes: [man, cup], from_boxes: true}"
     resolved = settings("data.classes=[man, cup]", text)
-    return read_selection(pool, file, resolved, space, tmp_path / "cache")
+    return read_selection(pool, file, resolved, tmp_path / "cache")
 
 
 def test_silver_boxes_leave_a_pool_all_else_that_people_said(pool, settings, tmp_path):

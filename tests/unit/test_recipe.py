@@ -12,6 +12,7 @@ from detmtl import recipe
 from detmtl.engine.distributed import Process
 from detmtl.recipe import _some_pictures, validation_batches, write_json
 from detmtl.report.run_summary import Summary
+from detmtl.run_folder import OpenRun
 
 
 def test_numbers_that_json_does_not_know_become_null(tmp_path):
@@ -28,7 +29,8 @@ def test_processes_evaluate_as_many_pictures_together_as_they_train(monkeypatch,
     settings = SimpleNamespace(
         input=SimpleNamespace(short=64, long=96), data=SimpleNamespace(batch_size=6, workers=0)
     )
-    given = validation_batches(settings, None, Process(0, world, torch.device("cpu")))
+    process = Process(0, world, torch.device("cpu"))
+    given = validation_batches(OpenRun(settings, None, process, None), None)
     assert given == (None, 64, 96, together, 0, 0, world)
 
 

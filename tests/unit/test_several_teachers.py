@@ -19,7 +19,7 @@ from detmtl.cli import main
 from detmtl.config import read_settings
 from detmtl.data.coco_writer import write_coco_annotations
 from detmtl.engine import distributed
-from detmtl.run_folder import RunFolder
+from detmtl.run_folder import OpenRun, RunFolder
 from detmtl.run_sources import load_sources, to_be_labelled
 from detmtl.silver.audit import audit
 from detmtl.silver.audit_gates import problems_alone
@@ -77,11 +77,10 @@ def label(run, tmp_path, monkeypatch):  # noqa: F811
         monkeypatch.setattr(pools, "available", lambda: False)
         settings = read_settings(tmp_path / "run.yaml", overrides)
         process, console = distributed.start("cpu"), Console(file=labels.told, width=200)
-        space = settings.data.label_space()
-        sources, val, _ = load_sources(settings, space, tmp_path / "cache", process)
+        sources, val, _ = load_sources(settings, tmp_path / "cache", process)
         sources |= to_be_labelled(settings, sources)
-        folder = RunFolder(tmp_path / "folder")
-        return pools.label_pools(settings, folder, process, console, sources, val, space)[0]
+        run = OpenRun(settings, RunFolder(tmp_path / "folder"), process, console)
+        return pools.label_pools(run, sources, val)[0]
 
     labels.told = StringIO()
     return labels

@@ -21,7 +21,7 @@ from detmtl.data.map_files import read_values
 from detmtl.data.maps import MapClasses
 from detmtl.data.tags import TagClasses
 from detmtl.engine import distributed
-from detmtl.run_folder import RunFolder
+from detmtl.run_folder import OpenRun, RunFolder
 from detmtl.run_sources import load_sources, to_be_labelled
 from detmtl.silver.map_policy import MapSelection
 from detmtl.silver.map_stack import stacked
@@ -186,8 +186,8 @@ def _labelled(tmp_path, gold, task, select, **teachers):
     )
     stores = [Store.open(tmp_path / "s", name) for name in teachers]
     console = Console(file=StringIO(), width=200)
-    process = SimpleNamespace(rank=0)
-    found = pools._label_others(settings, process, console, [pool], gold, stores)
+    own = OpenRun(settings, None, SimpleNamespace(rank=0), console)
+    found = pools._label_others(own, [pool], gold, stores)
     return found["pool"].labels(0)[task], console.file.getvalue()
 
 
@@ -244,11 +244,10 @@ def test_a_teacher_of_tags_that_gold_cannot_judge_abstains(tmp_path, monkeypatch
 
 def _label(settings, tmp_path):
     process, console = distributed.start("cpu"), Console(quiet=True)
-    space = settings.data.label_space()
-    sources, val, _ = load_sources(settings, space, tmp_path / "cache", process)
+    sources, val, _ = load_sources(settings, tmp_path / "cache", process)
     sources |= to_be_labelled(settings, sources)
-    folder = RunFolder(tmp_path / "folder")
-    return pools.label_pools(settings, folder, process, console, sources, val, space)
+    own = OpenRun(settings, RunFolder(tmp_path / "folder"), process, console)
+    return pools.label_pools(own, sources, val)
 
 
 def test_a_run_with_several_teachers_of_maps_labels_its_pool(run, tmp_path, monkeypatch):  # noqa: F811
@@ -272,13 +271,14 @@ def test_a_run_with_several_teachers_of_maps_labels_its_pool(run, tmp_path, monk
         _label(settings, tmp_path / "mixed")
     monkeypatch.setattr(run_teachers, "load_teachers", lambda *_: iter(mixed))
     folder, process = RunFolder(tmp_path / "asked"), distributed.start("cpu")
+    asked = OpenRun(settings, folder, process, Console(quiet=True))
     with pytest.raises(InputError, match="t boxes, u maps"):
-        run_teachers.written_offline(settings, folder, process)
+        run_teachers.written_offline(asked)
     assert not folder.path.exists(), "nothing was labelled before it was told"
     for kind in ("maps", "tags"):
         one = OtherTeacher(kind)
         monkeypatch.setattr(run_teachers, "load_teachers", lambda *_, one=one: iter([one]))
-        assert run_teachers.written_offline(settings, folder, process) == (kind, one)
+        assert run_teachers.written_offline(asked) == (kind, one)
 
 
 def test_an_arm_scores_several_teachers_of_maps_as_one(run):  # noqa: F811
