@@ -17,10 +17,17 @@ from typing import Any, Literal
 import numpy as np
 
 from detmtl.data.coco_details import read_details
-from detmtl.data.coco_fields import picture_coverage, stated_recall
-from detmtl.data.coco_rows import GRADES, info_of, read_columns
-from detmtl.data.coco_tables import SPLITS, Categories, Found, read_categories, read_pictures
-from detmtl.data.details import DetailClasses
+from detmtl.data.coco_fields import Searched, stated_recall
+from detmtl.data.coco_rows import GRADES, Columns, info_of, read_columns
+from detmtl.data.coco_tables import (
+    SPLITS,
+    Categories,
+    CocoTables,
+    Found,
+    read_categories,
+    read_pictures,
+)
+from detmtl.data.details import DetailClasses, FlatDetails
 from detmtl.data.faults import Faults
 from detmtl.data.flat import Annotations
 from detmtl.data.images import content_hashes
@@ -60,12 +67,10 @@ class CocoSource(SourceSettings):
         """Returns the same: the annotation file names the pictures; nobody looks at their files."""
         return self.fingerprint(root, cache)
 
-    def parse(self, root: Path, classes: LabelSpace) -> Parsed:
+    def parse(
+        self, root: Path, classes: LabelSpace, details: DetailClasses | None = None
+    ) -> Parsed:
         """Reads and checks the annotation file."""
-        return self.read(root, classes, pictures_needed=self.faults == "error")
-
-    def parse_details(self, root: Path, classes: LabelSpace, details: DetailClasses) -> Parsed:
-        """Reads and checks the annotation file with the details of its boxes."""
         return self.read(root, classes, self.faults == "error", details)
 
     def read(
@@ -93,53 +98,46 @@ class CocoSource(SourceSettings):
         if pictures_needed:  # missing ones are left out by `load`, which looks every time
             faults.add(*missing_problems(pictures.files, where))
         found = Found.of(columns, pictures, categories, where, faults)
-        k = np.flatnonzero(found.keep)
-        faults.add(*(s for i in k[columns.bad[k]].tolist() for s in columns.given_faults[i]))
-        coverage = self.covered(classes, classes.known(categories.names), where)[None]
-        coverage = coverage * stated_recall(info, categories, len(classes), where)
-        covers = None if self.covers is None else [classes.names.index(n) for n in self.covers]
-        coverage = picture_coverage(
-            pictures.rows,
-            pictures.ids,
-            found.image,
-            found.category,
-            categories,
-            coverage,
-            covers,
-            faults,
-            where,
-        )
-        faulty = (found.faulty | columns.bad)[k]
-        known = None
-        if details is not None:
-            known = read_details(
-                rows, k, listed, found, pictures, categories, details, classes, where, faults
-            )
+        tables = CocoTables(where, faults, categories, pictures, found)
+        kept = np.flatnonzero(found.keep)
+        faults.add(*(s for i in kept[columns.bad[kept]].tolist() for s in columns.given_faults[i]))
+        coverage = self._coverage(tables, info, classes)
+        known = None if details is None else read_details(tables, rows, kept, details, classes)
         dropped = faults.settle(self.faults)
-        silver = self._silver(info, categories, classes, found.classes[k], columns.grade[k])
         return Parsed(
             files=pictures.files,
             ids=pictures.ids,
             sizes=pictures.sizes,
-            annotations=Annotations.of(
-                num_images=len(pictures.ids),
-                image=found.image[k],
-                boxes=found.boxes[k],
-                classes=found.classes[k],
-                scores=np.where(faulty, 1, columns.scores[k]),
-                weights=columns.weights[k],
-                ignore=np.where(faulty, Ignore.REGION, columns.ignore[k]),
-                grade=columns.grade[k],
-                details=known,
-            ),
+            annotations=_annotations(tables, columns, kept, known),
             coverage=coverage.astype(np.float32),
-            silver=silver,
+            silver=self._silver(
+                info, categories, classes, found.classes[kept], columns.grade[kept]
+            ),
             dropped=dropped,
             lost=found.lost,
             notes=self.doubts(classes, categories.names),
             looked_into=pictures.measured,
             unused=pictures.unused,
         )
+
+    def _coverage(
+        self, tables: CocoTables, info: Mapping[str, Any], classes: LabelSpace
+    ) -> np.ndarray:
+        """Returns what the settings, `info` and the pictures say of it, (I, C) or (1, C)."""
+        where, categories = tables.where, tables.categories
+        usual = self.covered(classes, classes.known(categories.names), where)[None]
+        usual = usual * stated_recall(info, categories, len(classes), where)
+        covers = None if self.covers is None else [classes.names.index(n) for n in self.covers]
+        searched = Searched(
+            where=where,
+            faults=tables.faults,
+            categories=categories,
+            rows=tables.pictures.rows,
+            ids=tables.pictures.ids,
+            image=tables.found.image,
+            category=tables.found.category,
+        )
+        return searched.coverage(usual, covers)
 
     def _silver(
         self,
@@ -168,6 +166,26 @@ class CocoSource(SourceSettings):
             if all(categories.names[n] in reviewed for places in taken.values() for n in places):
                 said, grade = False, grade[np.isin(of, [*taken])]
         return said or bool((grade == Grade.SILVER).any())
+
+
+def _annotations(
+    tables: CocoTables, columns: Columns, kept: np.ndarray, details: FlatDetails | None
+) -> Annotations:
+    """Returns the annotations at `kept` (N,), to which `details` belong; what is faulty of them is a region
+    without loss."""
+    found = tables.found
+    faulty = (found.faulty | columns.bad)[kept]
+    return Annotations.of(
+        num_images=len(tables.pictures.ids),
+        image=found.image[kept],
+        boxes=found.boxes[kept],
+        classes=found.classes[kept],
+        scores=np.where(faulty, 1, columns.scores[kept]),
+        weights=columns.weights[kept],
+        ignore=np.where(faulty, Ignore.REGION, columns.ignore[kept]),
+        grade=columns.grade[kept],
+        details=details,
+    )
 
 
 def read_labels(annotations: Path, classes: Sequence[str] | None = None) -> Source:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from detmtl.data.coco_tables import Categories, Found, Pictures
+from detmtl.data.coco_tables import Categories, CocoTables
 from detmtl.data.details import DetailClasses, FlatDetails
 from detmtl.data.faults import Faults
 from detmtl.data.outlines import packed, rings_of
@@ -21,30 +21,25 @@ Name = Callable[[int], str]
 
 
 def read_details(
+    tables: CocoTables,
     rows: Sequence[Any],
     kept: np.ndarray,
-    listed: Sequence[Any],
-    found: Found,
-    pictures: Pictures,
-    categories: Categories,
     wanted: DetailClasses,
     classes: LabelSpace,
-    where: str,
-    faults: Faults,
 ) -> FlatDetails:
-    """Returns the details of the annotations at `kept` (N,); faults are collected in `faults`, and what is
-    faulty is unknown.
+    """Returns the details of the annotations at `kept` (N,); what is faulty is unknown.
 
     Args:
-        rows: all annotations. listed: all categories of the file.
-        found, pictures, categories: the tables of the file.
+        tables: of the file.
+        rows: the JSON objects of all its annotations.
+        kept: positions of those that are kept.
         wanted: what is read.
         classes: of the boxes.
-        where: the file, for sentences.
 
     Raises:
         InputError: a value of an attribute, or what `wanted` says of a class, is unknown.
     """
+    where, faults, found = tables.where, tables.faults, tables.found
     chosen = [rows[i] for i in kept.tolist()]
 
     def name(k: int) -> str:
@@ -54,13 +49,12 @@ def read_details(
     if wanted.attributes:
         parts["attributes"] = _attributes(chosen, wanted, name, where, faults)
     if wanted.keypoints:
-        places = _places(listed, categories, wanted, classes, where)
-        at = np.searchsorted(np.sort(categories.ids), found.category[kept])
-        category = np.argsort(categories.ids)[at].tolist()
+        places = _places(tables.categories, wanted, classes, where)
+        category = found.category[kept].tolist()
         total = len(wanted.keypoint_names())
         parts["keypoints"] = _keypoints(chosen, category, places, total, name, faults)
     if wanted.masks:
-        sizes = pictures.sizes[found.image[kept]].tolist()
+        sizes = tables.pictures.sizes[found.image[kept]].tolist()
         points, rings, shapes = packed(_shapes(chosen, sizes, name, faults))
         parts |= {"points": points, "rings": rings, "shapes": shapes}
     if wanted.masks or wanted.keypoints:
@@ -97,11 +91,7 @@ def _attributes(
 
 
 def _places(
-    listed: Sequence[Any],
-    categories: Categories,
-    wanted: DetailClasses,
-    classes: LabelSpace,
-    where: str,
+    categories: Categories, wanted: DetailClasses, classes: LabelSpace, where: str
 ) -> list[list[int]]:
     """Returns for each category where its keypoints stand among all K; -1: nowhere."""
     place = {name: k for k, name in enumerate(wanted.keypoint_names())}
@@ -111,7 +101,7 @@ def _places(
         if c not in classes.names
     ]
     places: list[list[int]] = []
-    for category, c in zip(listed, categories.classes.tolist(), strict=True):
+    for category, c in zip(categories.rows, categories.classes.tolist(), strict=True):
         own = category.get("keypoints") or []
         own_class = classes.names[c] if c >= 0 else ""
         places.append([place.get(f"{own_class}/{point}", -1) for point in own])

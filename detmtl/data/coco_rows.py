@@ -156,7 +156,7 @@ def _attributes(attributes: Mapping[str, Any], i: int, out: Columns) -> Iterator
 
 
 def read_columns(
-    path: Path, where: str, grade: Grade, keep_rows: bool = False
+    path: Path, where: str, grade: Grade, keep_rows: bool
 ) -> tuple[Any, Columns, list[Any]]:
     """Returns what an annotation file holds but for its annotations, their columns, and their JSON objects
     if they are kept.

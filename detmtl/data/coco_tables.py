@@ -32,8 +32,10 @@ SPLITS = ("train2014", "val2014", "train2017", "val2017", "test2015", "test2017"
 
 @dataclass(frozen=True)
 class Categories:
-    """The K categories of the file: ids (K,) int64, names, and the class of each (K,), -1: dropped."""
+    """The K categories of the file: the JSON object of each, ids (K,) int64, names, and the class of each
+    (K,), -1: dropped."""
 
+    rows: Sequence[Any]
     ids: np.ndarray
     names: list[str]
     classes: np.ndarray
@@ -72,7 +74,8 @@ def read_categories(listed: Sequence[Any], classes: LabelSpace, where: str) -> C
         ]
     if problems:
         raise InputError(problems)
-    return Categories(ids, names, np.asarray(classes.class_of(names, where), dtype=np.int64))
+    of = np.asarray(classes.class_of(names, where), dtype=np.int64)
+    return Categories(listed, ids, names, of)
 
 
 @dataclass(frozen=True)
@@ -210,7 +213,7 @@ def positions_of(values: np.ndarray, table: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Found:
-    """The N annotations: position of the picture (N,), category id (N,), class (N,), boxes (N, 4)
+    """The N annotations: positions of picture and category (N,), class (N,), -1: not known; boxes (N, 4)
     xyxy, those of known class and place `keep` (N,), among them `faulty` (N,) ones, the `lost` ones
     (see `Parsed`), and how sentences call them."""
 
@@ -247,11 +250,11 @@ class Found:
         unlisted = ~no_image & ~np.isin(columns.images, pictures.listed)
         faults.add(*(f"{name(i)}: there is no such image in 'images'" for i in positions(unlisted)))
         image = np.where(no_image, -1, positions_of(columns.images, pictures.ids))
-        at = positions_of(kinds, categories.ids)
-        strange = (at < 0) & ~no_kind
+        category = np.where(no_kind, -1, positions_of(kinds, categories.ids))
+        unknown = category < 0
+        strange = unknown & ~no_kind
         faults.add(*_strange_categories(kinds, strange, name, categories.ids))
-        unknown = strange | no_kind
-        classes = np.where(unknown, -1, categories.classes[at])
+        classes = np.where(unknown, -1, categories.classes[category])
         boxes[:, 2:] += boxes[:, :2]
         checked = np.flatnonzero(~no_box & (image >= 0) & ((classes >= 0) | strange))
         boxes[checked], wrong, problems = annotation_faults(
@@ -263,7 +266,19 @@ class Found:
         keep = placed & (image >= 0) & (classes >= 0)
         gone = unknown | (~placed & (classes >= 0))
         lost = lost_labels(image[gone], classes[gone])
-        return cls(image, kinds, classes, boxes, keep, columns.no_id | again, lost, name)
+        faulty = columns.no_id | again
+        return cls(image, category, classes, boxes, keep, faulty, lost, name)
+
+
+@dataclass(frozen=True)
+class CocoTables:
+    """The tables of a file, its name for sentences, and where what is wrong in it is collected."""
+
+    where: str
+    faults: Faults
+    categories: Categories
+    pictures: Pictures
+    found: Found
 
 
 def _strange_categories(

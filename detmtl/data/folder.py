@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from detmtl.data.coco_tables import file_names
+from detmtl.data.details import DetailClasses
 from detmtl.data.faults import Faults
 from detmtl.data.flat import FileNames
 from detmtl.data.images import content_hashes, image_sizes, list_pictures
@@ -39,7 +40,9 @@ class FolderSource(SourceSettings):
         own = file_sizes(root / self.images, list_pictures(root / self.images))
         return [own, file_hashes(root, [self.listed] if self.listed else [], cache)]
 
-    def parse(self, root: Path, classes: LabelSpace) -> Parsed:
+    def parse(
+        self, root: Path, classes: LabelSpace, details: DetailClasses | None = None
+    ) -> Parsed:
         """Lists the pictures and reads their sizes."""
         folder, faults = root / self.images, Faults(self.images)
         for name in ("covers", "covers_file", "keep"):

@@ -92,16 +92,14 @@ class SourceSettings(Settings):
         content hash; pictures, where no label file lists them, by name and size in bytes."""
 
     @abstractmethod
-    def parse(self, root: Path, classes: LabelSpace) -> Parsed:
-        """Reads and checks the files.
+    def parse(
+        self, root: Path, classes: LabelSpace, details: DetailClasses | None = None
+    ) -> Parsed:
+        """Reads and checks the files, with `details` of the boxes where they can have some.
 
         Raises:
             InputError: with everything that is wrong.
         """
-
-    def parse_details(self, root: Path, classes: LabelSpace, details: DetailClasses) -> Parsed:
-        """Does what `parse` does, and reads details of the boxes where the files can have some."""
-        return self.parse(root, classes)
 
     def load(
         self,
@@ -144,11 +142,7 @@ class SourceSettings(Settings):
         )
         kept = kept_before(cache / "sources", key)
         if kept is None:
-            read = (
-                self.parse(root, classes)
-                if details is None
-                else self.parse_details(root, classes, details)
-            )
+            read = self.parse(root, classes, details)
             read = without_lost(self._restricted(read, root, classes))
             if self.faults == "drop":
                 read = self._readable(read)

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from detmtl.data.details import DetailClasses
 from detmtl.data.faults import Faults, annotation_faults, lost_labels
 from detmtl.data.flat import Annotations, FileNames
 from detmtl.data.folder import file_hashes, file_sizes, require_labels, require_pictures, stamps
@@ -70,7 +71,9 @@ class VocSource(SourceSettings):
             file_sizes(root / self.images, list_pictures(root / self.images)),
         ]
 
-    def parse(self, root: Path, classes: LabelSpace) -> Parsed:
+    def parse(
+        self, root: Path, classes: LabelSpace, details: DetailClasses | None = None
+    ) -> Parsed:
         """Reads and checks the XML files."""
         faults, folder = Faults(self.annotations), root / self.images
         pictures: dict[str, list[str]] = {}

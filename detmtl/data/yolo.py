@@ -15,6 +15,7 @@ import numpy as np
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from detmtl.data.details import DetailClasses
 from detmtl.data.faults import Faults, annotation_faults, lost_labels, positions
 from detmtl.data.flat import Annotations, FileNames
 from detmtl.data.folder import file_hashes, file_sizes, require_labels, require_pictures, stamps
@@ -74,7 +75,9 @@ class YoloSource(SourceSettings):
             file_hashes(root / self.labels, [_text_name(name) for name in pictures], cache),
         ]
 
-    def parse(self, root: Path, classes: LabelSpace) -> Parsed:
+    def parse(
+        self, root: Path, classes: LabelSpace, details: DetailClasses | None = None
+    ) -> Parsed:
         """Reads and checks the text files."""
         faults, folder = Faults(self.labels), root / self.images
         names = self._class_names(root)

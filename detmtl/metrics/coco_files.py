@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from detmtl.data.coco_fields import picture_coverage, stated_recall
+from detmtl.data.coco_fields import Searched, stated_recall
 from detmtl.data.coco_rows import Columns, info_of
 from detmtl.data.coco_tables import Categories, positions_of
 from detmtl.data.faults import Faults
@@ -120,11 +120,19 @@ def _coverage(
     problems: list[str],
 ) -> np.ndarray:
     """Returns how far each category was looked for in each picture, (I, K) or (1, K) in [0, 1]."""
-    listed = Categories(np.array(list(names)), list(names.values()), np.arange(len(names)))
-    faults, image = Faults(where), positions_of(boxes.images, np.array(image_ids))
-    coverage = stated_recall(info_of(content), listed, len(names), where)
-    coverage = picture_coverage(
-        content["images"], image_ids, image, boxes.categories, listed, coverage, None, faults, where
+    ids, faults = np.array(list(names)), Faults(where)
+    listed = Categories(content["categories"], ids, list(names.values()), np.arange(len(names)))
+    searched = Searched(
+        where=where,
+        faults=faults,
+        categories=listed,
+        rows=content["images"],
+        ids=image_ids,
+        image=positions_of(boxes.images, np.array(image_ids)),
+        category=positions_of(boxes.categories, ids),
+    )
+    coverage = searched.coverage(
+        stated_recall(info_of(content), listed, len(names), where), covers=None
     )
     problems += faults.problems
     return coverage
