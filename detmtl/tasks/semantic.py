@@ -96,8 +96,7 @@ class SemanticConfig(Settings):
             class_names,
             self.subsets,
             strides[0],
-            self.loss.stride,
-            self.loss.normalizer,
+            self.loss,
         )
 
 
@@ -122,8 +121,7 @@ class SemanticTask(Task):
         class_names: Sequence[str],
         subsets: Mapping[str, Sequence[str]],
         stride: int,
-        loss_stride: int,
-        normalizer: OfBatch,
+        loss: SemanticLossSettings,
     ):
         """Takes the parts that `SemanticConfig.build` makes."""
         super().__init__()
@@ -134,8 +132,8 @@ class SemanticTask(Task):
         self.class_names = tuple(class_names)
         self.stride = stride
         self._subsets = subsets
-        self._loss_stride = loss_stride
-        self._normalizer: OfBatch = normalizer
+        self._loss_stride = loss.stride
+        self._normalizer: OfBatch = loss.normalizer
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Returns [logits (B, C, H, W)]."""
