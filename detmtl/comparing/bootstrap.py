@@ -18,6 +18,8 @@ from detmtl.metrics.matches import (
 from detmtl.metrics.picture_file import read_pictures
 
 MATCHES, PICTURES = "matches.npz", "pictures.npz"
+VERSION = 2
+"""Part of the name of what is kept: raise it when there are more numbers, or other ones."""
 
 
 def picture_weights(num_images: int, resamples: int) -> np.ndarray:
@@ -37,7 +39,7 @@ def resampled(
         resamples: B.
     """
     from_files = [folder / name for name in (MATCHES, PICTURES) if (folder / name).is_file()]
-    kept = folder / f"bootstrap_{resamples}.npz"
+    kept = folder / f"bootstrap_{resamples}_v{VERSION}.npz"
     newest = max((path.stat().st_mtime_ns for path in from_files), default=0)
     if kept.is_file() and kept.stat().st_mtime_ns >= newest:
         with np.load(kept) as arrays:

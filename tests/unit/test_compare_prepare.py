@@ -9,7 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from detmtl import compare
-from detmtl.comparing import worker
+from detmtl.comparing import bootstrap, worker
 from detmtl.comparing.bootstrap import resampled
 from detmtl.comparing.jobs import Job, _why
 from detmtl.comparing.ledger import FILE
@@ -317,3 +317,14 @@ def test_resampling_is_kept_under_any_name_of_a_class(tmp_path):
     again = resampled(tmp_path, ("boxes", matches), 120)
     assert {"boxes/AP/a|b", "boxes/AP/c/d"} <= set(first) == set(again)
     assert all(np.array_equal(first[name], again[name], equal_nan=True) for name in first)
+
+
+def test_resampling_by_other_code_is_done_anew(tmp_path, monkeypatch):
+    rows = [np.array([[0, 1.0, 2, 9, 9, 1, 0]])] * 3
+    matches = match(boxes_of(rows), boxes_of(rows), 3, ("cat",))
+    matches.save(tmp_path / "matches.npz")
+    with monkeypatch.context() as before:
+        before.setattr(bootstrap, "VERSION", bootstrap.VERSION - 1)
+        before.setattr(bootstrap, "of_boxes", lambda *_: {"AP": np.zeros(120)})
+        assert {*resampled(tmp_path, ("boxes", matches), 120)} == {"boxes/AP"}
+    assert "boxes/ECE" in resampled(tmp_path, ("boxes", matches), 120)
