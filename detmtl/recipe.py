@@ -41,7 +41,7 @@ from detmtl.report.progress import bar
 from detmtl.report.run_summary import Summary
 from detmtl.run_folder import OpenRun, RunFolder
 from detmtl.run_online import online_gold, online_stream
-from detmtl.run_sources import load_sources, render, to_be_labelled
+from detmtl.run_sources import idle_weights, load_sources, render, to_be_labelled
 from detmtl.run_teachers import learned_sources, teacher_settings, written_offline
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade, Ignore
@@ -229,7 +229,9 @@ def mixture_of(settings: RunSettings, sources: list[Source]) -> Mixture:
     """Returns the mix of a run's sources."""
     mix = settings.mix_for([source.name for source in sources])
     steps = settings.train.steps * settings.train.accumulate
-    return Mixture(sources, mix, settings.data.batch_size, settings.seed, steps)
+    found = Mixture(sources, mix, settings.data.batch_size, settings.seed, steps)
+    found.notes += idle_weights(settings, sources, labelled=True)
+    return found
 
 
 def fit_model(

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from detmtl.config import RunSettings
 from detmtl.config_parts import GoldTeacher
+from detmtl.data import mixture
 from detmtl.data.details import nowhere_known
 from detmtl.data.scenes import render_scenes
 from detmtl.data.source import Source
@@ -30,6 +31,7 @@ from detmtl.silver.held_out import (
 )
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
+from detmtl.teachers.teacher import WRITTEN
 
 
 def render(settings: RunSettings, process: Process, console: Console) -> None:
@@ -183,6 +185,31 @@ def _by_models(source: Source) -> list[str]:
     if isinstance(tags, Tags) and (tags.present & ~tags.by_people()).any():
         found.append("tags")
     return found
+
+
+def idle_weights(settings: RunSettings, sources: Sequence[Source], labelled: bool) -> list[str]:
+    """Returns a sentence for each weight of a source that changes nothing for a task; see
+    `detmtl.data.mixture.idle_weights`.
+
+    Args:
+        sources: what the mix draws from.
+        labelled: whether pools have the labels that a teacher writes before the training.
+    """
+    learned = {
+        name: getattr(task, "labels", "boxes")
+        for name, task in settings.tasks.items()
+        if getattr(task, "learns", None) is None  # who tells details of boxes is not asked
+    }
+    online = settings.when_online()
+    to_come = {n: list(settings.online.labels) for n in online.pools} if online else {}
+    if not labelled:
+        to_come |= {n: list(WRITTEN) for n in settings.offline_pools()}
+    if settings.data.tags is not None and settings.data.tags.from_boxes:
+        to_come = {
+            n: [*kinds, "tags"] if "boxes" in kinds else kinds for n, kinds in to_come.items()
+        }
+    mix = settings.mix_for([source.name for source in sources])
+    return mixture.idle_weights(sources, mix, learned, to_come)
 
 
 def to_be_labelled(

@@ -5,7 +5,7 @@ and every worker finds the same, and a run resumes at any step.
 Letters: S sources, B pictures of a global batch (all ranks together), T steps.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -57,7 +57,9 @@ class MixSettings(Settings):
     """Source name -> share of every batch or of the steps, in any unit; empty: equal shares."""
     weights: dict[str, Annotated[float, Field(ge=0)] | Points] = {}
     """Source name -> weight of its loss, times the source's own weight; not named: 1. Over time: a list
-    of [share of the steps, weight], straight between and level outside of them."""
+    of [share of the steps, weight], straight between and level outside of them. Weights are those of an
+    average over the sources that label a task: where one source alone does, its weight changes nothing but at
+    0, and `balancing.weights` is what weighs the task."""
     balance: BalanceSettings = BalanceSettings()
     """What is drawn more often because it is rare."""
     curriculum: Curriculum = Curriculum()
@@ -259,6 +261,47 @@ def _notes(settings: MixSettings, sources: "Sequence[Source]") -> list[str]:
             "loss is normalized; set mix.shares instead"
         )
     return notes
+
+
+def idle_weights(
+    sources: "Sequence[Source]",
+    settings: MixSettings,
+    learned: Mapping[str, str],
+    to_come: Mapping[str, Collection[str]],
+) -> list[str]:
+    """Returns a sentence for each weight that changes nothing for a task, because no other source labels it.
+
+    Args:
+        sources: those that the mix draws from.
+        settings: of the mix.
+        learned: name of a task -> the kind of labels that it learns from: "boxes", "maps", "tags", "depth".
+        to_come: name of a source -> kinds of labels that it has not yet, and gets from a model.
+    """
+    if settings.mode == "alternate":  # there no weight changes anything, which the plan says
+        return []
+    told = []
+    who = {
+        task: [s for s in sources if kind in _kinds(s, to_come)] for task, kind in learned.items()
+    }
+    for source in sources:
+        weight = settings.weights.get(source.name, 1.0)
+        ramps = settings.mode == "curriculum" and source.grade == Grade.SILVER
+        alone = [task for task, labelled in who.items() if labelled == [source]]
+        if alone and (ramps or isinstance(weight, list) or weight * source.weight not in (0, 1)):
+            told.append(
+                f"source '{source.name}': its weight changes nothing but at 0 for {' and '.join(alone)}, "
+                "which no other source labels: a loss is averaged over the sources that label its task; "
+                f"weigh the task, as balancing.weights: {{{alone[0]}: 0.5}}"
+            )
+    return told
+
+
+def _kinds(source: "Source", to_come: Mapping[str, Collection[str]]) -> set[str]:
+    """Returns which kinds of labels a source has, or gets."""
+    own = {"boxes": source.annotations, "maps": source.maps, "tags": source.tags}
+    own |= {"depth": source.depth}
+    has = {kind for kind, labels in own.items() if labels is not None}
+    return has.union(to_come.get(source.name, ()))
 
 
 def _drawn(sources: "Sequence[Source]", settings: MixSettings, batch_size: int) -> list[int]:

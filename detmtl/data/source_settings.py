@@ -49,7 +49,7 @@ class SourceSettings(Settings):
     Attributes:
         images: folder of the pictures; relative to the settings' root, as are all other paths.
         grade: who wrote the labels, where the files do not say it themselves.
-        weight: of the source's loss.
+        weight: of the source's loss, beside those of other sources; see `MixSettings.weights`.
         covers: the classes (names of data.classes) that were looked for in every picture; None: those
             that the source's categories name.
         covers_file: a CSV or JSON file that says it picture by picture; see `cover_pictures`.

@@ -16,7 +16,7 @@ from detmtl.data.source import Source
 from detmtl.engine import distributed
 from detmtl.models.fpn import FPNSettings
 from detmtl.report.progress import bar
-from detmtl.run_sources import faults_between, pools_apart, render, sources_read
+from detmtl.run_sources import faults_between, idle_weights, pools_apart, render, sources_read
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.tasks.anchor_coverage import coverage_table
@@ -84,6 +84,9 @@ def _all_told(settings: RunSettings, drop: bool, cache: Path, console: Console) 
             soft_wrap=True,
         )
         return problems
+    drawn = [loaded[name] for name in settings.mix_sources()]
+    for note in idle_weights(settings, drawn, labelled=False):
+        console.print(note, markup=False, soft_wrap=True)
     try:
         read = {name: loaded[name] for name in needed}
         return problems + faults_between(settings, read | pools_apart(read))

@@ -230,6 +230,7 @@ def test_check_reads_every_source_of_a_config(tmp_path, capsys):
         save_picture(tmp_path / "yolo" / f"{name}.png", seed=10 + i)
         (tmp_path / "yolo" / f"{name}.txt").write_text("1 0.5 0.5 0.25 0.5\n")
     yolo = {"kind": "yolo", "images": "yolo", "labels": "yolo", "names": ["cat", "dog", "bird"]}
+    yolo["weight"] = 0.5
     save_picture(tmp_path / "pool" / "p.png", seed=20)
     settings = settings_of(
         tmp_path,
@@ -246,6 +247,7 @@ def test_check_reads_every_source_of_a_config(tmp_path, capsys):
     told = capsys.readouterr().out
     for words_told in ("own: 3 pictures", "pool: 1 pictures without boxes", "val: 3 pictures"):
         assert words_told in told
+    assert "source 'own': its weight changes nothing but at 0 for boxes" in told
     (tmp_path / "yolo" / "a.txt").write_text("7 0.5 0.5 0.25 0.5\n")
     (tmp_path / "images" / "1.png").write_text("no picture")
     assert run(*words) == 2

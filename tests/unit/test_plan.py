@@ -10,7 +10,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from detmtl.data.mixture import MixSettings, Mixture
+from detmtl.data.mixture import MixSettings, Mixture, idle_weights
+from detmtl.data.tags import Tags
 from detmtl.silver.held_out import without_doubles
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
@@ -142,3 +143,24 @@ def test_online_burns_in_on_what_people_said_of_its_pools(sources):
         beside = replace(other, name="other")
         mix = Mixture([sources[0], beside], MixSettings(mode="online", burn_in=0.5), 4, steps=10)
         assert {pick.source for step in range(5) for pick in mix.picks(step)} == {0}
+
+
+def test_a_weight_that_nothing_is_weighed_against_is_told(sources):
+    gold, rare, pool = sources
+    tags = Tags(*np.ones((3, len(pool), 2), np.float32), np.zeros(len(pool), np.uint8))
+    tagged = [gold, replace(pool, annotations=None, tags=tags, weight=0.1)]
+    tasks = {"det": "boxes", "tag": "tags"}
+
+    def told(given=tagged, coming=(), mode="concat", **weights):
+        settings = MixSettings.model_validate({"mode": mode, "weights": weights})
+        return idle_weights(given, settings, tasks, {"pool": coming})
+
+    (note,) = told()
+    assert "source 'pool': its weight changes nothing but at 0 for tag," in note
+    assert "balancing.weights: {tag: 0.5}" in note
+    plain = [gold, replace(tagged[1], weight=1.0)]
+    assert not told(plain) and not told(plain, pool=0) and not told(mode="alternate")
+    assert len(told(plain, pool=[[0, 0.2], [1, 1]])) == len(told(plain, mode="curriculum")) == 1
+    assert [n.split("'")[1] for n in told(gold=3)] == ["gold", "pool"]
+    assert len(told(gold=3, coming=["boxes"])) == 1  # boxes of two sources are weighed
+    assert not told([gold, rare], gold=3)
