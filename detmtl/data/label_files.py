@@ -1,5 +1,5 @@
-"""What formats with a label file for each picture (YOLO, VOC) have in common when they are written:
-the files' names, and what such files cannot say.
+"""What formats with a label file for each picture (YOLO, VOC) have in common: which of the labels that were
+read are kept; and when they are written, the files' names, and what such files cannot say.
 
 Letters: I pictures, N boxes of all pictures, C classes.
 """
@@ -7,17 +7,77 @@ Letters: I pictures, N boxes of all pictures, C classes.
 import csv
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from detmtl.data.faults import Faults, annotation_faults, lost_labels
+from detmtl.data.flat import Annotations
 from detmtl.data.source import Source
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade, Ignore
 
 COVERAGE = "coverage.csv"
 """The file that `covers_file` reads."""
+
+
+@dataclass(frozen=True)
+class ReadLabels:
+    """The N labels of all files as they were read.
+
+    Attributes:
+        image: (N,) int64, position of the picture.
+        boxes: (N, 4) float64 xyxy, pixels.
+        classes: (N,) int64, -1: not known, or of no class that is wanted.
+        unknown: (N,) bool, whose class is not known.
+        unplaced: (N,) bool, whose place is not known.
+        ignore: (N,) an `Ignore`.
+        scores: (N,) in [0, 1]; None: 1 throughout.
+    """
+
+    image: np.ndarray
+    boxes: np.ndarray
+    classes: np.ndarray
+    unknown: np.ndarray
+    unplaced: np.ndarray
+    ignore: np.ndarray
+    scores: np.ndarray | None = None
+
+    def kept(
+        self, sizes: np.ndarray, grade: Grade, name: Callable[[int], str], faults: Faults
+    ) -> tuple[Annotations, np.ndarray]:
+        """Returns the labels of known class and place in the pictures whose size is known, and the lost ones,
+        see `Parsed`; positions are among those pictures.
+
+        Args:
+            sizes: (I, 2), height and width; 0 x 0 is not known.
+            grade: of all labels.
+            name: gives the name of a label for a sentence.
+            faults: what is wrong with boxes is collected there.
+        """
+        readable = sizes.min(axis=1) > 0
+        place = np.where(readable, np.cumsum(readable) - 1, -1)[self.image]
+        checked = np.flatnonzero(((self.classes >= 0) | self.unknown) & ~self.unplaced)
+        inside, bad, problems = annotation_faults(
+            self.boxes[checked], self.image[checked], sizes, lambda n: name(int(checked[n]))
+        )
+        faults.add(*problems)
+        good = ~bad & (self.classes[checked] >= 0) & (place[checked] >= 0)
+        kept = checked[good]
+        gone = self.unknown | (self.unplaced & (self.classes >= 0))
+        gone[checked[bad]] = True
+        annotations = Annotations.of(
+            num_images=int(readable.sum()),
+            image=place[kept],
+            boxes=inside[good],
+            classes=self.classes[kept],
+            scores=None if self.scores is None else self.scores[kept],
+            ignore=self.ignore[kept],
+            grade=int(grade),
+        )
+        return annotations, lost_labels(place[gone], self.classes[gone])
 
 
 def picture_names(source: Source, suffix: str) -> list[str]:

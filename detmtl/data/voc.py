@@ -4,7 +4,7 @@ Letters: I pictures, N boxes of all pictures, C classes.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,11 +13,11 @@ from xml.etree import ElementTree
 import numpy as np
 
 from detmtl.data.details import DetailClasses
-from detmtl.data.faults import Faults, annotation_faults, lost_labels
-from detmtl.data.flat import Annotations, FileNames
+from detmtl.data.faults import Faults
+from detmtl.data.flat import FileNames
 from detmtl.data.folder import file_hashes, file_sizes, require_labels, require_pictures, stamps
 from detmtl.data.images import image_sizes, list_files, list_pictures
-from detmtl.data.label_files import picture_names, tell_losses, write_coverage
+from detmtl.data.label_files import ReadLabels, picture_names, tell_losses, write_coverage
 from detmtl.data.parsed import Parsed
 from detmtl.data.source import Source
 from detmtl.data.source_settings import SourceSettings
@@ -158,45 +158,25 @@ class VocSource(SourceSettings):
         listed = sorted(set(found.names) - {""})
         require_labels(len(listed), self.covers, where)
         class_of = dict(zip(listed, classes.class_of(listed, where), strict=True)) | {"": -1}
-        labels = np.array([class_of[name] for name in found.names], dtype=np.int64)
         unknown = np.flatnonzero(sizes.min(axis=1) <= 0)
         measured, problems = image_sizes([str(folder / names[i]) for i in unknown.tolist()])
         sizes[unknown] = measured
         faults.add(*(text for _, text in problems))
-        image = np.array(found.image, dtype=np.int64)
-        boxes = np.array(found.boxes, dtype=np.float64).reshape(-1, 4)
-        boxes[:, :2] -= self.first_pixel
-        told = np.array(found.faulty, dtype=bool)  # of which there is a sentence already
-        nameless = np.array([not name for name in found.names], dtype=bool)
-        used = np.flatnonzero((labels >= 0) & ~told)
-        inside, bad, problems = annotation_faults(
-            boxes[used], image[used], sizes, lambda i: found.where[used[i]]
+        grade = Grade.SILVER if self.grade == "silver" else Grade.GOLD
+        annotations, lost = found.labels(class_of, self.first_pixel).kept(
+            sizes, grade, lambda i: found.where[i], faults
         )
-        faults.add(*problems)
-        gone = np.concatenate([used[bad], np.flatnonzero(nameless | (told & (labels >= 0)))])
         dropped = faults.settle(self.faults)
         readable = np.flatnonzero(sizes.min(axis=1) > 0)
-        place = np.full(len(names), -1)
-        place[readable] = np.arange(len(readable))
-        good = ~bad & (place[image[used]] >= 0)
-        keep = used[good]
-        grade = Grade.SILVER if self.grade == "silver" else Grade.GOLD
         return Parsed(
             files=FileNames.of(folder, [names[i] for i in readable.tolist()]),
             ids=np.arange(len(readable)),
             sizes=sizes[readable].astype(np.int32),
-            annotations=Annotations.of(
-                num_images=len(readable),
-                image=place[image[keep]],
-                boxes=inside[good],
-                classes=labels[keep],
-                ignore=np.where(np.array(found.difficult, bool)[keep], Ignore.REGION, Ignore.NO),
-                grade=int(grade),
-            ),
+            annotations=annotations,
             coverage=self.covered(classes, classes.known(listed), where)[None],
             silver=grade == Grade.SILVER,
             dropped=dropped,
-            lost=lost_labels(place[image[gone]], labels[gone]),
+            lost=lost,
             notes=self.doubts(classes, listed),
         )
 
@@ -224,6 +204,24 @@ class _Found:
             self.faulty.append(not (name and box))
             self.difficult.append(difficult)
             self.where.append(where)
+
+    def labels(self, class_of: Mapping[str, int], first_pixel: int) -> ReadLabels:
+        """Returns the objects as labels; of those that lack something there is a sentence already.
+
+        Args:
+            class_of: the class of each name, -1: of none.
+            first_pixel: its coordinate.
+        """
+        boxes = np.array(self.boxes, dtype=np.float64).reshape(-1, 4)
+        boxes[:, :2] -= first_pixel
+        return ReadLabels(
+            image=np.array(self.image, dtype=np.int64),
+            boxes=boxes,
+            classes=np.array([class_of[name] for name in self.names], dtype=np.int64),
+            unknown=np.array([not name for name in self.names], dtype=bool),
+            unplaced=np.array(self.faulty, dtype=bool),
+            ignore=np.where(np.array(self.difficult, dtype=bool), Ignore.REGION, Ignore.NO),
+        )
 
 
 def _tree(path: Path, where: str) -> ElementTree.Element:

@@ -8,6 +8,7 @@ Letters: I pictures, N boxes of all pictures, C classes.
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,11 +17,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from detmtl.data.details import DetailClasses
-from detmtl.data.faults import Faults, annotation_faults, lost_labels, positions
-from detmtl.data.flat import Annotations, FileNames
+from detmtl.data.faults import Faults, lost_labels, positions
+from detmtl.data.flat import FileNames
 from detmtl.data.folder import file_hashes, file_sizes, require_labels, require_pictures, stamps
 from detmtl.data.images import image_sizes, list_files, list_pictures
-from detmtl.data.label_files import picture_names, tell_losses, write_coverage
+from detmtl.data.label_files import ReadLabels, picture_names, tell_losses, write_coverage
 from detmtl.data.parsed import Parsed
 from detmtl.data.source import Source
 from detmtl.data.source_settings import SourceSettings
@@ -82,6 +83,38 @@ class YoloSource(SourceSettings):
         faults, folder = Faults(self.labels), root / self.images
         names = self._class_names(root)
         class_of = np.array(classes.class_of(names, where=f"names of {self.labels}"))
+        pictures = self._pictures(root, faults)
+        lines = _Lines.read(
+            root / self.labels, pictures, self.labels, faults, self._numbers_of_keypoints(root)
+        )
+        require_labels(len(lines.rows) + len(faults.problems), self.covers, self.labels)
+        sizes, problems = image_sizes([str(folder / p) for p in pictures])
+        faults.add(*(text for _, text in problems))
+        grade = Grade.SILVER if self.grade == "silver" else Grade.GOLD
+        labels = lines.labels(sizes, class_of, faults)
+        annotations, lost = labels.kept(sizes, grade, lines.name, faults)
+        dropped = faults.settle(self.faults)
+        readable = np.flatnonzero(sizes.min(axis=1) > 0)
+        if not len(readable):
+            raise InputError([f"{self.images}: no picture can be read", *faults.problems])
+        place = np.full(len(pictures), -1)
+        place[readable] = np.arange(len(readable))
+        unread = lost_labels(place[lines.unread], np.full(len(lines.unread), -1))
+        return Parsed(
+            files=FileNames.of(folder, [pictures[i] for i in readable.tolist()]),
+            ids=np.arange(len(readable)),
+            sizes=sizes[readable],
+            annotations=annotations,
+            coverage=self.covered(classes, classes.known(names), self.labels)[None],
+            silver=self.grade == "silver",
+            dropped=dropped,
+            lost=np.concatenate([lost, unread]),
+            notes=self.doubts(classes, names),
+        )
+
+    def _pictures(self, root: Path, faults: Faults) -> list[str]:
+        """Returns the names of the pictures that are taken; text files without a picture are faults."""
+        folder = root / self.images
         pictures = require_pictures(folder)
         there = [(root / self.labels / _text_name(p)).is_file() for p in pictures]
         if not any(there):
@@ -89,93 +122,10 @@ class YoloSource(SourceSettings):
                 f"{root / self.labels}: no picture of {folder} has a text file there; {pictures[0]} would "
                 f"have {_text_name(pictures[0])}"
             )
-        known = {_text_name(p) for p in pictures}
+        faults.add(*self._without_picture(root, {_text_name(p) for p in pictures}))
         if self.unlabelled == "skip":
-            pictures = [p for p, here in zip(pictures, there, strict=True) if here]
-        faults.add(*self._without_picture(root, known))
-        rows, image, lines, unread = _read_all(
-            root / self.labels, pictures, self.labels, faults, self._numbers_of_keypoints(root)
-        )
-        require_labels(len(rows) + len(faults.problems), self.covers, self.labels)
-        sizes, problems = image_sizes([str(folder / p) for p in pictures])
-        faults.add(*(text for _, text in problems))
-
-        def name(n: int) -> str:
-            return f"{self.labels}/{_text_name(pictures[image[n]])} line {lines[n]}"
-
-        kind = rows[:, 0].astype(np.int64)
-        strange = (rows[:, 0] != kind) | (kind < 0) | (kind >= len(names))
-        faults.add(
-            *(
-                f"{name(n)}: the class is {rows[n, 0]:g}; there are {len(names)} names, so it lies "
-                f"between 0 and {len(names) - 1}"
-                for n in positions(strange)
-            )
-        )
-        far = ~((rows[:, 5] >= 0) & (rows[:, 5] <= 1))
-        faults.add(
-            *(
-                f"{name(n)}: the score is {rows[n, 5]:g}; scores lie in [0, 1]"
-                for n in positions(far)
-            )
-        )
-        labels = np.where(strange, -1, class_of[np.where(strange, 0, kind)])
-        readable = sizes.min(axis=1) > 0  # of the others there is a sentence already
-        used = np.flatnonzero(((labels >= 0) | strange) & readable[image])
-        boxes = _pixels(rows[:, 1:5], sizes[image])
-        inside, bad, problems = annotation_faults(
-            boxes[used], image[used], sizes, lambda n: name(used[n])
-        )
-        faults.add(*problems)
-        good = ~bad & ~strange[used]
-        place = np.where(readable, np.cumsum(readable) - 1, -1)
-        gone = np.concatenate([used[bad & ~strange[used]], positions(strange)]).astype(np.int64)
-        pictures_lost = np.concatenate([image[gone], np.asarray(unread, dtype=np.int64)])
-        lost = lost_labels(
-            place[pictures_lost], np.concatenate([labels[gone], np.full(len(unread), -1)])
-        )
-        return self._parsed(
-            FileNames.of(folder, [p for p, r in zip(pictures, readable, strict=True) if r]),
-            sizes,
-            Annotations.of(
-                num_images=int(readable.sum()),
-                image=place[image[used[good]]],
-                boxes=inside[good],
-                classes=labels[used[good]],
-                scores=np.where(far, 1, rows[:, 5])[used[good]],
-                ignore=np.where(far, Ignore.REGION, Ignore.NO)[used[good]],
-                grade=int(Grade.SILVER if self.grade == "silver" else Grade.GOLD),
-            ),
-            self.covered(classes, classes.known(names), self.labels)[None],
-            self.doubts(classes, names),
-            lost,
-            faults,
-        )
-
-    def _parsed(
-        self,
-        files: FileNames,
-        sizes: np.ndarray,
-        annotations: Annotations,
-        coverage: np.ndarray,
-        notes: tuple[str, ...],
-        lost: np.ndarray,
-        faults: Faults,
-    ) -> Parsed:
-        dropped = faults.settle(self.faults)
-        if not len(files):
-            raise InputError([f"{self.images}: no picture can be read", *faults.problems])
-        return Parsed(
-            files=files,
-            ids=np.arange(len(files)),
-            sizes=sizes[sizes.min(axis=1) > 0],
-            annotations=annotations,
-            coverage=coverage,
-            silver=self.grade == "silver",
-            dropped=dropped,
-            lost=lost,
-            notes=notes,
-        )
+            return [p for p, here in zip(pictures, there, strict=True) if here]
+        return pictures
 
     def _without_picture(self, root: Path, known: set[str]) -> list[str]:
         """Returns a sentence for each text file that belongs to no picture."""
@@ -252,46 +202,110 @@ def _text_name(picture: str) -> str:
     return os.path.splitext(picture)[0] + ".txt"
 
 
-def _read_all(
-    folder: Path, pictures: Sequence[str], where: str, faults: Faults, keypoints: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, Sequence[int]]:
-    """Returns class, x1, y1, x2, y2 (fractions) and score (N, 6), position of the picture (N,) and
-    number of the line (N,), and the positions of pictures of which something could not be read."""
-    rows: list[list[float]] = []
-    image: list[int] = []
-    lines: list[int] = []
-    unread: list[int] = []
-    for i, picture in enumerate(pictures):
-        name = _text_name(picture)
-        try:
-            text = (folder / name).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            continue
-        except (OSError, UnicodeDecodeError) as problem:
-            faults.add(f"{where}/{name}: cannot be read ({problem})")
-            unread.append(i)
-            continue
-        for number, line in enumerate(text.splitlines(), start=1):
-            if not line.strip():
+@dataclass(frozen=True)
+class _Lines:
+    """The N lines of all files.
+
+    Attributes:
+        files: name of each picture's file, for sentences.
+        rows: (N, 6) class, x1, y1, x2, y2 (fractions) and score. image: (N,) position of the picture.
+        numbers: (N,) of the lines.
+        unread: positions of pictures of which something could not be read.
+    """
+
+    files: Sequence[str]
+    rows: np.ndarray
+    image: np.ndarray
+    numbers: Sequence[int]
+    unread: np.ndarray
+
+    @classmethod
+    def read(
+        cls, folder: Path, pictures: Sequence[str], where: str, faults: Faults, keypoints: int
+    ) -> "_Lines":
+        """Reads the files of `pictures` in `folder`, `where` for sentences, in which so many numbers of
+        `keypoints` stand behind each box."""
+        needs = (
+            f"`class x y width height` and {keypoints} numbers of keypoints"
+            if keypoints
+            else "`class x y width height [score]` or `class` and a polygon of three points or more"
+        )
+        names = [_text_name(picture) for picture in pictures]
+        rows: list[list[float]] = []
+        image: list[int] = []
+        numbers: list[int] = []
+        unread: list[int] = []
+        for i, name in enumerate(names):
+            try:
+                text = (folder / name).read_text(encoding="utf-8")
+            except FileNotFoundError:
                 continue
-            row = _row(line.split(), keypoints)
-            if row is None:
-                needs = (
-                    f"`class x y width height` and {keypoints} numbers of keypoints"
-                    if keypoints
-                    else "`class x y width height [score]` or `class` and a polygon of three points or more"
-                )
-                faults.add(
-                    f"{where}/{name} line {number}: is '{line.strip()[:60]}'; it needs {needs}, all "
-                    "numbers"
-                )
+            except (OSError, UnicodeDecodeError) as problem:
+                faults.add(f"{where}/{name}: cannot be read ({problem})")
                 unread.append(i)
                 continue
-            rows.append(row)
-            image.append(i)
-            lines.append(number)
-    at = np.array(image, np.int64), np.array(lines, np.int64)
-    return np.array(rows).reshape(-1, 6), *at, unread
+            for number, line in enumerate(text.splitlines(), start=1):
+                if not line.strip():
+                    continue
+                row = _row(line.split(), keypoints)
+                if row is None:
+                    faults.add(
+                        f"{where}/{name} line {number}: is '{line.strip()[:60]}'; it needs {needs}, all "
+                        "numbers"
+                    )
+                    unread.append(i)
+                    continue
+                rows.append(row)
+                image.append(i)
+                numbers.append(number)
+        return cls(
+            [f"{where}/{name}" for name in names],
+            np.array(rows).reshape(-1, 6),
+            np.array(image, np.int64),
+            numbers,
+            np.array(unread, np.int64),
+        )
+
+    def name(self, n: int) -> str:
+        """Returns how sentences call a line."""
+        return f"{self.files[self.image[n]]} line {self.numbers[n]}"
+
+    def labels(self, sizes: np.ndarray, class_of: np.ndarray, faults: Faults) -> ReadLabels:
+        """Returns the lines as labels.
+
+        Args:
+            sizes: (I, 2) of the pictures, height and width; of those of 0 x 0 there is a sentence already.
+            class_of: the class of each number in the files, -1: of none.
+            faults: numbers that are none, and strange scores, are collected there.
+        """
+        kind = self.rows[:, 0].astype(np.int64)
+        count = len(class_of)
+        strange = (self.rows[:, 0] != kind) | (kind < 0) | (kind >= count)
+        faults.add(
+            *(
+                f"{self.name(n)}: the class is {self.rows[n, 0]:g}; there are {count} names, so it lies "
+                f"between 0 and {count - 1}"
+                for n in positions(strange)
+            )
+        )
+        scores = self.rows[:, 5]
+        far = ~((scores >= 0) & (scores <= 1))
+        faults.add(
+            *(
+                f"{self.name(n)}: the score is {scores[n]:g}; scores lie in [0, 1]"
+                for n in positions(far)
+            )
+        )
+        height, width = np.moveaxis(sizes[self.image], 1, 0)
+        return ReadLabels(
+            image=self.image,
+            boxes=self.rows[:, 1:5] * np.stack([width, height, width, height], axis=1),
+            classes=np.where(strange, -1, class_of[np.where(strange, 0, kind)]),
+            unknown=strange,
+            unplaced=(height == 0) | (width == 0),
+            ignore=np.where(far, Ignore.REGION, Ignore.NO),
+            scores=np.where(far, 1, scores),
+        )
 
 
 def _row(texts: Sequence[str], keypoints: int) -> list[float] | None:
@@ -313,11 +327,6 @@ def _row(texts: Sequence[str], keypoints: int) -> list[float] | None:
         return None
     xs, ys = numbers[1::2], numbers[2::2]
     return [numbers[0], min(xs), min(ys), max(xs), max(ys), 1.0]
-
-
-def _pixels(fractions: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    height, width = sizes[:, :1], sizes[:, 1:]
-    return fractions * np.concatenate([width, height, width, height], axis=1)
 
 
 def write_yolo(folder: str | os.PathLike[str], source: Source, scores: bool = False) -> int:
