@@ -230,6 +230,35 @@ def test_batch_that_nobody_labelled(tmp_path):
     assert None in losses and any(losses)
 
 
+def test_the_average_of_the_weights_after_each_update_is_what_is_evaluated(tmp_path):
+    chosen = settings(steps=6, ema=0.2, accumulate=2, evaluate_every=2)
+    state = prepared(chosen, OPTIM)
+
+    def trained():
+        return [p.detach().clone() for p in state.model.parameters()]
+
+    average, evaluated = trained(), []
+
+    def after_update(optimizer, given, named):
+        number = state.step + 1
+        kept = min(0.2, (1 + number) / (10 + number))
+        for mine, now in zip(average, trained(), strict=True):
+            mine.mul_(kept).add_((1 - kept) * now)
+
+    def evaluate(model):
+        assert model is state.ema.module and not model.training
+        evaluated.append(state.step)
+        for mine, seen, now in zip(average, model.parameters(), trained(), strict=True):
+            torch.testing.assert_close(seen, mine)
+            assert not torch.equal(seen, now)
+        return scored(0.5)
+
+    state.optimizer.register_step_post_hook(after_update)
+    with recorder(tmp_path, chosen.steps) as told:
+        train(state, batches(), chosen, OPTIM, evaluate, told, tmp_path)
+    assert evaluated == [2, 4, 6]
+
+
 def test_best_is_the_best_not_the_last(tmp_path):
     values = iter([0.1, 0.5, 0.3])
     chosen = settings(evaluate_every=4, best="boxes/AP")
