@@ -1,7 +1,13 @@
-"""Fusion: equal to the published package in value, and fair to teachers that do not know a class."""
+"""Fusion: equal to the published package in value, and fair to teachers that do not know a class.
+
+What the package ensemble-boxes made of two pictures' boxes stands in a file beside this one, which says
+how.
+"""
 
 import importlib.util
+import json
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +17,7 @@ from detmtl.structures.errors import InputError
 
 pytest.importorskip("numba", reason="numba is not installed: detmtl[fusion]")
 
+THEIRS = json.loads(Path(__file__).with_name("fused_by_ensemble_boxes.json").read_text())
 A, A2, B = [0.10, 0.10, 0.50, 0.50], [0.12, 0.10, 0.52, 0.52], [0.60, 0.60, 0.90, 0.90]
 
 
@@ -57,58 +64,52 @@ def of(*rows):
     )
 
 
-@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 0.5]])
-@pytest.mark.parametrize(
-    ("score", "theirs"),
-    [
-        ("average", "avg"),
-        ("teachers", "box_and_model_avg"),
-        ("absent", "absent_model_aware_avg"),
-        ("maximum", "max"),
-    ],
-)
-def test_equal_to_ensemble_boxes(score, theirs, weights):
-    package = pytest.importorskip("ensemble_boxes", reason="ensemble-boxes is not installed")
-    scenes = [scene(seed) for seed in range(4)]
-    ours = run(scenes, weights=None if weights is None else np.array(weights), score=score)
-    for p, one in enumerate(scenes):
-        boxes, scores, labels = package.weighted_boxes_fusion(
-            *([part[i] for part in one] for i in range(3)),
-            weights=weights,
-            iou_thr=0.55,
-            conf_type=theirs,
-        )
-        on = ours.pictures == p
-        assert on.sum() == len(scores)
-        _equal(ours.boxes[on], ours.scores[on], ours.classes[on], boxes, scores, labels)
+def given_to_ensemble_boxes():
+    tables = [[np.array(teacher) for teacher in one] for one in THEIRS["scenes"]]
+    return [[(t[:, 2:], t[:, 1], t[:, 0].astype(int)) for t in one] for one in tables]
 
 
-@pytest.mark.parametrize(("method", "number"), [("nms", 3), ("soft_nms", 2)])
-def test_suppression_equal_to_ensemble_boxes(method, number):
-    package = pytest.importorskip("ensemble_boxes", reason="ensemble-boxes is not installed")
-    one = scene(7)
-    ours = run([one], method=method)
-    boxes, scores, labels = package.nms_method(
-        *([part[i].copy() for part in one] for i in range(3)),
-        method=3,
-        iou_thr=0.55,
-    )
-    if method == "nms":
-        _equal(ours.boxes, ours.scores, ours.classes, boxes, scores, labels)
-    else:
-        assert len(ours.boxes) == 120 and number == 2
+@pytest.mark.parametrize(("kind", "weights"), [("equal", None), ("weights", [1.0, 2.0, 0.5])])
+@pytest.mark.parametrize("score", ["average", "teachers", "absent", "maximum"])
+def test_means_are_those_of_ensemble_boxes(score, kind, weights):
+    weights = None if weights is None else np.array(weights)
+    found = run(given_to_ensemble_boxes(), weights=weights, score=score)
+    _equal(found, THEIRS["fused"][f"{score}, {kind}"])
 
 
-def _equal(boxes, scores, classes, their_boxes, their_scores, their_classes):
-    def rows(b, s, c):
-        table = np.concatenate([np.asarray(c)[:, None], np.clip(s, 0, 1)[:, None], b], axis=1)
-        return table[np.lexsort(np.round(table, 4).T[::-1])]
+@pytest.mark.parametrize("method", ["nms", "soft_nms"])
+def test_suppression_is_that_of_ensemble_boxes(method):
+    _equal(run(given_to_ensemble_boxes(), method=method, sigma=0.5), THEIRS["fused"][method])
 
+
+def _equal(found, theirs):
+    def ordered(rows):
+        rows[:, 2] = rows[:, 2].clip(0, 1)
+        return rows[np.lexsort(np.round(rows, 4).T[::-1])]
+
+    ours = np.column_stack([found.pictures, found.classes, found.scores, found.boxes])
     np.testing.assert_allclose(
-        rows(boxes, scores, classes),
-        rows(their_boxes, their_scores, their_classes),
+        ordered(ours),
+        ordered(np.array(theirs)),
         atol=2e-6,  # the package adds up in float32
     )
+
+
+@pytest.mark.parametrize(
+    ("score", "expected"),
+    [
+        ("average", (0.9 + 2 * 0.3) / 2 * 2 / 3.5),  # two boxes of three teachers, who weigh 3.5
+        ("teachers", (0.9 + 2 * 0.3) / 3 * 3 / 3.5),
+        ("absent", (0.9 + 2 * 0.3) / 3.5),
+        ("maximum", 0.9 / 2),
+    ],
+)
+def test_a_teacher_speaks_with_its_weight(score, expected):
+    found = run(
+        [[of((A, 0.9)), of((A2, 0.3)), of()]], weights=np.array([1.0, 2.0, 0.5]), score=score
+    )
+    assert found.scores.tolist() == pytest.approx([expected])
+    np.testing.assert_allclose(found.boxes[0], 0.6 * np.array(A) + 0.4 * np.array(A2))
 
 
 def test_two_boxes_become_their_mean_weighted_by_score():
