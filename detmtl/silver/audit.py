@@ -33,7 +33,7 @@ from detmtl.structures.labels import BoxLabels, Grade, Ignore
 
 __all__ = ["Audit", "audit", "overlap", "refuse_overlap", "wilson"]
 
-SCHEMA = 4
+SCHEMA = 5
 """Of audit.json, and part of the gold hash: raise it when the same labels are judged otherwise."""
 
 
@@ -93,7 +93,7 @@ class Audit:
     @cached_property
     def confusion(self) -> np.ndarray:
         """(C, C) int64, gold boxes by their class and by the class of the teacher's best-scored box on
-        them (IoU at least 0.5), whatever its class and score."""
+        them (IoU at least 0.5), whatever its score, of the classes that somebody looked for there."""
         matrix = np.zeros((len(self.classes), len(self.classes)), dtype=np.int64)
         called = self.gold[self.gold["called"] >= 0]
         np.add.at(matrix, (called["class"], called["called"]), 1)

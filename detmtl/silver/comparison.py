@@ -58,7 +58,8 @@ GOLD = np.dtype(
         ("class", "i4"),
         ("box", "f4", 4),
         ("score", "f4"),  # of the teacher's box that it confirms; -1: missed
-        ("called", "i4"),  # class of the teacher's best-scored box on it, whatever class; -1: none
+        # Class of the teacher's best-scored box on it, of all that somebody looked for there; -1: none
+        ("called", "i4"),
     ]
 )
 """One gold box that counts."""
@@ -107,7 +108,8 @@ class Comparison:
         own["score"], own["called"] = -1, -1
         confirmed = fault == Fault.NONE
         own["score"][match[confirmed]] = scores[confirmed]
-        on = overlap >= IOU
+        # A box of another class may be right too, where nobody looked for that one.
+        on = (overlap >= IOU) & looked[record.classes][:, None]
         if len(on):
             seen = on.any(axis=0)
             own["called"][seen] = record.classes[on.argmax(axis=0)[seen]]  # the first is the best

@@ -151,6 +151,23 @@ def test_a_class_taken_for_a_similar_one_is_no_permutation(tmp_path):
     assert audit(merged, gold, SPACE).problems() == []
 
 
+def test_boxes_of_a_class_that_nobody_looked_for_are_no_permutation(tmp_path):
+    cars = scenes(count=90)
+    cars = replace(cars, coverage=np.array([[0, 1, 0, 0, 0, 0]], np.float32))
+
+    def also_a_person(record):
+        twice = np.arange(2 * len(record.boxes)) // 2
+        classes = np.where(np.arange(len(twice)) % 2, record.classes[twice], 0).astype(np.int32)
+        return replace(
+            record, boxes=record.boxes[twice], classes=classes, scores=record.scores[twice]
+        )
+
+    result = audit(stored(tmp_path, cars, also_a_person), cars, SPACE)
+    assert len(result.gold) > 40 and result.recall_at(0.5)["car"] == 1
+    assert result.confusion[1].tolist() == [0, len(result.gold), 0, 0, 0, 0]
+    assert result.problems() == []
+
+
 def test_classes_that_the_teacher_does_not_know_are_no_permutation(tmp_path):
     gold = scenes()
     names = tuple(n for n in CLASSES if n != "cat")  # cats are dogs to it
