@@ -12,6 +12,10 @@ from detmtl.structures.settings import Settings
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
+PLACES = ("attention_biases", "pos_embed", "position", "rel_pos_", "_token")
+"""Parts of the names of what networks of timm add for a place, a pair of places or a token. Their method
+`no_weight_decay` tells them too, but is lost where timm takes features alone."""
+
 
 class OptimSettings(Settings):
     """How weights follow gradients.
@@ -19,7 +23,7 @@ class OptimSettings(Settings):
     Attributes:
         name: AdamW, or SGD with momentum.
         lr: highest learning rate, of everything but the backbone.
-        weight_decay: never applied to norms, biases and other vectors.
+        weight_decay: never applied to norms, biases and other vectors, nor to tables of positions.
         momentum: of SGD.
         betas: of AdamW.
         backbone_lr_scale: the backbone's learning rate is lr times this.
@@ -95,7 +99,7 @@ def parameter_groups(
     for name, p in model.named_parameters():
         if p.requires_grad:
             part = "backbone" if name.split(".")[0] == "backbone" else "rest"
-            members.setdefault((part, p.ndim > 1), []).append(p)
+            members.setdefault((part, _decayed(name, p)), []).append(p)
     return [
         {
             "name": part + ("" if decayed else "_no_decay"),
@@ -105,6 +109,13 @@ def parameter_groups(
         }
         for (part, decayed), params in sorted(members.items())
     ]
+
+
+def _decayed(name: str, p: nn.Parameter) -> bool:
+    """Returns whether a weight is a matrix or a kernel: no vector, whatever its shape (a norm's gain may be
+    (C, 1, 1, 1)), and nothing of a place."""
+    own = name.rpartition(".")[2]
+    return p.shape[1:].numel() > 1 and not any(part in own for part in PLACES)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -4,6 +4,7 @@ import os
 import sys
 
 import pytest
+import timm
 import torch
 from pydantic import ValidationError
 from torch import nn
@@ -11,7 +12,7 @@ from torch import nn
 sys.path.insert(0, os.path.dirname(__file__))
 from engine_stand_ins import TinyModel
 
-from detmtl.engine.optim import OptimSettings, set_lr
+from detmtl.engine.optim import OptimSettings, parameter_groups, set_lr
 
 
 def groups(settings, model, *others):
@@ -31,6 +32,40 @@ def test_groups():
     assert [id(p) for p in found["backbone"]["params"]] == [id(model.backbone[0].weight)]
     assert all(p.ndim == 1 for p in found["backbone_no_decay"]["params"])
     assert sum(len(g["params"]) for g in found.values()) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("nfnet_l0", "gain"),
+        ("swin_tiny_patch4_window7_224", "relative_position_bias_table"),
+        ("efficientformerv2_s0", "attention_biases"),
+        ("edgenext_xx_small", "temperature"),
+        ("hiera_tiny_224", "pos_embed"),
+    ],
+)
+def test_vectors_and_places_of_timms_networks_are_not_decayed(name, own):
+    with torch.device("meta"):
+        network = timm.create_model(name, features_only=True)
+    found = {g["name"]: g for g in parameter_groups(network, 0.1, 0.05, 1.0)}
+    names = {id(p): n.rpartition(".")[2] for n, p in network.named_parameters()}
+    decayed, rest = (
+        {names[id(p)] for p in found[group]["params"]} for group in ("rest", "rest_no_decay")
+    )
+    assert decayed == {"weight"} and own in rest
+
+
+@pytest.mark.parametrize(
+    "name", ["mobilenetv2_100", "mobilenetv3_small_100", "resnet50", "tf_efficientnet_lite0"]
+)
+def test_a_kernel_is_decayed_whatever_its_shape(name):
+    """Groups are those of trainings that earlier versions began."""
+    with torch.device("meta"):
+        network = timm.create_model(name, features_only=True)
+    found = {g["name"]: g for g in parameter_groups(network, 0.1, 0.05, 1.0)}
+    assert {id(p) for p in found["rest"]["params"]} == {
+        id(p) for p in network.parameters() if p.ndim > 1
+    }
 
 
 def test_frozen_weights_are_in_no_group_and_stay():
