@@ -137,11 +137,6 @@ def export_graph(
             f"{path}: {format} files hold one detection task alone; the model's tasks are "
             f"{', '.join(loaded.model.tasks)}; use --format torchscript"
         )
-    elif tasks.detection.decoder.bins or tasks.detection.decoder.parts > 2:
-        problems.append(
-            f"{path}: {format} files know no distributions of distances and no branch for quality, which "
-            f"task {tasks.detection.name} has; use --format torchscript"
-        )
     if format == "onnx" and dtype != "float32":
         problems.append(
             f"{path}: ONNX runtimes for CPUs have no convolutions in {dtype}; use --dtype float32, or "

@@ -2,7 +2,7 @@
 
 Such a graph has no lists, no branches and no outputs whose number depends on the picture: it takes one
 picture that has the network's size already, and always returns D detections.
-Letters: H and W pixels, C classes, K candidates of all levels, D detections, R rows of a level.
+Letters: H and W pixels, C classes, D detections.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,8 +13,7 @@ import torchvision  # noqa: F401 (registers torch.ops.torchvision.nms)
 from torch import Tensor, nn
 
 from detmtl.data.fit import fit
-from detmtl.models.boxcoder import decode
-from detmtl.models.decoding import Decoder
+from detmtl.models.decoding import Decoder, rows_of
 from detmtl.structures.labels import BoxLabels, Grade
 from detmtl.structures.sample import DIVISOR
 
@@ -32,21 +31,17 @@ class GraphDetector(nn.Module):
     since ONNX suppresses in nothing else, which moves corners by some hundredths of a pixel.
 
     Args:
-        network: (1, 3, H, W) uint8 -> logits (1, A * C, h, w) of each level, then deltas.
-        decoder: whose anchors and settings hold.
+        network: (1, 3, H, W) uint8 -> what `Decoder.forward` takes.
+        decoder: whose anchors and settings hold, but for the threshold.
         height, width: H and W, multiples of the network's largest stride.
     """
 
     def __init__(self, network: nn.Module, decoder: Decoder, height: int, width: int):
         super().__init__()
-        self.network = network
-        self.num_classes, self.candidates = decoder.num_classes, decoder.candidates
-        self.nms, self.detections = decoder.nms, decoder.detections
-        self.class_agnostic = decoder.class_agnostic
-        self.anchors = decoder.anchors
+        self.network, self.decoder = network, decoder
         with torch.no_grad():
             outputs = network(torch.zeros(1, 3, height, width, dtype=torch.uint8))
-        self.num_levels = len(outputs) // 2
+        self.num_levels = len(outputs) // decoder.parts
         for i, level in enumerate(decoder.anchors(outputs[: self.num_levels])):
             self.register_buffer(f"anchors{i}", level.clone(), persistent=False)
 
@@ -63,13 +58,13 @@ class GraphDetector(nn.Module):
             threshold: (1,) float32, least score.
         """
         outputs = self.network(image)
-        found = [self._candidates(outputs, level) for level in range(self.num_levels)]
+        found = [self._candidates(outputs, level, threshold) for level in range(self.num_levels)]
         boxes, scores, classes = (torch.cat(parts) for parts in zip(*found, strict=True))
         scores, order = scores.topk(scores.shape[0])
         sides = torch.stack([size[1], size[0], size[1], size[0]]).to(boxes.dtype)
         boxes, classes = torch.minimum(boxes[order].clamp(min=0), sides), classes[order]
         apart = boxes
-        if not self.class_agnostic:
+        if not self.decoder.class_agnostic:
             apart = boxes + (classes.to(boxes.dtype) * (boxes.max() + 1)).unsqueeze(1)
         # all that are too bad lie on one spot away from the rest, where they suppress each other at once
         aside = torch.tensor([-9.0, -9.0, -5.0, -5.0])
@@ -78,27 +73,30 @@ class GraphDetector(nn.Module):
         # torch.export takes it for certain that two are kept at least: two that nothing else touches
         always = torch.tensor([[-19.0, -19.0, -15.0, -15.0], [-29.0, -29.0, -25.0, -25.0]])
         apart, padded = torch.cat([apart, always]), torch.cat([scores, scores.new_zeros(2)])
-        keep = torch.ops.torchvision.nms(apart, padded, self.nms)
+        keep = torch.ops.torchvision.nms(apart, padded, self.decoder.nms)
         ones = torch.ones_like(keep, dtype=scores.dtype)
         kept = torch.zeros_like(padded).scatter(0, keep, ones)[: scores.shape[0]]
         kept = torch.where(good, scores * kept, torch.zeros_like(scores))
-        best, place = kept.topk(min(self.detections, kept.shape[0]))
+        best, place = kept.topk(min(self.decoder.detections, kept.shape[0]))
         labels = torch.where(best > 0, classes[place], torch.full_like(place, -1))
         return boxes[place], best, labels
 
-    def _candidates(self, outputs: Sequence[Tensor], level: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _candidates(
+        self, outputs: Sequence[Tensor], level: int, threshold: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Returns boxes, scores and classes of a level's best candidates."""
-        logits = _rows(outputs[level], self.num_classes).float().flatten()
-        deltas = _rows(outputs[self.num_levels + level], 4).float()
-        values, place = logits.topk(min(self.candidates, logits.shape[0]))
-        row = torch.div(place, self.num_classes, rounding_mode="floor")
-        boxes = decode(self.get_buffer(f"anchors{level}")[row], self.anchors.units(deltas[row]))
-        return boxes, torch.sigmoid(values), place - row * self.num_classes
-
-
-def _rows(maps: Tensor, numbers: int) -> Tensor:
-    """Returns (1, A * numbers, H, W) as (H * W * A, numbers)."""
-    return maps.permute(0, 2, 3, 1).reshape(-1, numbers)
+        decoder = self.decoder
+        logits = rows_of(outputs[level], decoder.num_classes).float().flatten()
+        said = rows_of(outputs[self.num_levels + level], 4 * (decoder.bins + 1))[0].float()
+        values, place = logits.topk(min(decoder.candidates, logits.shape[0]))
+        row = torch.div(place, decoder.num_classes, rounding_mode="floor")
+        scores = torch.sigmoid(values)
+        if decoder.parts == 3:  # the class's probability has to be above the threshold, too
+            quality = rows_of(outputs[2 * self.num_levels + level], 1)[0, :, 0].float()[row]
+            both = decoder.with_quality(scores, quality)
+            scores = torch.where(scores > threshold, both, torch.zeros_like(both))
+        boxes = decoder.decoded(self.get_buffer(f"anchors{level}")[row], said[row])
+        return boxes, scores, place - row * decoder.num_classes
 
 
 def canvas_size(short: int, long: int) -> tuple[int, int]:

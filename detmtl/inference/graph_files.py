@@ -36,7 +36,8 @@ from detmtl.tasks.detection import DetectionTask
 SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2"}
 """Format -> the end that torch wants of the file's name."""
 
-SHOWN = ("score_threshold", "candidates", "nms", "detections", "class_agnostic")
+SHOWN = ("score_threshold", "candidates", "nms", "detections", "class_agnostic", "quality_power")
+"""Settings of `test` that are written beside the graph."""
 
 
 def write_graph(

@@ -110,10 +110,10 @@ class Decoder(nn.Module):
             for level in range(len(logits)):
                 score, row, cls = self._candidates(logits[level][picture])
                 if len(quality) > 0:
-                    score = self._with_quality(score, quality[level][picture, :, 0][row])
+                    score = self.with_quality(score, quality[level][picture, :, 0][row])
                     kept = torch.nonzero(score > self.score_threshold).squeeze(1)
                     score, row, cls = score[kept], row[kept], cls[kept]
-                boxes.append(self._boxes(anchors[level][row], said[level][picture][row]))
+                boxes.append(self.decoded(anchors[level][row], said[level][picture][row]))
                 scores.append(score)
                 classes.append(cls)
             height, width = sizes[picture][0], sizes[picture][1]
@@ -157,11 +157,11 @@ class Decoder(nn.Module):
             score = torch.sigmoid(values if values.dtype == torch.float64 else values.float())
             kept = score > self.score_threshold
             if len(quality) > 0:
-                score = self._with_quality(score, quality[level][:, :, 0].gather(1, row))
+                score = self.with_quality(score, quality[level][:, :, 0].gather(1, row))
                 kept = kept & (score > self.score_threshold)
             numbers = said[level].size(2)
             here = said[level].gather(1, row.unsqueeze(2).expand(-1, -1, numbers))
-            all_boxes.append(self._boxes(anchors[level][row], here))
+            all_boxes.append(self.decoded(anchors[level][row], here))
             all_scores.append(torch.where(kept, score, -1.0))
             all_classes.append(place % self.num_classes)
         scores, order = torch.cat(all_scores, 1).sort(dim=1, descending=True, stable=True)
@@ -189,7 +189,7 @@ class Decoder(nn.Module):
         row = torch.div(place, self.num_classes, rounding_mode="floor")
         return scores, row, place % self.num_classes
 
-    def _with_quality(self, scores: Tensor, quality: Tensor) -> Tensor:
+    def with_quality(self, scores: Tensor, quality: Tensor) -> Tensor:
         """Returns p ** (1 - w) * q ** w.
 
         Args:
@@ -199,7 +199,7 @@ class Decoder(nn.Module):
         q = torch.sigmoid(quality.to(scores.dtype))
         return scores ** (1.0 - self.quality_power) * q**self.quality_power
 
-    def _boxes(self, anchors: Tensor, outputs: Tensor) -> Tensor:
+    def decoded(self, anchors: Tensor, outputs: Tensor) -> Tensor:
         """Returns the boxes (K, 4) of anchors (K, 4) and what the head says of them (K, numbers)."""
         if self.bins == 0:
             return decode(anchors, self.anchors.units(outputs))

@@ -99,7 +99,7 @@ def test_the_whole_table_against_a_dense_reference(kind, classification, box, bo
     truth = labels.boxes[index].double()
     numbers = 4 * (task.decoder.bins + 1)
     said = _rows(outputs[len(STRIDES) : 2 * len(STRIDES)], numbers)[0, positive]
-    predicted = task.decoder._boxes(own, said)
+    predicted = task.decoder.decoded(own, said)
     fit = box_iou(predicted, truth).diagonal()
     assert len(positive) > 5 and matches.ignored.any() and 0.05 < fit.mean() < 0.95
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from detmtl.inference.export import export_model
+from detmtl.inference.export import export_graph, export_model
+from detmtl.inference.graph import on_canvas
+from detmtl.inference.graph_files import load_graph
 from detmtl.inference.predictor import (
     Predictor,
     ScriptPredictor,
@@ -12,6 +14,7 @@ from detmtl.inference.predictor import (
     load_checkpoint,
 )
 from detmtl.models.backbone import BackboneSettings
+from detmtl.models.decoding import least_logit
 from detmtl.models.fpn import FPNSettings
 from detmtl.tasks.detection import DetectionConfig
 from detmtl.tasks.multitask import ModelSettings, build_model
@@ -74,6 +77,34 @@ def test_the_file_agrees(name, tmp_path):
     assert len(ours) > 10 and ours.scores.std() > 0.01
     torch.testing.assert_close(theirs.boxes, ours.boxes, atol=1e-2, rtol=0)
     torch.testing.assert_close(theirs.scores, ours.scores, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("format", "name"), [("pt2", "distribution"), ("onnx", "distribution and centerness")]
+)
+def test_the_graph_of_fixed_shapes_agrees(format, name, tmp_path):
+    loaded = _loaded(HEADS[name], tmp_path)
+    report = export_graph(loaded, tmp_path / f"m.{format}", format)
+    assert report.difference.detections > 100 and report.difference.matching > 0.99
+    graph, about = load_graph(tmp_path / f"m.{format}", format)
+    assert about["test"]["quality_power"] == 0.5
+    picture = torch.randint(0, 256, (3, 75, 100), generator=torch.Generator().manual_seed(2))
+    canvas, size = on_canvas(picture.byte(), 75, 100)
+    decoder = loaded.model.tasks["boxes"].decoder
+
+    def best(threshold):
+        _, scores, labels = (
+            torch.as_tensor(x) for x in graph(canvas, size, torch.tensor([threshold]))
+        )
+        return scores[labels >= 0]
+
+    decoder.score_threshold, decoder.least_logit = 0.2, least_logit(0.2)
+    with torch.inference_mode():
+        expected = decoder(loaded.model(canvas)["boxes"], size[None])[0][1]
+    assert 10 < len(expected) < 100
+    torch.testing.assert_close(best(0.2), expected, atol=1e-4, rtol=0)
+    if name != "distribution":  # some are above it by their quality alone, which is not enough
+        assert (best(0.0) > 0.2).sum() > len(expected)
 
 
 def test_maps_after_a_head_with_three_outputs_a_level(tmp_path):

@@ -1,20 +1,30 @@
 """ONNX and pt2 files: what the model finds, and a refusal of what cannot be."""
 
 import json
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from test_export import CLASSES, LONG, SHORT, tiny_model, tiny_settings
 
+from detmtl.data.fit import scale_boxes
+from detmtl.data.images import read_image
 from detmtl.inference import graph_files
 from detmtl.inference.export import ExportError, export
-from detmtl.inference.graph import canvas_size, on_canvas
+from detmtl.inference.graph import canvas_size, detections_of, on_canvas
 from detmtl.inference.graph_files import load_graph
 from detmtl.inference.predictor import load_checkpoint
 from detmtl.inference.torchscript import EXTRA_FILE
 from detmtl.structures.errors import InputError
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "deploy.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +65,52 @@ def test_the_file_agrees_with_the_model_and_says_so(exported, checkpoint):
     torch.testing.assert_close(boxes[:n], expected[0], atol=2e-2, rtol=0)
     assert torch.equal(labels[:n], expected[2])
     assert (labels[n:] == -1).all() and (scores[n:] == 0).all()
+
+
+@pytest.mark.parametrize(("size", "orientation"), [((100, 75), 1), ((160, 120), 6), ((90, 40), 1)])
+@pytest.mark.parametrize("exported", ["onnx"], indirect=True)
+def test_the_program_of_the_page_finds_the_same(exported, tmp_path, size, orientation):
+    """In a process without torch, in pixels of the picture as people see it."""
+    format, path, _ = exported
+    g = torch.Generator().manual_seed(1)
+    coarse = torch.rand(1, 3, 4, 5, generator=g) * 255
+    smooth = F.interpolate(coarse, size=size[::-1], mode="bicubic")[0].clamp(0, 255).byte()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    picture = Image.fromarray(smooth.permute(1, 2, 0).numpy())
+    picture.save(tmp_path / "picture.jpg", exif=exif, quality=100, subsampling=0)
+    shutil.copy(path, tmp_path / "model.onnx")
+    (code,) = re.findall(r"<!-- onnx -->\s*```python\n(.*?)```", PAGE, re.S)
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.modules['torch'] = None\n{code}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = [line.split() for line in done.stdout.splitlines()]
+    seen = torch.from_numpy(read_image(tmp_path / "picture.jpg")).permute(2, 0, 1)
+    assert (seen.shape[1] > seen.shape[2]) == (orientation == 6)
+    canvas, inside = on_canvas(seen, SHORT, LONG)
+    graph, _ = load_graph(path, format)
+    own = detections_of(graph(canvas, inside, torch.tensor([0.05])), len(CLASSES))
+    after = (seen.shape[1], seen.shape[2])
+    boxes = scale_boxes(own.boxes, tuple(inside.tolist()), after).tolist()
+    expected = [
+        (CLASSES[c], s, *b) for c, s, b in zip(own.classes, own.scores.tolist(), boxes, strict=True)
+    ]
+    assert len(found) > 3 and abs(len(found) - len(expected)) <= 0.2 * len(expected)
+    near = [
+        any(
+            name == its_name
+            and float(score) == pytest.approx(its_score, abs=0.02)
+            and [float(x) for x in box] == pytest.approx(its_box, abs=0.5)
+            for its_name, its_score, *its_box in expected
+        )
+        for name, score, *box in found
+    ]
+    assert sum(near) >= 0.9 * len(near)
 
 
 @pytest.mark.parametrize("few", [0, 1, 2])
