@@ -33,16 +33,16 @@ def class_mask(names: Sequence[str], classes: LabelSpace, where: str) -> np.ndar
     return np.array([name in names for name in classes.names], dtype=bool)
 
 
-def keep_classes(parsed: Parsed, kept: np.ndarray, covered: bool) -> Parsed:
+def keep_classes(parsed: Parsed, kept: np.ndarray, covered: np.ndarray) -> Parsed:
     """Returns the pictures with the labels of the classes that are `kept` (C,) bool, as if nobody had
     looked for the others: their boxes are gone and their coverage is 0.
 
     Args:
-        covered: whether coverage stays as it is, because the user has stated it.
+        covered: (C,) bool, whose coverage stays as it is all the same, because the user has stated it.
     """
     a = parsed.annotations
     assert a is not None
-    coverage = parsed.coverage if covered else parsed.coverage * kept.astype(np.float32)
+    coverage = parsed.coverage * (kept | covered).astype(np.float32)
     return replace(parsed, annotations=a.where(kept[a.classes]), coverage=coverage)
 
 

@@ -39,7 +39,7 @@ from detmtl.structures.settings import Settings
 
 _ARRAYS = ("files", "ids", "sizes", "annotations", "coverage")
 
-READER_VERSION = 7
+READER_VERSION = 8
 """Part of every cache key: raise it when a reader gives other arrays for the same files."""
 
 
@@ -54,7 +54,8 @@ class SourceSettings(Settings):
             that the source's categories name.
         covers_file: a CSV or JSON file that says it picture by picture; see `cover_pictures`.
         keep: takes the labels of these classes alone (names of data.classes), as if nobody had looked
-            for the others; None: of all. With `covers`, that decides what was looked for.
+            for the others, whatever `covers_file` says of them; None: of all. With `covers`, that decides
+            what was looked for.
         subset: takes a part of the pictures.
         faults: "error": anything wrong in the files ends the run; "drop": it goes on without, with a
             warning that counts the faults. Pictures that cannot be used are left out; boxes over the
@@ -258,9 +259,10 @@ class SourceSettings(Settings):
 
     def _restricted(self, parsed: Parsed, root: Path, classes: LabelSpace) -> Parsed:
         """Returns what was read, cut down to what `keep` and `covers_file` say."""
-        if self.keep is not None:
-            kept = class_mask(self.keep, classes, "keep")
-            parsed = keep_classes(parsed, kept, covered=self.covers is not None)
         if self.covers_file is not None:
             parsed = cover_pictures(parsed, root / self.covers_file, self.covers_file, classes)
+        if self.keep is not None:
+            kept = class_mask(self.keep, classes, "keep")
+            covered = class_mask(self.covers or (), classes, "covers")
+            parsed = keep_classes(parsed, kept, covered)
         return parsed

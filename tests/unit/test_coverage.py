@@ -45,6 +45,16 @@ def test_keep_takes_some_classes_as_if_nobody_had_looked_for_the_others(tmp_path
         load(tmp_path, keep=["dogs"])
 
 
+def test_a_class_whose_boxes_are_not_kept_is_no_background_whatever_the_file_says(tmp_path):
+    save_coco(tmp_path, coco_data())
+    (tmp_path / "c.json").write_text(json.dumps({f"{i}.png": NAMES for i in range(3)}))
+    source = load(tmp_path, keep=["cat"], covers_file="c.json")
+    assert source.annotations.classes.tolist() == [0]
+    assert source.coverage.tolist() == [[1, 0, 0]] * 3
+    stated = load(tmp_path, keep=["cat"], covers=["dog"], covers_file="c.json")
+    assert stated.coverage.tolist() == [[1, 1, 0]] * 3
+
+
 def test_boxes_of_a_class_that_is_not_covered_stay_labels(tmp_path):
     source = load(tmp_path, coco_data(), covers=["dog"])
     assert source.annotations.classes.tolist() == [0, 2, 1]
