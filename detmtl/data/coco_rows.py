@@ -18,6 +18,7 @@ GRADES = {"gold": Grade.GOLD, "silver": Grade.SILVER}
 _UNSAID = 255
 """The grade of annotations that do not say it, until the whole file has been read."""
 _IGNORES = {"class": Ignore.CLASS, "region": Ignore.REGION}
+_FLAGS = (0, 1, None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +98,10 @@ class Columns:
             crowd = row.get("iscrowd")
             if crowd or row.get("ignore"):
                 out.ignore[i] = Ignore.REGION
+            for key in ("iscrowd", "ignore"):
+                if (value := row.get(key)) not in _FLAGS:  # NaN and "0" would be true
+                    sentence = f"{name(i)}: {key} is {value!r:.60}; it needs 0 or 1"
+                    given.setdefault(i, []).append(sentence)
             attributes = row.get("attributes")
             if isinstance(attributes, dict) and attributes:
                 sentences = [f"{name(i)}: {problem}" for problem in _attributes(attributes, i, out)]

@@ -43,17 +43,42 @@ def rings_of(segmentation: Any, height: int, width: int) -> list[np.ndarray]:
         raise ValueError(
             f"is {segmentation!r:.60}; it needs a list of polygons, or an object with size and counts"
         )
-    if list(segmentation["size"]) != [height, width]:
+    size, counts = segmentation["size"], segmentation["counts"]
+    if size != [height, width]:
         raise ValueError(
-            f"is of {segmentation['size']} pixels (height, width), the picture of {[height, width]}"
+            f"is of {size!r:.60} pixels (height, width), the picture of {[height, width]}"
         )
-    try:
-        encoded = segmentation
-        if isinstance(segmentation["counts"], list):
-            encoded = _coco.frPyObjects(segmentation, height, width)
-        return traced(decoded(encoded))
-    except (TypeError, ValueError) as problem:
-        raise ValueError(f"cannot be decoded ({problem})") from None
+    # pycocotools believes it: of too few runs it gives whatever the memory held before.
+    if not _fills(counts, height * width):
+        raise ValueError(f"has the counts {counts!r:.60}, which do not fill its size")
+    shape = {"size": [height, width], "counts": counts}
+    if isinstance(counts, list):
+        shape = _coco.frPyObjects(shape, height, width)
+    return traced(decoded(shape))
+
+
+def _fills(counts: Any, pixels: int) -> bool:
+    """Returns whether the runs of a run-length encoding, a list or COCO's text, are so many pixels long."""
+    if isinstance(counts, list):
+        return all(type(run) is int and run >= 0 for run in counts) and sum(counts) == pixels
+    if not isinstance(counts, str) or not counts.isascii():
+        return False
+    # Each character holds 5 bits, the lowest first; 32 is added where more follow, and the highest bit of the
+    # last is the sign. From the fourth run on, it stands for the difference to the run before the last.
+    codes = np.frombuffer(counts.encode(), np.uint8).astype(np.int64) - 48
+    last = codes & 32 == 0
+    if not len(codes) or codes.min() < 0 or codes.max() > 63 or not last[-1]:
+        return False
+    ends = np.flatnonzero(last)
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    if (ends - starts).max() > 6:  # 35 bits
+        return False
+    shift = 5 * (np.arange(len(codes)) - np.repeat(starts, ends - starts + 1))
+    runs = np.add.reduceat((codes & 31) << shift, starts)
+    runs -= np.where(codes[ends] & 16, 1 << (shift[ends] + 5), 0)
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    return bool((runs >= 0).all()) and int(runs.sum()) == pixels
 
 
 def _polygon(numbers: Any) -> np.ndarray:

@@ -112,6 +112,18 @@ def test_iscrowd_says_whether_and_attributes_how_an_annotation_is_ignored(tmp_pa
     assert [is_object(row) for row in data["annotations"]] == [True, False, False, False]
 
 
+@pytest.mark.parametrize("key", ["iscrowd", "ignore"])
+def test_what_is_neither_true_nor_false_ignores_nothing_in_silence(tmp_path, key):
+    data = coco_data()
+    given = [float("nan"), "0", "false", 2, []]
+    sound = [0, 1, True, False, None, 0.0]
+    data["annotations"] = [
+        annotation(i, 10, 1, [1, 1, 5, 5]) | {key: value} for i, value in enumerate(given + sound)
+    ]
+    told = [s.split(": ", 2)[2] for s in problems_of(tmp_path, data)[1:]]
+    assert told == [f"{key} is {value!r}; it needs 0 or 1" for value in given]
+
+
 def test_lvis_fields_say_what_was_searched(tmp_path):
     data = coco_data()
     data["images"][0]["neg_category_ids"] = [9]  # a cat is annotated, birds are not there

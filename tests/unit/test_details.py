@@ -15,7 +15,16 @@ from detmtl.data.augment import Augment
 from detmtl.data.coco_writer import write_coco_annotations
 from detmtl.data.details import DetailClasses, mirror_partners
 from detmtl.data.loader import evaluation_batches
-from detmtl.data.outlines import decoded, encoded, filled, masks_within, packed, traced, with_masks
+from detmtl.data.outlines import (
+    decoded,
+    encoded,
+    filled,
+    masks_within,
+    packed,
+    rings_of,
+    traced,
+    with_masks,
+)
 from detmtl.engine.drawing import draw
 from detmtl.structures.details import MASK_SIDE, NO_MASK, Details, Outlines
 from detmtl.structures.errors import InputError
@@ -81,6 +90,11 @@ def test_details_follow_their_boxes_through_subsets_and_processes(source):
     [
         ({"segmentation": [[1, 2, 3, 4]]}, "at least 3 points"),
         ({"segmentation": {"size": [3, 3], "counts": [9]}}, r"is of \[3, 3\] pixels"),
+        ({"segmentation": {"size": None, "counts": [9]}}, "is of None pixels"),
+        ({"segmentation": {"size": [60, 80], "counts": [10, 5]}}, "do not fill its size"),
+        ({"segmentation": {"size": [60, 80], "counts": [-5, 4805]}}, "do not fill its size"),
+        ({"segmentation": {"size": [60, 80], "counts": "zzzz"}}, "do not fill its size"),
+        ({"segmentation": {"size": [60, 80], "counts": "0"}}, "do not fill its size"),
         ({"segmentation": 3}, "list of polygons"),
         ({"keypoints": [1, 2, 2]}, "3 times x, y and visibility"),
         ({"keypoints": [1, 2, 5, 0, 0, 0, 0, 0, 0]}, r"visibility \(0, 1 or 2\)"),
@@ -128,6 +142,10 @@ def test_rings_of_any_mask_give_it_back():
         assert (filled(points, rings, owners, 1, *mask.shape)[0] == mask).all()
         (back,) = encoded(outlines, *mask.shape)
         assert (decoded(back) == mask).all() if mask.any() else back is None
+        if back is not None:
+            text = back | {"counts": back["counts"].decode()}
+            again = rings_of(text, *mask.shape)
+            assert all((a == b).all() for a, b in zip(again, traced(mask), strict=True))
 
 
 def test_polygons_are_filled_as_pycocotools_does_but_for_the_rim():
