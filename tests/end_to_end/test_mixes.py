@@ -1,11 +1,12 @@
 """Whole runs in the modes of the mix that no other test here takes."""
 
 import json
-import shutil
 
 import pytest
 import torch
 from conftest import same_weights, settings_words
+
+from detmtl.engine.state import Ema
 
 SHORT = settings_words(
     train__steps=6, train__save_every=2, train__log_every=2, export__format="null", device="cpu"
@@ -35,29 +36,46 @@ def test_pools_that_a_teacher_labels_beforehand(mode, data, detmtl, tmp_path):
         assert shares[0]["loss_share/pool"] > 0
 
 
-def test_online_without_any_teacher_and_killed(data, detmtl, tmp_path):
+def test_online_without_any_teacher_and_stopped(data, detmtl, tmp_path, monkeypatch):
+    """Stopped between two files, it goes on with the batch, the audit and the draws of an undisturbed one."""
     words = ["--config", data / "recipe.yaml", *SHORT, *settings_words(silver="null")]
-    words += settings_words(mix="{mode: online, burn_in: 0.4}")
+    words += settings_words(mix="{mode: online, burn_in: 0.4}", train__accumulate=2)
     words += settings_words(
         online__audit_every=2, online__select="{threshold: 0.1, ignore_from: null}"
     )
     words += settings_words(model__backbone__norm="frozen")
-    done = detmtl("train", *words, "--out", tmp_path / "run")
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    done = detmtl("train", *words, "--out", whole)
     assert done.status == 0, done.err
-    run = tmp_path / "run"
-    assert [r["loss_share/pool"] > 0 for r in records(run) if "loss_share/pool" in r] == [
+    assert [r["loss_share/pool"] > 0 for r in records(whole) if "loss_share/pool" in r] == [
         False, True, True,
     ]  # fmt: skip
-    assert sorted(p.name for p in (run / "online").iterdir()) == ["00000002", "00000004"]
-    assert torch.load(run / "last.pt", weights_only=True)["step"] == 6
-    # the same command again has nothing to do, and a folder without its end goes on to it
-    again = tmp_path / "again"
-    shutil.copytree(run, again)
-    for name in ("metrics.json", "best.pt", "last.pt"):
-        (again / name).unlink()
-    done = detmtl("train", *words, "--out", again)
+    assert torch.load(whole / "last.pt", weights_only=True)["step"] == 6
+
+    update = Ema.update
+
+    def stop_at_step_5(self, model, step):
+        if step == 5:
+            raise KeyboardInterrupt
+        update(self, model, step)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Ema, "update", stop_at_step_5)
+        done = detmtl("train", *words, "--out", stopped)
+        assert done.status == 130, done.err
+    done = detmtl("train", *words, "--out", stopped)
     assert done.status == 0, done.err
-    assert same_weights(run / "last.pt", again / "last.pt")
+    assert "Continuing from step 4" in done.out
+    assert same_weights(stopped / "last.pt", whole / "last.pt")
+    assert (stopped / "metrics.json").read_bytes() == (whole / "metrics.json").read_bytes()
+    for run in (whole, stopped):  # from .4 of twelve batches on, every two steps of two batches
+        assert sorted(p.name for p in (run / "online").iterdir()) == ["00000005", "00000009"]
+    measured = ("time/", "pictures_per_second")
+    told = [
+        [{k: v for k, v in r.items() if not k.startswith(measured)} for r in records(run)]
+        for run in (whole, stopped)
+    ]
+    assert told[0] == told[1]
 
 
 def test_online_on_one_source_that_is_gold_for_some_classes(data, detmtl, tmp_path):
