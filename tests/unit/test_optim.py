@@ -34,6 +34,13 @@ def test_groups():
     assert sum(len(g["params"]) for g in found.values()) == len(list(model.parameters()))
 
 
+def test_the_usual_decay_is_that_of_the_optimizer():
+    usual = {"adamw": 0.02, "sgd": 1e-4}
+    assert {name: OptimSettings(name=name).weight_decay for name in usual} == usual
+    assert OptimSettings().weight_decay == 0.02
+    assert OptimSettings(name="sgd", weight_decay=0.02).weight_decay == 0.02
+
+
 @pytest.mark.parametrize(
     ("name", "own"),
     [
