@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -52,7 +53,8 @@ def predict_to_files(
     (`evaluate --detections`), looked at with COCO tools, or trained on as silver; tags stand with the
     images, and those that two tasks have in common as `task/name`. `file_name` is relative to the folder
     that all sources have in common; a frame of a video has the video's name and its number, `frame`. The
-    map of `a/b.jpg` is `<task>/a/b.png`.
+    map of `a/b.jpg` is `<task>/a/b.png`. Where several tasks find boxes it has those of the first, as a run's
+    `detections.json` does; each further one's are in `out`/results_<task>.json, and a warning says so.
 
     Args:
         predictor: from `load_predictor`.
@@ -76,9 +78,7 @@ def predict_to_files(
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         names = _told_apart(predictor.names, predictor.kinds)
-        results = _Results(
-            predictor.class_names, names, out, _Rows.of(out, stack), _Rows.of(out, stack)
-        )
+        results = _Results(predictor.class_names, names, out, stack)
         for chunk in _chunks(iter(files.pictures), batch_size):
             _predict_pictures(predictor, chunk, files, results, problems)
             done += len(chunk)
@@ -92,7 +92,7 @@ def predict_to_files(
             done += 1
             if progress:
                 progress(done, count)
-        path = results.write(out / "results.json")
+        path = results.write()
     if problems:
         raise InputError(problems)
     return path
@@ -126,13 +126,15 @@ class _Rows:
 
 @dataclass
 class _Results:
-    """What the results file will hold.
+    """What the results files will hold.
 
     Attributes:
         class_names: of the boxes.
         names: task name -> names of its classes, those of tags told apart.
         out: the folder of all files.
-        images, annotations: rows so far.
+        stack: the rows are gone when it is left.
+        images: rows so far.
+        annotations: task that finds boxes -> rows so far.
         tags: names of all tags so far.
         points: class -> names of its keypoints.
         owners: file of a map -> name of its picture.
@@ -141,11 +143,15 @@ class _Results:
     class_names: Sequence[str]
     names: Mapping[str, Sequence[str]]
     out: Path
-    images: _Rows
-    annotations: _Rows
+    stack: ExitStack
+    images: _Rows = field(init=False)
+    annotations: dict[str, _Rows] = field(default_factory=dict)
     tags: dict[str, None] = field(default_factory=dict)
     points: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     owners: dict[Path, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.images = _Rows.of(self.out, self.stack)
 
     def add(
         self, name: str, image: Tensor, found: dict[str, Labels], frame: int | None = None
@@ -172,9 +178,11 @@ class _Results:
                 labels.scores.tolist(),
                 strict=True,
             )
+            if task not in self.annotations:
+                self.annotations[task] = _Rows.of(self.out, self.stack)
             said = described(labels, height, width)
             for details, (box_xywh, pixels, label, score) in zip(said, rows, strict=True):
-                self.annotations.add(
+                self.annotations[task].add(
                     details
                     | {
                         "image_id": self.images.count + 1,
@@ -217,8 +225,22 @@ class _Results:
         assert written, path
         path.write_bytes(data.tobytes())
 
-    def write(self, path: Path) -> Path:
-        """Writes the file, whole or not at all."""
+    def write(self) -> Path:
+        """Writes a file for each task that finds boxes, whole or not at all; returns the first task's."""
+        annotations = self.annotations or {"": _Rows.of(self.out, self.stack)}
+        first, *others = annotations
+        path = self.out / "results.json"
+        files = {first: path} | {task: self.out / f"results_{task}.json" for task in others}
+        for task, file in files.items():
+            self._write(file, annotations[task])
+        if others:
+            names = ", ".join(files[task].name for task in others)
+            warnings.warn(
+                f"{path} has the boxes of {first}; the other tasks' are in {names}", stacklevel=3
+            )
+        return path
+
+    def _write(self, path: Path, annotations: _Rows) -> None:
         names = self.class_names
         categories = [
             {"id": i + 1, "name": name} | self.points.get(name, {}) for i, name in enumerate(names)
@@ -229,10 +251,9 @@ class _Results:
         with part.open("w", encoding="utf-8") as file:
             file.write("{")
             self.images.copy("images", file)
-            self.annotations.copy("annotations", file)
+            annotations.copy("annotations", file)
             file.write(json.dumps(content)[1:] + "\n")
         os.replace(part, path)
-        return path
 
 
 def _predict_pictures(

@@ -292,6 +292,29 @@ def test_maps_that_nobody_knew_of_have_whole_names_where_they_clash(tmp_path):
     assert sorted(p.name for p in tmp_path.glob("out/map/*.png")) == ["a.png", "a.png.png"]
 
 
+def test_boxes_of_several_tasks_have_files_of_their_own(tmp_path):
+    """In one list, `evaluate --detections` would count the second task's as duplicates."""
+
+    class Two(Everywhere):
+        names = dict.fromkeys(("near", "far"), ("cat", "dog"))
+        kinds = dict.fromkeys(names, "boxes")
+
+        def predict(self, images):
+            found = [one["boxes"] for one in super().predict(images)]
+            return [{"near": x, "far": x.with_boxes(x.boxes + 1)} for x in found]
+
+    for name in ("a.jpg", "b.jpg"):
+        write_picture(tmp_path / "in" / name)
+    told = r"results\.json has the boxes of near; the other tasks' are in results_far\.json"
+    with pytest.warns(UserWarning, match=told):
+        path = predict_to_files(Two(), [tmp_path / "in"], tmp_path / "out")
+    assert path == tmp_path / "out/results.json"
+    contents = [json.loads(p.read_text()) for p in (path, tmp_path / "out/results_far.json")]
+    boxes = [[a.pop("bbox") for a in content["annotations"]] for content in contents]
+    assert boxes == [[[15, 10, 15, 10]] * 2, [[16, 11, 15, 10]] * 2]
+    assert contents[0] == contents[1] and [a["id"] for a in contents[0]["annotations"]] == [1, 2]
+
+
 def test_tags_of_several_tasks_stand_together(tmp_path):
     class Tags(Everywhere):
         names = {"time": ("day", "night", "other"), "place": ("road", "other")}
