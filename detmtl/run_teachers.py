@@ -12,6 +12,7 @@ from detmtl.data.subset import Subset
 from detmtl.data.tags import Tags
 from detmtl.run_folder import OpenRun
 from detmtl.silver.card import TeacherCard, Written
+from detmtl.silver.held_out import each_once
 from detmtl.silver.store import Store
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
@@ -155,7 +156,7 @@ def teacher_settings(settings: RunSettings) -> RunSettings:
 
 
 def audit_source(settings: RunSettings, sources: Mapping[str, Source], val: Source) -> Source:
-    """Returns the gold pictures on which the run's teacher is audited."""
+    """Returns the gold pictures on which the run's teacher is audited, each once."""
     assert settings.silver is not None
     audit = settings.silver.audit
     if isinstance(audit, str):
@@ -164,7 +165,7 @@ def audit_source(settings: RunSettings, sources: Mapping[str, Source], val: Sour
         parts = [part_of(sources[n], audit) for n in gold_sources(settings)]
         gold = joined("held-out gold", parts) if len(parts) > 1 else parts[0]
     # A pool of mode online has grade SILVER from the start; that its labels are people's was checked before.
-    return replace(gold, grade=Grade.GOLD)
+    return each_once(replace(gold, grade=Grade.GOLD))
 
 
 def learned_sources(settings: RunSettings, sources: Mapping[str, Source]) -> list[Source]:

@@ -9,17 +9,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from map_stand_ins import halves
 from rich.console import Console
-from silver_stand_ins import ColorTeacher, gold, pictures
+from silver_stand_ins import HEIGHT, WIDTH, ColorTeacher, gold, pictures, store_of
 from test_teacher_arm import ONE, _coco, run  # noqa: F401
 
 from detmtl import pools
 from detmtl.config import read_settings
 from detmtl.data import images
+from detmtl.data.joined import joined
+from detmtl.data.map_files import write_values
+from detmtl.data.maps import MapClasses, MapFolder
+from detmtl.data.tags import Tags
 from detmtl.engine import distributed
 from detmtl.run_folder import OpenRun, RunFolder
 from detmtl.run_sources import load_sources, pools_apart, to_be_labelled
-from detmtl.silver.held_out import given_gold, unlabelled_apart, without_doubles
+from detmtl.silver.audit import audit
+from detmtl.silver.held_out import each_once, given_gold, unlabelled_apart, without_doubles
+from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
 
@@ -51,6 +58,43 @@ def test_a_pool_keeps_its_own_gold(tmp_path):
     given, _ = given_gold(pool, [twin])
     assert given.coverage.tolist() == [[1, 1], [1, 1]]
     assert given.boxes(0).classes.tolist() == [0, 1] and given.boxes(1).classes.tolist() == [0]
+
+
+def test_a_picture_of_two_gold_sources_is_once_with_what_is_known_of_it_in_either(tmp_path):
+    persons = gold(pictures(tmp_path / "a", 3, name="a"), [(0, A, 0, 0), (1, A, 0, 0)], PERSONS)
+    cars = gold(pictures(tmp_path / "b", 3, name="b", first=1), [(0, B, 1, 0), (2, B, 1, 0)], CARS)
+    classes = MapClasses(classes=["person", "car"])
+    (tmp_path / "maps").mkdir()
+    write_values(tmp_path / "maps/001.png", halves(0, 1))
+    folder = MapFolder(folder="maps", categories={0: "person", 1: "car"}, missing="absent")
+    cars = replace(cars, maps=folder.load(cars.files, tmp_path, classes, "b"))
+    told = [(persons, [[1, 0]] * 3), (cars, [[0, 1]] * 3)]
+    persons, cars = (
+        replace(
+            source,
+            tags=Tags(
+                np.ones((3, 2), np.float32),
+                np.array(looked, np.float32),
+                np.array([True, True, False]),
+                np.zeros(3, np.uint8),
+            ),
+        )
+        for source, looked in told
+    )
+    once = each_once(joined("both", [persons, cars]))
+    assert list(once.files.paths()) == [persons.path(i) for i in range(3)] + [cars.path(2)]
+    assert once.coverage.tolist() == [[1, 0], [1, 1], [1, 1], [0, 1]]
+    assert [once.boxes(i).classes.tolist() for i in range(4)] == [[0], [0, 1], [], [1]]
+    assert once.maps.by_people().tolist() == [False, False, True, False]
+    assert once.maps.labels(2, HEIGHT, WIDTH).classes.tolist() == halves(0, 1).tolist()
+    assert once.tags.weights.tolist() == [[1, 0], [1, 1], [0, 1], [0, 0]]
+    assert once.tags.present.tolist() == [True, True, True, False]
+    assert each_once(persons) is persons
+
+    store = store_of(tmp_path / "s", ("person", "car"), once, [[(A, 0, 0.9), (B, 1, 0.8)]] * 4)
+    result = audit(store, once, LabelSpace.of(("person", "car")))
+    assert result.searched.tolist() == [3, 3] and result.gold_boxes.tolist() == [2, 2]
+    assert (result.pictures, result.missing) == (4, 0)
 
 
 def test_a_pool_of_all_pictures_loses_those_that_measure_and_has_each_once(tmp_path):

@@ -164,6 +164,17 @@ def test_a_file_that_a_model_wrote_is_no_gold_though_no_setting_says_so(settings
         assert faults_between(settings(*given), read) == []
 
 
+def test_gold_of_two_sources_is_audited_by_both_where_they_share_pictures(settings, tmp_path):
+    cats = gold(
+        pictures(tmp_path / "p", 20), [(i, [1, 2, 9, 9], 0, 0) for i in range(20)], [[1, 0]]
+    )
+    dogs = replace(gold(cats, [], [[0, 1]]), name="checked")
+    audited = audit_source(
+        settings("silver.audit={share: 0.5}"), {"gold": cats, "checked": dogs}, None
+    )
+    assert len(audited) == 10 == len(audited.annotations) and (audited.coverage == 1).all()
+
+
 def test_gold_of_a_pool_of_mode_online_is_gold_for_the_audit(settings, tmp_path):
     """Such a pool is called silver from the start."""
     own = replace(gold(pictures(tmp_path / "p", 4), []), grade=Grade.SILVER)
