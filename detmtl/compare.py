@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from detmtl.comparing import origins
 from detmtl.comparing.jobs import Job, Pool
 from detmtl.comparing.ledger import earlier_uses, record_use
 from detmtl.comparing.plan import Plan, Planner, digest, makes_silver
@@ -29,7 +30,6 @@ from detmtl.comparing.scores import is_done, read_scores
 from detmtl.comparing.settings import CompareSettings, chosen, read_compare
 from detmtl.comparing.start import alone_in, start_alone
 from detmtl.report import compare_page, page
-from detmtl.report.provenance import facts
 from detmtl.structures.errors import InputError
 
 
@@ -105,6 +105,7 @@ def execute(
     for job in jobs:
         job.recall()
     _warn_of_failures(prepared, request.out)
+    prepared.cautions.extend(origins.cautions(origins.origins(prepared.plan, request.out)))
     _warn_of_earlier_uses(prepared, request.out, experiment)
 
 
@@ -139,7 +140,7 @@ def jobs_of(plan: Plan, out: Path, arms: set[str]) -> list[Job]:
         students = [jobs[key] for key in keys]
         if all(student.done for student in students):
             continue
-        content = {"kind": "label", "runs": sorted(keys)}
+        content = {"kind": "label", "store": store.name, "runs": sorted(keys)}
         before = [jobs[t] for t in dict.fromkeys(plan.runs[k].teacher for k in keys) if t]
         name = f"label-{digest([store.name, *sorted(keys)])}"
         named, device = f"labels of {students[0].name}", students[0].device
@@ -189,7 +190,7 @@ def about(
     return {
         "title": title,
         "note": note,
-        "provenance": facts(),
+        "provenance": origins.provenance(origins.origins(prepared.plan, request.out)),
         "finished": finished,
         "planned": len(keys),
         "failures": [

@@ -16,7 +16,7 @@ from detmtl.run_teachers import teacher_settings
 from detmtl.structures.errors import InputError
 from detmtl.yaml_settings import override, read_yaml
 
-VERSION = 2
+VERSION = 3
 """Part of every run's key: raise it when the same settings give another result."""
 
 

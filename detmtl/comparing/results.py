@@ -279,9 +279,6 @@ def _same(
 
 def _cautions(prepared: Prepared, scores: Scores) -> list[str]:
     found = []
-    commits = sorted({s.commit for s in scores.values()})
-    if len(commits) > 1:
-        found.append(f"The runs were made by different code: {', '.join(commits)}.")
     places = {(cell, seed) for cell, _, seed in scores}
     for cell, seed in sorted(places):
         runs = {a: s for (c, a, x), s in scores.items() if (c, x) == (cell, seed)}

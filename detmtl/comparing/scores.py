@@ -34,7 +34,6 @@ class RunScores:
         reliability: per bin (mean score, share that is right, detections).
         seconds: of the whole run; NaN where it was continued after a kill.
         seconds_per_step: median; NaN where nothing was trained.
-        commit: of the code that made it.
         start: hash of its first weights, or "".
         peak_bytes: the most memory that its process had (on a GPU: of the device); NaN where not known.
     """
@@ -45,7 +44,6 @@ class RunScores:
     reliability: list[tuple[float, float, int]]
     seconds: float
     seconds_per_step: float
-    commit: str
     start: str
     peak_bytes: float = math.nan
 
@@ -83,7 +81,6 @@ def read_scores(folder: Path, resamples: int) -> RunScores:
         reliability=table,
         seconds=float("nan") if facts["continued"] else facts["seconds"],
         seconds_per_step=_seconds_per_step(folder / "metrics.jsonl"),
-        commit=facts["commit"],
         start=facts.get("start", ""),
         peak_bytes=facts.get("peak_bytes") or math.nan,
     )

@@ -71,12 +71,7 @@ def transfer_result(
         _variant(settings, transfer, i, scores.get(i, {}), folder)
         for i in range(len(transfer.prepared.plan.cells))
     ]
-    commits = sorted(
-        {s.commit for runs in scores.values() for of in runs.values() for s in of.values()}
-    )
     cautions = list(transfer.prepared.cautions)
-    if len(commits) > 1:
-        cautions.append(f"The runs were made by different code: {', '.join(commits)}.")
     cautions += seeds_alone(effect for variant in variants for effect in variant["effects"])
     return plain(
         {

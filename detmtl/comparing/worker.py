@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from detmtl.comparing.origins import note_start
 from detmtl.comparing.scores import write_matches
 from detmtl.comparing.start import start_digest
 from detmtl.comparing.teacher_scores import score_teachers
@@ -27,7 +28,6 @@ from detmtl.engine.trainer import TrainingDiverged
 from detmtl.inference.export import ExportError
 from detmtl.pools import label_pools
 from detmtl.recipe import Frozen, run, write_json
-from detmtl.report.provenance import commit
 from detmtl.run_folder import OpenRun, RunFolder
 from detmtl.run_sources import load_sources, to_be_labelled
 from detmtl.run_teachers import written_offline
@@ -42,7 +42,7 @@ def main(folder: Path) -> int:
     kinds: dict[str, Callable[[Path, dict[str, Any]], dict[str, Any]]]
     kinds = {"train": _train, "probe": _probe, "teacher": _score_teacher, "label": _label}
     start, continued = time.monotonic(), (folder / "started").exists()
-    (folder / "started").touch()
+    starts = note_start(folder)
     try:
         facts = kinds[job["kind"]](folder, job)
     except InputError as error:
@@ -52,7 +52,7 @@ def main(folder: Path) -> int:
     except (TrainingDiverged, ExportError) as error:
         print(f"failed: {error}", file=sys.stderr)
         return 1
-    facts |= {"seconds": time.monotonic() - start, "continued": continued, "commit": commit()}
+    facts |= {"seconds": time.monotonic() - start, "continued": continued, "origins": starts}
     facts["peak_bytes"] = peak_bytes()
     partial = folder / "done.json.tmp"
     partial.write_text(json.dumps(facts, indent=1))

@@ -51,12 +51,8 @@ def processor() -> str:
     return f"{name}, {len(os.sched_getaffinity(0))} cores ({units})"
 
 
-def facts(command: str | None = None) -> dict[str, str]:
-    """Returns what there is to say, by name.
-
-    Args:
-        command: None: this process's own.
-    """
+def origin() -> dict[str, str]:
+    """Returns by which code, on which machine and with which packages this process works, by name."""
     packages = ("torch", "torchvision", "timm", "albumentations", "pycocotools", "onnxruntime")
     versions = []
     for package in packages:
@@ -66,11 +62,25 @@ def facts(command: str | None = None) -> dict[str, str]:
             continue
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
-        "command": command or "python " + shlex.join(sys.argv),
         "commit": commit(),
-        "date": str(datetime.date.today()),
         "hardware": f"{processor()}; GPU: {gpu}",
         "versions": f"Python {platform.python_version()}, {', '.join(versions)}",
+    }
+
+
+def facts(command: str | None = None) -> dict[str, str]:
+    """Returns what there is to say, by name.
+
+    Args:
+        command: None: this process's own.
+    """
+    own = origin()
+    return {
+        "command": command or "python " + shlex.join(sys.argv),
+        "commit": own["commit"],
+        "date": str(datetime.date.today()),
+        "hardware": own["hardware"],
+        "versions": own["versions"],
     }
 
 

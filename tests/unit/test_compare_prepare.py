@@ -277,7 +277,7 @@ def test_seeds_that_failed_are_told_by_a_report_alone(folder):
     good, bad = (by_key[prepared.plan.at[0, "gold", seed]] for seed in (0, 1))
     for job in (good, bad):
         job.folder.mkdir(parents=True)
-    (good.folder / "done.json").write_text("{}")
+    (good.folder / "done.json").write_text('{"origins": []}')
     bad.fail("training diverged at step 3")
     request = compare.Request(folder / "compare.yaml", out, report_only=True)
     again = compare.jobs_of(prepared.plan, out, {"gold", "electrum"})

@@ -50,7 +50,7 @@ def scores_of(key, values, rng):
     resampled = {
         m: v + rng.normal(0, 0.004, RESAMPLES) for m, v in values.items() if m.startswith("boxes")
     }
-    return RunScores(key, values, resampled, [], 12.0, 0.5, "abc", "", 3e8)
+    return RunScores(key, values, resampled, [], 12.0, 0.5, "", 3e8)
 
 
 @pytest.fixture
@@ -278,7 +278,7 @@ def test_no_share_is_told_of_a_way_that_leads_down():
     def found(task, metric, factor=1.0):
         runs = {
             arm: {
-                s: RunScores("k", {f"{task}/{metric}": factor * v}, {}, [], 1, 1, "c", "")
+                s: RunScores("k", {f"{task}/{metric}": factor * v}, {}, [], 1, 1, "")
                 for s, v in enumerate(of)
             }
             for arm, of in values.items()
