@@ -4,7 +4,7 @@ import copy
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,12 +12,18 @@ from typing import Any, Literal
 from detmtl.comparing.settings import TEACHER, Changes, CompareSettings, SplitSettings, base_config
 from detmtl.config import RunSettings, settings_from
 from detmtl.config_parts import GoldTeacher
+from detmtl.run_folder import WITHOUT_EFFECT
 from detmtl.run_teachers import teacher_settings
 from detmtl.structures.errors import InputError
 from detmtl.yaml_settings import override, read_yaml
 
 VERSION = 3
 """Part of every run's key: raise it when the same settings give another result."""
+UNKEYED = {name.rstrip(" .") for name in WITHOUT_EFFECT} - {"device", "train.compile"}
+UNKEYED |= {"silver.batch_size"}
+"""Settings that no key of a run knows, `section.setting` or a section: those that may change while it is
+trained, except for what rounds otherwise. A store does not know either how many pictures its teacher saw at
+once."""
 
 
 @dataclass(frozen=True)
@@ -121,10 +127,24 @@ class Planner:
         settings: of the comparison.
         path: its file.
         overrides: `a.b=value`, for all arms, after the file's own.
+        beside: changes of other plans whose runs are to lie beside this one's.
+
+    Attributes:
+        root_counts: whether runs differ in the folder of their data: then it tells them apart, though
+            files of the same content in another folder are the same to all other runs.
     """
 
-    def __init__(self, settings: CompareSettings, path: Path, overrides: Sequence[str]) -> None:
+    def __init__(
+        self,
+        settings: CompareSettings,
+        path: Path,
+        overrides: Sequence[str],
+        beside: Iterable[Changes] = (),
+    ) -> None:
         self.settings, self.path, self.overrides = settings, path, list(overrides)
+        cells = [changes for axis in settings.grid.values() for changes in axis.values()]
+        varied = [*cells, settings.curve, *beside]
+        self.root_counts = any({"data", "data.root"} & {*changes} for changes in varied)
         self._tree, self._lines = read_yaml(base_config(settings, path))
 
     def digest(self) -> str:
@@ -310,28 +330,25 @@ def digest(facts: Any) -> str:
 
 
 def run_key(settings: RunSettings, fingerprints: Any) -> str:
-    """Returns the key of a training: everything but where its store is, how it is fed and scored, and
-    whether gates would have stopped it (a training that ended trained alike either way)."""
+    """Returns the key of a training: everything but `UNKEYED`, and of mode online nothing where the run has
+    another mode. Gates count as little (a training that ended trained alike either way) as the place of the
+    data, whose files `fingerprints` know."""
     tree = settings.resolved()
-    tree["data"].pop("workers")
-    tree["train"].pop("score_in_background")
-    if tree["silver"]:
-        _told(tree["silver"]).pop("store")
-        tree["silver"]["gates"] = "stop"
-    if tree["train"]["compile"] is None:
-        del tree["train"]["compile"]
-    if tree["online"]["labels"] == ["boxes"]:
-        del tree["online"]["labels"]
-    for part in ("overlay", "select_maps", "select_tags"):
-        if tree["online"][part] is None:
-            del tree["online"][part]
+    for name in UNKEYED:
+        section, _, key = name.partition(".")
+        if not key:
+            del tree[section]
+        elif tree[section] is not None:
+            del tree[section][key]
+    if settings.when_online() is None:
+        del tree["online"]
     return digest([VERSION, tree, fingerprints])
 
 
 def teacher_key(settings: RunSettings, fingerprints: Any) -> str:
     """Returns the key of the scoring of a teacher that nobody trains here."""
     assert settings.silver is not None
-    told = {"root", "classes", "unmapped", "maps", "tags"}
+    told = {"classes", "unmapped", "maps", "tags"}
     data = settings.data.model_dump(mode="json", include=told)
     final = settings.data.test or settings.data.val
     used = {"teacher", "teachers", "floor", "audit"}

@@ -192,7 +192,10 @@ class Preparation:
 
     def _fingerprint(self, settings: RunSettings) -> dict[str, str]:
         """Returns hashes of all files that decide a run's result: other files, another run."""
-        return input_hashes(settings, self.out / "cache", known=self._hashes)
+        found = input_hashes(settings, self.out / "cache", known=self._hashes)
+        if self.planner.root_counts:
+            found["data.root"] = str(settings.data.root)
+        return found
 
 
 def _by_share(audit: str | Subset) -> bool:

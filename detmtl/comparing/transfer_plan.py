@@ -212,7 +212,7 @@ def _planner(
             resamples=max(settings.resamples, resamples_for(len(made))),
             same_start=False,  # heads differ; the trunks do not
         )
-        return Planner(compared, path, overrides)
+        return Planner(compared, path, overrides, settings.variants.values())
 
     first = planner({"all": {}})
     whole = first.of_arm(Cell("", {}, None, {}), "all", seed)

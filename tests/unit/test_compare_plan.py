@@ -183,11 +183,33 @@ def test_keys(planner):
     assert teacher_key(settings, {}) == teacher_key(of(made, seed=1), {}), "no chance in a teacher"
 
 
-def test_keys_of_before_a_setting_stay(planner, monkeypatch):
-    hashed = []
-    monkeypatch.setattr("detmtl.comparing.plan.digest", lambda facts: hashed.append(facts[1]))
-    run_key(of(planner()), {})
-    assert "compile" not in hashed[0]["train"] and "overlay" not in hashed[0]["online"]
+@pytest.mark.parametrize(
+    "changed",
+    [
+        "data.root=elsewhere",
+        "data.workers=3",
+        "train.log_every=7",
+        "train.pictures_every=null",
+        "export.format=null",
+        "silver.batch_size=3",
+        "online.audit_every=7",
+    ],
+)
+def test_what_has_no_effect_is_not_in_a_key(planner, changed):
+    alone = (of(planner()), of(planner(overrides=[changed])))
+    assert alone[0] != alone[1] and len({run_key(s, {}) for s in alone}) == 1
+    assert len({teacher_key(s, {}) for s in alone}) == 1
+    in_mode_online = (
+        of(planner(overrides=["mix={mode: online}", "train.ema=0.9", *more]))
+        for more in ([], [changed])
+    )
+    same = len({run_key(s, {}) for s in in_mode_online}) == 1
+    assert same == (not changed.startswith("online"))
+
+
+@pytest.mark.parametrize("changed", ["device=cuda", "train.compile=default", "optim.lr=0.3"])
+def test_what_has_an_effect_is_in_a_key(planner, changed):
+    assert run_key(of(planner()), {}) != run_key(of(planner(overrides=[changed])), {})
 
 
 def test_effort_counts_the_steps_of_a_teacher_that_a_student_starts_from(planner):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -115,6 +116,20 @@ def test_another_file_of_gold_is_another_run(folder, name):
     after = keys(folder)
     assert after["gold"] != before["gold"] and after["electrum"][0] != before["electrum"][0]
     assert after["electrum"][1] == before["electrum"][1], "the teacher writes the same labels"
+
+
+def test_data_that_moved_are_the_same_unless_their_place_is_compared(folder):
+    before = keys(folder)
+    for name in ("images", "pool", "val", "maps", "gold.json", "val.json", "covers.csv"):
+        (folder / "moved").mkdir(exist_ok=True)
+        (folder / name).rename(folder / "moved" / name)
+    (folder / "categories.json").rename(folder / "moved" / "categories.json")
+    plain = "model.backbone.weights=null"
+    assert keys(folder, overrides=[plain, f"data.root={folder}/moved"]) == before
+    shutil.copytree(folder / "moved", folder / "copy")
+    cells = ", ".join(f"{name}: {{data.root: {folder}/{name}}}" for name in ("moved", "copy"))
+    at = keys(folder, COMPARE + f"grid: {{place: {{{cells}}}}}\n", checked=True).plan.at
+    assert at[0, "gold", 0] != at[1, "gold", 0]
 
 
 def test_another_file_of_the_teacher_is_another_store(folder):
