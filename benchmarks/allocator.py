@@ -18,7 +18,7 @@ from provenance import provenance
 from detmtl.config import find_config, read_settings
 from detmtl.data.mixture import MixSettings
 from detmtl.engine.memory import keep_freed_memory
-from detmtl.recipe import build
+from detmtl.run_training import build
 from detmtl.structures.labels import BoxLabels
 from detmtl.structures.sample import Batch, ImageInfo, Sample
 

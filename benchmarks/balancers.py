@@ -22,7 +22,7 @@ from torch import Tensor
 from detmtl.balancing.balancers import AnyBalancer
 from detmtl.config import find_config, read_settings
 from detmtl.engine.memory import keep_freed_memory
-from detmtl.recipe import build
+from detmtl.run_training import build
 from detmtl.structures.depth import DepthLabels
 from detmtl.structures.labels import BoxLabels, MapLabels, TagLabels
 from detmtl.structures.sample import Batch, ImageInfo, Sample

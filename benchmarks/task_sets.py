@@ -14,9 +14,9 @@ from detmtl.config import RunSettings, find_config, read_settings
 from detmtl.engine import distributed
 from detmtl.engine.diagnosis import Diagnosis
 from detmtl.engine.precision import autocast, dtype_of
-from detmtl.recipe import build, mixture_of, training_batches
 from detmtl.run_folder import OpenRun, RunFolder
 from detmtl.run_sources import load_sources, render
+from detmtl.run_training import build, mixture_of, training_batches
 from detmtl.structures.sample import Batch
 from detmtl.tasks.multitask import MultiTask
 

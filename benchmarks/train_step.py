@@ -51,7 +51,7 @@ from detmtl.losses.focal import compiled_negatives
 from detmtl.models.anchors import AnchorSettings
 from detmtl.models.matching import Rules, match
 from detmtl.models.windows import grids
-from detmtl.recipe import build
+from detmtl.run_training import build
 from detmtl.structures.labels import PaddedBoxes
 from detmtl.structures.sample import Batch
 from detmtl.tasks.tasks import TaskConfig

@@ -97,6 +97,11 @@ class RunSettings(Settings):
         labelled_online = online.pools if online else ()
         return [n for n in self.silver.pools if n in trained and n not in labelled_online]
 
+    def own_teacher(self) -> GoldTeacher | None:
+        """Returns the teacher that the run trains itself before it labels; None: it trains none."""
+        teacher = self.silver.teacher if self.silver and self.offline_pools() else None
+        return teacher if isinstance(teacher, GoldTeacher) else None
+
     def when_online(self) -> OnlineChoice | None:
         """Returns what mode online does in this run; None: the run has another mode."""
         if self.mix.mode != "online":
@@ -208,10 +213,8 @@ class RunSettings(Settings):
 
     def _untold(self) -> list[str]:
         """Returns what is wrong with the task of a teacher that the run trains itself."""
-        teacher, tasks = self.silver and self.silver.teacher, self.silver_tasks()
-        if not isinstance(teacher, GoldTeacher) or not self.offline_pools():
-            return []
-        if (teacher.task or the_one(tasks)) in tasks:
+        teacher, tasks = self.own_teacher(), self.silver_tasks()
+        if teacher is None or (teacher.task or the_one(tasks)) in tasks:
             return []
         return [
             f"silver.teacher.task: is {teacher.task!r}, and the tasks whose labels a teacher can write are: "

@@ -6,48 +6,35 @@ the same folder goes on where the last one stopped, wherever that was.
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
 
 from detmtl.config import RunSettings
-from detmtl.config_parts import GoldTeacher
-from detmtl.data.joined import searched_classes
-from detmtl.data.loader import batches, evaluation_batches
-from detmtl.data.mixture import Mixture
 from detmtl.data.source import Source
 from detmtl.engine import distributed
-from detmtl.engine.diagnosis import Diagnosis
-from detmtl.engine.evaluator import collect, evaluate
 from detmtl.engine.memory import keep_freed_memory
-from detmtl.engine.online_audit import Gold
-from detmtl.engine.recorder import Recorder
 from detmtl.engine.scores import check_best
-from detmtl.engine.state import State, load_weights, read_checkpoint, seed_everything, weights_of
-from detmtl.engine.trainer import train
+from detmtl.engine.state import load_weights, read_checkpoint, weights_of
 from detmtl.inference.export import export_torchscript
-from detmtl.inference.predictor import kind_of
 from detmtl.inference.script_file import exported
 from detmtl.inputs import input_hashes
 from detmtl.losses.normalizer import Density
 from detmtl.pools import label_pools
-from detmtl.report.progress import bar
 from detmtl.report.run_summary import Summary
 from detmtl.run_folder import OpenRun, RunFolder
-from detmtl.run_online import online_gold, online_stream
-from detmtl.run_sources import idle_weights, load_sources, render, to_be_labelled
+from detmtl.run_online import online_gold
+from detmtl.run_sources import load_sources, render, to_be_labelled
 from detmtl.run_teachers import learned_sources, teacher_settings, written_offline
+from detmtl.run_training import build, fit_model, mixture_of, score
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import Grade, Ignore
-from detmtl.structures.sample import Batch
-from detmtl.tasks.multitask import MultiTask, build_model
-from detmtl.tasks.task import Metric
+from detmtl.structures.labels import Grade
+from detmtl.tasks.multitask import MultiTask
+from detmtl.teachers.teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -96,7 +83,7 @@ def run(
     console = (console or Console()) if process.rank == 0 else Console(quiet=True)
     folder = RunFolder(Path(out))
     try:
-        folder.claim(settings, _own_teacher(settings))
+        folder.claim(settings, teacher_settings(settings) if settings.own_teacher() else None)
         distributed.barrier()
         summary = _run(OpenRun(settings, folder, process, console), frozen)
     except BaseException:
@@ -110,97 +97,70 @@ def run(
     return summary
 
 
-def _own_teacher(settings: RunSettings) -> RunSettings | None:
-    """Returns the settings of a teacher that the run trains itself; None: there is none."""
-    teacher = settings.silver.teacher if settings.silver and settings.offline_pools() else None
-    return teacher_settings(settings) if isinstance(teacher, GoldTeacher) else None
-
-
 def _run(run: OpenRun, frozen: Frozen | None) -> Summary:
-    settings, folder, process, console = run.settings, run.folder, run.process, run.console
-    render(settings, process, console)
-    sources, val, test = load_sources(settings, folder.cache, process)
+    settings = run.settings
+    render(settings, run.process, run.console)
+    sources, val, test = _claimed_sources(run)
+    scored_on, final = ("val", val) if test is None else ("test", test)
+    sources, known = _to_be_labelled(run, sources)
+    _check(run, sources)
+    gold = online_gold(settings, sources, val)
+    by_teacher = _gold_teacher(run, sources, val, final)
+    sources, store = _with_silver(run, sources, val, known)
+    del known  # its memory is the student's now
+    trained = [sources[n] for n in settings.mix_sources()]
+    model = _student(run, frozen)
+    fit_model(run, model, trained, val, gold)
+    metrics = {**score(run, model, final), **by_teacher}
+    if run.process.rank == 0:
+        write_json(run.folder.metrics, metrics)
+        _deploy(run, val)
+    distributed.barrier()
+    grades = {grade.name.lower() for source in trained for grade in source.grades()}
+    trained_on = grades.pop() if len(grades) == 1 else "electrum"
+    return Summary(metrics, _files(run, store), scored_on, trained_on)
+
+
+def _claimed_sources(run: OpenRun) -> tuple[dict[str, Source], Source, Source | None]:
+    """Returns the sources, the validation and the test source, once the folder's run is known to be one on
+    these very files.
+
+    Raises:
+        InputError: faults in the data, or the folder holds a training on other files.
+    """
+    settings, folder = run.settings, run.folder
+    sources, val, test = load_sources(settings, folder.cache, run.process)
     problems: list[str] = []
-    if process.rank == 0:
+    if run.process.rank == 0:
         problems = folder.claim_inputs(input_hashes(settings, folder.cache, sources))
         if not problems:
             folder.settle(settings)
     if problems := distributed.from_first(problems):
         raise InputError(problems)
-    scored_on, final = ("val", val) if test is None else ("test", test)
-    metrics: dict[str, float] = {}
-    files: dict[str, Path] = {}
+    return sources, val, test
 
-    wanted = settings.mix_sources()
-    pools = settings.offline_pools()
-    offline, known = written_offline(run) if pools else ("boxes", None)
-    sources |= to_be_labelled(settings, sources, offline)
-    to_be = sources | {n: replace(sources[n], grade=Grade.SILVER, annotations=None) for n in pools}
-    mixture_of(settings, [to_be[n] for n in wanted])  # its mistakes are told before the work
-    if not folder.metrics.exists():
-        settings.train.check(process.device)
+
+def _to_be_labelled(
+    run: OpenRun, sources: Mapping[str, Source]
+) -> tuple[dict[str, Source], Teacher | None]:
+    """Returns the sources as they are before a model has labelled any; and the teacher that labels
+    beforehand, where it is the only one and loaded already."""
+    offline, known = written_offline(run) if run.settings.offline_pools() else ("boxes", None)
+    return {**sources, **to_be_labelled(run.settings, sources, offline)}, known
+
+
+def _check(run: OpenRun, sources: Mapping[str, Source]) -> None:
+    """Tells mistakes in the settings of mix, network and training before the work.
+
+    Raises:
+        InputError: see `_check_parts`, or a source that the mix cannot have.
+    """
+    settings, pools = run.settings, run.settings.offline_pools()
+    bare = {n: replace(sources[n], grade=Grade.SILVER, annotations=None) for n in pools}
+    mixture_of(settings, [bare.get(n, sources[n]) for n in settings.mix_sources()])
+    if not run.folder.metrics.exists():
+        settings.train.check(run.process.device)
         _check_parts(settings)
-    gold = online_gold(settings, sources, val)
-    if settings.silver is not None and settings.mix.mode == "online" and not pools:
-        console.print(
-            "silver.teacher labels nothing: mode online labels all of silver.pools itself; to have both, "
-            "name in online.pools those that it shall label",
-            soft_wrap=True,
-        )
-    if pools:
-        assert settings.silver is not None
-        if isinstance(settings.silver.teacher, GoldTeacher):
-            _check_parts(teacher_settings(settings))
-            scores = _gold_teacher(run, sources, val, final)
-            metrics |= {f"teacher/{name}": value for name, value in scores.items()}
-            files["teacher checkpoint"] = folder.teacher.best
-        labelled, store = label_pools(run, sources, val, known)
-        sources |= labelled
-        files["silver store"] = store
-
-    model = build(settings)
-    _tell_start(model, console)
-    teacher = settings.silver.teacher if settings.silver and pools else None
-    if isinstance(teacher, GoldTeacher) and teacher.burn_in:
-        start = folder.teacher.best
-        load_weights(model, weights_of(read_checkpoint(start)), str(start))
-        for part in model.modules():
-            if isinstance(part, Density):
-                part.renumber(teacher_settings(settings).mix_sources(), wanted)
-    if frozen is not None:
-        frozen.apply(model)
-    fit_model(run, model, [sources[n] for n in wanted], val, gold)
-    metrics = {**score(run, model, final), **metrics}
-    if process.rank == 0:
-        write_json(folder.metrics, metrics)
-        if settings.export.format and not folder.torchscript.exists():
-            with console.status("Exporting and checking that the file agrees"):
-                export_torchscript(
-                    folder.best,
-                    folder.torchscript,
-                    settings.export.dtype,
-                    _some_pictures(val),
-                    trust=True,
-                )
-    distributed.barrier()
-    files = {
-        "checkpoint": folder.best,
-        **({"TorchScript file": folder.torchscript} if settings.export.format else {}),
-        **files,
-        "TensorBoard folder": folder.tensorboard,
-        "scores": folder.metrics,
-        "detections": folder.detections,
-        "settings": folder.settings,
-    }
-    grades = {grade.name.lower() for n in wanted for grade in sources[n].grades()}
-    return Summary(metrics, files, scored_on, grades.pop() if len(grades) == 1 else "electrum")
-
-
-def build(settings: RunSettings) -> MultiTask:
-    """Returns the network of a run, its weights decided by the seed alone."""
-    seed_everything(settings.seed)
-    names = settings.data.names()
-    return build_model(settings.model, settings.tasks, names["boxes"], other_names=names)
 
 
 def _check_parts(settings: RunSettings) -> None:
@@ -220,232 +180,79 @@ def _check_parts(settings: RunSettings) -> None:
     settings.optim.build(model, balancer)
 
 
-def _tell_start(model: MultiTask, console: Console) -> None:
-    if model.started:
-        console.print(model.started, markup=False, highlight=False, soft_wrap=True)
-
-
-def mixture_of(settings: RunSettings, sources: list[Source]) -> Mixture:
-    """Returns the mix of a run's sources."""
-    mix = settings.mix_for([source.name for source in sources])
-    steps = settings.train.steps * settings.train.accumulate
-    found = Mixture(sources, mix, settings.data.batch_size, settings.seed, steps)
-    found.notes += idle_weights(settings, sources, labelled=True)
-    return found
-
-
-def fit_model(
-    run: OpenRun,
-    model: MultiTask,
-    sources: list[Source],
-    val: Source,
-    gold: Gold | None = None,
-) -> None:
-    """Trains `model`, or what is left of its training, and leaves its best weights in it.
-
-    Args:
-        gold: by which the teacher of mode online is audited; None: it is not.
-    """
-    settings, folder, process, console = run.settings, run.folder, run.process, run.console
-    optim, steps = settings.optim, settings.train.steps
-    if folder.best.exists() and folder.metrics.exists():
-        load_weights(model, weights_of(read_checkpoint(folder.best)), str(folder.best))
-        model.to(process.device).eval()
-        return
-    mixture = mixture_of(settings, sources)
-    console.print(mixture.plan_table())
-    balancer = settings.balancing.build(list(settings.tasks))
-    balancer.attach(model.shared_parameters(), model.own_parameters())
-    of_labels = settings.data.names()
-    # what a model brings along from elsewhere is not known
-    searched = _searched(settings, model, sources) if settings.model.start is None else {}
-    measured = _searched(settings, model, [val])
-    _tell_unsearched(searched, measured, model, sources, of_labels, console)
-    state = settings.train.prepare(
-        model,
-        balancer,
-        optim,
-        process,
-        settings.resolved(),
-        list(of_labels["boxes"]),
-        searched,
-    )
-    if folder.last.exists():
-        state.load(folder.last)
-        console.print(f"Continuing from step {state.step} of {folder.last}", markup=False)
-    stream, also = training_batches(run, mixture, state, gold)
-
-    def validate(averaged: torch.nn.Module) -> dict[str, Metric]:
-        return collect(
-            averaged,
-            validation_batches(run, val),
-            process.device,
-            settings.train.precision,
-            truth=truth_of(val),
-        )
-
-    diagnosis = None
-    if settings.diagnosis.every is not None:
-        diagnosis = Diagnosis(settings.diagnosis, model.stages())
-    labels = {name: task.labels for name, task in state.tasks.items()}
-    shown = process.rank == 0
-    names = {
-        name: getattr(task, "class_names", of_labels.get(task.labels, ()))
-        for name, task in state.tasks.items()
-    }
-    with Recorder(
-        folder.path, steps, names, state.step, shown, labels, state.unscored, of_labels
-    ) as recorder:
-        train(
-            state,
-            stream,
-            settings.train,
-            optim,
-            validate,
-            recorder,
-            folder.path,
-            [source.name for source in sources],
-            diagnosis,
-            also,
-        )
-    load_weights(model, weights_of(read_checkpoint(folder.best)), str(folder.best))
-    model.eval()
-
-
-def _searched(
-    settings: RunSettings, model: MultiTask, sources: Sequence[Source]
-) -> dict[str, list[str]]:
-    """Returns task -> the classes that somebody looked for in some picture, of tasks whose classes are those
-    of the labels; of the others it is not known."""
-    names = settings.data.names()
-    found = searched_classes(sources, names)
-    tasks: dict[str, Any] = dict(model.tasks.items())
-    return {
-        name: found[task.labels]
-        for name, task in tasks.items()
-        if task.labels in found
-        and kind_of(task) == task.labels
-        and tuple(getattr(task, "class_names", ())) == tuple(names[task.labels])
-    }
-
-
-def _tell_unsearched(
-    learned: Mapping[str, Sequence[str]],
-    measured: Mapping[str, Sequence[str]],
-    model: MultiTask,
-    sources: Sequence[Source],
-    names: Mapping[str, Sequence[str]],
-    console: Console,
-) -> None:
-    """Prints for which classes of a task nobody looked, be it for a typing error or for want of labels.
-
-    Args:
-        learned, measured: task -> the classes that somebody looked for, in what is trained on and in val.
-        names: of the classes, by kind of labels.
-    """
-    drawn = [
-        s.annotations.classes[s.annotations.ignore == Ignore.NO] for s in sources if s.annotations
-    ]
-    there = {names["boxes"][c] for classes in drawn for c in np.unique(classes).tolist()}
-    tasks: dict[str, Any] = dict(model.tasks.items())
-
-    def tell(task: str, where: str, classes: list[str], so: str) -> None:
-        if classes:
-            told = f"{task}: in {where} nobody looked for {', '.join(classes)}: {so}"
-            console.print(told, markup=False, soft_wrap=True)
-
-    def lost(task: str, searched: Sequence[str]) -> list[str]:
-        return [name for name in names[tasks[task].labels] if name not in searched]
-
-    for task, searched in learned.items():
-        half = [n for n in lost(task, searched) if n in there and tasks[task].labels == "boxes"]
-        so = "it learns where one is, never where none is; say in `covers` who did"
-        tell(task, "what is trained on", half, so)
-        never = [n for n in lost(task, searched) if n not in half]
-        tell(task, "what is trained on", never, "nothing is learned of it")
-    for task, searched in measured.items():
-        tell(task, "val", lost(task, searched), "it is not in the scores")
-
-
-def training_batches(
-    run: OpenRun, mixture: Mixture, state: State, gold: Gold | None
-) -> tuple[Iterator[Batch], Callable[[], Mapping[str, float]]]:
-    """Returns what this process still has to train on, in mode online labelled as it comes; and what
-    returns values to be recorded beside the losses.
-
-    Args:
-        gold: by which the teacher of mode online is audited; None: it is not.
-    """
-    settings, process = run.settings, run.process
-    accumulate, augment = settings.train.accumulate, settings.augment.build(settings.input)
-    first = state.step * accumulate
-    common = {
-        "start_step": first,
-        "steps": settings.train.steps * accumulate,
-        "workers": settings.data.workers,
-        "rank": process.rank,
-        "world": process.world,
-        "seed": settings.seed,
-    }
-    if settings.mix.mode != "online":
-        return batches(mixture, augment, **common, pin=process.device.type == "cuda"), dict
-    return online_stream(run, mixture, augment, state, gold, common)
-
-
-def score(run: OpenRun, model: MultiTask, source: Source) -> dict[str, float]:
-    """Returns the final scores of a trained model; computed once and kept in the run folder."""
-    folder, process = run.folder, run.process
-    if folder.metrics.exists():
-        kept = json.loads(folder.metrics.read_text())
-        return {name: float("nan") if value is None else value for name, value in kept.items()}
-    with bar(run.console) as progress:
-        task = progress.add_task("Scoring", total=len(source))
-        return evaluate(
-            model,
-            validation_batches(run, source),
-            process.device,
-            run.settings.train.precision,
-            truth=truth_of(source),
-            detections=folder.detections,
-            pictures=folder.pictures,
-            on_batch=lambda batch, _: progress.advance(task, len(batch) * process.world),
-        )
-
-
 def _gold_teacher(
     run: OpenRun, sources: Mapping[str, Source], val: Source, final: Source
 ) -> dict[str, float]:
-    """Trains and scores the teacher on gold alone, in a run folder of its own."""
+    """Trains a teacher on gold alone, in a run folder of its own, where the run is to; returns its scores
+    as `teacher/task/metric`."""
+    if run.settings.own_teacher() is None:
+        return {}
     alone, learned = teacher_settings(run.settings), learned_sources(run.settings, sources)
+    _check_parts(alone)
     own = replace(run, settings=alone, folder=run.folder.teacher)
     own.folder.claim(alone)
     distributed.barrier()
     if own.process.rank == 0:
         own.folder.settle(alone)
     own.console.rule("Teacher: gold alone")
-    model = build(alone)
-    _tell_start(model, own.console)
+    model = _started(own)
     fit_model(own, model, learned, val)
     metrics = score(own, model, final)
     if own.process.rank == 0 and not own.folder.metrics.exists():  # several students may share it
         write_json(own.folder.metrics, metrics)
     distributed.barrier()
     own.console.rule("Student")
-    return metrics
+    return {f"teacher/{name}": value for name, value in metrics.items()}
 
 
-def validation_batches(run: OpenRun, source: Source) -> Any:
-    """Yields this rank's part of a source, unchanged but for its size."""
-    settings, process = run.settings, run.process
-    return evaluation_batches(
-        source,
-        settings.input.short,
-        settings.input.long,
-        max(1, settings.data.batch_size // process.world),  # as many together as in training
-        settings.data.workers,
-        process.rank,
-        process.world,
-    )
+def _with_silver(
+    run: OpenRun, sources: Mapping[str, Source], val: Source, known: Teacher | None
+) -> tuple[dict[str, Source], Path | None]:
+    """Returns the sources with the silver labels that are written before the training, and the store that
+    these come from; None: nobody writes any."""
+    settings = run.settings
+    if settings.offline_pools():
+        labelled, store = label_pools(run, sources, val, known)
+        return {**sources, **labelled}, store
+    if settings.silver is not None and settings.mix.mode == "online":
+        run.console.print(
+            "silver.teacher labels nothing: mode online labels all of silver.pools itself; to have both, "
+            "name in online.pools those that it shall label",
+            soft_wrap=True,
+        )
+    return dict(sources), None
+
+
+def _started(run: OpenRun) -> MultiTask:
+    """Returns the network of a run as it starts, and tells whose weights it starts with."""
+    model = build(run.settings)
+    if model.started:
+        run.console.print(model.started, markup=False, highlight=False, soft_wrap=True)
+    return model
+
+
+def _student(run: OpenRun, frozen: Frozen | None) -> MultiTask:
+    """Returns the network that is to be trained, with its teacher's weights where these are its start."""
+    model, teacher = _started(run), run.settings.own_teacher()
+    if teacher is not None and teacher.burn_in:
+        start = run.folder.teacher.best
+        load_weights(model, weights_of(read_checkpoint(start)), str(start))
+        learned, trained = teacher_settings(run.settings).mix_sources(), run.settings.mix_sources()
+        for part in model.modules():
+            if isinstance(part, Density):
+                part.renumber(learned, trained)
+    if frozen is not None:
+        frozen.apply(model)
+    return model
+
+
+def _deploy(run: OpenRun, val: Source) -> None:
+    """Writes the file to deploy, where one is wanted and not there yet."""
+    folder, export = run.folder, run.settings.export
+    if export.format and not folder.torchscript.exists():
+        with run.console.status("Exporting and checking that the file agrees"):
+            pictures = _some_pictures(val)
+            export_torchscript(folder.best, folder.torchscript, export.dtype, pictures, trust=True)
 
 
 def _some_pictures(source: Source, count: int = 8) -> list[Tensor]:
@@ -455,10 +262,19 @@ def _some_pictures(source: Source, count: int = 8) -> list[Tensor]:
     return [torch.from_numpy(source.read(i)).permute(2, 0, 1).contiguous() for i in chosen]
 
 
-def truth_of(source: Source) -> Any:
-    """Returns the look-up of a source's labels in pixels of the files."""
-    position = {int(id): i for i, id in enumerate(source.ids)}
-    return lambda info: source.labels(position[info.id])
+def _files(run: OpenRun, store: Path | None) -> dict[str, Path]:
+    """Returns what a run leaves -> where."""
+    folder = run.folder
+    return {
+        "checkpoint": folder.best,
+        **({"TorchScript file": folder.torchscript} if run.settings.export.format else {}),
+        **({"teacher checkpoint": folder.teacher.best} if run.settings.own_teacher() else {}),
+        **({} if store is None else {"silver store": store}),
+        "TensorBoard folder": folder.tensorboard,
+        "scores": folder.metrics,
+        "detections": folder.detections,
+        "settings": folder.settings,
+    }
 
 
 def write_json(path: Path, values: Mapping[str, float]) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from detmtl.config import RunSettings
-from detmtl.config_parts import GoldTeacher
 from detmtl.data.augment import Augment
 from detmtl.data.joined import searched_classes
 from detmtl.data.loader import drafts
@@ -64,13 +63,12 @@ def known_classes(
         mixture: of its sources.
         folder: of the run, where its teacher of kind gold lies.
     """
-    online, silver = settings.when_online(), settings.silver
+    online, teacher = settings.when_online(), settings.own_teacher()
     if online is None or settings.model.start is not None:
         return {}
     found = searched_classes(mixture.people, settings.data.names())
     known = {kind: set(names) for kind, names in found.items()}
-    teacher = silver.teacher if silver is not None and settings.offline_pools() else None
-    if isinstance(teacher, GoldTeacher) and teacher.burn_in:
+    if teacher is not None and teacher.burn_in:
         told = read_checkpoint(folder.teacher.best).get("searched", {})
         by_kind = {kind: told.get(online.finders.get(kind, "")) for kind in known}
         known = {k: names | set(by_kind[k]) for k, names in known.items() if by_kind[k] is not None}

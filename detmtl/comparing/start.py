@@ -10,7 +10,7 @@ from pathlib import Path
 from detmtl.config import RunSettings
 from detmtl.engine import distributed
 from detmtl.engine.distributed import Process
-from detmtl.recipe import build
+from detmtl.run_training import build
 from detmtl.structures.errors import InputError
 
 

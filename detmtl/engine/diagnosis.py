@@ -57,7 +57,7 @@ class Diagnosis:
         """Starts empty.
 
         Args:
-            settings: see there; `every` is not None.
+            settings: see `DiagnosisSettings`; `every` is not None.
             stages: name -> parameters that train, in order; see `MultiTask.stages`.
         """
         assert settings.every is not None

@@ -103,7 +103,7 @@ def online_batches(
         state: whose averaged model is the teacher; not changed.
         sources: of the mix.
         augment: makes the strong view.
-        choices: see there.
+        choices: what the teacher's labels of a batch become; see `Choices`.
         kinds: of labels that the teacher writes.
         precision: of the teacher's network.
     """

@@ -138,7 +138,7 @@ def train(
     folder: Path,
     sources: Sequence[str] = (),
     diagnosis: Diagnosis | None = None,
-    also: Callable[[], Mapping[str, float]] = dict,
+    more_scalars: Callable[[], Mapping[str, float]] = dict,
 ) -> dict[str, float]:
     """Trains until `settings.steps` updates are made.
 
@@ -149,11 +149,11 @@ def train(
         optim: learning rate over time, and the limit of the gradient's norm.
         evaluate: returns task name -> metric that has seen a model's predictions of this rank's part of
             the pictures; called on every rank.
-        recorder: see there.
+        recorder: gets what a person looks at: losses, scores, pictures.
         folder: gets `last.pt` (everything) and `best.pt` (the weights to deploy).
         sources: names of the mix's sources, whose shares of the loss are recorded.
         diagnosis: looks at the tasks' gradients now and then; None: nobody does.
-        also: returns values that are recorded beside the losses.
+        more_scalars: returns values that are recorded beside the losses.
 
     Returns:
         The metrics after the last step; {} if no step was left to make.
@@ -204,7 +204,7 @@ def train(
             if evaluating or saving or _due(step, settings.log_every):
                 values = watch.check()  # the only wait for the device
                 told = _told(values, state, clock.read(), pictures)
-                recorder.scalars(step, {**told, **shares.read(), **also()})
+                recorder.scalars(step, {**told, **shares.read(), **more_scalars()})
                 recorder.advance(step, values.get("loss"))
                 if diagnosis is not None:
                     recorder.gradients(diagnosis.read())

@@ -24,6 +24,7 @@ LAYERS = [
     {"run_teachers"},
     {"pools"},
     {"run_sources", "run_online"},
+    {"run_training"},
     {"recipe"},
     {"comparing"},
     {"compare"},

@@ -190,7 +190,7 @@ def run(folder, sources, chosen, state, killed_at=None, audited=True, policy=PLA
         with recorder(folder, chosen.steps, state.step) as told:
             train(
                 state, until_killed(), chosen, OPTIM, score, told, folder, ["gold", "pool"],
-                also=choices.told,
+                more_scalars=choices.told,
             )  # fmt: skip
     except Killed:
         pass

@@ -605,7 +605,7 @@ def trained(folder, sources, killed_at=None, state=None):
         with Recorder(folder, STEPS, names, state.step, False) as told:
             train(
                 state, until_killed(), settings, OptimSettings(warmup=0), lambda model: {}, told, folder,
-                ["gold", "pool"], also=choices.told,
+                ["gold", "pool"], more_scalars=choices.told,
             )  # fmt: skip
     except Killed:
         pass

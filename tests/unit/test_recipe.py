@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from detmtl import recipe
+from detmtl import run_training
 from detmtl.engine.distributed import Process
-from detmtl.recipe import _some_pictures, validation_batches, write_json
+from detmtl.recipe import _some_pictures, write_json
 from detmtl.report.run_summary import Summary
 from detmtl.run_folder import OpenRun
+from detmtl.run_training import validation_batches
 
 
 def test_numbers_that_json_does_not_know_become_null(tmp_path):
@@ -25,7 +26,7 @@ def test_numbers_that_json_does_not_know_become_null(tmp_path):
 
 @pytest.mark.parametrize(("world", "together"), [(1, 6), (2, 3), (4, 1), (8, 1)])
 def test_processes_evaluate_as_many_pictures_together_as_they_train(monkeypatch, world, together):
-    monkeypatch.setattr(recipe, "evaluation_batches", lambda *given: given)
+    monkeypatch.setattr(run_training, "evaluation_batches", lambda *given: given)
     settings = SimpleNamespace(
         input=SimpleNamespace(short=64, long=96), data=SimpleNamespace(batch_size=6, workers=0)
     )
