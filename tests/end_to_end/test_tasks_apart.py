@@ -58,10 +58,11 @@ def picture(number, kinds):
     image = torch.randint(0, 256, (3, 64, 64), generator=g, dtype=torch.uint8)
     if kinds == "unknown":  # there are labels, from which nothing is learned
         unknown = torch.full((64, 64), UNKNOWN, dtype=torch.uint8)
+        known["boxes"] = BoxLabels.empty(2, torch.zeros(2))
         known["maps"] = MapLabels(unknown, None, torch.ones(2))
         known["tags"] = TagLabels(torch.ones(2), torch.zeros(2))
         known["depth"] = DepthLabels(torch.zeros(64, 64))
-        kinds = ["maps", "tags", "depth"]
+        kinds = list(known)
     labels = {kind: known[kind] for kind in kinds}
     return Sample(image, labels, ImageInfo(number, f"{number}.jpg", 64, 64, "s"))
 
