@@ -10,6 +10,10 @@ from torch import Tensor, nn
 from detmtl.data.fit import fit, scale_boxes
 from detmtl.structures.boxes import clip
 
+CONFIDENCE = ".confidence"
+"""Ends the name under which a file tells how sure it is of a map. No task has such a name: torch allows a
+module's name no dot."""
+
 
 def pad_images(images: list[Tensor], divisor: int) -> tuple[Tensor, Tensor]:
     """Pads pictures at the right and the bottom with 0 to one size.
@@ -96,10 +100,11 @@ class TaskDecoder(nn.Module):
         self.first = first
         self.count = count
         self.decoder = decoder
+        self.confidence = name + CONFIDENCE
 
     def forward(self, outputs: list[Tensor], sizes: Tensor, originals: Tensor) -> list[Tensor]:
-        """Returns the labels of B pictures, from all of the network's outputs, the sizes (B, 2) in the
-        network's pixels and those as given."""
+        """Returns the labels of B pictures, and of maps how sure they are, from all of the network's outputs,
+        the sizes (B, 2) in the network's pixels and those as given."""
         return self.decoder(outputs[self.first : self.first + self.count], sizes, originals)
 
 
@@ -204,11 +209,12 @@ class Detector(nn.Module):
         Returns:
             Per picture a dict. Of detection, best score first: `boxes` (N, 4) float32 xyxy in pixels
             of the picture as given, `labels` (N,) int64 index into `class_names()`, `scores` (N,) in
-            [0, 1]. Under the name of a semantic task (H, W) uint8 class indices; under that of a task
-            of tags (T,) probabilities; under that of depth (H, W) float32 meters. Of tasks about boxes row
-            n says something of box n: of attributes
-            (N, T) probabilities of all values; of masks (N, S, S) probabilities on a grid over the
-            box; of keypoints (N, K, 3) x, y in pixels of the picture as given, and a confidence.
+            [0, 1]. Under the name of a semantic task (H, W) uint8 class indices, and under that with
+            `CONFIDENCE` (H, W) float32 their probabilities; under that of a task of tags (T,)
+            probabilities; under that of depth (H, W) float32 meters. Of tasks about boxes row n says
+            something of box n: of attributes (N, T) probabilities of all values; of masks (N, S, S)
+            probabilities on a grid over the box; of keypoints (N, K, 3) x, y in pixels of the picture as
+            given, and a confidence.
         """
         check_images(images)
         fitted = [fit(image, self.short, self.long) for image in images]
@@ -239,6 +245,8 @@ class Detector(nn.Module):
                 values = other(outputs, sizes, originals)
                 for k, i in enumerate(together):
                     results[i][other.name] = values[k]  # pyright: ignore[reportArgumentType]
+                    if len(values) > len(together):
+                        results[i][other.confidence] = values[len(together) + k]  # pyright: ignore[reportArgumentType]
         return results
 
     @torch.jit.export

@@ -175,8 +175,9 @@ def export_torchscript(
 
     The file takes a list of (3, H, W) uint8 RGB pictures of any sizes and returns for each a dict of
     `boxes` (N, 4) xyxy in the picture's pixels, `labels` (N,) int64 and `scores` (N,), best first; a
-    semantic map (H, W) uint8, the probabilities (T,) of tags, a depth (H, W) float32 in meters, and what
-    tasks say of each box under the names of their tasks, see `Detector.forward`. Its
+    semantic map (H, W) uint8 and its confidence (H, W), the probabilities (T,) of tags, a depth (H, W)
+    float32 in meters, and what tasks say of each box under the names of their tasks, see
+    `Detector.forward`. Its
     method `class_names()` returns the names, `detmtl.json` inside holds them and the settings.
 
     Args:

@@ -31,7 +31,7 @@ class Tolerance:
         share: how many of the detections need a match, in both directions.
         per_picture: whether `share` holds for each picture, or for all together.
         pixels_of_maps: share of a map's pixels that must have the same class.
-        tags: largest difference of a probability, of a tag, of an attribute, or in a mask on average.
+        tags: largest difference of a probability, of a tag, of an attribute, or in a mask or map on average.
         keypoints: largest difference of a keypoint, in pixels.
     """
 
@@ -199,6 +199,10 @@ def compare_maps_and_tags(
                         problems.append(
                             f"{where}: {name}: {same:.2%} of the pixels have the same class"
                         )
+                    elif labels.weights is not None and other.weights is not None:
+                        gap = float((labels.weights - other.weights).abs().mean())
+                        if not gap <= tolerance.tags:
+                            problems.append(f"{where}: {name}: confidences are off by {gap:.2g}")
                 elif isinstance(labels, TagLabels) and isinstance(other, TagLabels):
                     gap = float((labels.targets - other.targets).abs().max())
                     if not gap <= tolerance.tags:

@@ -18,7 +18,13 @@ from detmtl.data.maps import MapClasses
 from detmtl.data.tags import TagClasses
 from detmtl.engine.precision import Precision, autocast, dtype_of
 from detmtl.engine.state import load_weights, read_checkpoint, weights_of
-from detmtl.inference.detector import check_images, of_one_size, pad_images, to_original
+from detmtl.inference.detector import (
+    CONFIDENCE,
+    check_images,
+    of_one_size,
+    pad_images,
+    to_original,
+)
 from detmtl.inference.frozen import compiled
 from detmtl.inference.torchscript import is_torchscript, load_torchscript
 from detmtl.inference.trust import refuse_foreign
@@ -220,7 +226,8 @@ class ScriptPredictor:
                 labels[name] = replace(boxes, details=details_of(kind, value, self._own[name]))
             elif kind == "maps":
                 coverage = torch.ones(len(self.names[name]), device=value.device)
-                labels[name] = MapLabels(value, None, coverage, Grade.SILVER)
+                confidence = found.get(name + CONFIDENCE)  # not in files of earlier versions
+                labels[name] = MapLabels(value, confidence, coverage, Grade.SILVER)
             elif kind == "depth":
                 labels[name] = DepthLabels(value, Grade.SILVER)
             else:

@@ -165,12 +165,12 @@ class SemanticTask(Task):
         return MapMetric(self.class_names, self._subsets)
 
     def exporter(self) -> Exporter:
-        """Returns the decoder of classes alone."""
+        """Returns the decoder to classes and their probabilities."""
         return Exporter("maps", MapDecoder(self.stride))
 
 
 class MapDecoder(nn.Module):
-    """Logits to the class of each pixel; compiles under TorchScript."""
+    """Logits to the class of each pixel and its probability; compiles under TorchScript."""
 
     def __init__(self, stride: int):
         """Takes pixels between positions."""
@@ -178,7 +178,8 @@ class MapDecoder(nn.Module):
         self.stride = stride
 
     def forward(self, outputs: list[Tensor], sizes: Tensor, originals: Tensor) -> list[Tensor]:
-        """Returns the class of each picture's pixels, (height, width) uint8.
+        """Returns the class of each picture's pixels, (height, width) uint8, then the probabilities of
+        each picture's, (height, width) float32.
 
         Args:
             outputs: [logits (B, C, H, W)] of padded pictures, of any floating point type.
@@ -186,11 +187,13 @@ class MapDecoder(nn.Module):
             originals: (B, 2) height and width that the result shall have.
         """
         found: list[Tensor] = []
+        confidences: list[Tensor] = []
         for i in range(len(outputs[0])):
             height, width = int(sizes[i, 0]), int(sizes[i, 1])
-            classes, _ = decode_map(outputs[0][i], self.stride, height, width)
+            classes, confidence = decode_map(outputs[0][i], self.stride, height, width)
             found.append(at_size(classes, originals[i]))
-        return found
+            confidences.append(at_size(confidence, originals[i]))
+        return found + confidences
 
 
 def decode_map(logits: Tensor, stride: int, height: int, width: int) -> tuple[Tensor, Tensor]:

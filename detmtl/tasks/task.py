@@ -56,7 +56,8 @@ class Exporter:
             probabilities; "depth", (H, W) float32 meters.
         decoder: compiles under TorchScript, and maps (outputs of the task: list[Tensor], sizes: (B, 2) int64
             of the pictures in the network's pixels, originals: (B, 2) int64, sizes as given) to a list
-            of B tensors: the labels in pixels of the pictures as given.
+            of B tensors: the labels in pixels of the pictures as given. To those of maps B more may be
+            added, (H, W) float32 in [0, 1]: how sure the model is of each pixel.
     """
 
     kind: Literal["maps", "tags", "depth"]

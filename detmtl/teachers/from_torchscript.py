@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from detmtl.inference.detector import CONFIDENCE
 from detmtl.inference.torchscript import EXTRA_FILE, deprecation_expected
 from detmtl.silver.card import TeacherCard, Written
 from detmtl.structures.errors import InputError
@@ -23,6 +25,7 @@ from detmtl.teachers.teacher import (
     existing,
     file_sha256,
     let_through,
+    map_as_silver,
     not_too_thin,
     same_shape,
     silver_boxes,
@@ -103,7 +106,7 @@ class TorchScriptTeacher(Teacher):
 
 
 class TorchScriptTaskTeacher(Teacher):
-    """The maps or the tags of a file that detmtl exported. Its maps come without confidence.
+    """The maps or the tags of a file that detmtl exported.
 
     Args:
         module: see `detmtl.inference.detector.Detector`.
@@ -134,13 +137,16 @@ class TorchScriptTaskTeacher(Teacher):
             InputError: `teacher.classes` does not name what comes out.
         """
         found = self._module([image.to(self._device) for image in images])
-        make = self._map if self.card.task == "maps" else self._tags
-        return [make(one[self._task].cpu()) for one in found]
+        if self.card.task == "tags":
+            return [self._tags(one[self._task].cpu()) for one in found]
+        name = self._task + CONFIDENCE  # not in files of earlier versions
+        return [self._map(one[self._task].cpu(), one.get(name), floor) for one in found]
 
-    def _map(self, classes: Tensor) -> MapLabels:
+    def _map(self, classes: Tensor, confidence: Tensor | None, floor: float) -> MapLabels:
         size = (int(classes.shape[0]), int(classes.shape[1]))
         who = f"teacher '{self.card.name}'"
-        return map_of_places(classes.numpy().astype(np.int64), size, self._slots, who)
+        labels = map_of_places(classes.numpy().astype(np.int64), size, self._slots, who)
+        return map_as_silver(replace(labels, weights=confidence), floor)
 
     def _tags(self, probabilities: Tensor) -> TagLabels:
         if len(probabilities) != len(self._slots):

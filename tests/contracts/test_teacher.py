@@ -379,9 +379,9 @@ def check_map(labels: MapLabels, height: int, width: int) -> None:
     known = labels.classes < len(CLASSES)
     assert (known | (labels.classes == OTHER) | (labels.classes == UNKNOWN)).all()
     assert (labels.classes != UNKNOWN).any()
-    if labels.weights is not None:
-        assert labels.weights.shape == (height, width) and labels.weights.dtype == torch.float32
-        assert ((labels.weights >= 0) & (labels.weights <= 1)).all()
+    assert labels.weights is not None, "every kind can tell how sure it is"
+    assert labels.weights.shape == (height, width) and labels.weights.dtype == torch.float32
+    assert ((labels.weights >= 0) & (labels.weights <= 1)).all()
     assert labels.grade == Grade.SILVER and labels.coverage.tolist() == [1, 1]
 
 
@@ -391,18 +391,11 @@ def check_tags(labels: TagLabels) -> None:
     assert labels.weights.tolist() == [1, 1] and labels.grade == Grade.SILVER
 
 
-def test_only_exported_maps_come_without_confidence(teacher, request):
-    if teacher.card.task == "maps":
-        hard = request.node.callspec.params["teacher"] == "torchscript, map"
-        assert [labels.weights is None for labels in ask(teacher, 0.05)] == [hard] * len(SIZES)
-
-
 def test_the_floor_is_kept(teacher):
     low, high = ask(teacher, 0.05), ask(teacher, 0.5)
     for i, (all_of_them, sure) in enumerate(zip(low, high, strict=True)):
         if teacher.card.task == "maps":
-            hard = torch.ones(all_of_them.classes.shape)
-            below = (hard if all_of_them.weights is None else all_of_them.weights) < 0.5
+            below = all_of_them.weights < 0.5
             assert torch.equal(sure.classes, torch.where(below, UNKNOWN, all_of_them.classes))
             continue
         if teacher.card.task == "tags":

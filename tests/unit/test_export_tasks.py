@@ -10,6 +10,8 @@ from detmtl.inference.export import ExportError, export_model
 from detmtl.inference.parity import BFLOAT16, FLOAT32, compare_details, compare_maps_and_tags
 from detmtl.inference.predictor import LoadedModel, Predictor, ScriptPredictor, load_predictor
 from detmtl.inference.torchscript import load_torchscript
+from detmtl.inference.views import ViewSettings
+from detmtl.inference.views_predictor import ViewsPredictor
 from detmtl.models.backbone import BackboneSettings
 from detmtl.models.decoding import least_logit
 from detmtl.models.fpn import FPNSettings
@@ -70,12 +72,26 @@ def test_every_task_is_in_the_file(all_tasks):
     for found, expected, size in zip(
         module(_images()), Predictor(loaded).predict(_images()), SIZES, strict=True
     ):
-        assert {*found} == {"boxes", "labels", "scores", "map", "tags"}
+        assert {*found} == {"boxes", "labels", "scores", "map", "map.confidence", "tags"}
         torch.testing.assert_close(found["boxes"], expected["boxes"].boxes, atol=1e-2, rtol=0)
         assert found["map"].shape == size and found["map"].dtype == torch.uint8
         assert (found["map"] == expected["map"].classes).float().mean() > 0.999
         torch.testing.assert_close(found["tags"], expected["tags"].targets, atol=1e-4, rtol=0)
-        assert found["map"].unique().numel() > 1
+        sure = found["map.confidence"]
+        torch.testing.assert_close(sure, expected["map"].weights, atol=1e-4, rtol=0)
+        assert found["map"].unique().numel() > 1 and sure.std() > 0.01
+
+
+def test_views_of_a_file_change_its_map_as_the_model_s(all_tasks):
+    picture = _images()[:1]
+    plain = load_predictor(all_tasks[1]).predict(picture)[0]["map"]
+    found, expected = (
+        ViewsPredictor(predictor, ViewSettings(flip=True)).predict(picture)[0]["map"]
+        for predictor in (load_predictor(all_tasks[1]), Predictor(all_tasks[0]))
+    )
+    assert (found.classes == expected.classes).float().mean() > 0.999
+    assert (found.classes != plain.classes).float().mean() > 0.01
+    torch.testing.assert_close(found.weights, expected.weights, atol=1e-3, rtol=0)
 
 
 def test_the_file_predicts_labels_of_each_task(all_tasks):
@@ -263,3 +279,15 @@ def test_comparing_tells_what_is_missing():
     assert compare(tags) == []
     assert "gives nothing for t" in compare([{}])[0]
     assert "off by 0.5" in compare([{"t": TagLabels(ones / 2, ones)}])[0]
+
+
+def test_comparing_tells_of_another_confidence():
+    image = [torch.zeros(3, 8, 8, dtype=torch.uint8)]
+    sure = MapLabels(torch.zeros(8, 8, dtype=torch.uint8), torch.ones(8, 8), torch.ones(3))
+
+    def compare(found):
+        return compare_maps_and_tags(lambda _: [{"m": sure}], lambda _: [found], [image], FLOAT32)
+
+    assert compare({"m": sure}) == compare({"m": replace(sure, weights=None)}) == []
+    (problem,) = compare({"m": replace(sure, weights=torch.full((8, 8), 0.75))})
+    assert "m: confidences are off by 0.25" in problem

@@ -142,6 +142,7 @@ def test_classes_that_a_file_s_task_has_may_be_left_out(exported):
     assert night.card.classes == ("night", "snow") and night.card.task == "tags"
     assert _shown(night).targets.tolist() == [0.25, 0.75]
     assert _shown(sky).classes.tolist() == [[1, 0, 0], [0, 0, 0]]
+    assert _shown(sky).weights is None, "a file of an earlier version"
     cars = exported(task="map", classes=["__background__", "car"])
     assert cars.card.identity() != sky.card.identity() != night.card.identity()
     assert _shown(cars).classes.tolist() == [[0, OTHER, OTHER], [OTHER] * 3]
