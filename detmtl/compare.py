@@ -89,7 +89,8 @@ def compare(request: Request, console: Console | None = None) -> int:
 def execute(
     request: Request, prepared: Prepared, jobs: Sequence[Job], experiment: str, console: Console
 ) -> None:
-    """Does the jobs that are not done, unless only a report is wanted, and notes the use of test pictures.
+    """Does the jobs that are not done, unless only a report is wanted, and notes the use of the pictures
+    that they are scored on.
 
     Where only a report is wanted, those that failed when they were tried last are failures, too.
 
@@ -97,7 +98,7 @@ def execute(
         experiment: hash of the settings that are compared.
     """
     if not request.report_only:
-        _use_tests(prepared, request.out, experiment)
+        _note_uses(prepared, request.out, experiment)
         todo = [job for job in jobs if not job.done]
         if todo:
             console.print(_plan_line(prepared.plan, todo, jobs), markup=False)
@@ -190,6 +191,7 @@ def about(
     return {
         "title": title,
         "note": note,
+        "scored": _scored_on(prepared),
         "provenance": origins.provenance(origins.origins(prepared.plan, request.out)),
         "finished": finished,
         "planned": len(keys),
@@ -201,10 +203,18 @@ def about(
     }
 
 
-def _use_tests(prepared: Prepared, out: Path, experiment: str) -> None:
-    for source, name in prepared.scored.values():
-        if name == "test":
-            record_use(out, source, experiment)
+def _scored_on(prepared: Prepared) -> str:
+    """Returns on which pictures everything was scored, in words; cells that share them are told as one."""
+    cells: defaultdict[str, list[str]] = defaultdict(list)
+    for i, (pictures, name) in prepared.scored.items():
+        cells[f"data.{name}: {len(pictures)} pictures"].append(prepared.plan.cells[i].name)
+    told = [f"{of} ({', '.join(names)})" if len(cells) > 1 else of for of, names in cells.items()]
+    return f"Scored on {'; '.join(told)}."
+
+
+def _note_uses(prepared: Prepared, out: Path, experiment: str) -> None:
+    for source, _ in prepared.scored.values():
+        record_use(out, source, experiment)
 
 
 def _warn_of_failures(prepared: Prepared, out: Path) -> None:
@@ -228,12 +238,12 @@ def _warn_of_failures(prepared: Prepared, out: Path) -> None:
 
 def _warn_of_earlier_uses(prepared: Prepared, out: Path, experiment: str) -> None:
     for source, name in prepared.scored.values():
-        uses = earlier_uses(out, source, experiment) if name == "test" else []
+        uses = earlier_uses(out, source, experiment)
         if uses:
             told = "; ".join(f"{use.date} in {use.folder}" for use in uses)
             caution = (
-                f"These test pictures were scored before with other settings ({told}): what was changed "
-                "since may have been changed because of their scores."
+                f"The pictures of data.{name} were scored before with other settings ({told}): what was "
+                "changed since may have been changed because of their scores."
             )
             if caution not in prepared.cautions:
                 prepared.cautions.append(caution)
@@ -285,7 +295,7 @@ def _tell(found: dict[str, Any], out: Path, console: Console) -> None:
 
 def tell_rest(found: Mapping[str, Any], said: Sequence[str], out: Path, console: Console) -> None:
     """Prints what was found in words, what to mind, what is missing or failed, and where everything is."""
-    for line in (*said, *(f"caution: {c}" for c in found["cautions"])):
+    for line in (*said, found["scored"], *(f"caution: {c}" for c in found["cautions"])):
         console.print(line, markup=False)
     if found["finished"] < found["planned"]:
         console.print(f"{found['finished']} of {found['planned']} runs are finished", markup=False)

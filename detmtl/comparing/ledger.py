@@ -1,8 +1,8 @@
-"""What the test pictures were scored for, so that nobody forgets that they are used up.
+"""What the pictures to score on were scored for, so that nobody forgets that they are used up.
 
 A set of test pictures answers one question honestly. Who changes settings after looking at its scores
-and scores again has made it a validation set. The file `test_uses.jsonl` beside the folders of
-comparisons keeps every use, a line each.
+and scores again has made it a validation set; and where there is none, the validation pictures stand in its
+place. The file `test_uses.jsonl` beside the folders of comparisons keeps every use, a line each.
 """
 
 import datetime
@@ -20,7 +20,7 @@ FILE = "test_uses.jsonl"
 
 @dataclass(frozen=True)
 class Use:
-    """One use of one set of test pictures.
+    """One use of one set of pictures to score on.
 
     Attributes:
         test: hash of the pictures.
@@ -52,7 +52,7 @@ def record_use(out: Path, test: Source, experiment: str) -> None:
 
 
 def refuse_unnoted(out: Path) -> None:
-    """Refuses to begin a comparison whose use of test pictures could not be noted. One that has begun may
+    """Refuses to begin a comparison whose use of its pictures could not be noted. One that has begun may
     only be reported, which notes nothing.
 
     Raises:
@@ -80,8 +80,8 @@ def _opened(out: Path) -> int:
 
 def _unwritable(out: Path, path: Path, why: str | None) -> InputError:
     return InputError(
-        f"--out {out}: {path}, which notes each use of test pictures, cannot be written ({why}); choose a "
-        "folder in one that can be written"
+        f"--out {out}: {path}, which notes each use of pictures to score on, cannot be written ({why}); "
+        "choose a folder in one that can be written"
     )
 
 

@@ -185,8 +185,7 @@ class Preparation:
         )
         key = digest(facts)
         if key not in self._final:
-            if name == "test":
-                refuse_unnoted(self.out)
+            refuse_unnoted(self.out)
             self._final[key] = final_source(settings, self.out / "cache")
         return self._final[key], name
 

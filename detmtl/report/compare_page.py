@@ -20,7 +20,7 @@ METHOD = (
     "Every arm was trained with the same seeds, the same first weights of a seed and the same number of "
     "optimizer steps, unless the settings say otherwise. A difference is paired: arm minus baseline, seed "
     "by seed. Two things are left to chance, and each has an interval of its own (95 %): the seed "
-    "(Student's t over seeds) and the pictures that happen to be in the test set (percentiles of a "
+    "(Student's t over seeds) and the pictures that happen to be scored (percentiles of a "
     "bootstrap over pictures, the same resamples for all runs). An arm is called better or worse only if "
     "neither alone could have made the difference: its probability is the larger of the two, corrected "
     "for the number of arms that are compared with one baseline in one cell (Holm). Otherwise the verdict "
@@ -56,6 +56,7 @@ def summary(found: Found, differences: bool = True) -> tuple[list[str], list[lis
 def markdown(found: Found) -> str:
     """Returns the report as Markdown."""
     lines = [f"# {found['title']}", "", *(f"- {v['text']}" for v in found["verdict"]), ""]
+    lines += [found["scored"], ""]
     lines += [found["note"], ""] if found["note"] else []
     lines += [f"- caution: {c}" for c in _warnings(found)]
     lines += ["", *markdown_table(*summary(found)), ""]
@@ -76,8 +77,7 @@ def html(found: Found) -> str:
     head: list[str | Markup] = [note(v["text"], NOTES[v["word"]]) for v in found["verdict"]]  # type: ignore[arg-type]
     if not (found["verdict"] or any(cell["same_runs"] for cell in found["cells"])):
         head.append(note("No two arms are finished in one seed: there is nothing to compare yet."))
-    if found["note"]:
-        head.append(found["note"])
+    head += [text for text in (found["scored"], found["note"]) if text]
     head += [note(text, "warn") for text in _warnings(found)]
     if len(found["cells"]) == 1:
         head.append(numbers(_large(found)))
@@ -161,7 +161,7 @@ def _forest(found: Found) -> "Markup":
     ax.set_xlabel(f"difference in {short(metric)}")
     return figure(
         fig,
-        "Thick: 95 % interval over seeds. Thin: over test pictures. Green: better, red: worse, gray: cannot "
+        "Thick: 95 % interval over seeds. Thin: over pictures. Green: better, red: worse, gray: cannot "
         "tell (after correction for several arms).",
     )
 

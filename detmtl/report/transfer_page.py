@@ -21,7 +21,7 @@ METHOD = (
     "of optimizer steps of the same number of pictures; each is scored after its last step. A run has "
     "the sources that label one of its tasks, so that a task alone spends none of its steps on pictures "
     "that say nothing to it. Differences are paired by seed and positive where they are better, "
-    "whatever the metric. Intervals are 95 %: Student's t over seeds; over test pictures a bootstrap, "
+    "whatever the metric. Intervals are 95 %: Student's t over seeds; over pictures a bootstrap, "
     "the same resamples for all runs. A word other than 'cannot tell' needs that neither seeds "
     "nor pictures alone explain the difference, after Holm's correction for all questions of its kind "
     "in one variant; of some metrics nothing is kept picture by picture, and words on these, marked 'seeds "
@@ -117,6 +117,7 @@ def summary(found: Found) -> tuple[list[str], list[list[str]]]:
 def markdown(found: Found) -> str:
     """Returns the report as Markdown."""
     lines = [f"# {found['title']}", "", *(f"- {text}" for _, text in sentences(found)), ""]
+    lines += [found["scored"], ""]
     lines += [found["note"], ""] if found["note"] else []
     lines += [f"- caution: {c}" for c in warnings(found)]
     columns, rows = summary(found)
@@ -147,8 +148,7 @@ def html(found: Found) -> str:
         head.append(
             note("No task is finished both alone and together in one seed: nothing to say yet.")
         )
-    if found["note"]:
-        head.append(found["note"])
+    head += [text for text in (found["scored"], found["note"]) if text]
     head += [note(text, "warn") for text in warnings(found)]
     columns, rows = summary(found)
     left = ("task", "with", "variant", "verdict", "what to do", "metric")

@@ -186,12 +186,26 @@ def test_a_teacher_that_arms_share_may_not_learn_from_a_pool_that_loses_pictures
         keys(folder, text, [*given, "silver.audit={share: 0.5}"], checked=True)
 
 
-def test_a_use_of_test_pictures_that_cannot_be_noted_is_told_before_they_are_read(folder):
+def test_a_use_of_pictures_that_cannot_be_noted_is_told_before_they_are_read(folder):
     (folder / FILE).mkdir()
-    assert keys(folder)["gold"], "validation pictures are not used up"
+    with pytest.raises(InputError, match=rf"{FILE}, which notes .* cannot be written"):
+        keys(folder)
     test = "set: {data.test: {kind: coco, images: nowhere, annotations: nowhere.json}}\n"
     with pytest.raises(InputError, match=rf"{FILE}, which notes .* cannot be written"):
         keys(folder, COMPARE + test)
+
+
+def test_validation_pictures_that_decide_are_used_up_too(folder):
+    def told(experiment):
+        prepared = keys(folder, checked=True)
+        jobs = compare.jobs_of(prepared.plan, folder / "out", set())
+        request = compare.Request(folder / "compare.yaml", folder / "out")
+        compare.execute(request, prepared, jobs, experiment, Console(quiet=True))
+        return [c for c in prepared.cautions if "were scored before with other settings" in c]
+
+    assert not told("first") and not told("first")
+    (caution,) = told("second")
+    assert caution.startswith("The pictures of data.val ")
 
 
 def test_a_metric_of_no_task_is_told_before_the_runs(folder):
@@ -298,7 +312,9 @@ def test_seeds_that_failed_are_told_by_a_report_alone(folder):
     again = compare.jobs_of(prepared.plan, out, {"gold", "electrum"})
     compare.execute(request, prepared, again, "experiment", Console(quiet=True))
     assert [c for c in prepared.cautions if c.startswith("gold has no result in seed 1: ")]
-    (told,) = compare.about("", "", request, prepared, again)["failures"]
+    about = compare.about("", "", request, prepared, again)
+    assert about["scored"] == "Scored on data.val: 2 pictures."
+    (told,) = about["failures"]
     assert told["name"] == bad.name and told["why"] == "training diverged at step 3"
 
 

@@ -98,6 +98,7 @@ def about(found):
     return found | {
         "title": "A <title>",
         "note": "",
+        "scored": "Scored on data.val: 36 pictures.",
         "provenance": {"command": "detmtl compare", "commit": "abc"},
         "finished": 25,
         "planned": 25,
@@ -213,6 +214,7 @@ def test_pages(make):
     text = markdown(found)
     assert "electrum is better than gold: AP +0.0" in text
     assert "Whether silver is better than gold cannot be told" in text
+    assert found["scored"] in text and found["scored"] in html(found)
     assert "| better (seeds alone) | seeds do not explain it" in text
     assert "marked 'seeds alone', has only ruled out the seeds" in text
     for heading in (

@@ -104,6 +104,7 @@ def about(found):
     return found | {
         "title": "A <title>",
         "note": "",
+        "scored": "Scored on data.val: 36 pictures.",
         "provenance": {"command": "detmtl transfer", "commit": "abc"},
         "finished": 25,
         "planned": 25,
@@ -302,7 +303,9 @@ def test_pages(make):
     told = [text for _, text in sentences(found)]
     assert any(text.startswith("hard: ") for text in told)
     text = markdown(found)
+    assert found["scored"] in html(found)
     for part in (
+        found["scored"],
         "delta-m of boxes + map",
         "## Affinity: what each task (column) gains with another (row) (hard)",
         "## Control: the task beside random labels, against alone (selective)",
