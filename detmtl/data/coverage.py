@@ -183,6 +183,11 @@ def _rows(text: str, where: str) -> Iterator[tuple[str, str, str | None, Any]]:
             "`class` and, if wanted, `coverage`"
         )
     for row in reader:
+        if any(field.strip() for field in row.get(None, ())):
+            raise InputError(
+                f"{where} line {reader.line_num}: has more fields than there are columns ({len(columns)}); a "
+                "row names one class, and another row another"
+            )
         said = (row.get("coverage") or "").strip()
         try:
             value: Any = float(said or 1)

@@ -121,7 +121,7 @@ class VocSource(SourceSettings):
         if self.list is None:
             return self._single(named)
         try:
-            lines = (root / self.list).read_text(encoding="utf-8").splitlines()
+            lines = (root / self.list).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as problem:
             raise InputError(f"{self.list}: cannot be read ({problem})") from problem
         stems = [line.split()[0] for line in lines if line.strip()]

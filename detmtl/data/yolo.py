@@ -164,7 +164,7 @@ def _yaml_of(path: Path, where: str) -> dict[str, Any]:
     if path.suffix.lower() not in (".yaml", ".yml"):
         return {}
     try:
-        tree = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        tree = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, YAMLError) as problem:
         raise InputError(f"{where}: class names cannot be read from it ({problem})") from problem
     return tree if isinstance(tree, dict) else {}
@@ -177,9 +177,14 @@ def read_names(path: Path, where: str) -> list[str]:
         InputError: it cannot be read, or has no names.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() not in (".yaml", ".yml"):
-            names = [line.strip() for line in text.splitlines() if line.strip()]
+            names = [line.strip() for line in text.rstrip().splitlines()]
+            if "" in names:  # tools differ in whether it counts
+                raise InputError(
+                    f"{where}: line {names.index('') + 1} is blank, so that nobody can tell the numbers of "
+                    "the classes after it; remove the line, or write a name there"
+                )
         else:
             listed = _yaml_of(path, where).get("names")
             if isinstance(listed, dict):
@@ -237,7 +242,7 @@ class _Lines:
         unread: list[int] = []
         for i, name in enumerate(names):
             try:
-                text = (folder / name).read_text(encoding="utf-8")
+                text = (folder / name).read_text(encoding="utf-8-sig")
             except FileNotFoundError:
                 continue
             except (OSError, UnicodeDecodeError) as problem:

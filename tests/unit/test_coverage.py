@@ -212,6 +212,10 @@ def test_a_json_file_that_makes_no_sense(tmp_path, text, sentence):
             "file_name,class\n0.png,cow\n",
             r"c\.csv line 2 names 'cow', which is no class; the classes",
         ),
+        (
+            "file_name,class\n0.png,cat,\n0.png,cat, dog\n",
+            r"c\.csv line 3: has more fields than there are columns \(2\); a row names one class",
+        ),
     ],
 )
 def test_a_csv_file_that_makes_no_sense(tmp_path, text, sentence):

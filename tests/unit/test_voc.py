@@ -52,7 +52,7 @@ def test_reads_boxes_that_count_from_one(tmp_path):
 
 def test_list_and_size_of_the_picture(tmp_path):
     save(tmp_path, {"a": thing(), "b": thing(), "c": thing()})
-    (tmp_path / "train.txt").write_text("c  1\na -1\n\n")
+    (tmp_path / "train.txt").write_text("\ufeffc  1\na -1\n\n", encoding="utf-8")
     source = load(tmp_path, list="train.txt")
     assert [source.files.name(i) for i in range(2)] == ["c.jpg", "a.jpg"]
     assert source.sizes.tolist() == [[48, 64]] * 2

@@ -32,7 +32,7 @@ def load(root, **settings):
 
 
 def test_reads_boxes_scores_and_polygons(tmp_path):
-    lines = "1 0.5 0.5 0.25 0.5\n\n2 0.5 0.5 1 1 0.75\n0 0.25 0.5 0.5 0.25 0.75 1\n"
+    lines = "\ufeff1 0.5 0.5 0.25 0.5\n\n2 0.5 0.5 1 1 0.75\n0 0.25 0.5 0.5 0.25 0.75 1\n"
     save(tmp_path, {"deep/a": lines, "b": ""})
     save_picture(tmp_path / "images" / "c.jpg")
     source = load(tmp_path)
@@ -56,11 +56,11 @@ def test_a_changed_label_file_is_read_again(tmp_path):
     [
         ("data.yaml", "names:\n  0: cat\n  1: dog\n  2: bird\nnc: 3\n"),
         ("data.yml", "names: [cat, dog, bird]\n"),
-        ("classes.txt", "cat\ndog\n\nbird\n"),
+        ("classes.txt", "\ufeffcat\ndog\nbird\n\n"),
     ],
 )
 def test_names_come_from_files(tmp_path, name, text):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, encoding="utf-8")
     assert read_names(tmp_path / name, name) == NAMES
     save(tmp_path, {"a": "1 0.5 0.5 0.25 0.5\n"})
     assert load(tmp_path, names=name).annotations.classes.tolist() == [1]
@@ -71,6 +71,12 @@ def test_names_that_cannot_be_used(tmp_path, text):
     (tmp_path / "data.yaml").write_text(text)
     with pytest.raises(InputError, match=r"data\.yaml: "):
         read_names(tmp_path / "data.yaml", "data.yaml")
+
+
+def test_names_after_a_blank_line_are_refused(tmp_path):
+    (tmp_path / "classes.txt").write_text("cat\n\nbird\n")
+    with pytest.raises(InputError, match=r"classes\.txt: line 2 is blank, so that nobody can tell"):
+        read_names(tmp_path / "classes.txt", "classes.txt")
 
 
 FATES = {
