@@ -12,6 +12,7 @@ from detmtl.config import RunSettings
 from detmtl.config_parts import GoldTeacher
 from detmtl.data import mixture
 from detmtl.data.details import nowhere_known
+from detmtl.data.faults import same_pictures
 from detmtl.data.scenes import render_scenes
 from detmtl.data.source import Source
 from detmtl.data.tags import Tags
@@ -124,8 +125,8 @@ def sources_read(settings: RunSettings) -> list[str]:
 
 def faults_between(settings: RunSettings, loaded: Mapping[str, Source]) -> list[str]:
     """Returns a sentence for everything for which a run refuses sources that are sound each by itself: a
-    picture to measure on is among those to train on, labels to measure on were written by a model, or
-    none of the sources says anything of some details.
+    picture to measure on is among those to train on, or stands twice in a labelled source, labels to measure
+    on were written by a model, or none of the sources says anything of some details.
 
     Args:
         settings: of the run.
@@ -163,7 +164,13 @@ def faults_between(settings: RunSettings, loaded: Mapping[str, Source]) -> list[
             drawn = [loaded[n] for n in settings.mix_sources()]
             refuse_overlap(drawn, [loaded[online.audit]])
 
+    def each_once() -> None:
+        read = [*(loaded[name] for name in chosen), *held_out]
+        if twice := [sentence for source in read for sentence in same_pictures(source)]:
+            raise InputError(twice)
+
     for refuse in (
+        each_once,
         lambda: refuse_overlap([loaded[name] for name in chosen], held_out),
         lambda: refuse_overlap(held_out[:1], held_out[1:]),
         audited_apart,

@@ -271,9 +271,8 @@ def check_source(
     """
     found: dict[str, None] = {}  # a missing picture is told once, though both passes meet it
     try:
-        hashes = source.hashes(progress)
-        if source.labelled():  # of a pool without labels a run takes each once, and says so
-            found |= dict.fromkeys(_same_pictures(source, hashes))
+        source.hashes(progress)
+        found |= dict.fromkeys(same_pictures(source))
     except InputError as problem:
         found |= dict.fromkeys(problem.problems)
     for i in range(len(source)) if decode else ():
@@ -310,10 +309,16 @@ def _undecodable(source: Source, i: int) -> list[str]:
     return problems
 
 
-def _same_pictures(source: Source, hashes: Sequence[str]) -> list[str]:
+def same_pictures(source: Source) -> list[str]:
+    """Returns a sentence for each picture that a labelled source has twice; of a pool without labels a run
+    takes each once, and says so.
+
+    Raises:
+        InputError: pictures cannot be read.
+    """
     first: dict[str, int] = {}
     problems = []
-    for i, h in enumerate(hashes):
+    for i, h in enumerate(source.hashes() if source.labelled() else ()):
         if h in first:
             problems.append(
                 f"{source.path(i)}: is the same picture, byte for byte, as {source.path(first[h])}; "

@@ -241,10 +241,18 @@ def wrong_size(
 
 def list_files(folder: str | os.PathLike[str], suffixes: Collection[str]) -> list[str]:
     """Returns the names of all files below a folder that end in one of `suffixes` (lower case),
-    relative to it, sorted; hidden files and folders are left out."""
+    relative to it, sorted; hidden files and folders are left out, and so are links back to a folder that
+    they lie in."""
     found = []
+    above: dict[str, frozenset[tuple[int, int]]] = {}  # which folders each one lies in
     for parent, folders, names in os.walk(folder, followlinks=True):
+        status, outer = os.stat(parent), above.pop(parent, frozenset())
+        own = (status.st_dev, status.st_ino)
+        if own in outer:
+            folders.clear()
+            continue
         folders[:] = [f for f in folders if not f.startswith(".")]
+        above |= {os.path.join(parent, f): outer | {own} for f in folders}
         near = os.path.relpath(parent, folder)
         found += [
             os.path.normpath(os.path.join(near, name))

@@ -113,7 +113,8 @@ class YoloSource(SourceSettings):
         )
 
     def _pictures(self, root: Path, faults: Faults) -> list[str]:
-        """Returns the names of the pictures that are taken; text files without a picture are faults."""
+        """Returns the names of the pictures that are taken; text files without a picture, or with several,
+        are faults."""
         folder = root / self.images
         pictures = require_pictures(folder)
         there = [(root / self.labels / _text_name(p)).is_file() for p in pictures]
@@ -123,9 +124,22 @@ class YoloSource(SourceSettings):
                 f"have {_text_name(pictures[0])}"
             )
         faults.add(*self._without_picture(root, {_text_name(p) for p in pictures}))
-        if self.unlabelled == "skip":
-            return [p for p, here in zip(pictures, there, strict=True) if here]
-        return pictures
+        of_text: dict[str, list[str]] = {}
+        for picture, here in zip(pictures, there, strict=True):
+            if here:
+                of_text.setdefault(_text_name(picture), []).append(picture)
+        several = {text: of for text, of in of_text.items() if len(of) > 1}
+        faults.add(
+            *(
+                f"{self.labels}/{text}: {' and '.join(of)} may be its picture; rename all but one"
+                for text, of in several.items()
+            )
+        )
+        return [
+            picture
+            for picture, here in zip(pictures, there, strict=True)
+            if (here or self.unlabelled == "empty") and _text_name(picture) not in several
+        ]
 
     def _without_picture(self, root: Path, known: set[str]) -> list[str]:
         """Returns a sentence for each text file that belongs to no picture."""

@@ -201,6 +201,14 @@ def test_a_run_lays_silver_under_what_people_said_of_a_picture_elsewhere(label):
     assert [path[-7:] for path in fewer.files.paths()] == ["001.png", "002.png", "003.png"]
 
 
+def test_a_picture_that_a_labelled_source_has_twice_is_refused(label, tmp_path):
+    (tmp_path / "gold/001.png").write_bytes((tmp_path / "gold/000.png").read_bytes())
+    with pytest.raises(InputError) as caught:
+        label()
+    told = [s for s in caught.value.problems if "byte for byte" in s]
+    assert len(told) == 1 and "gold/001.png: is the same picture, byte for byte, as" in told[0]
+
+
 def test_mode_online_fills_in_beside_what_people_said_elsewhere(label, tmp_path):
     words = ["data.sources.gold.keep=[car]", "mix={mode: online, shares: {gold: 1, pool: 1}}"]
     settings = read_settings(tmp_path / "run.yaml", [*words, "tasks={boxes: {kind: detection}}"])

@@ -154,7 +154,11 @@ def test_list_pictures_goes_deep_and_leaves_the_rest(tmp_path, picture):
     for name in ("b/c.JPG", "a.png", ".hidden/x.jpg", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
+    (tmp_path / "b/back").symlink_to(tmp_path)
+    (tmp_path / "here").symlink_to(".")
     assert list_pictures(tmp_path) == ["a.png", os.path.join("b", "c.JPG")]
+    (tmp_path / "again").symlink_to("b")  # which is no loop
+    assert list_pictures(tmp_path) == ["a.png", "again/c.JPG", "b/c.JPG"]
 
 
 def test_hashes_are_kept_until_a_file_changes(tmp_path, monkeypatch):

@@ -44,6 +44,17 @@ def test_reads_boxes_scores_and_polygons(tmp_path):
     assert len(load(tmp_path, unlabelled="skip")) == 2
 
 
+def test_a_label_file_of_two_pictures_is_told(tmp_path):
+    save(tmp_path, {"a": "1 0.5 0.5 0.25 0.5\n", "b": "1 0.5 0.5 0.25 0.5\n"})
+    for name in ("a.png", "c.jpg", "c.png"):  # c has no text file: nothing is on either
+        save_picture(tmp_path / "images" / name, seed=1)
+    with pytest.raises(InputError, match=r"labels/a\.txt: a\.jpg and a\.png may be its picture"):
+        load(tmp_path)
+    with pytest.warns(UserWarning, match="1 fault left out"):
+        source = load(tmp_path, faults="drop")
+    assert [source.files.name(i) for i in range(len(source))] == ["b.jpg", "c.jpg", "c.png"]
+
+
 def test_a_changed_label_file_is_read_again(tmp_path):
     save(tmp_path, {"a": "1 0.5 0.5 0.25 0.5\n"})
     assert len(load(tmp_path).annotations) == 1
