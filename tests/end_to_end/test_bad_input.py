@@ -165,7 +165,9 @@ def test_what_an_audit_refused_is_corrected_in_the_same_folder(detmtl, refused, 
     """The teacher has learned and the pool is labelled: neither is done again."""
     out = tmp_path / "run"
     words = ["--config", own_data / "recipe.yaml", "--out", out, "--set", "train.steps=1"]
-    refused("train", *words, "--set", "silver.gates=stop")
+    *reasons, remedy = refused("train", *words, "--set", "silver.gates=stop")
+    assert reasons and all(" on 'val': audit: " in reason for reason in reasons)
+    assert remedy == "set silver.gates: warn to go on all the same"
     done = [out / "teacher" / "last.pt", *(out / "silver" / "raw").rglob("*.*")]
     before = {path: path.stat().st_mtime_ns for path in done}
     assert len(before) > 2

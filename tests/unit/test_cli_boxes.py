@@ -1,9 +1,16 @@
 """The verbs, for a store of boxes."""
 
+from dataclasses import replace
+
+import pytest
+from audit_stand_ins import moved, scenes, stored
+from PIL import Image
 from silver_stand_ins import gold, pictures, store_of
 
 from detmtl.cli import main
 from detmtl.data.coco_writer import write_coco_annotations
+from detmtl.data.flat import FileNames
+from detmtl.data.source import Source
 from detmtl.silver.audit import Audit
 
 A, B = [1, 1, 11, 11], [1, 2, 11, 12]  # IoU .82
@@ -52,3 +59,33 @@ def test_options_that_would_change_nothing_are_refused(tmp_path, capsys):
         assert main([str(word) for word in words]) == 2
         assert told in capsys.readouterr().err
     assert not (tmp_path / "out.json").exists()
+
+
+GATES = {
+    None: (12, {}),
+    "classes permuted": (12, {"change": lambda r: replace(r, classes=(r.classes + 1) % 6)}),
+    "wrong format": (12, {"change": moved(lambda b, w, h: b[:, [1, 0, 3, 2]])}),
+    "too many boxes": (12, {"extra": 40}),
+    "too little gold": (2, {}),
+}
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_audit_ends_with_status_2_at_a_gate(tmp_path, capsys, gate):
+    count, faults = GATES[gate]
+    made = scenes(count=count)
+    for i, (height, width) in enumerate(made.sizes.tolist()):
+        Image.new("RGB", (width, height), (10 * i, 90, 60)).save(tmp_path / f"{i}.jpg")
+    files = FileNames.of(tmp_path, [f"{i}.jpg" for i in range(count)])
+    source = Source(**{**vars(made), "files": files})
+    write_coco_annotations(tmp_path / "gold.json", source)
+    stored(tmp_path / "store", source, **faults)
+    words = ["audit", "--store", tmp_path / "store", "--images", tmp_path]
+    words += ["--annotations", tmp_path / "gold.json"]
+    words += ["--set", "threshold=0.05", "--set", "ignore_from=null"]
+    status = main([str(word) for word in words])
+    told = capsys.readouterr().err
+    if gate is None:
+        assert status == 0 and told == ""
+    else:
+        assert status == 2 and f"error: {tmp_path / 'store'}: audit: {gate}: " in told
