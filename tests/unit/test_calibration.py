@@ -122,6 +122,23 @@ def test_a_class_of_few_boxes_follows_all_classes():
     assert p[0] < 0.25 and p[1] > 0.75  # with many boxes each class has its own
 
 
+@pytest.mark.parametrize("method", ["platt", "isotonic"])
+def test_logits_are_mixed_by_the_number_of_boxes(method):
+    rng = np.random.default_rng(8)
+    audit = audited(teacher(rng, 300, 1, -1), teacher(rng, 20, 1, 1), ([], []))
+    scores = np.linspace(0.05, 0.95, 19)
+
+    def logits(c, shrink):
+        p = fit_calibration(audit, how(method, shrink))(scores, np.full(len(scores), c))
+        return np.log(p) - np.log1p(-p)
+
+    common = logits(2, 30.0)  # no box of its own
+    for c, own in ((0, 300 / 330), (1, 20 / 50)):
+        expected = own * logits(c, 0.0) + (1 - own) * common
+        np.testing.assert_allclose(logits(c, 30.0), expected, atol=1e-9)
+        assert np.abs(logits(c, 0.0) - common).max() > 0.1
+
+
 def test_shrinking_foretells_better_where_gold_is_little():
     rng = np.random.default_rng(4)
     shifts = rng.normal(-1, 0.5, 12)
