@@ -311,6 +311,22 @@ def test_of_pictures_without_a_label_only_so_many_stay(tmp_path):
     assert len(more) == 8 and some < more
 
 
+@pytest.mark.parametrize("backwards", [False, True])
+def test_which_pictures_without_a_label_stay_is_up_to_their_content(tmp_path, backwards):
+    source = pictures(tmp_path / "many", 20)
+    rows = [[(A, 0, 0.9)]] * 4 + [[]] * 16
+    store = store_of(tmp_path / "mostly_empty", TEACHER, source, rows)
+    lowest = sorted(range(4, 20), key=lambda i: source.hashes()[i])
+    assert lowest[:2] != [4, 5] and lowest[:2] != [19, 18]  # as they are listed
+    settings = SelectionSettings(threshold=0.5, ignore_from=None, max_empty=0.5)
+    for count in (20, 15):  # all, and without those listed last
+        listed = range(count)[::-1] if backwards else range(count)
+        path = select(store, [source.subset(listed)], SPACE, settings)
+        expected = [0, 1, 2, 3, *[i for i in lowest if i < count][:2]]
+        names = {image["file_name"] for image in json.loads(path.read_text())["images"]}
+        assert names == {source.files.name(i) for i in expected}
+
+
 def test_policies_that_contradict_themselves_are_refused():
     with pytest.raises(ValueError, match="ignore_from"):
         SelectionSettings(
