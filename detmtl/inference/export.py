@@ -3,10 +3,9 @@
 Letters: B pictures, H and W pixels.
 """
 
-import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +29,7 @@ from detmtl.inference.parity import (
     compare_detections,
     compare_maps_and_tags,
     compare_outputs,
+    keeping_every_score,
     trial_pictures,
 )
 from detmtl.inference.predictor import (
@@ -259,7 +259,7 @@ def check_parity(
         outputs, problems = compare_outputs(eager, file.module.network, padded, tolerance)
     compared = batches if exact else given or batches
     problems += compare_maps_and_tags(model.predict, file.predict, compared, tolerance)
-    difference = Difference(sum(map(len, compared)), 0, 0.0, 0.0, 0.0, 1.0, ())
+    difference = Difference(sum(map(len, compared)), 0, None, 0.0, 0.0, 1.0, ())
     if tasks.detection is not None:
         difference = _compare_boxes(model, file, tasks.detection, compared, tolerance, exact)
         if not exact and difference.detections < ENOUGH:
@@ -277,9 +277,9 @@ def _compare_boxes(
     tolerance: Tolerance,
     every_score: bool,
 ) -> Difference:
-    """Compares detections and what is said of them; `outputs` of the result is 0."""
+    """Compares detections and what is said of them; `outputs` of the result is None."""
     decoders = [task.decoder, file.module.decoder]
-    with _every_score(decoders) if every_score else nullcontext():
+    with keeping_every_score(decoders) if every_score else nullcontext():
         problems = compare_details(model.predict, file.predict, batches, tolerance)
         difference = compare_detections(
             lambda images: _boxes(model.predict(images), task.name),
@@ -294,20 +294,6 @@ def _compare_boxes(
 
 def _boxes(found: Sequence[Any], task: str) -> list[BoxLabels]:
     return [labels[task] for labels in found]
-
-
-@contextmanager
-def _every_score(decoders: Sequence[Any]) -> Iterator[None]:
-    """Lets decoders, eager or compiled, keep boxes of any score for a while."""
-    before = [(decoder.score_threshold, decoder.least_logit) for decoder in decoders]
-    assert len(set(before)) == 1, before
-    try:
-        for decoder in decoders:
-            decoder.score_threshold, decoder.least_logit = 0.0, -math.inf
-        yield
-    finally:
-        for decoder, (threshold, logit) in zip(decoders, before, strict=True):
-            decoder.score_threshold, decoder.least_logit = threshold, logit
 
 
 def _gist(error: Exception) -> str:

@@ -26,7 +26,13 @@ from detmtl.inference.graph import (
     detections_of,
     on_canvas,
 )
-from detmtl.inference.parity import Difference, Tolerance, compare_detections, trial_pictures
+from detmtl.inference.parity import (
+    Difference,
+    Tolerance,
+    compare_detections,
+    keeping_every_score,
+    trial_pictures,
+)
 from detmtl.inference.predictor import LoadedModel
 from detmtl.inference.torchscript import EXTRA_FILE
 from detmtl.structures.errors import InputError, missing_package
@@ -149,7 +155,6 @@ def check_graph(
     trial = [[image] for images in trial_pictures(loaded.short, loaded.long) for image in images]
     batches = trial + [[image] for image in pictures]
     decoder, num_classes = task.decoder, len(task.class_names)
-    usual = (decoder.score_threshold, decoder.least_logit)
 
     def expected(images: list[Tensor]) -> list[BoxLabels]:
         canvas, size = on_canvas(images[0], loaded.short, loaded.long)
@@ -164,12 +169,12 @@ def check_graph(
         return [detections_of(outputs, num_classes)]
 
     at_usual = compare_detections(expected, found, batches, tolerance)
-    try:
-        decoder.score_threshold, decoder.least_logit = 0.0, -torch.inf
+    with keeping_every_score([decoder]):
         at_zero = compare_detections(expected, found, batches, tolerance)
-    finally:
-        decoder.score_threshold, decoder.least_logit = usual
-    return replace(at_zero, problems=(*at_usual.problems, *at_zero.problems))
+    problems = [*at_usual.problems, *at_zero.problems]
+    if not at_zero.detections:
+        problems.append(f"{task.name}: nothing was found to compare, at any score")
+    return replace(at_zero, problems=tuple(problems))
 
 
 def unfinished_name(path: Path, format: str) -> Path:

@@ -3,8 +3,11 @@
 Letters: B pictures, N and M detections.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +74,7 @@ class Difference:
     Attributes:
         pictures: how many were compared.
         detections: how many the model found in them.
-        outputs: see `Tolerance`.
+        outputs: see `Tolerance`; None: raw outputs were not compared.
         pixels, scores: of matching detections.
         matching: share of the detections that have a match.
         problems: where the tolerance was broken, a sentence each; empty when they agree.
@@ -79,18 +82,36 @@ class Difference:
 
     pictures: int
     detections: int
-    outputs: float
+    outputs: float | None
     pixels: float
     scores: float
     matching: float
     problems: tuple[str, ...]
 
     def __str__(self) -> str:
-        return (
+        told = [
             f"{self.matching:.2%} of {self.detections} detections in {self.pictures} pictures match, "
-            f"within {self.pixels:.2g} px and {self.scores:.2g} of score; raw outputs within "
-            f"{self.outputs:.2g} of their norm"
-        )
+            f"within {self.pixels:.2g} px and {self.scores:.2g} of score"
+            if self.detections
+            else f"{self.pictures} pictures compared"
+        ]
+        if self.outputs is not None:
+            told.append(f"raw outputs within {self.outputs:.2g} of their norm")
+        return "; ".join(told)
+
+
+@contextmanager
+def keeping_every_score(decoders: Sequence[Any]) -> Iterator[None]:
+    """Lets decoders, eager or compiled, keep boxes of any score for a while."""
+    before = [(decoder.score_threshold, decoder.least_logit) for decoder in decoders]
+    assert len(set(before)) == 1, before
+    try:
+        for decoder in decoders:
+            decoder.score_threshold, decoder.least_logit = 0.0, -math.inf
+        yield
+    finally:
+        for decoder, (threshold, logit) in zip(decoders, before, strict=True):
+            decoder.score_threshold, decoder.least_logit = threshold, logit
 
 
 def trial_pictures(short: int, long: int) -> list[list[Tensor]]:
@@ -150,7 +171,7 @@ def compare_outputs(
 def compare_detections(
     expected: Detect, found: Detect, batches: Sequence[list[Tensor]], tolerance: Tolerance
 ) -> Difference:
-    """Compares what two detectors find in pictures; `outputs` of the result is 0."""
+    """Compares what two detectors find in pictures; `outputs` of the result is None."""
     total = matching = detections = 0
     pixels = scores = 0.0
     problems: list[str] = []
@@ -175,7 +196,7 @@ def compare_detections(
     if share < tolerance.share and not problems:
         problems.append(f"{share:.1%} of the detections match, {tolerance.share:.0%} must")
     num_pictures = sum(map(len, batches))
-    return Difference(num_pictures, detections, 0.0, pixels, scores, share, tuple(problems))
+    return Difference(num_pictures, detections, None, pixels, scores, share, tuple(problems))
 
 
 def compare_maps_and_tags(

@@ -95,6 +95,7 @@ def test_the_file_agrees_and_says_so(exported):
     assert report.difference.matching > 0.99
     assert report.difference.pixels < 1e-2
     assert report.difference.scores < 1e-4
+    assert 0 <= report.difference.outputs < 1e-4 and "of their norm" in str(report)
 
 
 @pytest.mark.parametrize("sizes", [[(75, 100)], [(33, 47), (200, 90), (401, 400)], [(1, 1)], []])

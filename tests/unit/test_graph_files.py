@@ -20,6 +20,7 @@ from detmtl.inference import graph_files
 from detmtl.inference.export import ExportError, export
 from detmtl.inference.graph import canvas_size, detections_of, on_canvas
 from detmtl.inference.graph_files import load_graph
+from detmtl.inference.parity import FLOAT32
 from detmtl.inference.predictor import load_checkpoint
 from detmtl.inference.torchscript import EXTRA_FILE
 from detmtl.structures.errors import InputError
@@ -47,6 +48,7 @@ def test_the_file_agrees_with_the_model_and_says_so(exported, checkpoint):
     format, path, report = exported
     assert report.method == "exported" and report.difference.detections > 100
     assert report.difference.matching > 0.97
+    assert report.difference.outputs is None and "norm" not in str(report)  # not compared
     assert [p.name for p in path.parent.iterdir()] == [path.name]  # one file, nothing unfinished
     graph, about = load_graph(path, format)
     assert about["classes"] == CLASSES and about["test"]["score_threshold"] == 0.05
@@ -164,6 +166,18 @@ def test_a_file_that_disagrees_is_not_written(checkpoint, tmp_path, monkeypatch)
         export(checkpoint, path, "pt2")
     assert path.read_text() == "an older file"
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_model_that_finds_nothing_at_all_is_not_checked(checkpoint, tmp_path, monkeypatch):
+    loaded = load_checkpoint(checkpoint)
+    task = loaded.model.tasks["boxes"]
+    with torch.no_grad():
+        for parameter in task.parameters():
+            parameter.fill_(torch.nan)
+    nothing = [torch.zeros(100, 4), torch.zeros(100), torch.full((100,), -1)]
+    monkeypatch.setattr(graph_files, "load_graph", lambda *_: (lambda *given: nothing, {}))
+    found = graph_files.check_graph(loaded, task, tmp_path / "m.pt2", "pt2", FLOAT32)
+    assert found.problems == ("boxes: nothing was found to compare, at any score",)
 
 
 def test_what_cannot_be_is_refused(checkpoint, tmp_path, monkeypatch):
