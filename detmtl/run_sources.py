@@ -27,6 +27,7 @@ from detmtl.silver.held_out import (
     given_dense,
     given_gold,
     refuse_seen,
+    told_beside_boxes,
     unlabelled_apart,
     without_doubles,
 )
@@ -290,13 +291,7 @@ def _tells(pool: Source) -> np.ndarray:
     if pool.annotations is not None:
         told |= np.diff(pool.annotations.offsets) > 0
         told |= np.broadcast_to(pool.coverage.max(axis=1) > 0, len(pool))
-    if pool.maps is not None:
-        told |= pool.maps.present()
-    if isinstance(pool.tags, Tags):
-        told |= pool.tags.present
-    if pool.depth is not None:
-        told |= pool.depth.present()
-    return told
+    return np.any([told, *told_beside_boxes(pool).values()], axis=0)
 
 
 def _by_people(source: Source, kind: Written) -> np.ndarray:

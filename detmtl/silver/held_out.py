@@ -2,7 +2,7 @@
 that people labelled gets labels of a model beside theirs."""
 
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from itertools import combinations
@@ -94,8 +94,8 @@ def refuse_seen(learned_from: Sequence[Source], gold: Source) -> None:
         raise InputError(
             [
                 f"{a}: the teacher learned from it, and is audited on it in '{gold.name}' ({b}); audit on "
-                "pictures that it has not seen (of sources that share pictures, silver.audit: {part: [0, 0.2]} "
-                "takes the same ones)"
+                "pictures that it has not seen (of sources that share pictures, silver.audit: "
+                "{part: [0, 0.2]} takes the same ones)"
                 for a, b in pairs
             ]
         )
@@ -107,24 +107,25 @@ def without_doubles(sources: Sequence[Source], pools: Collection[str]) -> list[S
 
     Such a picture would come with people's labels at one time and with a model's at another. Where
     people looked for some classes alone, a model's labels may tell of the others, and it stays: see
-    `given_gold`. Warns of what is left out, and of pictures that two of the pools have.
+    `given_gold`; so does one of which the pool has other labels than boxes, and they have none. Warns of
+    what is left out, and of pictures that two of the pools have.
 
     Args:
         sources: all that a run trains on.
         pools: names of those that a model labels.
     """
     by_people: dict[str, str] = {}
+    beside: set[tuple[str, str]] = set()
     for source in sources:
-        if source.name in pools or source.grade != Grade.GOLD:
+        if source.name in pools or source.grade != Grade.GOLD or source.annotations is None:
             continue
-        if source.annotations is not None:
-            whole = np.broadcast_to(source.coverage.min(axis=1) >= 1, len(source))
-            for i, content_hash in enumerate(source.hashes()):
-                if whole[i]:
-                    by_people.setdefault(
-                        content_hash, f"{source.path(i)} of source '{source.name}'"
-                    )
-    kept = [_without(s, by_people) if s.name in pools else s for s in sources]
+        hashes = source.hashes()
+        whole = np.broadcast_to(source.coverage.min(axis=1) >= 1, len(source))
+        for i in np.flatnonzero(whole).tolist():
+            by_people.setdefault(hashes[i], f"{source.path(i)} of source '{source.name}'")
+        for kind, told in told_beside_boxes(source, by_people=True).items():
+            beside |= {(kind, hashes[i]) for i in np.flatnonzero(told).tolist()}
+    kept = [_without(s, by_people, beside) if s.name in pools else s for s in sources]
     for a, b in combinations([s for s in kept if s.name in pools], 2):
         if pairs := overlap([a], [b]):
             warnings.warn(
@@ -133,6 +134,22 @@ def without_doubles(sources: Sequence[Source], pools: Collection[str]) -> list[S
                 stacklevel=2,
             )
     return kept
+
+
+def told_beside_boxes(source: Source, by_people: bool = False) -> dict[str, np.ndarray]:
+    """Returns "details", "maps", "tags" and "depth" -> (I,) bool: of which pictures the source has such
+    labels; of people's alone if asked for."""
+    told: dict[str, np.ndarray] = {}
+    a, maps, tags, depth = source.annotations, source.maps, source.tags, source.depth
+    if a is not None and a.details is not None:
+        told["details"] = np.diff(a.offsets) > 0
+    if maps is not None:
+        told["maps"] = maps.by_people() if by_people else maps.present()
+    if isinstance(tags, Tags):
+        told["tags"] = tags.by_people() if by_people else tags.present
+    if depth is not None and not (by_people and depth.grade != Grade.GOLD):
+        told["depth"] = depth.present()
+    return told
 
 
 def given_gold(pool: Source, others: Sequence[Source]) -> tuple[Source, list[str]]:
@@ -255,9 +272,17 @@ def _by_people(pool: Source) -> Source:
     )
 
 
-def _without(source: Source, by_people: dict[str, str]) -> Source:
+def _without(
+    source: Source, by_people: Mapping[str, str], beside: Collection[tuple[str, str]]
+) -> Source:
     hashes = source.hashes() if by_people else []
-    doubles = [i for i, content_hash in enumerate(hashes) if content_hash in by_people]
+    told = told_beside_boxes(source)
+    doubles = [
+        i
+        for i, content_hash in enumerate(hashes)
+        if content_hash in by_people
+        and not any(own[i] and (kind, content_hash) not in beside for kind, own in told.items())
+    ]
     if not doubles:
         return source
     warnings.warn(

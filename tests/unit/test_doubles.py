@@ -97,6 +97,29 @@ def test_a_picture_of_two_gold_sources_is_once_with_what_is_known_of_it_in_eithe
     assert (result.pictures, result.missing) == (4, 0)
 
 
+def test_pictures_of_which_a_pool_alone_has_a_map_or_tags_stay(tmp_path):
+    people = gold(pictures(tmp_path / "a", 3, name="a"), [(0, A, 0, 0)])
+    pool = pictures(tmp_path / "pool", 4, name="pool")
+    (tmp_path / "maps").mkdir()
+    for i in (0, 1, 3):
+        write_values(tmp_path / f"maps/{i:03d}.png", halves(0, 1))
+    folder = MapFolder(folder="maps", categories={0: "person", 1: "car"}, missing="absent")
+    classes = MapClasses(classes=["person", "car"])
+    maps = folder.load(pool.files, tmp_path, classes, "pool")
+    with pytest.warns(UserWarning, match="1 of 4 pictures are left out, because people labelled"):
+        _, kept = without_doubles([people, replace(pool, maps=maps)], ["pool"])
+    assert kept.ids.tolist() == [100, 101, 103] and kept.maps.present().all()
+    here = replace(people, maps=maps.take(np.array([2, 1, 0])))
+    with pytest.warns(UserWarning, match="2 of 4 pictures are left out"):
+        _, kept = without_doubles([here, replace(pool, maps=maps)], ["pool"])
+    assert kept.ids.tolist() == [100, 103], "people gave the map of the second elsewhere too"
+    present = np.array([False, False, True, False])
+    tags = Tags(np.ones((4, 2)), np.ones((4, 2)), present, np.zeros(4, np.uint8))
+    with pytest.warns(UserWarning, match="2 of 4 pictures are left out"):
+        _, kept = without_doubles([people, replace(pool, tags=tags)], ["pool"])
+    assert kept.ids.tolist() == [102, 103]
+
+
 def test_a_pool_of_all_pictures_loses_those_that_measure_and_has_each_once(tmp_path):
     val = pictures(tmp_path / "val", 2, name="val", first=1)
     pool = pictures(tmp_path / "pool", 5, name="pool")
