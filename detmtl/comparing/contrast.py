@@ -2,15 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from detmtl.comparing.scores import RunScores
-from detmtl.comparing.statistics import Estimate, over_pictures, over_seeds
+from detmtl.comparing.statistics import Estimate, over_pictures, over_seeds, ratio
 from detmtl.metrics.direction import lower_is_better
-
-BOOTSTRAP_SEED = 1
 
 Runs = Mapping[str, Mapping[int, RunScores]]
 """Arm -> seed -> a finished run."""
@@ -72,10 +70,11 @@ def relative(runs: Runs, parts: Mapping[str, float], metric: str, baseline: str)
 
 
 def share(runs: Runs, way: tuple[str, str, str], metric: str) -> Estimate:
-    """Returns (arm - floor) / (top - floor) of the means over seeds, with its 95 % percentiles; unknown where
-    the top is not surely better than the floor.
+    """Returns (arm - floor) / (top - floor) of the means over seeds; unknown where the top is not surely
+    better than the floor.
 
-    Seeds are resampled, and pictures with them where something is kept of each.
+    Its interval holds the one over seeds and, where something is kept of each picture, the one over pictures:
+    neither alone explains what lies outside.
 
     Args:
         way: arm, floor and top.
@@ -86,14 +85,11 @@ def share(runs: Runs, way: tuple[str, str, str], metric: str) -> Estimate:
     whole = over_seeds(floor - top if lower_is_better(metric) else top - floor)
     if not whole.low > 0:  # nor is it where one seed has no interval
         return Estimate(nan, nan, nan, nan, len(seeds))
-    resampled = [[runs[a][s].resampled.get(metric) for s in seeds] for a in way]
-    if any(values is None for of in resampled for values in of):
-        values = np.array([arm, floor, top])[:, :, None].repeat(1000, axis=2)
-    else:
-        values = np.array(resampled, dtype=float)
-    rng, count = np.random.default_rng(BOOTSTRAP_SEED), values.shape[2]
-    drawn = rng.integers(0, len(seeds), (len(seeds), count))
-    a, f, t = values[:, drawn, np.arange(count)].mean(axis=1)
-    low, high = np.nanquantile((a - f) / np.where(t == f, nan, t - f), [0.025, 0.975])
-    mean = float((arm - floor).mean() / (top - floor).mean())
-    return Estimate(mean, float(low), float(high), nan, len(seeds))
+    found = ratio(arm - floor, top - floor)
+    each = [[runs[a][s].resampled.get(metric) for s in seeds] for a in way]
+    if any(values is None for of in each for values in of):
+        return found
+    a, f, t = np.array(each, dtype=float).mean(axis=1)
+    over = over_pictures(found.mean, (a - f) / np.where(t == f, nan, t - f))
+    low, high = np.fmin(found.low, over.low), np.fmax(found.high, over.high)
+    return replace(found, low=float(low), high=float(high))

@@ -83,6 +83,27 @@ def over_seeds(values: Sequence[float] | np.ndarray) -> Estimate:
     return Estimate(mean, mean - half, mean + half, p, n)
 
 
+def ratio(parts: np.ndarray, wholes: np.ndarray) -> Estimate:
+    """Returns the mean of S parts as a share of the mean of their wholes, with an interval over seeds: every
+    share r of which Student's t does not tell that the mean of part - r whole is not 0.
+
+    Args:
+        parts, wholes: (S,), in pairs; the wholes' own interval is known and does not hold 0.
+
+    Source: Fieller 1954, Some problems in interval estimation; percentiles of so few resampled seeds would
+    be far too narrow.
+    """
+    from scipy.stats import t as student  # slow to import, and of no use to other verbs
+
+    n, (part, whole) = len(parts), (float(parts.mean()), float(wholes.mean()))
+    squared = float(student.ppf(1 - LEVEL / 2, n - 1)) ** 2 / n
+    (pp, pw), (_, ww) = squared * np.cov(parts, wholes)
+    # the ends solve a r^2 - 2 b r + c = 0
+    a, b, c = whole**2 - ww, part * whole - pw, part**2 - pp
+    half = math.sqrt(max(0.0, b * b - a * c))
+    return Estimate(part / whole, (b - half) / a, (b + half) / a, math.nan, n)
+
+
 def over_pictures(mean: float, resampled: np.ndarray | None) -> Estimate:
     """Returns the percentile interval of B resampled means (of all seeds, on the same pictures).
 

@@ -22,7 +22,7 @@ METHOD = (
     "the sources that label one of its tasks, so that a task alone spends none of its steps on pictures "
     "that say nothing to it. Differences are paired by seed and positive where they are better, "
     "whatever the metric. Intervals are 95 %: Student's t over seeds; over pictures a bootstrap, "
-    "the same resamples for all runs. A word other than 'cannot tell' needs that neither seeds "
+    "the same resamples for all runs; that of an overlap holds both, Fieller's over seeds. A word other than 'cannot tell' needs that neither seeds "
     "nor pictures alone explain the difference, after Holm's correction for all questions of its kind "
     "in one variant; of some metrics nothing is kept picture by picture, and words on these, marked 'seeds "
     "alone', have only ruled out the seeds. delta-m is the mean over tasks of the gain as a share of the "
