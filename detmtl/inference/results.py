@@ -58,7 +58,7 @@ def predict_to_files(
 
     Args:
         predictor: from `load_predictor`.
-        sources: pictures, folders of pictures (with all below), videos.
+        sources: pictures, videos, folders of both (with all below).
         out: a folder, made if missing.
         batch_size: pictures that go through the network together; 1 is the fastest on a CPU.
         progress: called after every source file.
@@ -285,6 +285,7 @@ def _predict_video(
     results: _Results,
 ) -> None:
     capture = cv2.VideoCapture(str(file))
+    told = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))  # by the header, which may be an estimate
     writer: cv2.VideoWriter | None = None
     number = 0
     try:
@@ -303,6 +304,11 @@ def _predict_video(
             writer.release()
     if number == 0:
         raise InputError(f"{file}: no frame of this video can be decoded")
+    if number < told:
+        warnings.warn(
+            f"{file}: {number} frames can be decoded, its header tells of {told}; is it cut short?",
+            stacklevel=3,
+        )
 
 
 def _frames(capture: cv2.VideoCapture) -> Iterator[Tensor]:

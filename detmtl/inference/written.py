@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from detmtl.data.images import PICTURE_SUFFIXES, list_pictures
+from detmtl.data.images import PICTURE_SUFFIXES, list_files
 from detmtl.structures.errors import InputError
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
@@ -62,9 +62,9 @@ def find_sources(sources: Sequence[str | Path]) -> tuple[Path, list[Path]]:
     for source in map(Path, sources):
         place = _absolute(source)
         if source.is_dir():
-            found = [place / name for name in list_pictures(place)]
+            found = [place / name for name in list_files(place, PICTURE_SUFFIXES | VIDEO_SUFFIXES)]
             if not found:
-                problems.append(f"{source}: no pictures in this folder")
+                problems.append(f"{source}: no pictures and no videos in this folder")
             folders.append(place)
         elif not source.is_file():
             problems.append(f"{source}: there is no such file or folder")

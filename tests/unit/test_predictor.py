@@ -356,14 +356,36 @@ def test_video_to_files(tmp_path):
     drawn.release()
 
 
+def test_a_video_of_a_folder_is_predicted_and_one_that_is_cut_short_told(tmp_path):
+    write_picture(tmp_path / "in/a.png")
+    file = tmp_path / "in/b/v.avi"
+    file.parent.mkdir()
+    codec = cv2.VideoWriter.fourcc(*"MJPG")
+    writer = cv2.VideoWriter(str(file), codec, 10, (64, 48))
+    for level in range(20):
+        writer.write(np.full((48, 64, 3), 10 * level, np.uint8))
+    writer.release()
+
+    def frames():
+        path = predict_to_files(Everywhere(), [tmp_path / "in"], tmp_path / "out")
+        images = json.loads(path.read_text())["images"]
+        assert images[0]["file_name"] == "a.png"
+        assert {image["file_name"] for image in images[1:]} == {"b/v.avi"}
+        return len(images) - 1
+
+    assert frames() == 20
+    file.write_bytes(file.read_bytes()[: file.stat().st_size * 3 // 4])
+    told = r"b/v\.avi: \d+ frames can be decoded, its header tells of 20; is it cut short\?"
+    with pytest.warns(UserWarning, match=told):
+        assert 5 < frames() < 20
+
+
 def test_unreadable_files_are_named_and_the_others_done(tmp_path):
     write_picture(tmp_path / "in/good.jpg")
     (tmp_path / "in/bad.jpg").write_bytes(b"nothing")
     (tmp_path / "in/bad.mp4").write_bytes(b"nothing")
     with pytest.raises(InputError) as error:
-        predict_to_files(
-            Everywhere(), [tmp_path / "in", tmp_path / "in/bad.mp4"], tmp_path / "out", 4
-        )
+        predict_to_files(Everywhere(), [tmp_path / "in"], tmp_path / "out", 4)
     assert all(str(tmp_path / "in" / name) in str(error.value) for name in ("bad.jpg", "bad.mp4"))
     assert len(error.value.problems) == 2
     results = json.loads((tmp_path / "out/results.json").read_text())
