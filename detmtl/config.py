@@ -34,6 +34,8 @@ from detmtl.tasks.tasks import TaskConfig
 from detmtl.teachers.teacher import WRITTEN, the_one
 from detmtl.yaml_settings import checked, listed, override, read_yaml
 
+LABELS = ("boxes", "maps", "tags", "depth")
+"""The keys of labels that pictures can have."""
 CONFIG_FOLDERS = (Path("configs"), Path(__file__).resolve().parents[1] / "configs")
 """Where a config given by name alone is looked for."""
 
@@ -230,6 +232,11 @@ class RunSettings(Settings):
             if wanted in ("maps", "tags") and wanted not in known:
                 problems.append(
                     f"tasks.{name}: learns from {wanted}, but data.{wanted} is not given; list its classes"
+                )
+            elif wanted not in LABELS:
+                problems.append(
+                    f"tasks.{name}: learns from {wanted}, which no source has; its `labels` are one of "
+                    f"{listed(LABELS)}"
                 )
             elif wanted == "boxes" and not data.classes:
                 problems.append(

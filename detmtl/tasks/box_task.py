@@ -14,6 +14,7 @@ levels, S cells along a side.
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -48,7 +49,7 @@ class BoxTaskSettings(Settings):
             that the step learns from.
     """
 
-    labels: str = "boxes"
+    labels: Literal["boxes"] = "boxes"
     of: str = "boxes"
     at: str = "fpn"
     sample: int = Field(default=64, ge=1)

@@ -57,7 +57,7 @@ class DepthConfig(Settings):
     """
 
     kind: Literal["depth"] = "depth"
-    labels: str = "depth"
+    labels: Literal["depth"] = "depth"
     at: str = "fpn"
     head: SemanticHeadSettings = SemanticHeadSettings()
     loss: DepthLossSettings = DepthLossSettings()

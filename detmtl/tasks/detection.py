@@ -138,7 +138,7 @@ class DetectionConfig(Settings):
     """
 
     kind: Literal["detection"] = "detection"
-    labels: str = "boxes"
+    labels: Literal["boxes"] = "boxes"
     head: HeadSettings = HeadSettings()
     anchors: AnchorSettings = AnchorSettings()
     matching: MatchingSettings = MatchingSettings()

@@ -49,7 +49,7 @@ class SemanticConfig(Settings):
     """
 
     kind: Literal["semantic"] = "semantic"
-    labels: str = "maps"
+    labels: Literal["maps"] = "maps"
     at: str = "fpn"
     head: SemanticHeadSettings = SemanticHeadSettings()
     loss: SemanticLossSettings = SemanticLossSettings()

@@ -38,7 +38,7 @@ class TagsConfig(Settings):
     """
 
     kind: Literal["tags"] = "tags"
-    labels: str = "tags"
+    labels: Literal["tags"] = "tags"
     at: str = "c5"
     prior: float = Field(default=0.1, gt=0, lt=1)
     normalizer: OfBatch = "source"

@@ -15,6 +15,7 @@ from detmtl.config import (
 )
 from detmtl.silver.overlay import OverlaySettings
 from detmtl.structures.errors import InputError
+from detmtl.structures.settings import Settings
 from detmtl.tasks.multitask import build_model
 
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
@@ -38,6 +39,13 @@ mix: {mode: gold}
 augment: {steps: [{HorizontalFlip: {p: 0.5}}]}
 train: {steps: 3}
 """
+
+
+class Elsewhere(Settings):
+    """Settings of a task outside of the package, of labels that there are not."""
+
+    kind: str
+    labels: str = "words"
 
 
 @pytest.fixture
@@ -227,6 +235,8 @@ def test_a_mode_can_be_changed_without_its_shares(write):
     [
         ("train.best=boxez/AP", "names no task"),
         ("tasks.more={kind: detection}", "at most one detection"),
+        ("tasks.boxes.labels=tags", "tasks.boxes.labels: "),
+        ("tasks.more={kind: 'test_config:Elsewhere'}", "tasks.more: learns from words, which"),
         ("data.classes.0.x=1", "has no parts"),
     ],
 )

@@ -38,7 +38,7 @@ def _loaded(preset="torchvision", fpn=None, tasks=None, **own):
         ({"anchors": {"order": "size"}}, ["anchors are others"]),
         ({"fpn": {"levels": 4}}, ["lacks backbone.body", "backbone resnet50"]),
         ({"tasks": {"more": detection("torchvision")}}, ["boxes, more"]),
-        ({"tasks": {"tags": TagsConfig(labels="boxes", at="p5")}}, ["boxes, tags"]),
+        ({"tasks": {"tags": TagsConfig(at="p5")}}, ["boxes, tags"]),
     ],
 )
 def test_other_networks_are_refused(given, words, tmp_path):
