@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
 
 Terms = Mapping[str, Mapping[str, Tensor]]
 """Task name -> term name -> unweighted scalar loss; a task that nothing was labelled for has no terms."""
@@ -20,8 +19,9 @@ def task_gradients(terms: Terms, parameters: Sequence[Tensor], keep_graph: bool 
     """Returns the gradient of each task's summed terms on `parameters`, (T, P), a row for each task.
 
     A task without terms, and one that reaches none of the parameters, has a row of zeros. Nobody's
-    `.grad` is touched. The rows are those of this process; `mean_over_processes` of them those of the
-    run, if every process asks for the same tasks. Costs one backward pass for each task that speaks.
+    `.grad` is touched. The rows are those of this process; their mean over the
+    processes is that of the run, if every process asks for the same tasks. Costs one backward pass for
+    each task that speaks.
 
     Args:
         terms: still attached to their graph.
@@ -68,29 +68,3 @@ def write_row(
 def gram(rows: Tensor) -> Tensor:
     """Returns the inner products (T, T) of gradients (T, P)."""
     return rows @ rows.T
-
-
-def mean_over_processes(values: Tensor) -> Tensor:
-    """Returns the mean of all processes' `values`; every process has to call it."""
-    if processes() == 1:
-        return values
-    total = values.clone()
-    dist.all_reduce(total)
-    return total / processes()
-
-
-def processes() -> int:
-    """Returns the number of processes that train together."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def in_any_process(flags: Sequence[bool], device: torch.device) -> list[bool]:
-    """Returns for each flag whether it is set in any process; every process has to call it.
-
-    Waits for the device only where a flag is not set in this process.
-    """
-    if processes() == 1:
-        return list(flags)
-    counts = torch.tensor(flags, dtype=torch.float32).to(device, non_blocking=True)
-    dist.all_reduce(counts)
-    return list(flags) if all(flags) else (counts > 0).tolist()

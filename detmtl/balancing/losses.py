@@ -11,8 +11,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from detmtl.balancing.gradients import Terms, mean_over_processes, processes, sum_of
+from detmtl.balancing.gradients import Terms, sum_of
 from detmtl.structures.errors import InputError
+from detmtl.structures.processes import mean_over_processes, world_size
 from detmtl.structures.settings import Settings
 
 Weight = Annotated[float, Field(ge=0)]
@@ -134,7 +135,7 @@ class Losses(nn.Module):
                 self.of_tasks if self.scale is None else self.of_tasks / self.scale(raw, speaks)
             )
         attached = [None if loss is None else loss * factors[i] for i, loss in enumerate(given)]
-        return TaskLosses(attached, speaks, raw, raw * factors, processes() == 1)
+        return TaskLosses(attached, speaks, raw, raw * factors, world_size() == 1)
 
     def unscaled(self, terms: Terms) -> list[Tensor]:
         """Returns the weighted sums of terms of the tasks that speak in this process.

@@ -8,13 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from detmtl.balancing.gradients import (
-    gradients_of,
-    in_any_process,
-    mean_over_processes,
-    write_row,
-)
+from detmtl.balancing.gradients import gradients_of, write_row
 from detmtl.balancing.losses import TaskLosses
+from detmtl.structures.processes import in_any_process, mean_over_processes
 
 
 class Pull:

@@ -18,7 +18,8 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from detmtl.balancing.gradients import Terms, gram, mean_over_processes, task_gradients
+from detmtl.balancing.gradients import Terms, gram, task_gradients
+from detmtl.structures.processes import mean_over_processes
 from detmtl.structures.settings import Settings
 
 Count = Annotated[int, Field(ge=1)]

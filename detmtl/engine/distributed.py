@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from detmtl.balancing.gradients import in_any_process
 from detmtl.engine.background import portable
 from detmtl.structures.errors import InputError
+from detmtl.structures.processes import in_any_process, summed, world_size
 
 T = TypeVar("T")
 BUCKET = 2**23
@@ -111,11 +111,6 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def world_size() -> int:
-    """Returns the number of processes, 1 for one alone."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
 def barrier() -> None:
     """Waits until every process is here."""
     if world_size() > 1:
@@ -211,8 +206,7 @@ def average_buffers(model: nn.Module) -> None:
 def _average(tensors: list[Tensor]) -> None:
     for bucket in _buckets(tensors):
         flat = torch.cat([t.reshape(-1) for t in bucket])
-        dist.all_reduce(flat)
-        flat /= world_size()
+        summed(flat).div_(world_size())
         for tensor, part in zip(bucket, flat.split([t.numel() for t in bucket]), strict=True):
             tensor.copy_(part.view(tensor.shape))
 

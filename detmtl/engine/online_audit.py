@@ -30,6 +30,7 @@ from detmtl.silver.card import TeacherCard
 from detmtl.silver.records import AnyRecord
 from detmtl.silver.store import Store
 from detmtl.structures.errors import InputError
+from detmtl.structures.processes import world_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +174,7 @@ class Audits:
             self._size.long,
             batch_size=8,
             rank=distributed.rank(),
-            world=distributed.world_size(),
+            world=world_size(),
         ):
             found = predict(self._state.averaged, batch, self._state.device, self._precision, tasks)
             sizes = batch.sizes.tolist()

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
 
-from detmtl.engine import distributed
 from detmtl.losses.terms import LossTerms
+from detmtl.structures.processes import summed
 
 
 class LossShares:
@@ -51,9 +50,7 @@ class LossShares:
         """
         if not self._names:
             return {}
-        if distributed.world_size() > 1:
-            dist.all_reduce(self._sums)
-        sums = self._sums.tolist()
+        sums = summed(self._sums).tolist()
         self._sums = torch.zeros_like(self._sums)
         total = sum(sums)
         if total <= 0:

@@ -30,6 +30,7 @@ from detmtl.engine.state import Ema, State, random_kept
 from detmtl.engine.stopwatch import Stopwatch
 from detmtl.engine.watch import LossWatch, TrainingDiverged
 from detmtl.structures.labels import Labels
+from detmtl.structures.processes import world_size
 from detmtl.structures.sample import Batch
 from detmtl.structures.settings import Settings
 from detmtl.tasks.task import Metric, decode_all
@@ -189,7 +190,7 @@ def train(
                 outputs = passes.backward(batch, part, drawing)
                 if outputs is not None:
                     drawn = batch, outputs
-                pictures += len(batch) * distributed.world_size()
+                pictures += len(batch) * world_size()
             distributed.average_gradients(weights)
             watch.add_gradient_norm(_update(state, optim.clip))
             state.step += 1

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from detmtl.engine import distributed
+from detmtl.structures.processes import world_size
 from detmtl.structures.sample import ImageInfo
 
 
@@ -99,7 +100,7 @@ class LossWatch:
             for (batch, name), value in zip(self._names, values, strict=True)
             if batch == first
         }
-        of_rank = f", rank {distributed.rank()}" if distributed.world_size() > 1 else ""
+        of_rank = f", rank {distributed.rank()}" if world_size() > 1 else ""
         lines = [f"step {step}{of_rank}: the loss or its gradient is not finite."]
         lines += [f"  {name} = {value:.6g}" for name, value in told.items()]
         lines += ["Pictures of this batch:"]

@@ -8,9 +8,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
 from detmtl.structures.labels import Grade
+from detmtl.structures.processes import summed, world_size
 from detmtl.structures.sample import Batch
 
 Normalizer = Literal["source", "batch", "image", "ema"]
@@ -127,9 +127,7 @@ def normalizer(
     n, w = positives.float() * present, batch.weights * present
     gold = present * (batch.grades == Grade.GOLD)
     table = torch.stack([n, w, w * n, present.float(), gold.float(), gold * n], dim=1)
-    sums = _summed(
-        torch.zeros(SOURCES, COLUMNS, device=n.device).index_add_(0, batch.groups, table)
-    )
+    sums = summed(torch.zeros(SOURCES, COLUMNS, device=n.device).index_add_(0, batch.groups, table))
     total, weight, weighted, pictures, _, _ = sums.sum(0)
     weight = weight.clamp(min=torch.finfo(weight.dtype).tiny)
     # whatever the kind: a process that skips does not know it
@@ -146,13 +144,13 @@ def normalizer(
         factor = w * pictures / weight / _smoothed(sums, density)
     else:
         factor = w / weight / n.clamp(min=1)
-    return factor * present * _processes()
+    return factor * present * world_size()
 
 
 def skip_normalizer(batch: Batch, density: Density | None = None) -> None:
     """Takes part in the sums of `normalizer` for a process that has no labelled picture."""
-    if _processes() > 1:
-        sums = _summed(torch.zeros(SOURCES, COLUMNS, device=batch.weights.device))
+    if world_size() > 1:
+        sums = summed(torch.zeros(SOURCES, COLUMNS, device=batch.weights.device))
         if density is not None:
             density(_of_batch(sums))
             if density.steady is not None:
@@ -163,7 +161,7 @@ def _smoothed(sums: Tensor, density: Density) -> Tensor:
     """Returns the moving average of the positives of all processes, a scalar."""
     _, weight, weighted, pictures, _, _ = sums.sum(0)
     weight = weight.clamp(min=torch.finfo(weight.dtype).tiny)
-    return density.smoothed(weighted * pictures / weight / _processes(), pictures) * _processes()
+    return density.smoothed(weighted * pictures / weight / world_size(), pictures) * world_size()
 
 
 def _of_batch(sums: Tensor) -> Tensor:
@@ -178,13 +176,3 @@ def _densities(seen: Tensor) -> tuple[Tensor, Tensor]:
     """Returns positives per picture, of each source (S,) and of gold (of all where there is no gold)."""
     ratio = seen[:, 0] / seen[:, 1].clamp(min=1)
     return ratio[:SOURCES], torch.where(seen[SOURCES, 1] > 0, ratio[SOURCES], ratio[SOURCES + 1])
-
-
-def _summed(sums: Tensor) -> Tensor:
-    if _processes() > 1:
-        dist.all_reduce(sums)
-    return sums
-
-
-def _processes() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -29,7 +29,7 @@ def together(monkeypatch, *watches):
         said.append(value)
         raise Heard
 
-    monkeypatch.setattr(distributed, "world_size", lambda: len(watches))
+    monkeypatch.setattr("detmtl.engine.watch.world_size", lambda: len(watches))
     monkeypatch.setattr(distributed, "gather", hear)
     for watch in watches[:-1]:
         with pytest.raises(Heard):
