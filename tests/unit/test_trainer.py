@@ -49,6 +49,16 @@ def run(folder, chosen, state=None, source=None, optim=OPTIM):
     return state, metrics
 
 
+class Killed(Exception):
+    pass
+
+
+def until_killed(source, number):
+    """Yields so many batches, and then raises."""
+    yield from islice(source, number)
+    raise Killed
+
+
 def weights(state):
     """Returns everything that training changes, by name."""
     found = {f"model.{k}": v for k, v in state.model.state_dict().items()}
@@ -99,18 +109,9 @@ def test_resumed_equals_uninterrupted(tmp_path, name, accumulate, kind):
     whole = prepared(chosen, optim, balancing=balancing)
     run(tmp_path / "whole", chosen, whole, optim=optim)
 
-    class Killed(Exception):
-        pass
-
-    def killed_after(number):
-        for i, batch in enumerate(batches()):
-            if i == number:
-                raise Killed
-            yield batch
-
     state = prepared(chosen, optim, balancing=balancing)
     with pytest.raises(Killed):
-        run(tmp_path / "part", chosen, state, killed_after(10 * accumulate), optim)
+        run(tmp_path / "part", chosen, state, until_killed(batches(), 10 * accumulate), optim)
     resumed = prepared(chosen, optim, seed=99, balancing=balancing)
     torch.rand(7)
     resumed.load(tmp_path / "part" / "last.pt")
@@ -390,8 +391,8 @@ def _rank(rank, folder, port):
     chosen = settings(ema=None)
     state = prepared(chosen, OPTIM, seed=rank)  # rank 1 must take rank 0's weights
 
-    def mine():
-        for whole in batches(size=4):
+    def mine(first=0):
+        for whole in batches(first, size=4):
             half = slice(2 * rank, 2 * rank + 2)
             labels = whole.labels["boxes"]
             tensors = {k: v for k, v in vars(labels).items() if isinstance(v, torch.Tensor)}
@@ -406,12 +407,25 @@ def _rank(rank, folder, port):
     def uneven(model):
         return collect(model, [batch_of(1000), batch_of(1001)][: 1 + rank], process.device, "fp32")
 
+    def go(state, source, folder):
+        with recorder(folder, 12, state.step) as told:
+            return train(state, source, chosen, OPTIM, uneven, told, folder)
+
     without_norm(state)
-    with recorder(folder, 12) as told:
-        metrics = train(state, mine(), chosen, OPTIM, uneven, told, folder)
+    metrics = go(state, mine(), folder)
     everyones = distributed.gather((metrics, [p.detach() for p in state.model.parameters()]))
     if rank == 0:
         torch.save(everyones, folder / "everyones.pt")
+
+    whole = prepared(chosen, OPTIM, seed=rank)  # each rank drops out by its own draws
+    go(whole, mine(), folder / "whole")
+    with pytest.raises(Killed):
+        go(prepared(chosen, OPTIM, seed=rank), until_killed(mine(), 10), folder / "part")
+    resumed = prepared(chosen, OPTIM, seed=5)
+    resumed.load(folder / "part" / "last.pt")
+    assert resumed.step == 8
+    go(resumed, mine(8), folder / "part")
+    assert_same(weights(resumed), weights(whole))
     distributed.stop()
 
 
@@ -425,7 +439,7 @@ def without_norm(state):
 
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_two_ranks_equal_one(tmp_path):
+def test_two_ranks_equal_one_and_go_on_where_both_stopped(tmp_path):
     chosen = settings(ema=None)
     one = prepared(chosen, OPTIM)
     without_norm(one)
