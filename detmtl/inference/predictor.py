@@ -26,7 +26,7 @@ from detmtl.inference.detector import (
     to_original,
 )
 from detmtl.inference.frozen import compiled
-from detmtl.inference.torchscript import is_torchscript, load_torchscript
+from detmtl.inference.torchscript import is_torchscript, load_torchscript, refuse_exported
 from detmtl.inference.trust import refuse_foreign
 from detmtl.models.decoding import least_logit
 from detmtl.structures.depth import DepthLabels
@@ -306,6 +306,7 @@ def load_checkpoint(path: str | Path, trust: bool = False) -> LoadedModel:
             its settings.
     """
     path = Path(path)
+    refuse_exported(path)
     checkpoint = read_checkpoint(path)
     missing = [key for key in ("settings", "classes") if key not in checkpoint]
     if missing:

@@ -33,6 +33,27 @@ def is_torchscript(path: Path) -> bool:
         return any("/code/" in name for name in archive.namelist())
 
 
+def refuse_exported(path: Path) -> None:
+    """Does nothing unless the file is one that `detmtl export` wrote, which is no checkpoint.
+
+    Raises:
+        InputError: it is one, of any format.
+    """
+    kind = "ONNX" if path.is_file() and path.suffix.lower() == ".onnx" else None
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/models/model.json") for name in archive.namelist()):
+                kind = "pt2"
+    instead = "the verb predict takes TorchScript files as well"
+    if is_torchscript(path):
+        kind = "TorchScript"
+        instead = "what it finds predict writes, and evaluate --detections scores"
+    if kind is not None:
+        raise InputError(
+            f"{path}: an exported file ({kind}), no checkpoint; give best.pt of its run; {instead}"
+        )
+
+
 def save_torchscript(module: torch.jit.ScriptModule, path: Path, about: Mapping[str, Any]) -> None:
     """Writes a module with a JSON object beside it in the same file."""
     with deprecation_expected():

@@ -98,6 +98,12 @@ def test_the_file_agrees_and_says_so(exported):
     assert 0 <= report.difference.outputs < 1e-4 and "of their norm" in str(report)
 
 
+def test_it_is_no_checkpoint(exported):
+    told = r"exported file \(TorchScript\), .* give best\.pt of its run; .* evaluate --detections"
+    with pytest.raises(InputError, match=told):
+        load_checkpoint(exported[0])
+
+
 @pytest.mark.parametrize("sizes", [[(75, 100)], [(33, 47), (200, 90), (401, 400)], [(1, 1)], []])
 def test_same_detections_as_eager_in_pixels_of_the_picture(loaded, exported, sizes):
     generator = torch.Generator().manual_seed(1)

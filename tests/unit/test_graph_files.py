@@ -21,7 +21,7 @@ from detmtl.inference.export import ExportError, export
 from detmtl.inference.graph import canvas_size, detections_of, on_canvas
 from detmtl.inference.graph_files import load_graph
 from detmtl.inference.parity import FLOAT32
-from detmtl.inference.predictor import load_checkpoint
+from detmtl.inference.predictor import load_checkpoint, load_predictor
 from detmtl.inference.torchscript import EXTRA_FILE
 from detmtl.structures.errors import InputError
 
@@ -67,6 +67,14 @@ def test_the_file_agrees_with_the_model_and_says_so(exported, checkpoint):
     torch.testing.assert_close(boxes[:n], expected[0], atol=2e-2, rtol=0)
     assert torch.equal(labels[:n], expected[2])
     assert (labels[n:] == -1).all() and (scores[n:] == 0).all()
+
+
+def test_an_exported_file_is_no_checkpoint(exported):
+    format, path, _ = exported
+    kind = {"onnx": "ONNX", "pt2": "pt2"}[format]
+    told = rf"exported file \({kind}\).* best\.pt of its run; the verb predict takes TorchScript"
+    with pytest.raises(InputError, match=told):
+        load_predictor(path)
 
 
 @pytest.mark.parametrize(("size", "orientation"), [((100, 75), 1), ((160, 120), 6), ((90, 40), 1)])
