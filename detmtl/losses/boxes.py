@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from detmtl.structures.boxes import area
+
 
 def l1(prediction: Tensor, target: Tensor) -> Tensor:
     """Returns the sum of absolute differences (...) of deltas (..., 4)."""
@@ -105,14 +107,10 @@ def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     inner = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
     inner = inner.clamp(min=0)
     intersection = inner[..., 0] * inner[..., 1]
-    union = _area(a) + _area(b) - intersection
+    union = area(a) + area(b) - intersection
     return intersection / (union + _epsilon()), union
 
 
 def _hull(a: Tensor, b: Tensor) -> Tensor:
     """Returns width and height (..., 2) of the smallest box around both boxes (..., 4)."""
     return torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
-
-
-def _area(boxes: Tensor) -> Tensor:
-    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from detmtl.models.matching import Matches, Rules, in_regions, matches_of, may_have
 from detmtl.models.windows import Grid
-from detmtl.structures.boxes import area
+from detmtl.structures.boxes import iou_of_pairs
 from detmtl.structures.labels import Ignore, PaddedBoxes
 
 PAIRS = 1 << 19
@@ -98,7 +98,7 @@ def _candidates(
         places.append((first[..., None] + each).flatten(1))
     anchor = torch.cat(places, dim=1)
     theirs = anchors[anchor]
-    overlap = _pair_iou(boxes[:, None], theirs)
+    overlap = iou_of_pairs(boxes[:, None], theirs)
     threshold = overlap.double().mean(1)
     if overlap.shape[1] > 1:
         threshold = threshold + overlap.double().std(1)
@@ -167,12 +167,3 @@ def _center(level: Sequence[Grid]) -> tuple[float, float]:
     x = [(grid.corner[0] + grid.corner[2]) / 2 for grid in level]
     y = [(grid.corner[1] + grid.corner[3]) / 2 for grid in level]
     return sum(x) / len(x), sum(y) / len(y)
-
-
-def _pair_iou(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Returns the IoU (N, P) of boxes (N, 1, 4) and anchors (N, P, 4), as `structures.boxes.iou` does."""
-    left_top = torch.maximum(boxes[..., :2], anchors[..., :2])
-    side = (torch.minimum(boxes[..., 2:], anchors[..., 2:]) - left_top).clamp_(min=0)
-    inter = side[..., 0] * side[..., 1]
-    union = area(boxes) + area(anchors) - inter
-    return inter / union.clamp(min=torch.finfo(inter.dtype).tiny)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from detmtl.models.windows import Grids, reach, windows
-from detmtl.structures.boxes import area, intersection, iou
+from detmtl.structures.boxes import area, intersection, iou, iou_of_pairs
 from detmtl.structures.labels import Ignore, PaddedBoxes
 
 Forced = Literal["best", "forcing"]
@@ -201,7 +201,7 @@ def windowed(anchors: Tensor, labels: PaddedBoxes, rules: Rules, grids: Grids) -
     for block in rows.split(1000):
         least = reach(boxes[block], grids)
         which, anchor = windows(boxes[block], least.clamp(max=seen), grids)
-        overlap = _pair_iou(boxes[block], anchors, which, anchor)
+        overlap = iou_of_pairs(boxes[block][which], anchors[anchor])
         top = torch.zeros(len(block)).scatter_reduce_(0, which, overlap, "amax")
         row = block[which]
         place = torch.div(row, m, rounding_mode="floor") * a + anchor
@@ -273,16 +273,6 @@ def matches_of(
     if ignored is not None:
         ignored = ignored & negative[..., None]
     return Matches(index, positive, negative, ignored)
-
-
-def _pair_iou(boxes: Tensor, anchors: Tensor, which: Tensor, at: Tensor) -> Tensor:
-    """Returns the IoU (K,) of pairs with the very operations of `iou`, so that ties stay ties."""
-    a, b = boxes[which], anchors[at]
-    left_top = torch.maximum(a[:, :2], b[:, :2])
-    side = (torch.minimum(a[:, 2:], b[:, 2:]) - left_top).clamp_(min=0)
-    inter = side[:, 0] * side[:, 1]
-    union = area(boxes)[which] + area(b) - inter
-    return inter / union.clamp(min=torch.finfo(inter.dtype).tiny)
 
 
 def in_regions(anchors: Tensor, labels: PaddedBoxes, least: float) -> Tensor | None:

@@ -39,6 +39,16 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
     return inter / union.clamp_(min=torch.finfo(inter.dtype).tiny)
 
 
+def iou_of_pairs(a: Tensor, b: Tensor) -> Tensor:
+    """Returns the IoU (...) of each box (..., 4) of `a` with that of `b` at its place, by the operations of
+    `iou`, so that ties stay ties."""
+    left_top = torch.maximum(a[..., :2], b[..., :2])
+    side = (torch.minimum(a[..., 2:], b[..., 2:]) - left_top).clamp_(min=0)
+    inter = side[..., 0] * side[..., 1]
+    union = area(a) + area(b) - inter
+    return inter / union.clamp(min=torch.finfo(inter.dtype).tiny)
+
+
 def clip(boxes: Tensor, height: float, width: float) -> Tensor:
     """Returns boxes (..., 4) cut at the edges of a picture of height x width pixels."""
     x = boxes[..., 0::2].clamp(0, width)
