@@ -49,7 +49,8 @@ class OnlineSettings(Settings):
         labels: what the teacher writes: boxes, maps, tags, or several of them, found by the first task of
             kind detection, semantic and tags. Whatever else a task learns from is people's alone.
             The teacher abstains from classes for which nobody looked in what it learns from until it
-            labels, and their absence is no background, until an audit confirms that it finds some.
+            labels, and their absence is no background, until an audit confirms in several pictures that
+            it finds some.
         select: which of the teacher's boxes become labels; None: as `silver.select`. What counts over all
             pictures of a pool (`ignore_budget`, `max_empty`) is refused.
         overlay: what becomes of them beside a pool's gold labels; None: as `silver.overlay`.

@@ -4,7 +4,7 @@ Letters: C classes.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import numpy as np
 from detmtl.data.source import Source
 from detmtl.engine.online_kind import ONLINE, Kind
 from detmtl.silver.audit import Audit, audit
+from detmtl.silver.audit_gates import LEAST_PICTURES
 from detmtl.silver.calibration import require_package
+from detmtl.silver.comparison import Fault
 from detmtl.silver.ensemble import row_type
 from detmtl.silver.mapping import suppress
 from detmtl.silver.overlay import OverlaySettings, overlay_boxes
@@ -104,12 +106,10 @@ class BoxChoice:
         """
         teacher = _Teacher(floor)
         known = np.ones(len(classes), dtype=bool) if known is None else known
-        found = resolve(teacher, classes, settings, audit)
-        if audit is not None:
-            known = known | _confirmed(audit, found.lower)
-            audit = replace(audit, known=known)  # the recall of the others is not theirs
-        policy = Policy.of(teacher, classes, known, settings, audit, resolved=found)
-        return cls(policy, known)
+        if audit is not None and not known.all():
+            known = known | _confirmed(audit, resolve(teacher, classes, settings, audit).lower)
+            audit = audit.limited_to(known)  # what it makes of the others says nothing of these
+        return cls(Policy.of(teacher, classes, known, settings, audit), known)
 
     def __call__(self, found: Labels, info: ImageInfo) -> BoxLabels | None:
         """Returns the labels that are made of the model's boxes of one picture, best first; None where
@@ -128,9 +128,12 @@ class BoxChoice:
 
 
 def _confirmed(audit: Audit, lower: np.ndarray) -> np.ndarray:
-    """Returns (C,) bool, of which classes gold confirms a box whose score is at least `lower` (C,)."""
-    found = zip(audit.scores, audit.hits, lower, strict=True)
-    return np.array([bool((scores[hits] >= least).any()) for scores, hits, least in found])
+    """Returns (C,) bool, of which classes gold confirms boxes whose score is at least `lower` (C,) in as many
+    pictures as it takes to rule out luck."""
+    boxes = audit.boxes
+    found = (boxes["fault"] == Fault.NONE) & (boxes["score"] >= lower[boxes["class"]])
+    places = np.unique(boxes[found][["class", "picture"]])
+    return np.bincount(places["class"], minlength=len(lower)) >= LEAST_PICTURES
 
 
 class OnlineBoxes(Kind):

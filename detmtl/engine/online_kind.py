@@ -30,7 +30,7 @@ class Kind(ABC):
         classes: their names.
         floor: lowest score that the task gives.
         known: (C,) bool, which of them the model knows when it begins to label. As any teacher it abstains
-            from the others, until an audit confirms that it finds one.
+            from the others, until an audit confirms in several pictures that it finds them.
     """
 
     written: Written

@@ -69,12 +69,12 @@ class OnlineMaps(Kind):
     def choice(self, audit: MapAudit | None) -> Choice:
         """Returns what makes labels of a map: a class for each pixel that is sure enough, its weight, and
         how far background denies each class."""
-        policy = MapPolicy.of(ONLINE, self._meaning(), self.classes, self.select, audit)
         known = self.known
-        if audit is not None:
+        if audit is not None and not known.all():
+            policy = MapPolicy.of(ONLINE, self._meaning(), self.classes, self.select, audit)
             known = known | _confirmed(MapMeasures(audit, policy.limits))
-            audit = replace(audit, known=audit.known & known, gives=audit.gives & known)
-        policy = replace(policy, meaning=self._meaning(known))
+            audit = audit.limited_to(known)  # what it makes of the others says nothing of these
+        policy = MapPolicy.of(ONLINE, self._meaning(known), self.classes, self.select, audit)
         if audit is not None and audit.tells_nothing and self._weighs_by_audit():
             raise TooLittleEvidence(
                 f"online.select_maps: weight and coverage: audit: {audit.found}"

@@ -1,7 +1,6 @@
 """Mode online's tags: those of the averaged model, chosen as those of a store are."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from detmtl.data.source import Source
 from detmtl.data.tags import TagClasses, Tags
 from detmtl.engine.online_kind import ONLINE, Choice, Kind
+from detmtl.silver.audit_gates import LEAST_PICTURES
 from detmtl.silver.calibration import TooLittleEvidence, require_package
 from detmtl.silver.store import Store
 from detmtl.silver.tag_audit import TagAudit
@@ -65,11 +65,13 @@ class OnlineTags(Kind):
 
     def choice(self, audit: TagAudit | None) -> Choice:
         """Returns what makes labels of probabilities: shown, absent or unknown, each with its weight."""
-        policy = TagPolicy.of(ONLINE, self.classes, self.select, audit)
         known = self.known
-        if audit is not None:
-            known = known | ((audit.truth == 1) & (audit.said >= policy.high)).any(axis=0)
-            audit = replace(audit, known=audit.known & known)
+        if audit is not None and not known.all():
+            high = TagPolicy.of(ONLINE, self.classes, self.select, audit).high
+            right = ((audit.truth == 1) & (audit.said >= high)).sum(axis=0)
+            known = known | (right >= LEAST_PICTURES)
+            audit = audit.limited_to(known)  # what it makes of the others says nothing of these
+        policy = TagPolicy.of(ONLINE, self.classes, self.select, audit)
         if audit is not None and audit.tells_nothing and self.select.weight == "audit":
             raise TooLittleEvidence(f"online.select_tags.weight: audit: {audit.found}")
         weights = word_weights(policy, audit) * known

@@ -6,7 +6,7 @@ Letters: C classes, D boxes of the teacher, D_c those of class c, G gold boxes.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,10 @@ class Audit:
     @property
     def _cuts(self) -> np.ndarray:
         return np.searchsorted(self.boxes["class"], np.arange(1, len(self.classes)))
+
+    def limited_to(self, known: np.ndarray) -> "Audit":
+        """Returns it as of a teacher that looks for the classes `known` (C,) bool alone."""
+        return replace(self, known=self.known & known, boxes=self.boxes[known[self.boxes["class"]]])
 
     def limits(self, thresholds: float | Mapping[str, float]) -> np.ndarray:
         """Returns thresholds by class (C,), as precise as the scores: 0.7 is not below 0.7."""

@@ -8,7 +8,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,13 @@ class MapAudit:
             f"gold shows its classes ({names}) in {len(np.unique(rows['picture']))} pictures, and confirms "
             f"{right} of their pixels"
         )
+
+    def limited_to(self, known: np.ndarray) -> "MapAudit":
+        """Returns it as of a teacher that knows the classes `known` (C,) bool alone, and leaves pixels of the
+        others unknown."""
+        gives = np.append(self.gives & known, True)
+        rows = self.rows[gives[self.index("given")]]
+        return replace(self, known=self.known & known, gives=gives[:-1], rows=rows)
 
     def counts(self, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns (K, C + 1) pixels by true class, by given class, and of those that agree; the last

@@ -5,7 +5,7 @@ Letters: K pictures, T tags.
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -87,6 +87,11 @@ class TagAudit:
     @property
     def _judged(self) -> np.ndarray:
         return ~np.isnan(self.said) & (self.truth >= 0)
+
+    def limited_to(self, known: np.ndarray) -> "TagAudit":
+        """Returns it as of a teacher that knows the tags `known` (T,) bool alone."""
+        said = np.where(known, self.said, np.float32("nan"))
+        return replace(self, known=self.known & known, said=said, whole=self.whole & known)
 
     def digest(self) -> str:
         """Returns a hash of the audit's content."""

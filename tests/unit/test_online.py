@@ -36,9 +36,10 @@ from detmtl.engine.trainer import TrainSettings, train
 from detmtl.run_folder import RunFolder
 from detmtl.run_online import known_classes, online_kinds
 from detmtl.run_sources import to_be_labelled
-from detmtl.silver.audit import audit
+from detmtl.silver.audit import Audit, audit
 from detmtl.silver.calibration import TooLittleEvidence
 from detmtl.silver.card import TeacherCard
+from detmtl.silver.comparison import GOLD, JUDGED, Fault
 from detmtl.silver.overlay import OverlaySettings
 from detmtl.silver.selection import SelectionSettings, select
 from detmtl.silver.store import Record, Store
@@ -548,9 +549,9 @@ def judged_of(folder, gold, seen):
     return audit(Store.open(folder), gold, SPACE)
 
 
-def test_a_class_that_the_model_has_not_learned_is_not_background(tmp_path, sources):
+def test_a_class_that_the_model_has_not_learned_is_not_background(tmp_path):
     """It abstains, as a checkpoint with such a class does, until gold confirms that it finds some."""
-    gold = sources[2]
+    gold = make_source(tmp_path, "many", 12)
     taught = OnlineBoxes("boxes", SPACE, 0.05, PLAIN, OverlaySettings(), known={"a"})
     assert taught.known.tolist() == [True, False] and boxes().known.all()
     a_alone = replace(gold, coverage=np.array([[1, 0]], np.float32))
@@ -571,6 +572,67 @@ def test_a_class_that_the_model_has_not_learned_is_not_background(tmp_path, sour
         "boxes", SPACE, 0.05, PLAIN.model_copy(update={"coverage": 0.6}), OverlaySettings(), {"a"}
     )
     assert given.choice(None)(BOXES, INFO).coverage.tolist() == pytest.approx([0.6, 0])
+
+
+def judged_by_hand(found, gold):
+    """Returns the audit of a model's boxes: (picture, class, score, whether gold confirms it), and of gold
+    boxes (picture, class) in 100 pictures."""
+    boxes, own = np.zeros(len(found), JUDGED), np.zeros(len(gold), GOLD)
+    rows = sorted(found, key=lambda row: (row[1], -row[2]))
+    boxes["picture"], boxes["class"], boxes["score"], right = zip(*rows, strict=True)
+    boxes["fault"] = np.where(right, Fault.NONE, Fault.NOTHING)
+    own["picture"], own["class"] = zip(*gold, strict=True)
+    own["score"] = -1
+    scores = {row[:2]: row[2] for row in rows if row[3]}
+    own["score"] = [scores.get(place, -1) for place in gold]
+    return Audit(
+        classes=SPACE.names,
+        known=np.ones(2, bool),
+        pictures=100,
+        searched=np.full(2, 100),
+        missing=0,
+        boxes=boxes,
+        gold=own,
+        readings={},
+        wrong_size=(),
+        gold_hash="",
+        store_digest="",
+    )
+
+
+LEARNED = [(i, 0, 0.9 - i / 50, i % 10 != 9) for i in range(30)]
+NOT_LEARNED = [(i % 60, 1, 0.95 - i / 200, False) for i in range(120)]
+
+
+@pytest.mark.parametrize("wanted", [{"precision": 0.8}, {"probability": 0.7}])
+def test_boxes_of_a_class_that_the_model_has_not_learned_are_no_evidence_for_the_others(wanted):
+    if "probability" in wanted:
+        pytest.importorskip("sklearn")
+    policy = SelectionSettings.model_validate({"threshold": wanted, "ignore_from": None})
+    gold = [(i, 0) for i in range(30)]
+    known = np.array([True, False])
+    clean, spoilt = (
+        BoxChoice.of(policy, SPACE, judged_by_hand(found, gold), 0.05, known)
+        for found in (LEARNED, LEARNED + NOT_LEARNED)
+    )
+    assert spoilt.known.tolist() == [True, False]
+    assert spoilt.policy.limits[0] == clean.policy.limits[0] < 0.5
+    assert spoilt.policy.coverage == clean.policy.coverage
+
+
+def test_luck_in_a_picture_or_two_is_no_learned_class():
+    gold = [(i, 0) for i in range(30)] + [(i, 1) for i in range(4)]
+
+    def choice(hits):
+        found = [*LEARNED, *((i, 1, 0.6, True) for i in hits)]
+        return BoxChoice.of(
+            PLAIN, SPACE, judged_by_hand(found, gold), 0.05, np.array([True, False])
+        )
+
+    for hits in ([0], [0, 1], [0, 0, 1, 1]):
+        assert choice(hits).known.tolist() == [True, False]
+        assert choice(hits).policy.coverage["b"] == 0
+    assert choice([0, 1, 2]).known.all() and choice([0, 1, 2]).policy.coverage["b"] > 0.7
 
 
 def settings_of(**changed):

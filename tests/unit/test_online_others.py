@@ -317,6 +317,10 @@ def test_pixels_of_a_class_that_the_model_has_not_learned_are_unknown(tmp_path):
         assert labels.classes.unique().tolist() == [1, UNKNOWN]
         assert labels.coverage[2] == 0 and labels.coverage[1] == 1
     assert 2 in OnlineMaps("map", TEACHER, select).choice(None)(found, INFO).classes
+    sure = MapSelection.model_validate({"weight": "one", "confidence": {"precision": 0.9}})
+    known = OnlineMaps("map", TEACHER, sure, known={"background", "person", "sofa"})
+    labels = known.choice(against(*[halves(1, 0)] * 8))(found, INFO)
+    assert 1 in labels.classes, "what it takes for cars says nothing of persons"
     labels = taught.choice(against(*[halves(1, 2)] * 8))(found, INFO)
     assert labels.classes.unique().tolist() == [1, 2] and labels.coverage[2] == 1
 
@@ -329,9 +333,10 @@ def test_tags_that_the_model_has_not_learned_are_unknown(tmp_path):
     taught = OnlineTags("tags", ("night", "rain"), TagSelection(), known={"night"})
     found = TagLabels(torch.tensor([0.9, 0.1]), torch.ones(2))
 
-    def weights(truth):
-        ones = np.ones_like(truth)
-        gold = replace(source, tags=Tags(truth, ones, np.ones(30, bool), np.zeros(30, np.uint8)))
+    def weights(truth, nights=30):
+        looked = np.ones_like(truth)
+        looked[nights:, 0] = 0
+        gold = replace(source, tags=Tags(truth, looked, np.ones(30, bool), np.zeros(30, np.uint8)))
         return taught.choice(audit_tags(store, gold, classes))(found, INFO).weights.tolist()
 
     assert taught.choice(None)(found, INFO).weights.tolist() == [1, 0]
@@ -341,6 +346,18 @@ def test_tags_that_the_model_has_not_learned_are_unknown(tmp_path):
     )
     assert weights(night) == [1, 0], "that it is never there says nothing of finding it"
     assert weights(shown) == [1, 1]
+    shown[2, 1] = 0
+    assert weights(shown) == [1, 0], "two pictures may be luck"
+
+    scores = np.tile(np.array([[0.1, 0.1]], np.float32), (30, 1))
+    scores[:5, 0] = 0.9
+    store, found = (
+        _Tags(tmp_path / "none", source, scores),
+        TagLabels(torch.from_numpy(scores[9]), torch.ones(2)),
+    )
+    shown = np.tile(np.array([[0, 1]], np.float32), (30, 1))
+    shown[:5, 0] = 1
+    assert weights(shown, nights=12) == [1, 0], "what it misses of rain says nothing of night"
 
 
 @dataclass
