@@ -182,6 +182,7 @@ class Policy:
         settings: SelectionSettings,
         audit: Audit | None,
         several: bool = False,
+        resolved: "Resolved | None" = None,
     ) -> "Policy":
         """Resolves settings.
 
@@ -192,12 +193,13 @@ class Policy:
             settings: the policy.
             audit: of these labels.
             several: whether they are fused labels of several teachers.
+            resolved: what `resolve` made of all that; None: it is asked.
 
         Raises:
             InputError: an unknown class name, something that needs an audit without one, a score below
                 the floor, too little gold to calibrate, or no gold box to tell recall or density.
         """
-        found = resolve(labels, classes, settings, audit, several)
+        found = resolved or resolve(labels, classes, settings, audit, several)
         return cls(
             settings,
             *found,
