@@ -6,15 +6,17 @@ the same folder goes on where the last one stopped, wherever that was.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from torch import Tensor
 
 from detmtl.config import RunSettings
+from detmtl.data.fit import fit_size
 from detmtl.data.source import Source
 from detmtl.engine import distributed
 from detmtl.engine.memory import keep_freed_memory
@@ -33,8 +35,12 @@ from detmtl.run_teachers import learned_sources, teacher_settings, written_offli
 from detmtl.run_training import build, fit_model, mixture_of, score
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
+from detmtl.structures.sample import DIVISOR
 from detmtl.tasks.multitask import MultiTask
 from detmtl.teachers.teacher import Teacher
+
+TRIAL = (96, 160)
+"""Height and width of a picture: odd multiples of 32, which show whether features are padded."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +109,7 @@ def _run(run: OpenRun, frozen: Frozen | None) -> Summary:
     sources, val, test = _claimed_sources(run)
     scored_on, final = ("val", val) if test is None else ("test", test)
     sources, known = _to_be_labelled(run, sources)
-    _check(run, sources)
+    _check(run, sources, val)
     gold = online_gold(settings, sources, val)
     by_teacher = _gold_teacher(run, sources, val, final)
     sources, store = _with_silver(run, sources, val, known)
@@ -149,23 +155,50 @@ def _to_be_labelled(
     return {**sources, **to_be_labelled(run.settings, sources, offline)}, known
 
 
-def _check(run: OpenRun, sources: Mapping[str, Source]) -> None:
+def _check(run: OpenRun, sources: Mapping[str, Source], val: Source) -> None:
     """Tells mistakes in the settings of mix, network and training before the work.
 
     Raises:
-        InputError: see `_check_parts`, or a source that the mix cannot have.
+        InputError: see `_check_parts` and `_check_sizes`, or a source that the mix cannot have.
     """
     settings, pools = run.settings, run.settings.offline_pools()
     bare = {n: replace(sources[n], grade=Grade.SILVER, annotations=None) for n in pools}
     mixture_of(settings, [bare.get(n, sources[n]) for n in settings.mix_sources()])
     if not run.folder.metrics.exists():
         settings.train.check(run.process.device)
-        _check_parts(settings)
+        model = _check_parts(settings)
+        _check_sizes(settings, model, [*sources.values(), val])
 
 
-def _check_parts(settings: RunSettings) -> None:
-    """Builds what the settings name and forgets it: what is wrong with it is told before a teacher has
-    learned or labelled anything.
+def _check_sizes(settings: RunSettings, model: MultiTask, sources: Iterable[Source]) -> None:
+    """Tries the backbone on a picture of a size that is nobody's own: many networks of timm take one size
+    alone, or pad their features. Such a one is fit for pictures that all come in a size that it takes.
+
+    Raises:
+        InputError: it does not fit.
+    """
+    wrong = model.backbone.misfit(*TRIAL)
+    if wrong is None:
+        return
+    short, long = settings.input.short, settings.input.long
+    fitted = {
+        fit_size(height, width, short, long)
+        for source in sources
+        for height, width in np.unique(source.sizes, axis=0).tolist()
+    }
+    padded = {tuple(-(-side // DIVISOR) * DIVISOR for side in size) for size in fitted}
+    if len(padded) == 1 and model.backbone.misfit(*padded.pop()) is None:
+        return
+    raise InputError(
+        f"model.backbone: {settings.model.backbone.name} does not take pictures of any size (of one of "
+        f"{TRIAL[0]} x {TRIAL[1]} pixels: {wrong}); ResNet, RegNet, MobileNet, EfficientNet and ConvNeXt do, "
+        "and Swin with backbone.args: {strict_img_size: false}"
+    )
+
+
+def _check_parts(settings: RunSettings) -> MultiTask:
+    """Builds what the settings name and returns the network, with which nobody trains: what is wrong is
+    told before a teacher has learned or labelled anything.
 
     Raises:
         InputError: a part cannot be had, or cannot be exported.
@@ -178,6 +211,7 @@ def _check_parts(settings: RunSettings) -> None:
     balancer = settings.balancing.build(list(settings.tasks))
     balancer.attach(model.shared_parameters(), model.own_parameters())
     settings.optim.build(model, balancer)
+    return model
 
 
 def _gold_teacher(

@@ -25,6 +25,8 @@ from detmtl.structures.settings import Settings
 
 STRIDES = [8, 16, 32]
 """Of the features that a pyramid is built on: C3, C4 and C5."""
+FAILURES = (RuntimeError, ValueError, AttributeError, AssertionError, TypeError, IndexError)
+"""What networks raise on a picture of a size that they do not take."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +50,8 @@ class BackboneSettings(Settings):
     Attributes:
         name: a model of timm, or `package.module:function` of a function that takes timm's
             `features_only` (such as `timm.models.efficientnet:_gen_mobilenet_v1`).
-        args: keyword arguments for it (such as {pad_type: same}).
+        args: keyword arguments for it, such as {pad_type: same}, or {strict_img_size: false}, with which a
+            Swin transformer takes pictures of any size.
         pretrained: whether timm downloads its weights.
         weights: a local file of weights instead, .pth or .safetensors, of the whole classifier or of
             its features; half precision is cast. `package.module:function` is called for the path of
@@ -160,7 +163,7 @@ class Backbone(nn.Module):
             strides: of the features that `forward` gives, rising.
 
         Raises:
-            InputError: the network has no features of these strides.
+            InputError: the network has no features of these strides, or fails.
         """
         super().__init__()
         self.mean, self.std = tuple(mean), tuple(std)
@@ -173,7 +176,13 @@ class Backbone(nn.Module):
         )
         network.eval()  # the trial must not move the statistics of trained batch norms
         with torch.enable_grad():
-            features = self._all_features(example)
+            try:
+                features = self._all_features(example)
+            except FAILURES as error:
+                raise InputError(
+                    f"backbone: the network is tried with a picture of {example_size} x {example_size} pixels, "
+                    f"and fails: {type(error).__name__}: {error}"
+                ) from error
             reductions = [round(example_size / f.shape[-1]) for f in features]
             self._indices = _levels(reductions, self.strides)
             self.channels = [features[i].shape[1] for i in self._indices]
@@ -192,6 +201,28 @@ class Backbone(nn.Module):
         """
         features = self._all_features(images)
         return [features[i] for i in self._indices]
+
+    def misfit(self, height: int, width: int) -> str | None:
+        """Returns why the network has no features of `strides` of such a picture; None: it has.
+
+        Args:
+            height, width: multiples of 32.
+        """
+        first, training = next(self.parameters()), self.training
+        self.eval()
+        try:
+            picture = torch.zeros(1, 3, height, width, dtype=first.dtype, device=first.device)
+            with torch.no_grad():
+                features = self(picture)
+        except FAILURES as error:
+            return f"{type(error).__name__}: {error}"
+        finally:
+            self.train(training)
+        for feature, stride in zip(features, self.strides, strict=True):
+            got, wanted = tuple(feature.shape[-2:]), (height // stride, width // stride)
+            if got != wanted:
+                return f"features of stride {stride} are {got}, not {wanted}"
+        return None
 
     def freeze(self) -> None:
         """Makes all weights constants, batch norms with their running statistics included."""

@@ -1,5 +1,7 @@
 """The backbone: folding against timm's own output, weights, frozen stages."""
 
+import re
+
 import pytest
 import timm
 import torch
@@ -229,6 +231,34 @@ def test_weights_that_are_none(tmp_path, content, message):
 def test_user_mistakes(settings, message):
     with pytest.raises(InputError, match=message):
         BackboneSettings(**settings).build()
+
+
+class Whole(nn.Module):
+    """Features of pictures of one size alone, or, `size` being None, padded to even numbers of rows."""
+
+    def __init__(self, size, **_):
+        super().__init__()
+        self.size, self.feature_info = size, []
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, image):
+        assert self.size in (None, image.shape[-1]), f"width is not {self.size}"
+        height, width = image.shape[-2:]
+        sizes = [(height // s, width // s) for s in (8, 16, 32)]
+        if self.size is None:
+            sizes = [(h + h % 2, w + w % 2) for h, w in sizes]
+        return [self.weight.expand(len(image), 4, *size) for size in sizes]
+
+
+@pytest.mark.parametrize(
+    ("size", "told"), [(64, "width is not 64"), (None, r"stride 32 are \(4, 6\), not \(3, 5\)")]
+)
+def test_a_network_of_some_sizes_alone_says_so(size, told):
+    backbone = Backbone(Whole(size), (0, 0, 0), (1, 1, 1))
+    assert backbone.misfit(64, 64) is None and backbone.training
+    assert re.search(told, backbone.misfit(96, 160))
+    with pytest.raises(InputError, match="of 64 x 64 pixels, and fails: Asser"):
+        Backbone(Whole(96), (0, 0, 0), (1, 1, 1))
 
 
 def test_mean_and_std():

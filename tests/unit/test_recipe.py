@@ -10,10 +10,11 @@ import torch
 
 from detmtl import run_training
 from detmtl.engine.distributed import Process
-from detmtl.recipe import _some_pictures, write_json
+from detmtl.recipe import _check_sizes, _some_pictures, write_json
 from detmtl.report.run_summary import Summary
 from detmtl.run_folder import OpenRun
 from detmtl.run_training import validation_batches
+from detmtl.structures.errors import InputError
 
 
 def test_numbers_that_json_does_not_know_become_null(tmp_path):
@@ -33,6 +34,22 @@ def test_processes_evaluate_as_many_pictures_together_as_they_train(monkeypatch,
     process = Process(0, world, torch.device("cpu"))
     given = validation_batches(OpenRun(settings, None, process, None), None)
     assert given == (None, 64, 96, together, 0, 0, world)
+
+
+def test_a_backbone_of_one_size_is_for_pictures_of_that_size():
+    model = SimpleNamespace(
+        backbone=SimpleNamespace(misfit=lambda *size: None if size == (64, 64) else "no such size")
+    )
+    settings = SimpleNamespace(
+        input=SimpleNamespace(short=64, long=128),
+        model=SimpleNamespace(backbone=SimpleNamespace(name="one")),
+    )
+    square = SimpleNamespace(sizes=np.array([[100, 100], [64, 64]]))
+    _check_sizes(settings, model, [square])
+    wide = SimpleNamespace(sizes=np.array([[100, 200]]))
+    for sources in ([square, wide], [wide]):
+        with pytest.raises(InputError, match=r"backbone: one .* of 96 x 160 pixels: no such size"):
+            _check_sizes(settings, model, sources)
 
 
 @pytest.mark.parametrize(
