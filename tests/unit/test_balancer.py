@@ -101,9 +101,10 @@ def test_running_scale_follows():
         factors(balancer, boxes=1.0, tags=1.0)
     for _ in range(300):
         found = factors(balancer, boxes=5.0, tags=1e-3)
-    # 3 of the first kind are left with a weight of .99 ** 300 each, of 100 in all
-    assert found == pytest.approx([1 / 5, 1e3], rel=2)
-    assert found[1] > 300
+    # what is left of the three first ones: .99 ** 300 of .99 ** 0 + .99 ** 1 + .99 ** 2
+    old, new = 0.99**300 * (1 - 0.99**3) / 0.01, (1 - 0.99**300) / 0.01
+    means = [(old + new * loss) / (old + new) for loss in (5.0, 1e-3)]
+    assert found == pytest.approx([1 / mean for mean in means], rel=1e-4)
     _, given = values(boxes=7.0, tags=1.0)
     del given["tags"]["x"]
     balancer.backward(given)

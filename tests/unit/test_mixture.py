@@ -204,6 +204,7 @@ def test_the_table_shows_every_source_and_what_is_ignored():
 
 
 def test_ranks_share_every_batch_without_overlap_and_find_the_same_in_any_process():
+    """The trap of splits that differ between ranks."""
     mix = mixture(MIXES["batch"], batch_size=10)
     for step in range(5):
         picks = mix.picks(step)

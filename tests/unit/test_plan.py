@@ -71,15 +71,6 @@ def test_trap_a_sampler_that_never_ends(sources):
         assert len(picks) == 300 and set(picks) == {0, 1, 2}
 
 
-def test_trap_splits_that_differ_between_ranks(sources):
-    for mode in plans.CASES:
-        whole = plans.mixture(mode, True, sources, 6, STEPS)
-        ranks = [plans.mixture(mode, True, sources, 6, STEPS) for _ in range(3)]
-        for step in reversed(range(STEPS)):
-            parts = [rank.picks(step)[r::3] for r, rank in enumerate(ranks)]
-            assert sorted(p for part in parts for p in part) == sorted(whole.picks(step))
-
-
 def test_trap_gold_repeated_fifty_times_unnoticed(sources):
     mix = Mixture(sources, MixSettings(mode="batch", shares={"gold": 1, "rare": 1, "pool": 4}), 6)
     few = mix.plan(150)[1]

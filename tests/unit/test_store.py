@@ -199,8 +199,7 @@ def test_no_file_of_a_store_is_changed_by_a_second_teacher_or_a_second_run(tmp_p
     with Store.create(tmp_path, CARD, 0.05).writer() as writer:
         writer.add(record(6))
     for file, (content, changed) in before.items():
-        if file.is_file():
-            assert (file.read_bytes(), file.stat().st_mtime_ns) == (content, changed)
+        assert (file.read_bytes(), file.stat().st_mtime_ns) == (content, changed)
 
 
 def test_a_store_without_labels_says_so(tmp_path):
