@@ -7,7 +7,7 @@ Letters: I pictures, N boxes of all pictures, C classes.
 import csv
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -31,6 +31,25 @@ def class_mask(names: Sequence[str], classes: LabelSpace, where: str) -> np.ndar
     if problems:
         raise InputError(problems)
     return np.array([name in names for name in classes.names], dtype=bool)
+
+
+def partly_known(
+    partly: Mapping[str, tuple[Sequence[str], Sequence[str]]], what: str, setting: str
+) -> tuple[str, ...]:
+    """Returns a sentence for each class that counts as looked for though a source knows some of its members
+    only.
+
+    Args:
+        partly: see `LabelSpace.partly`.
+        what: class, or tag.
+        setting: by which a user says what was looked for.
+    """
+    return tuple(
+        f"has of {what} '{name}' the categories {', '.join(some)} but not {', '.join(rest)}, and "
+        f"counts as searched for the {what}; unless they are words for the same, give `{setting}` "
+        f"without '{name}', so that they do not become background"
+        for name, (some, rest) in partly.items()
+    )
 
 
 def keep_classes(parsed: Parsed, kept: np.ndarray, covered: np.ndarray) -> Parsed:

@@ -4,6 +4,7 @@ Letters: H and W pixels.
 """
 
 import os
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -31,10 +32,12 @@ def map_files(
 ) -> FileNames:
     """Returns the files of the pictures' maps, or depths, in `folder`; an empty name where there is none.
 
+    Warns if there are pictures without one and files without a picture: their names may differ by mistake.
+
     Raises:
         InputError: no picture has one, or `missing` is `error` and some have none.
     """
-    names = _map_names(pictures, folder)
+    names, others = _map_names(pictures, folder)
     without = [pictures.name(i) for i, name in enumerate(names) if not name]
     if len(without) == len(pictures):
         raise InputError(
@@ -50,11 +53,19 @@ def map_files(
                 for name in without
             ]
         )
+    if without and others:
+        warnings.warn(
+            f"{where}: {len(without)} of its {len(pictures)} pictures have no {what} in {folder}, where "
+            f"{len(others)} files are the {what} of none of them, such as {others[0]}; that of {without[0]} "
+            f"would be {_map_name(without[0])}",
+            stacklevel=2,
+        )
     return FileNames.of(folder, names)
 
 
-def _map_names(pictures: FileNames, folder: Path) -> list[str]:
-    """Returns for each picture the name of its map in `folder`, "" where it has none."""
+def _map_names(pictures: FileNames, folder: Path) -> tuple[list[str], list[str]]:
+    """Returns for each picture the name of its map in `folder`, "" where it has none; and the names of the
+    other PNG files beside them."""
     listed: dict[str, set[str]] = {}
     names = []
     for i in range(len(pictures)):
@@ -64,7 +75,9 @@ def _map_names(pictures: FileNames, folder: Path) -> list[str]:
             at = folder / below
             listed[below] = set(os.listdir(at)) if at.is_dir() else set()
         names.append(name if file in listed[below] else "")
-    return names
+    beside = {os.path.join(below, file) for below, files in listed.items() for file in files}
+    others = sorted(name for name in beside - {*names} if name.lower().endswith(".png"))
+    return names, others
 
 
 def _map_name(picture: str) -> str:

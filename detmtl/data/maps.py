@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from pydantic import model_validator
 
-from detmtl.data.coverage import class_mask
+from detmtl.data.coverage import class_mask, partly_known
 from detmtl.data.flat import FileNames, Flat
 from detmtl.data.map_files import existing_folder, map_files, read_of_size
 from detmtl.data.map_legend import HIGHEST, Legend
@@ -122,8 +122,11 @@ class MapFolder(Settings):
         files = map_files(pictures, folder, where, "map", self.missing)
         space = classes.label_space()
         codes = classes.codes(legend.categories.values(), f"{where}: maps.categories")
-        coverage = legend.covered(codes, space)
-        if self.covers is not None:
+        coverage, notes = legend.covered(codes, space), ()
+        if self.covers is None:
+            partly = space.partly(legend.categories.values())
+            notes = partly_known(partly, "class", "maps.covers")
+        else:
             coverage = class_mask(self.covers, space, f"{where}: maps.covers").astype(np.float32)
         return Maps(
             files=files,
@@ -132,6 +135,7 @@ class MapFolder(Settings):
             weights=legend.weighted(codes),
             grade=int(grade if legend.grade is None else legend.grade),
             rest=classes.rest,
+            notes=notes,
         )
 
     def _legend(self, root: Path, where: str) -> Legend:
@@ -223,6 +227,7 @@ class Maps(Flat):
         grade: a `Grade`.
         rest: the class that takes what is unmapped: its pixels say where it is, though no other says where
             it is not.
+        notes: sentences on what the legend leaves open.
     """
 
     files: FileNames
@@ -231,6 +236,7 @@ class Maps(Flat):
     weights: np.ndarray | None
     grade: int
     rest: int | None = None
+    notes: tuple[str, ...] = ()
 
     def present(self) -> np.ndarray:
         """Returns (I,) bool: which pictures have a map."""

@@ -13,7 +13,13 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import PositiveFloat
 
-from detmtl.data.coverage import class_mask, cover_pictures, keep_classes, without_lost
+from detmtl.data.coverage import (
+    class_mask,
+    cover_pictures,
+    keep_classes,
+    partly_known,
+    without_lost,
+)
 from detmtl.data.depth import DepthFolder
 from detmtl.data.details import DetailClasses
 from detmtl.data.images import content_hashes, unusable_pictures
@@ -176,16 +182,20 @@ class SourceSettings(Settings):
         # What a boxes' file says of itself says nothing of maps and tags: their own files say it.
         grade = Grade[self.grade.upper()]
         drop = np.zeros(len(source), dtype=bool)
+
+        def told(notes: Sequence[str]) -> list[str]:
+            return [f"{where}: {note}" for note in notes]
+
         if self.maps is not None and maps is not None:
             found = self.maps.load(source.files, root, maps, where, grade)
-            source = replace(source, maps=found)
+            source = replace(source, maps=found, notes=(*source.notes, *told(found.notes)))
             if self.maps.missing == "drop":
                 drop |= ~found.present()
         if self.tags is not None and tags is not None:
-            told = self.tags.load(source.files, root, tags, where, grade)
-            source = replace(source, tags=told)
+            said = self.tags.load(source.files, root, tags, where, grade)
+            source = replace(source, tags=said, notes=(*source.notes, *told(said.notes)))
             if self.tags.missing == "drop":
-                drop |= ~told.present
+                drop |= ~said.present
         elif tags is not None and tags.from_boxes and source.annotations is not None:
             source = replace(source, tags=BoxTags.of(source.classes, tags, source.grade))
         if self.depth is not None:
@@ -249,13 +259,9 @@ class SourceSettings(Settings):
         are some of its members only, where the user does not say what was looked for."""
         if self.covers is not None or self.covers_file is not None:
             return ()
-        return tuple(
-            f"has of class '{name}' the categories {', '.join(some)} but not {', '.join(rest)}, and "
-            "counts as searched for the class; unless they are words for the same, give `covers` "
-            f"without '{name}', so that they do not become background"
-            for name, (some, rest) in classes.partly(names).items()
-            if self.keep is None or name in self.keep
-        )
+        partly = classes.partly(names)
+        kept = partly if self.keep is None else self.keep
+        return partly_known({n: partly[n] for n in partly if n in kept}, "class", "covers")
 
     def _restricted(self, parsed: Parsed, root: Path, classes: LabelSpace) -> Parsed:
         """Returns what was read, cut down to what `keep` and `covers_file` say."""

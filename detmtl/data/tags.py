@@ -3,14 +3,17 @@
 Letters: I pictures, T tags, C classes of boxes.
 """
 
+import os
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from detmtl.data.coverage import class_mask, partly_known
 from detmtl.data.flat import FileNames, Flat
 from detmtl.data.json_file import read_json
 from detmtl.structures.classes import LabelSpace
@@ -51,11 +54,13 @@ class TagFile(Settings):
 
     Attributes:
         file: the JSON file; relative to the settings' root.
+        covers: the tags that were looked for; None: those of which the file's `tags` name a member.
         missing: what a picture without tags is: an `error`; `absent`, nobody looked at it; or it is left
             out of the source, `drop`, after any subset was taken.
     """
 
     file: str
+    covers: list[str] | None = None
     missing: Literal["error", "absent", "drop"] = "error"
 
     def load(
@@ -68,6 +73,8 @@ class TagFile(Settings):
     ) -> "Tags":
         """Returns the tags of `pictures`; `grade` says who wrote them where the file does not.
 
+        Warns if there are pictures without tags and tags without a picture: names may differ by mistake.
+
         Raises:
             InputError: with everything that is wrong with the file.
         """
@@ -76,14 +83,19 @@ class TagFile(Settings):
         space = classes.label_space()
         names = data["tags"]
         found = space.class_of(names, f"{path}: tags")
-        rows, problems = _rows(data["images"], path)
+        rows, problems = _rows(data["images"], pictures.folder, path)
         targets = np.zeros((len(pictures), len(space)), np.float32)
         weights = np.zeros((len(pictures), len(space)), np.float32)
         present = np.zeros(len(pictures), dtype=bool)
         of_name = dict(zip(names, found, strict=True))
-        looked = np.array(space.known(names), dtype=np.float32)
-        for i in range(len(pictures)):
-            row = rows.get(pictures.name(i))
+        looked, notes = np.array(space.known(names), dtype=np.float32), ()
+        if self.covers is None:
+            notes = partly_known(space.partly(names), "tag", "tags.covers")
+        else:
+            looked = class_mask(self.covers, space, f"{where}: tags.covers").astype(np.float32)
+        places = [os.path.normpath(path) for path in pictures.paths()]
+        for i, place in enumerate(places):
+            row = rows.get(place)
             if row is not None:
                 present[i] = True
                 weights[i] = looked
@@ -100,9 +112,18 @@ class TagFile(Settings):
             ]
         if problems:
             raise InputError(problems)
+        missing, others = int((~present).sum()), [rows[place] for place in rows.keys() - {*places}]
+        if missing and others:
+            first = min(row["file_name"] for row in others)
+            warnings.warn(
+                f"{path}: has no tags of {missing} of the {len(pictures)} pictures of {where}, but tags of "
+                f"{len(others)} others, such as {first}; file_name is relative to the source's images",
+                stacklevel=2,
+            )
         if data.get("grade"):
             grade = Grade[data["grade"].upper()]
-        return Tags(targets, weights, present, np.full(len(pictures), grade, np.uint8))
+        grades = np.full(len(pictures), grade, np.uint8)
+        return Tags(targets, weights, present, grades, notes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,12 +134,14 @@ class Tags(Flat):
         targets, weights: (I, T) float32, see `TagLabels`.
         present: (I,) bool: which pictures somebody looked at.
         grade: (I,) uint8, a `Grade`.
+        notes: sentences on what the file leaves open.
     """
 
     targets: np.ndarray
     weights: np.ndarray
     present: np.ndarray
     grade: np.ndarray
+    notes: tuple[str, ...] = ()
 
     def by_people(self) -> np.ndarray:
         """Returns (I,) bool: of which pictures people told tags."""
@@ -153,8 +176,8 @@ class Tags(Flat):
 
     def take(self, indices: np.ndarray) -> "Tags":
         """Returns the tags of the pictures at `indices`."""
-        arrays = (self.targets, self.weights, self.present, self.grade)
-        return Tags(*(array[indices] for array in arrays))
+        arrays = ("targets", "weights", "present", "grade")
+        return replace(self, **{name: getattr(self, name)[indices] for name in arrays})
 
     def labels(self, i: int, boxes: BoxLabels | None) -> TagLabels | None:
         """Returns the tags of picture i, None where nobody looked; `boxes` are not asked."""
@@ -244,19 +267,21 @@ def _object(path: Path) -> dict[str, Any]:
     return data
 
 
-def _rows(images: Sequence[Any], path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Returns file name -> row, of the rows of `images` that have tags, and a sentence for each picture of
-    which several do: which of them is right, nobody can tell."""
+def _rows(images: Sequence[Any], folder: str, path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Returns path of the picture -> row, of the rows of `images` that have tags, and a sentence for each
+    picture below `folder` of which several do: which of them is right, nobody can tell."""
     places: dict[str, list[int]] = {}
     for i, row in enumerate(images):
         if "tags" in row:
-            places.setdefault(row["file_name"], []).append(i)
+            picture = os.path.normpath(os.path.join(folder, row["file_name"]))
+            places.setdefault(picture, []).append(i)
     problems = [
-        f"{path}: {name} has tags in the images at positions {', '.join(map(str, at))}; keep one of them"
-        for name, at in places.items()
+        f"{path}: {images[at[0]]['file_name']} has tags in the images at positions "
+        f"{', '.join(map(str, at))}; keep one of them"
+        for at in places.values()
         if len(at) > 1
     ]
-    return {name: images[at[0]] for name, at in places.items()}, problems
+    return {picture: images[at[0]] for picture, at in places.items()}, problems
 
 
 def _is_image(row: Any) -> bool:

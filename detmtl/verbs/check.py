@@ -113,8 +113,8 @@ def _told(source: Source, title: str, console: Console) -> list[str]:
         console.print(f"{title}: {len(source)} pictures without boxes", markup=False)
     else:
         console.print(table)
-        for note in source.notes:
-            console.print(note, markup=False)
+    for note in source.notes:
+        console.print(note, markup=False)
     with bar(console) as progress:
         task = progress.add_task("Reading every picture", total=None)
         return check_source(

@@ -63,6 +63,17 @@ def test_a_picture_without_a_map_was_not_looked_at(root):
     assert ["maps" in part.labels(i) for i in range(2)] == [False, True]
 
 
+def test_maps_whose_names_match_no_picture_are_told(root):
+    for name in ("c.PNG", "b_mask.png", "notes.txt"):
+        (root / "maps" / name).write_bytes(b"")
+    with pytest.warns(UserWarning) as told:
+        _load(root)
+    (warning,) = told
+    assert "1 of its 3 pictures have no map" in str(warning.message)
+    assert "where 2 files are the map of none of them, such as b_mask.png" in str(warning.message)
+    assert str(warning.message).endswith("that of c.jpg would be c.png")
+
+
 def test_pictures_without_a_map_may_be_left_out(root):
     source = _load(root, missing="drop")
     assert [source.files.name(i) for i in range(len(source))] == ["a.jpg", "sub/b.jpg"]

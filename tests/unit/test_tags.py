@@ -23,12 +23,12 @@ from detmtl.tasks.tags import TagsConfig, pooled
 CLASSES = TagClasses(classes={"night": ["night", "dusk"], "rain": ["rain"], "snow": []})
 
 
-def _load(root, content, missing="error", pictures=("a.jpg", "b.jpg"), classes=CLASSES):
+def _load(root, content, pictures=("a.jpg", "b.jpg"), classes=CLASSES, **settings):
     for name in pictures:
         (root / "images").mkdir(exist_ok=True)
         Image.new("RGB", (6, 4), len(name)).save(root / "images" / name)
     (root / "tags.json").write_text(json.dumps(content))
-    source = FolderSource(images="images", tags=TagFile(file="tags.json", missing=missing))
+    source = FolderSource(images="images", tags=TagFile(file="tags.json", **settings))
     return source.load("s", root, LabelSpace.of(["x"]), root / "cache", tags=classes)
 
 
@@ -60,6 +60,27 @@ def test_scores_and_weights_of_a_file(tmp_path):
     assert first.targets.tolist() == pytest.approx([0.9, 0.1, 0])
     assert first.weights.tolist() == pytest.approx([0.5, 1, 0]) and first.grade == Grade.SILVER
     assert second.weights.tolist() == [0, 0, 0], "dusk might be"
+
+
+def test_names_that_lead_to_one_picture_are_one_and_others_are_told(tmp_path):
+    images = [_row("./a.jpg", "dusk"), _row("images/b.jpg"), _row("c.jpg")]
+    with pytest.warns(
+        UserWarning, match=r"no tags of 1 of the 2 pictures .* of 2 others, such as c"
+    ):
+        source = _load(tmp_path, {"tags": LOOKED_FOR, "images": images}, missing="absent")
+    assert source.tags.present.tolist() == [True, False]
+    images[1]["file_name"] = str(tmp_path / "images/b.jpg")
+    assert _load(tmp_path, {"tags": LOOKED_FOR, "images": images}).tags.present.all()
+
+
+def test_a_tag_of_which_the_file_knows_some_names_is_told(tmp_path):
+    content = {"tags": ["dusk", "rain"], "images": [_row("a.jpg", "rain"), _row("b.jpg")]}
+    source = _load(tmp_path, content)
+    (note,) = source.notes
+    assert note.startswith("source 's': has of tag 'night' the categories dusk but not night")
+    assert "give `tags.covers` without 'night'" in note
+    source = _load(tmp_path, content, covers=["rain"])
+    assert source.notes == () and source.labels(1)["tags"].weights.tolist() == [0, 1, 0]
 
 
 def test_a_picture_without_tags_was_not_looked_at(tmp_path):
