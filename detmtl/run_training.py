@@ -38,11 +38,12 @@ def build(settings: RunSettings) -> MultiTask:
 
 
 def mixture_of(settings: RunSettings, sources: list[Source]) -> Mixture:
-    """Returns the mix of a run's sources."""
+    """Returns the mix of a run's sources; its notes tell too which settings change nothing in this run."""
     mix = settings.mix_for([source.name for source in sources])
     steps = settings.train.steps * settings.train.accumulate
     found = Mixture(sources, mix, settings.data.batch_size, settings.seed, steps)
     found.notes += idle_weights(settings, sources, labelled=True)
+    found.notes += settings.optim.notes(settings.train.steps)
     return found
 
 

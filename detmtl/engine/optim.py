@@ -99,6 +99,15 @@ class OptimSettings(Settings):
         done = min(1.0, (step - self.warmup) / max(1, steps - self.warmup))
         return self.lr_end + (1 - self.lr_end) * 0.5 * (1 + math.cos(math.pi * done))
 
+    def notes(self, steps: int) -> list[str]:
+        """Returns what comes to nothing in a run of `steps` steps, a sentence each."""
+        if self.warmup < steps:
+            return []
+        return [
+            f"optim.warmup takes {self.warmup} steps of {steps}: the learning rate never reaches optim.lr, and "
+            "optim.schedule changes nothing; shorten it, or train longer"
+        ]
+
 
 def parameter_groups(
     model: nn.Module, lr: float, weight_decay: float, backbone_lr_scale: float

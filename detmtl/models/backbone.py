@@ -180,8 +180,8 @@ class Backbone(nn.Module):
                 features = self._all_features(example)
             except FAILURES as error:
                 raise InputError(
-                    f"backbone: the network is tried with a picture of {example_size} x {example_size} pixels, "
-                    f"and fails: {type(error).__name__}: {error}"
+                    f"backbone: the network is tried on a picture of {example_size} x {example_size} "
+                    f"pixels, and fails: {type(error).__name__}: {error}"
                 ) from error
             reductions = [round(example_size / f.shape[-1]) for f in features]
             self._indices = _levels(reductions, self.strides)

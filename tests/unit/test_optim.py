@@ -140,6 +140,13 @@ def test_warmup_longer_than_the_run_is_finite():
     assert math.isfinite(settings.factor(50, 50))
 
 
+def test_a_run_that_is_all_warm_up_is_told():
+    settings = OptimSettings(warmup=50)
+    assert settings.notes(51) == [] == OptimSettings(warmup=0).notes(1)
+    assert max(settings.factor(s, 51) for s in range(51)) == 1
+    assert settings.notes(50)[0].startswith("optim.warmup takes 50 steps of 50: the learning rate")
+
+
 def test_set_lr_keeps_the_ratio_of_groups():
     optimizer = OptimSettings(lr=0.1, backbone_lr_scale=0.5).build(TinyModel())
     for factor in (0.3, 0.1):  # not cumulative
