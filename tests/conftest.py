@@ -17,6 +17,28 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Grows by the name of each method that reads a tensor's values; on a GPU each waits for the device."""
+    names: list[str] = []
+
+    def told(name: str):
+        real = getattr(torch.Tensor, name)
+
+        def read(tensor: torch.Tensor, *given: object, **named: object):
+            names.append(name)
+            return real(tensor, *given, **named)
+
+        return read
+
+    for name in (
+        "item", "tolist", "cpu", "numpy", "new_tensor",
+        "__bool__", "__float__", "__int__", "__index__", "__array__",
+    ):  # fmt: skip
+        monkeypatch.setattr(torch.Tensor, name, told(name))
+    return names
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder with real pictures (`data/`) and real pretrained models (`weights/`)."""
