@@ -22,11 +22,19 @@ class TtaTeacher(Teacher):
         teacher: the one that is asked.
         settings: which views.
         name: of this teacher; None: the other's with `-tta`.
+
+    Raises:
+        InputError: the teacher writes tags, or boxes and all views are tiles.
     """
 
     def __init__(self, teacher: Teacher, settings: TtaSettings, name: str | None = None):
         if teacher.card.task == "tags":
             raise InputError("teacher.tta: serves boxes and maps, and this teacher writes tags")
+        if teacher.card.task == "boxes" and min(settings.scales) > 1:
+            raise InputError(
+                f"teacher.tta.scales: {', '.join(f'{scale:g}' for scale in settings.scales)}: all views are "
+                "tiles, and no box would be left of an object that their edges cut; name 1 among them"
+            )
         inner = teacher.card
         self._teacher, self._settings = teacher, settings
         self.card = inner.model_copy(

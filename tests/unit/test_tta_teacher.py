@@ -73,10 +73,18 @@ def test_all_views_agree_on_where_a_box_is(box, scales):
 
 def test_a_box_that_a_tile_cuts_is_left_to_the_other_views():
     image, info = spot((10, 5, 50, 35))
-    tiles_alone = TtaTeacher(SpotTeacher(), TtaSettings(scales=(2.0,)))
-    assert len(tiles_alone.annotate([image], [info])[0]) == 0
     both = TtaTeacher(SpotTeacher(), TtaSettings(scales=(1.0, 2.0)))
     assert both.annotate([image], [info])[0].boxes.tolist() == [[10, 5, 50, 35]]
+
+
+def test_boxes_need_a_view_that_shows_the_whole_picture():
+    tiles = TtaSettings(scales=(2.0, 1.5))
+    with pytest.raises(InputError, match=r"tta.scales: 2, 1.5: all views are tiles.* name 1"):
+        TtaTeacher(SpotTeacher(), tiles)
+    # a map is put together piece by piece
+    image, info = spot((0, 0, 1, 1), 2, 4)
+    found = TtaTeacher(HalfTeacher(), tiles).annotate([image], [info])[0]
+    assert (found.classes != UNKNOWN).all()
 
 
 def test_tiles_cover_the_picture_and_share_a_quarter_with_their_neighbors():
