@@ -21,12 +21,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from detmtl.comparing import origins
-from detmtl.comparing.jobs import Job, Pool
+from detmtl.comparing.jobs import FAILED, Job, Pool
 from detmtl.comparing.ledger import earlier_uses, record_use
 from detmtl.comparing.plan import Plan, Planner, digest, makes_silver
 from detmtl.comparing.prepare import Prepared, prepare
 from detmtl.comparing.results import result
-from detmtl.comparing.scores import is_done, read_scores
+from detmtl.comparing.scores import is_done, read_finished
 from detmtl.comparing.settings import CompareSettings, chosen, read_compare
 from detmtl.comparing.start import alone_in, start_alone
 from detmtl.report import compare_page, page
@@ -154,16 +154,8 @@ def jobs_of(plan: Plan, out: Path, arms: set[str]) -> list[Job]:
 
 def collect(settings: CompareSettings, prepared: Prepared, out: Path) -> dict[str, Any]:
     """Returns the result over all runs that are finished."""
-    kept: dict[str, Any] = {}
-    scores = {}
-    for place, key in prepared.plan.at.items():
-        folder = out / "runs" / key
-        if not is_done(folder):
-            continue
-        if key not in kept:
-            kept[key] = read_scores(folder, settings.resamples)
-        scores[place] = kept[key]
-    trained = [s for key, s in kept.items() if prepared.plan.runs[key].kind == "train"]
+    scores = read_finished(prepared.plan, out, settings.resamples)
+    trained = [s for s in scores.values() if prepared.plan.runs[s.key].kind == "train"]
     known = {name for s in trained for name in s.metrics}
     if known and (unknown := [m for m in settings.metrics if m not in known]):
         raise InputError(
@@ -219,14 +211,14 @@ def _note_uses(prepared: Prepared, out: Path, experiment: str) -> None:
 
 def _warn_of_failures(prepared: Prepared, out: Path) -> None:
     """Adds a caution for each arm of which some seeds have a result and others failed."""
-    plan = prepared.plan
-    jobs = jobs_of(plan, out, {arm for _, arm, _ in plan.at})
-    failed = {job.folder.name for job in jobs if job.recall()}
+    plan, done = prepared.plan, set()
     lost: defaultdict[tuple[int, str], list[str]] = defaultdict(list)
     for (cell, arm, seed), key in plan.at.items():
-        if key in failed:
+        folder = out / "runs" / key
+        if is_done(folder):
+            done.add((cell, arm))
+        elif (folder / FAILED).is_file():
             lost[cell, arm].append(str(seed))
-    done = {(cell, arm) for (cell, arm, _), key in plan.at.items() if is_done(out / "runs" / key)}
     for cell, arm in sorted(lost.keys() & done):
         where = f" ({plan.cells[cell].name})" if plan.cells[cell].name else ""
         seeds = f"seed{'s' * (len(lost[cell, arm]) > 1)} {', '.join(lost[cell, arm])}"

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from detmtl.compare import Request, about, execute, jobs_of, make_writable, tell_rest, write_reports
-from detmtl.comparing.scores import RunScores, is_done, read_scores
+from detmtl.comparing.scores import RunScores, read_finished
 from detmtl.comparing.start import alone_in, start_alone
 from detmtl.comparing.transfer_plan import Transfer, prepare_transfer
 from detmtl.comparing.transfer_result import transfer_result
@@ -74,17 +74,12 @@ def read_runs(
     Raises:
         InputError: a task's metric is none of its run's.
     """
-    kept: dict[str, RunScores] = {}
     found: dict[int, dict[str, dict[int, RunScores]]] = {}
     tasks = {arm.name: arm.tasks for arm in plan.arms}
-    for (variant, arm, seed), key in plan.prepared.plan.at.items():
-        folder = request.out / "runs" / key
-        if not is_done(folder):
-            continue
-        if key not in kept:
-            kept[key] = read_scores(folder, settings.resamples)
-        _check_metrics(settings, kept[key], tasks[arm])
-        found.setdefault(variant, {}).setdefault(arm, {})[seed] = kept[key]
+    finished = read_finished(plan.prepared.plan, request.out, settings.resamples)
+    for (variant, arm, seed), run in finished.items():
+        _check_metrics(settings, run, tasks[arm])
+        found.setdefault(variant, {}).setdefault(arm, {})[seed] = run
     return found
 
 

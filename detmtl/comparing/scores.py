@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from detmtl.comparing.bootstrap import MATCHES, resampled
+from detmtl.comparing.plan import Plan
 from detmtl.config import RunSettings
 from detmtl.data.source import Source
 from detmtl.engine.recorder import read_metrics
@@ -86,6 +87,20 @@ def read_scores(folder: Path, resamples: int) -> RunScores:
     )
 
 
+def read_finished(plan: Plan, out: Path, resamples: int) -> dict[tuple[int, str, int], RunScores]:
+    """Returns (cell's position, arm, seed) -> what its run says, where that is finished; one run's is one
+    object, however many places have it.
+
+    Args:
+        plan: of a comparison.
+        out: its folder.
+        resamples: B.
+    """
+    done = [key for key in dict.fromkeys(plan.at.values()) if is_done(out / "runs" / key)]
+    found = {key: read_scores(out / "runs" / key, resamples) for key in done}
+    return {place: found[key] for place, key in plan.at.items() if key in found}
+
+
 def write_matches(settings: RunSettings, folder: Path) -> None:
     """Matches a run's detections to the truth that it was scored against, and keeps that."""
     if not (folder / "detections.json").is_file():
@@ -137,14 +152,3 @@ def same_start(scores: Mapping[str, RunScores]) -> bool:
     """Returns whether the networks of one seed were built with the same weights; a student that goes on from
     its teacher's (`burn_in`) counts as it was built."""
     return len({s.start for s in scores.values() if s.start}) <= 1
-
-
-__all__ = [
-    "RunScores",
-    "final_source",
-    "is_done",
-    "match_file",
-    "read_scores",
-    "same_start",
-    "write_matches",
-]
