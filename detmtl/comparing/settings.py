@@ -45,17 +45,46 @@ class SplitSettings(Settings):
         return self
 
 
-class CompareSettings(Settings):
-    """Arms, seeds and cells of a comparison.
+class ManyRuns(Settings):
+    """What all comparisons of runs say, whatever is compared.
 
     Attributes:
         title, note: for the report.
         base: the config of a run, as `train --config` takes it, or beside this file.
-        set: changes for all arms.
+        set: changes for all runs.
         seeds: their number (0, 1, ...), or a list. The seed decides weights, order and augmentation.
         seeded: further settings that take the run's seed, such as `data.sources.gold.subset.seed`: then
-            chance also decides which pictures are gold. An arm that leaves out the section of one goes
+            chance also decides which pictures are gold. A run that leaves out the section of one goes
             without it.
+        resamples: of the bootstrap over pictures.
+    """
+
+    title: str | None = None
+    note: str = ""
+    base: str
+    set: Changes = {}
+    seeds: int | list[int] = 5
+    seeded: list[str] = []
+    resamples: int = Field(default=1000, ge=100)
+
+    @field_validator("seeds")
+    @classmethod
+    def _some(cls, seeds: int | list[int]) -> int | list[int]:
+        listed = list(range(seeds)) if isinstance(seeds, int) else seeds
+        if not listed or min(listed) < 0 or len({*listed}) < len(listed):
+            raise ValueError("at least one, none of them negative or twice")
+        return seeds
+
+    @property
+    def all_seeds(self) -> list[int]:
+        """Returns the seeds."""
+        return list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+
+
+class CompareSettings(ManyRuns):
+    """Arms, seeds and cells of a comparison.
+
+    Attributes:
         arms: name -> changes; or `teacher`: the teacher of the settings that all arms have in common,
             itself scored on the same pictures.
         baseline: the arm, or arms, that all others are compared with.
@@ -66,17 +95,10 @@ class CompareSettings(Settings):
         curve: settings -> values, in step with each other: one more axis, whose first setting is the
             horizontal axis of a plot (the number of gold pictures, say) and has numbers.
         split: cuts one labelled source into train, audit and test; None: the base config has its own.
-        resamples: of the bootstrap over pictures.
         equal_steps: refuses arms that make another number of optimizer steps, or of other batches.
         same_start: refuses arms whose network of one seed starts from other weights.
     """
 
-    title: str | None = None
-    note: str = ""
-    base: str
-    set: Changes = {}
-    seeds: int | list[int] = 5
-    seeded: list[str] = []
     arms: dict[str, Changes | Literal["teacher"]] = Field(min_length=1)
     baseline: str | list[str]
     ceiling: str | None = None
@@ -84,17 +106,8 @@ class CompareSettings(Settings):
     grid: dict[str, dict[str, Changes]] = {}
     curve: dict[str, list[Any]] = {}
     split: SplitSettings | None = None
-    resamples: int = Field(default=1000, ge=100)
     equal_steps: bool = True
     same_start: bool = True
-
-    @field_validator("seeds")
-    @classmethod
-    def _some(cls, seeds: int | list[int]) -> int | list[int]:
-        listed = list(range(seeds)) if isinstance(seeds, int) else seeds
-        if not listed or min(listed) < 0 or len({*listed}) < len(listed):
-            raise ValueError("at least one, none of them negative or twice")
-        return seeds
 
     @model_validator(mode="after")
     def _consistent(self) -> "CompareSettings":
@@ -138,11 +151,6 @@ class CompareSettings(Settings):
     def baselines(self) -> list[str]:
         """Returns the names of the baselines."""
         return [self.baseline] if isinstance(self.baseline, str) else self.baseline
-
-    @property
-    def all_seeds(self) -> list[int]:
-        """Returns the seeds."""
-        return list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
 
     @property
     def points(self) -> list[Any]:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from detmtl.comparing.settings import Changes, too_few
+from detmtl.comparing.settings import Changes, ManyRuns, too_few
 from detmtl.metrics.direction import lower_is_better
 from detmtl.structures.settings import Settings
 from detmtl.yaml_settings import checked, read_yaml
@@ -32,15 +32,11 @@ class MeasuredTask(Settings):
         return -1 if lower else 1
 
 
-class TransferSettings(Settings):
-    """Which tasks, and which questions.
+class TransferSettings(ManyRuns):
+    """Which tasks, and which questions; `base` is the config of a run of all tasks.
 
     Attributes:
-        title, note: for the report.
-        base: the config of a run of all tasks, as `train --config` takes it, or beside this file.
-        set: changes for all runs.
-        seeds: their number (0, 1, ...), or a list; fewer than 3 tell next to nothing.
-        seeded: further settings that take the run's seed, see `CompareSettings`.
+        seeds: as of all comparisons; fewer than 3 tell next to nothing.
         tasks: those of the base config that the report is about, each with its metric; the base's other
             tasks are left out.
         target: the task whose result counts: pairs are then asked for what they do to it alone. A task that
@@ -57,15 +53,9 @@ class TransferSettings(Settings):
         wide: changes that widen the trunk: everything that is compared is then trained so too; {}: no.
         duplicate: from this share on a frozen trunk is said to solve the other task already.
         diagnose_every: how often gradients are looked at where tasks are together, in steps.
-        resamples: of the bootstrap over pictures.
     """
 
-    title: str | None = None
-    note: str = ""
-    base: str
-    set: Changes = {}
     seeds: int | list[int] = 3
-    seeded: list[str] = []
     tasks: dict[str, MeasuredTask] = Field(min_length=2)
     target: str | None = None
     variants: dict[str, Changes] = {}
@@ -75,7 +65,6 @@ class TransferSettings(Settings):
     wide: Changes = {}
     duplicate: Annotated[float, Field(gt=0, le=1)] = 0.9
     diagnose_every: Annotated[int, Field(ge=1)] | None = 50
-    resamples: int = Field(default=1000, ge=100)
 
     @field_validator("tasks", mode="before")
     @classmethod
@@ -84,14 +73,6 @@ class TransferSettings(Settings):
         if not isinstance(tasks, dict):
             return tasks
         return {k: {"metric": v} if isinstance(v, str) else v for k, v in tasks.items()}
-
-    @field_validator("seeds")
-    @classmethod
-    def _some(cls, seeds: int | list[int]) -> int | list[int]:
-        listed = list(range(seeds)) if isinstance(seeds, int) else seeds
-        if not listed or min(listed) < 0 or len({*listed}) < len(listed):
-            raise ValueError("at least one, none of them negative or twice")
-        return seeds
 
     @model_validator(mode="after")
     def _consistent(self) -> "TransferSettings":
@@ -113,11 +94,6 @@ class TransferSettings(Settings):
         if problems:
             raise ValueError("\n".join(problems))
         return self
-
-    @property
-    def all_seeds(self) -> list[int]:
-        """Returns the seeds."""
-        return list(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
 
     @property
     def all_variants(self) -> dict[str, Changes]:
