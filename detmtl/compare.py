@@ -68,7 +68,7 @@ def compare(request: Request, console: Console | None = None) -> int:
     console = console or Console()
     page.require()
     settings = read_compare(request.config)
-    arms = chosen(settings, request.only)
+    arms = chosen(settings.arms, request.only)
     seeds = list(request.seeds or settings.all_seeds)
     planner = Planner(settings, request.config, request.overrides)
     process = start_alone()
@@ -76,7 +76,7 @@ def compare(request: Request, console: Console | None = None) -> int:
     with nullcontext() if request.report_only else alone_in(request.out):
         prepared = prepare(planner, list(settings.arms), seeds, request.out, process, console)
         _check_tasks(settings, prepared.plan)
-        jobs = jobs_of(prepared.plan, request.out, {*arms})
+        jobs = jobs_of(prepared.plan, request.out, arms)
         execute(request, prepared, jobs, planner.digest(), console)
     found = collect(settings, prepared, request.out)
     title = settings.title or f"Comparison {request.config.stem}"

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from detmtl.compare import Request, about, execute, jobs_of, make_writable, tell_rest, write_reports
 from detmtl.comparing.scores import RunScores, read_finished
+from detmtl.comparing.settings import chosen
 from detmtl.comparing.start import alone_in, start_alone
 from detmtl.comparing.transfer_plan import Transfer, prepare_transfer
 from detmtl.comparing.transfer_result import transfer_result
@@ -39,7 +40,8 @@ def transfer(request: Request, console: Console | None = None) -> int:
         plan = prepare_transfer(
             settings, request.config, request.overrides, seeds, request.out, process, console
         )
-        jobs = jobs_of(plan.prepared.plan, request.out, chosen(plan, request))
+        arms = chosen([arm.name for arm in plan.arms], request.only)
+        jobs = jobs_of(plan.prepared.plan, request.out, arms)
         execute(request, plan.prepared, jobs, plan.digest, console)
     found = transfer_result(
         settings, plan, read_runs(settings, plan, request), request.out / "runs"
@@ -49,21 +51,6 @@ def transfer(request: Request, console: Console | None = None) -> int:
     write_reports(found, request.out, transfer_page.markdown(found), transfer_page.html(found))
     _tell(found, request, console)
     return 1 if any(job.failure for job in jobs) else 0
-
-
-def chosen(plan: Transfer, request: Request) -> set[str]:
-    """Returns the names of the arms to run: those of `only`, or all.
-
-    Raises:
-        InputError: one of them is none.
-    """
-    names = [arm.name for arm in plan.arms]
-    for name in request.only:
-        if name not in names:
-            raise InputError(
-                f"--only {name}: is no run of the report; there are {'; '.join(names)}"
-            )
-    return {name for name in names if name in request.only or not request.only}
 
 
 def read_runs(

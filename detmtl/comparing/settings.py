@@ -1,7 +1,7 @@
 """The settings of a comparison: a run's settings, and what its arms change in them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -211,13 +211,13 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def chosen(settings: CompareSettings, only: Sequence[str]) -> list[str]:
-    """Returns the arms to run: those of `only`, or all.
+def chosen(arms: Collection[str], only: Sequence[str]) -> set[str]:
+    """Returns the names of the arms to run: those of `only`, or all.
 
     Raises:
         InputError: one of them is no arm.
     """
     for name in only:
-        if name not in settings.arms:
-            raise InputError(f"--only {name}: is no arm; arms has {', '.join(settings.arms)}")
-    return [name for name in settings.arms if name in only or not only]
+        if name not in arms:
+            raise InputError(f"--only {name}: is no arm; there are {'; '.join(arms)}")
+    return {*(only or arms)}

@@ -7,7 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from detmtl.report.page import COLORS, Section, axes, figure, note, numbers, page, table
-from detmtl.report.told import SEEDS_ALONE, bounds, markdown_table, short, told_mean, told_p
+from detmtl.report.told import (
+    SEEDS_ALONE,
+    bounds,
+    markdown_table,
+    short,
+    told_mean,
+    told_p,
+    warnings,
+)
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -59,7 +67,7 @@ def markdown(found: Found) -> str:
     lines = [f"# {found['title']}", "", *(f"- {v['text']}" for v in found["verdict"]), ""]
     lines += [found["scored"], ""]
     lines += [found["note"], ""] if found["note"] else []
-    lines += [f"- caution: {c}" for c in _warnings(found)]
+    lines += [f"- caution: {c}" for c in warnings(found)]
     lines += ["", *markdown_table(*summary(found)), ""]
     lines += ["Mean over seeds ± half of its 95 % interval (Student's t); s/run: seconds.", ""]
     for title, columns, rows in _tables(found):
@@ -79,7 +87,7 @@ def html(found: Found) -> str:
     if not (found["verdict"] or any(cell["same_runs"] for cell in found["cells"])):
         head.append(note("No two arms are finished in one seed: there is nothing to compare yet."))
     head += [text for text in (found["scored"], found["note"]) if text]
-    head += [note(text, "warn") for text in _warnings(found)]
+    head += [note(text, "warn") for text in warnings(found)]
     if len(found["cells"]) == 1:
         head.append(numbers(_large(found)))
     sections = [Section("", head), Section("At a glance", _glance(found))]
@@ -97,16 +105,6 @@ def html(found: Found) -> str:
         Section("How it was measured", [METHOD, table(about, ["what", "value"], left=("value",))])
     )
     return page(found["title"], sections, "made by detmtl compare")
-
-
-def _warnings(found: Found) -> list[str]:
-    told = list(found["cautions"])
-    if found["finished"] < found["planned"]:
-        told.append(
-            f"{found['finished']} of {found['planned']} runs are finished; the report is over these."
-        )
-    told += [f"{f['name']} failed: {f['why']} (see {f['log']})" for f in found["failures"]]
-    return told
 
 
 def _large(found: Found) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Numbers and tables as reports write them.
+"""Numbers, tables and warnings as reports write them.
 
 An estimate is everywhere what report.json holds: mean, low and high, None where they are not known.
 """
@@ -16,6 +16,16 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> lis
     lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in (columns, *rows)]
     head, *body = [f"| {line} |" for line in lines]
     return [head, "|" + "---|" * len(columns), *body]
+
+
+def warnings(found: Mapping[str, Any]) -> list[str]:
+    """Returns what a reader of a report of many runs must mind, from all that it holds."""
+    told = list(found["cautions"])
+    if found["finished"] < found["planned"]:
+        told.append(
+            f"{found['finished']} of {found['planned']} runs are finished; the report is over these."
+        )
+    return told + [f"{f['name']} failed: {f['why']} (see {f['log']})" for f in found["failures"]]
 
 
 def short(metric: str) -> str:

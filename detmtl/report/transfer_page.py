@@ -7,7 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from detmtl.report.page import COLORS, Section, axes, figure, note, page, table
-from detmtl.report.told import SEEDS_ALONE, bounds, markdown_table, short, told_mean, told_p
+from detmtl.report.told import (
+    SEEDS_ALONE,
+    bounds,
+    markdown_table,
+    short,
+    told_mean,
+    told_p,
+    warnings,
+)
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -169,16 +177,6 @@ def html(found: Found) -> str:
         Section("How it was measured", [METHOD, table(facts, ["what", "value"], left=("value",))])
     )
     return page(found["title"], sections, "made by detmtl transfer")
-
-
-def warnings(found: Found) -> list[str]:
-    """Returns what a reader must mind."""
-    told = list(found["cautions"])
-    if found["finished"] < found["planned"]:
-        told.append(
-            f"{found['finished']} of {found['planned']} runs are finished; the report is over these."
-        )
-    return told + [f"{f['name']} failed: {f['why']} (see {f['log']})" for f in found["failures"]]
 
 
 def _tables(found: Found, variant: Found) -> Iterator[tuple[str, list[str], list[list[str]]]]:

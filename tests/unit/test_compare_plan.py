@@ -142,8 +142,8 @@ def test_mistakes_are_told_with_their_place(planner):
         base_config(
             planner().settings.model_copy(update={"base": "nowhere.yaml"}), Path("compare.yaml")
         )
-    with pytest.raises(InputError, match="--only x: is no arm"):
-        chosen(planner().settings, ["x"])
+    with pytest.raises(InputError, match="--only x: is no arm; there are gold; electrum; teacher"):
+        chosen(planner().settings.arms, ["x"])
 
 
 def test_gold_alone_is_one_run_whatever_the_teacher(planner):
