@@ -1,7 +1,8 @@
 """Batches stay what they were, bit for bit: digests of every kind of augmentation.
 
 The digests were computed before pictures of a batch were augmented together; whatever makes the loader
-faster must leave them. They hold for the versions below: others may draw or round differently.
+faster must leave them. They hold for the versions in the file: others may draw or round differently. With
+any versions a batch is what its pictures are, each made alone.
 """
 
 import hashlib
@@ -18,11 +19,12 @@ import torch
 from detmtl.data.augment import Augment
 from detmtl.data.details import FlatDetails
 from detmtl.data.flat import Annotations, FileNames
-from detmtl.data.loader import batches
+from detmtl.data.loader import batches, sample_seed
 from detmtl.data.mixture import MixSettings, Mixture
 from detmtl.data.source import Source
 from detmtl.structures.depth import DepthLabels
 from detmtl.structures.labels import MapLabels
+from detmtl.structures.sample import Batch, Sample
 
 KEPT = json.loads(Path(__file__).with_name("loader_digests.json").read_text())
 SIZES = [(48, 64), (40, 64), (96, 128), (64, 48), (97, 131), (30, 200), (64, 85)]
@@ -146,15 +148,47 @@ def feed(digest, value) -> None:
         digest.update(repr(value).encode())
 
 
+def digest_of(*found: Batch) -> str:
+    digest = hashlib.sha256()
+    for batch in found:
+        feed(digest, batch)
+    return digest.hexdigest()[:16]
+
+
+def every_kind(test):
+    test = pytest.mark.parametrize("steps", STEPS)(test)
+    test = pytest.mark.parametrize("rich", [False, True], ids=["boxes", "everything"])(test)
+    # of CoarseDropout
+    return pytest.mark.filterwarnings("ignore:invalid value encountered in divide")(test)
+
+
+@every_kind
+def test_batches_are_their_pictures_made_one_by_one(tmp_path, steps, rich):
+    source = make_source(tmp_path, rich)
+    mixture = Mixture([source], MixSettings(mode="gold"), 5, seed=1)
+    augment = Augment(STEPS[steps], 48, 64)
+    for number, batch in enumerate(batches(mixture, augment, 0, 3, seed=2)):
+        samples = []
+        for slot, pick in enumerate(mixture.picks(number)):
+            i, seed = pick.index, sample_seed(2, number, slot)
+            size = tuple(source.sizes[i].tolist())
+            image, labels = augment(source.read(i), source.labels(i), seed, size)
+            labels = source.derived(i, labels)
+            samples.append(Sample(image, labels, source.info(i), 0, 1.0, source.grade, seed))
+        assert digest_of(batch) == digest_of(Batch.of(samples))
+
+
 @pytest.mark.skipif(
-    KEPT["versions"] != versions(), reason=f"the digests are those of {KEPT['versions']}"
+    KEPT["versions"] != versions(),
+    reason=f"the digests are those of {KEPT['versions']}: make them anew, from a commit whose batches are "
+    "known to be right",
 )
-@pytest.mark.filterwarnings("ignore:invalid value encountered in divide")  # of CoarseDropout
-@pytest.mark.parametrize("steps", STEPS)
-@pytest.mark.parametrize("rich", [False, True], ids=["boxes", "everything"])
+@every_kind
 def test_batches_are_what_they_were(tmp_path, steps, rich):
     mixture = Mixture([make_source(tmp_path, rich)], MixSettings(mode="gold"), 5, seed=1)
-    digest = hashlib.sha256()
-    for size in ((48, 64), (64, 96)):
-        feed(digest, list(batches(mixture, Augment(STEPS[steps], *size), 0, 4, seed=2)))
-    assert digest.hexdigest()[:16] == KEPT["digests"][f"{rich}/{steps}"]
+    found = [
+        batch
+        for size in ((48, 64), (64, 96))
+        for batch in batches(mixture, Augment(STEPS[steps], *size), 0, 4, seed=2)
+    ]
+    assert digest_of(*found) == KEPT["digests"][f"{rich}/{steps}"]
