@@ -60,7 +60,7 @@ def label_pools(
     settings, console = run.settings, run.console
     silver, space = settings.silver, settings.data.label_space()
     assert silver is not None
-    store_path = silver.store or run.folder.path / "silver"
+    store_path = run.store
     gold = audit_source(settings, sources, val)
     pools = [sources[name] for name in settings.offline_pools()]
     teachers = [teacher] if teacher else load_teachers(run)

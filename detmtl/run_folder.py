@@ -129,10 +129,10 @@ class RunFolder:
             hashes: see `detmtl.inputs.input_hashes`.
         """
         hashes = {SCHEMA: "3", **hashes}
-        if (self._began() or self.teacher.last.exists()) and self.inputs.exists():
+        if (self.began() or self.teacher.last.exists()) and self.inputs.exists():
             before = json.loads(self.inputs.read_text())
             # what a teacher alone has seen does not hang on sources that came or went since
-            both = before.keys() | hashes if self._began() else before.keys() & hashes
+            both = before.keys() | hashes if self.began() else before.keys() & hashes
             changed = [n for n in both - {SCHEMA} if before.get(n) != hashes.get(n)]
             if changed:
                 names = ", ".join(sorted(changed))
@@ -153,7 +153,7 @@ class RunFolder:
     def _refuse_others(self, settings: RunSettings) -> None:
         differences = self._differences(settings)
         changed = sorted(d for d in differences if not d.startswith(WITHOUT_EFFECT))
-        if changed and self._began():
+        if changed and self.began():
             raise InputError(
                 f"--out {self.path}: holds a run with other settings ({'; '.join(changed[:6])}); "
                 "choose another folder, or repeat that run's settings to continue it"
@@ -162,7 +162,7 @@ class RunFolder:
     def _differences(self, settings: RunSettings) -> list[str]:
         return _differences(read_settings(self.settings).resolved(), settings.resolved())
 
-    def _began(self) -> bool:
+    def began(self) -> bool:
         """Whether the training of this folder itself, not a teacher's below it, has left something."""
         return any(p.exists() for p in (self.last, self.best, self.metrics))
 
@@ -188,6 +188,12 @@ class OpenRun:
     folder: RunFolder
     process: Process
     console: Console
+
+    @property
+    def store(self) -> Path:
+        """Where silver labels are that are written before the training."""
+        own = self.settings.silver.store if self.settings.silver else None
+        return own or self.folder.path / "silver"
 
 
 def _differences(a: Any, b: Any, at: str = "") -> list[str]:

@@ -18,7 +18,7 @@ from detmtl.engine.evaluator import collect, evaluate
 from detmtl.engine.online_audit import Gold
 from detmtl.engine.recorder import Recorder
 from detmtl.engine.state import State, load_weights, read_checkpoint, seed_everything, weights_of
-from detmtl.engine.trainer import train
+from detmtl.engine.trainer import TrainingDiverged, train
 from detmtl.inference.predictor import kind_of
 from detmtl.report.progress import bar
 from detmtl.run_folder import OpenRun
@@ -58,6 +58,9 @@ def fit_model(
 
     Args:
         gold: by which the teacher of mode online is audited; None: it is not.
+
+    Raises:
+        TrainingDiverged: a loss was not finite.
     """
     settings, folder = run.settings, run.folder
     if folder.best.exists() and folder.metrics.exists():
@@ -82,20 +85,35 @@ def fit_model(
     if settings.diagnosis.every is not None:
         diagnosis = Diagnosis(settings.diagnosis, model.stages())
     with _recorder(run, state) as recorder:
-        train(
-            state,
-            stream,
-            settings.train,
-            settings.optim,
-            validate,
-            recorder,
-            folder.path,
-            [source.name for source in sources],
-            diagnosis,
-            more_scalars,
-        )
+        try:
+            train(
+                state,
+                stream,
+                settings.train,
+                settings.optim,
+                validate,
+                recorder,
+                folder.path,
+                [source.name for source in sources],
+                diagnosis,
+                more_scalars,
+            )
+        except TrainingDiverged as error:
+            raise TrainingDiverged(f"{error}{with_others(run)}") from error
     load_weights(model, weights_of(read_checkpoint(folder.best)), str(folder.best))
     model.eval()
+
+
+def with_others(run: OpenRun) -> str:
+    """Returns a line on where a training that failed is done with other settings; "" if in its folder."""
+    taught = run.settings.own_teacher() is not None  # its settings are of the student's
+    if not (run.folder.began() or taught):
+        return ""
+    keep = f", and silver.store: {run.store} to keep the labels in it"
+    return (
+        f"\n{run.folder.path} goes on with its own settings and files alone: for others give another --out"
+        f"{keep if run.settings.offline_pools() and not taught else ''}."
+    )
 
 
 def _started_state(run: OpenRun, model: MultiTask, sources: Sequence[Source], val: Source) -> State:

@@ -104,8 +104,8 @@ class OptimSettings(Settings):
         if self.warmup < steps:
             return []
         return [
-            f"optim.warmup takes {self.warmup} steps of {steps}: the learning rate never reaches optim.lr, and "
-            "optim.schedule changes nothing; shorten it, or train longer"
+            f"optim.warmup takes {self.warmup} steps of {steps}: the learning rate never reaches optim.lr, "
+            "and optim.schedule changes nothing; shorten it, or train longer"
         ]
 
 

@@ -178,6 +178,14 @@ def test_what_an_audit_refused_is_corrected_in_the_same_folder(detmtl, refused, 
     assert (out / "metrics.json").exists()
 
 
+def test_a_run_that_diverges_says_where_other_settings_go(detmtl, data, tmp_path):
+    words = ["train", "--config", data / "recipe.yaml", *GOLD_ALONE, "--out", tmp_path / "run"]
+    words += ["--set", "optim={lr: 1e30, warmup: 0, clip: null}", "--set", "train.save_every=1"]
+    done = detmtl(*words)
+    assert done.status == 1 and "the loss or its gradient is not finite" in done.err
+    assert f"{tmp_path / 'run'} goes on with its own settings and files alone: for" in done.err
+
+
 def test_pictures_of_a_config_are_not_given_beside_it(refused, data):
     words = ["check", "--config", data / "recipe.yaml", "--images", data / "images"]
     one(refused(*words), "--images: goes with --annotations")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -34,6 +35,7 @@ from detmtl.run_teachers import (
     load_teachers,
     teacher_settings,
 )
+from detmtl.run_training import with_others
 from detmtl.silver import policy
 from detmtl.silver.audit import audit
 from detmtl.silver.overlay import OverlaySettings, with_gold
@@ -219,6 +221,16 @@ def test_a_folder_with_work_in_it_belongs_to_its_settings(settings, tmp_path, wo
     assert "steps: 3" in folder.settings.read_text()
     folder.claim(settings("train.compile=default"))  # how it is computed may change
     folder.claim(settings("silver.gates=warn"))  # what a run that gates stopped is told to set
+
+
+def test_a_training_that_failed_says_where_other_settings_go(settings, tmp_path):
+    taught = OpenRun(settings(), RunFolder(tmp_path), None, None)
+    labelled = replace(taught, settings=settings("silver.teacher={kind: results, path: t.json}"))
+    assert with_others(labelled) == "" and "another --out." in with_others(taught)
+    taught.folder.last.touch()
+    assert "another --out." in with_others(taught)
+    told = f"{tmp_path} goes on .* another --out, and silver.store: {tmp_path / 'silver'} to keep"
+    assert re.search(told, with_others(labelled))
 
 
 def test_labels_that_were_written_outlive_a_corrected_setting(settings, tmp_path):
