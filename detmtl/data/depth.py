@@ -12,10 +12,18 @@ import torch
 from pydantic import Field
 
 from detmtl.data.flat import FileNames, Flat
+from detmtl.data.json_file import read_json
 from detmtl.data.map_files import existing_folder, map_files, read_of_size
 from detmtl.structures.depth import DepthLabels
+from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
 from detmtl.structures.settings import Settings
+
+LEGEND = "legend.json"
+"""Name of the file that says in which unit the depths of a folder are."""
+
+FARTHEST = 65534
+"""The highest value that is a depth; the next one means as far or farther."""
 
 
 class DepthFolder(Settings):
@@ -25,7 +33,8 @@ class DepthFolder(Settings):
 
     Attributes:
         folder: of the PNG files; relative to the settings' root.
-        unit: meters that a pixel value of 1 means; millimeters by default, KITTI has 1 / 256.
+        unit: meters that a pixel value of 1 means; millimeters by default, KITTI has 1 / 256. What `predict`
+            wrote says its own in `legend.json`, and has to be read with that.
         unknown: pixel values that mean that nobody knows. 0 is what sensors write, and 65535 is
             where 16 bits end: as far or farther.
         missing: what a picture without a file is: an `error`; `absent`, nobody measured it; or it is left
@@ -41,11 +50,28 @@ class DepthFolder(Settings):
         """Returns the depths of `pictures`.
 
         Raises:
-            InputError: the folder or files in it are missing.
+            InputError: the folder or files in it are missing, or it says that another unit is right.
         """
         folder = existing_folder(root / self.folder, f"{where}: depth.folder")
+        self._refuse_other_unit(folder / LEGEND, where)
         files = map_files(pictures, folder, where, "depth", self.missing)
         return Depths(files, self.unit, tuple(self.unknown), int(grade))
+
+    def _refuse_other_unit(self, legend: Path, where: str) -> None:
+        told = read_json(legend, str(legend)) if legend.is_file() else None
+        unit = told.get("unit", self.unit) if isinstance(told, dict) else self.unit
+        if unit != self.unit:
+            raise InputError(
+                f"{where}: depth.unit: {legend} says that a value of 1 means {unit} m, and the settings that "
+                f"it means {self.unit} m; set unit: {unit}"
+            )
+
+
+def unit_for(farthest: float) -> float:
+    """Returns the unit, in meters, of 16 bits that hold depths of up to `farthest` meters: the first that
+    suffices of millimeters and KITTI's 1 / 256, or else one that just does."""
+    known = (unit for unit in (0.001, 1 / 256) if farthest <= unit * FARTHEST)
+    return next(known, farthest / FARTHEST)
 
 
 @dataclass(frozen=True, eq=False)

@@ -71,12 +71,14 @@ class AnyPredictor(Protocol):
         kinds: task name -> what its labels are: `boxes`, `maps`, `tags` or `depth`. Of a task of one's own
             that has no exporter it is the kind that it learns from.
         describing: names of the tasks that say something of another one's boxes.
+        farthest: task of depth -> meters beyond which it says nothing, where its settings tell that.
     """
 
     class_names: tuple[str, ...]
     names: dict[str, tuple[str, ...]]
     kinds: dict[str, str]
     describing: tuple[str, ...]
+    farthest: dict[str, float]
 
     def predict(self, images: Sequence[Tensor]) -> list[dict[str, Labels]]:
         """Returns per picture (3, H, W) uint8 RGB: task name -> labels in its own pixels."""
@@ -114,6 +116,7 @@ class Predictor:
         }
         self.kinds = {name: kind_of(task) for name, task in self.tasks.items()}
         self.describing = tuple(n for n, task in self.tasks.items() if task.of is not None)
+        self.farthest = _farthest(loaded.settings, self.kinds)
         self.short, self.long = loaded.short, loaded.long
         self.dtype = dtype_of(precision, self.device)
         self._compiled = compiled(self.model, self.dtype) if compile else None
@@ -195,6 +198,7 @@ class ScriptPredictor:
         alone = {name: kind for name, kind in self._kinds.items() if name not in self._own}
         self.kinds = dict.fromkeys(self.names, "boxes") | alone
         self.describing = tuple(self._own)
+        self.farthest = _farthest(about["settings"], self.kinds)
 
     @torch.inference_mode()
     def predict(self, images: Sequence[Tensor]) -> list[dict[str, Labels]]:
@@ -338,6 +342,12 @@ def kind_of(task: Task) -> str:
     """Returns what a task's labels are; its exporter tells where it learns from labels of another kind."""
     exporter = task.exporter()
     return task.labels if exporter is None else exporter.kind
+
+
+def _farthest(settings: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, float]:
+    """Returns `AnyPredictor.farthest` by the settings of the run."""
+    of_tasks = {n: settings["tasks"][n] for n, kind in kinds.items() if kind == "depth"}
+    return {name: of["farthest"] for name, of in of_tasks.items() if "farthest" in of}
 
 
 def _in_original(labels: Labels, fitted: Tensor, original: Tensor) -> Labels:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detmtl.data.depth import LEGEND, unit_for
 from detmtl.data.images import read_image
 from detmtl.data.map_files import write_values
 from detmtl.data.map_legend import Legend
@@ -47,7 +48,7 @@ def predict_to_files(
     progress: Progress | None = None,
 ) -> Path:
     """Predicts everything in `sources` and writes `out`/drawn/..., `out`/results.json and, where the model
-    has such a task, `out`/<task>/... with a map of each picture and `legend.json`.
+    has such a task, `out`/<task>/... with a map or a depth of each picture, and `legend.json`.
 
     The results file is a COCO annotation file with a `score` for each annotation; it can be scored
     (`evaluate --detections`), looked at with COCO tools, or trained on as silver; tags stand with the
@@ -78,7 +79,7 @@ def predict_to_files(
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         names = _told_apart(predictor.names, predictor.kinds)
-        results = _Results(predictor.class_names, names, out, stack)
+        results = _Results(predictor.class_names, names, predictor.farthest, out, stack)
         for chunk in _chunks(iter(files.pictures), batch_size):
             _predict_pictures(predictor, chunk, files, results, problems)
             done += len(chunk)
@@ -131,6 +132,7 @@ class _Results:
     Attributes:
         class_names: of the boxes.
         names: task name -> names of its classes, those of tags told apart.
+        farthest: task of depth -> meters that it says at most, where that is known.
         out: the folder of all files.
         stack: the rows are gone when it is left.
         images: rows so far.
@@ -142,6 +144,7 @@ class _Results:
 
     class_names: Sequence[str]
     names: Mapping[str, Sequence[str]]
+    farthest: Mapping[str, float]
     out: Path
     stack: ExitStack
     images: _Rows = field(init=False)
@@ -218,12 +221,13 @@ class _Results:
         (self.out / task / "legend.json").write_text(json.dumps(legend.json()))
 
     def _add_depth(self, task: str, name: str, labels: DepthLabels) -> None:
-        """Writes the depth of a picture in millimeters, 16 bits, as sources of depth are read."""
-        path = self._png(task, name)
-        millimeters = (labels.depth * 1000).round().clamp(0, 65535).numpy().astype(np.uint16)
-        written, data = cv2.imencode(".png", millimeters)
+        """Writes the depth of a picture in 16 bits, as sources of depth are read, and in which unit."""
+        path, unit = self._png(task, name), unit_for(self.farthest.get(task, 0))
+        values = (labels.depth / unit).round().clamp(0, 65535).numpy().astype(np.uint16)
+        written, data = cv2.imencode(".png", values)
         assert written, path
         path.write_bytes(data.tobytes())
+        (self.out / task / LEGEND).write_text(json.dumps({"unit": unit}))
 
     def write(self) -> Path:
         """Writes a file for each task that finds boxes, whole or not at all; returns the first task's."""

@@ -48,6 +48,7 @@ class ViewsPredictor:
         self.names = {n: of for n, of in predictor.names.items() if n not in self.left_out}
         self.kinds = {n: kind for n, kind in predictor.kinds.items() if n not in self.left_out}
         self.describing: tuple[str, ...] = ()
+        self.farthest = predictor.farthest
         if self.left_out:
             warnings.warn(
                 f"{', '.join(self.left_out)}: left out, since what is said of each box does not become one "

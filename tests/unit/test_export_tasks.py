@@ -19,6 +19,7 @@ from detmtl.structures.details import Details
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Grade, MapLabels, TagLabels
 from detmtl.tasks.attributes import AttributesConfig
+from detmtl.tasks.depth import DepthConfig
 from detmtl.tasks.detection import DetectionConfig
 from detmtl.tasks.keypoints import KeypointsConfig
 from detmtl.tasks.masks import MasksConfig
@@ -233,6 +234,16 @@ def test_files_without_detection(tmp_path, names):
     predictor = ScriptPredictor(tmp_path / "m.torchscript")
     assert predictor.task is None
     assert {*predictor.predict(_images())[1]} == {*names}
+
+
+def test_how_far_depths_reach_is_known(tmp_path):
+    tasks = {"far": DepthConfig(farthest=30.0), "tags": TagsConfig()}
+    settings = {"tasks": {name: task.model_dump(mode="json") for name, task in tasks.items()}}
+    loaded = replace(_loaded(**tasks), settings=settings)
+    export_model(loaded, tmp_path / "m.torchscript")
+    for predictor in (Predictor(loaded), ScriptPredictor(tmp_path / "m.torchscript")):
+        assert predictor.farthest == {"far": 30.0}
+        assert predictor.predict(_images()[:1])[0]["far"].depth.max() <= 30.001
 
 
 def test_bfloat16_keeps_maps_and_tags(tmp_path):

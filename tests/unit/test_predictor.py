@@ -6,6 +6,8 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from detmtl.data.depth import DepthFolder
+from detmtl.data.flat import FileNames
 from detmtl.inference.frozen import _replayed
 from detmtl.inference.predictor import (
     Predictor,
@@ -16,8 +18,9 @@ from detmtl.inference.results import predict_to_files
 from detmtl.inference.written import find_sources, settled
 from detmtl.models.backbone import BackboneSettings
 from detmtl.models.fpn import FPNSettings
+from detmtl.structures.depth import DepthLabels
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import BoxLabels, MapLabels, TagLabels
+from detmtl.structures.labels import BoxLabels, Grade, MapLabels, TagLabels
 from detmtl.tasks.detection import DetectionConfig
 from detmtl.tasks.multitask import ModelSettings, build_model
 from detmtl.tasks.tasks import TaskConfig
@@ -175,6 +178,7 @@ class Everywhere:
     class_names = ("cat", "dog")
     names = {"boxes": ("cat", "dog")}
     kinds = {"boxes": "boxes"}
+    farthest = {}
 
     def predict(self, images):
         found = []
@@ -335,6 +339,34 @@ def test_tags_of_several_tasks_stand_together(tmp_path):
     scores = {"day": 0.75, "night": 0.25, "time/other": 0.5, "road": 0.125, "place/other": 0.625}
     assert image["scores"] == scores and content["tags"] == [*scores]
     assert image["tags"] == ["day", "time/other", "place/other"]
+
+
+@pytest.mark.parametrize(
+    ("farthest", "unit"), [(None, 0.001), (65.534, 0.001), (200, 1 / 256), (1000, 1000 / 65534)]
+)
+def test_depths_are_written_in_a_unit_that_holds_them(tmp_path, farthest, unit):
+    meters = [0.5, 50.0, 65.0 if farthest is None else float(farthest)]
+
+    class Far(Everywhere):
+        names, kinds = {"far": ()}, {"far": "depth"}
+
+        def predict(self, images):
+            return [{"far": DepthLabels(torch.tensor([meters]))} for _ in images]
+
+    far = Far()
+    far.farthest = {} if farthest is None else {"far": farthest}
+    write_picture(tmp_path / "a.jpg", 1, 3)
+    predict_to_files(far, [tmp_path / "a.jpg"], tmp_path / "out")
+    folder = tmp_path / "out/far"
+    assert json.loads((folder / "legend.json").read_text()) == {"unit": unit}
+    pictures = FileNames.of(tmp_path, ["a.jpg"])
+    right = DepthFolder(folder="far", unit=unit)
+    read = right.load(pictures, tmp_path / "out", "", Grade.SILVER).labels(0, 1, 3)
+    assert read.depth[0].tolist() == pytest.approx(meters, abs=0.51 * unit)
+    with pytest.raises(
+        InputError, match=rf"legend\.json says .* 1 means {unit} m.*set unit: {unit}"
+    ):
+        DepthFolder(folder="far", unit=0.25).load(pictures, tmp_path / "out", "", Grade.SILVER)
 
 
 def test_video_to_files(tmp_path):

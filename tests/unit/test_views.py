@@ -32,6 +32,7 @@ class Bright:
     class_names = ("spot", "other")
     names = {"boxes": ("spot", "other"), "map": ("bright",), "tags": ("left",)}
     kinds = {"boxes": "boxes", "map": "maps", "tags": "tags"}
+    farthest = {}
     describing = ()
     class_agnostic, nms, detections = False, 0.6, 100
     seen: list
@@ -271,7 +272,7 @@ def test_depths_are_the_mean_of_the_views_that_know_them():
         """Says 2 m of what it sees first, then 8 m, and nothing of the left half."""
 
         class_names, names, describing = (), {"depth": ()}, ()
-        kinds = {"depth": "depth"}
+        kinds, farthest = {"depth": "depth"}, {"depth": 9.0}
 
         def __init__(self, blind=False):
             self.blind, self.meters = blind, [2.0, 8.0]
