@@ -10,7 +10,7 @@ some picture of its training, "step", "model", "ema", "optimizer", "scaler", "ba
 import copy
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from detmtl.balancing.balancer import Balancer
 from detmtl.engine import distributed
-from detmtl.structures.errors import InputError
+from detmtl.structures.errors import InputError, first_few
 
 FORMAT = 1
 
@@ -158,8 +158,8 @@ class State:
             )
         if list(saved["classes"]) != list(self.classes):
             raise InputError(
-                f"{path}: was trained for the classes {_some(saved['classes'])}; now they are "
-                f"{_some(self.classes)}"
+                f"{path}: was trained for the classes {first_few(saved['classes'])}; now they are "
+                f"{first_few(self.classes)}"
             )
         for what in ("ema", "scaler"):
             if (saved[what] is None) != (getattr(self, what) is None):
@@ -243,7 +243,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> No
         if k in weights and weights[k].shape != v.shape
     ]
     problems = [
-        f"{where}: {what}: {_some(names)}"
+        f"{where}: {what}: {first_few(names)}"
         for what, names in (
             ("weights that the model needs are missing", sorted(mine.keys() - weights.keys())),
             ("weights that the model does not have", sorted(weights.keys() - mine.keys())),
@@ -295,8 +295,3 @@ def random_kept() -> Iterator[None]:
         yield
     finally:
         set_random_state(before)
-
-
-def _some(names: Sequence[str], shown: int = 8) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more

@@ -28,7 +28,7 @@ from detmtl.models.torchvision_weights import (
     unfolded,
     with_rows,
 )
-from detmtl.structures.errors import InputError
+from detmtl.structures.errors import InputError, first_few
 from detmtl.tasks.detection import DetectionTask
 from detmtl.tasks.multitask import MultiTask
 from detmtl.tasks.presets import detection
@@ -197,7 +197,7 @@ def _state(model: MultiTask, task: DetectionTask, names: Sequence[str]) -> dict[
 def _load(theirs: RetinaNet, state: Mapping[str, Tensor], path: Path) -> None:
     wanted = theirs.state_dict()
     problems = [
-        f"{what} {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+        f"{what} {first_few(names, 3)}"
         for what, names in (
             ("lacks", sorted(wanted.keys() - state.keys())),
             ("also has", sorted(state.keys() - wanted.keys())),

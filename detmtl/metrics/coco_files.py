@@ -19,7 +19,7 @@ from detmtl.data.coco_rows import Columns, info_of
 from detmtl.data.coco_tables import Categories, positions_of
 from detmtl.data.faults import Faults
 from detmtl.metrics.box_arrays import Boxes
-from detmtl.structures.errors import InputError
+from detmtl.structures.errors import InputError, first_few
 from detmtl.structures.labels import Grade, Ignore
 
 
@@ -263,7 +263,7 @@ def check_known(
             place = rows[0] if at is None else at[rows[0]]
             problems.append(
                 f"{where}: {kind} at position {place}: the {key} {value} is not in {lists} "
-                f"({len(rows)} such), which has {len(known)} ids ({some(known)})"
+                f"({len(rows)} such), which has {len(known)} ids ({first_few(known)})"
             )
 
 
@@ -282,8 +282,3 @@ def _is_finite(value: Any) -> bool:
     """Returns whether a value is a number that a column holds."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return number and abs(value) <= sys.float_info.max  # also of integers of any length
-
-
-def some(values: Sequence[Any], shown: int = 5) -> str:
-    """Returns the first of some values, in words."""
-    return ", ".join(map(str, values[:shown])) + (" ..." if len(values) > shown else "")

@@ -19,9 +19,8 @@ from detmtl.metrics.coco_files import (
     ids_of,
     names_of,
     read_json,
-    some,
 )
-from detmtl.structures.errors import InputError
+from detmtl.structures.errors import InputError, first_few
 
 
 def read_results(path: Path, truth: Truth) -> Boxes:
@@ -102,8 +101,8 @@ def _of_names(content: Mapping[str, Any], truth: Truth, where: str) -> Boxes:
     if missing and not problems:
         problems.append(
             f"{where}: has {len(missing)} of the annotation file's {len(wanted)} pictures not "
-            f"({some(missing)}); its own are {some(list(pictures))}: predict all of them, and name them "
-            "alike: names that `predict` writes start at the folder that all its sources share"
+            f"({first_few(missing)}); its own are {first_few(list(pictures))}: predict all of them, and name "
+            "them alike: names that `predict` writes start at the folder that all its sources share"
         )
     to_image = {pictures[name]: i for name, i in wanted.items() if name in pictures}
     found = _taken(found, np.isin(found.images, np.array(list(to_image), dtype=np.int64)))
@@ -112,7 +111,7 @@ def _of_names(content: Mapping[str, Any], truth: Truth, where: str) -> Boxes:
         if names[i] not in ids:
             problems.append(
                 f"{where}: {count} results are '{names[i]}', which is no category of the annotation file; it "
-                f"has {some(list(ids))}: rename it, or leave these results out"
+                f"has {first_few(list(ids))}: rename it, or leave these results out"
             )
     if problems:
         raise InputError(problems)
@@ -139,8 +138,8 @@ def _named(
         found.append((name if frame is None else f"{name}, frame {frame}", i))
     if unnamed:
         problems.append(
-            f"{where}: {len(unnamed)} images have no file_name ({some(unnamed)}), by which the pictures of "
-            "two files are told; give it, or detections as a COCO results file, a list with image ids"
+            f"{where}: {len(unnamed)} images have no file_name ({first_few(unnamed)}), by which the pictures "
+            "of two files are told; give it, or detections as a COCO results file, a list with image ids"
         )
     twice = [name for name, count in Counter(name for name, _ in found).items() if count > 1]
     problems += [f"{where}: two images are '{name}'; name them apart" for name in twice]

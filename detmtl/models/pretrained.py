@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
-from detmtl.structures.errors import InputError
+from detmtl.structures.errors import InputError, first_few
 
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Keys below which training programs keep the weights; the first that is there counts."""
@@ -169,8 +169,7 @@ def load_weights(
 def _listed(where: str, what: str, names: list[str]) -> list[str]:
     if not names:
         return []
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return [f"{where}: {what} {', '.join(names[:10])}{more}; is it another architecture's file?"]
+    return [f"{where}: {what} {first_few(names, 10)}; is it another architecture's file?"]
 
 
 def _extractor_name(name: str, network: nn.Module, wanted: Mapping[str, Tensor]) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from detmtl.structures.errors import InputError
+from detmtl.structures.errors import InputError, first_few
 
 BACKGROUND, NOTHING = "__background__", "N/A"
 """Names of rows that mean nothing, as torchvision's lists of categories have them."""
@@ -93,7 +93,7 @@ def from_torchvision(state: Mapping[str, Tensor], where: str = "state dict") -> 
     missing = [part for part, tensors in parts.items() if not tensors]
     problems = []
     if unknown:
-        problems.append(f"has {', '.join(unknown[:3])}{' ...' if len(unknown) > 3 else ''}")
+        problems.append(f"has {first_few(unknown, 3)}")
     if missing:
         problems.append(f"has no tensors of the {', '.join(missing)}")
     if problems:

@@ -1,6 +1,7 @@
 """The one exception for what a user gave and can put right."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class InputError(ValueError):
@@ -23,3 +24,9 @@ class InputError(ValueError):
 def missing_package(package: str, extra: str, purpose: str) -> InputError:
     """Returns the error for an optional package that is not installed."""
     return InputError(f"{purpose} needs the package {package}: pip install 'detmtl[{extra}]'")
+
+
+def first_few(values: Sequence[Any], shown: int = 8) -> str:
+    """Returns the first of some values and how many more there are, in words."""
+    more = f" and {len(values) - shown} more" if len(values) > shown else ""
+    return ", ".join(map(str, values[:shown])) + more

@@ -28,7 +28,7 @@ from detmtl.models.torchvision_weights import (
     from_torchvision,
     with_rows,
 )
-from detmtl.structures.errors import InputError
+from detmtl.structures.errors import InputError, first_few
 from detmtl.structures.settings import Settings
 from detmtl.tasks.detection import DetectionTask
 
@@ -184,10 +184,10 @@ class Start:
         taken = [name for name, row in zip(ours, rows, strict=True) if row >= 0]
         new = [name for name, row in zip(ours, rows, strict=True) if row < 0]
         if not taken:
-            return rows, f"class layer fresh: none of {_some(ours)} is among its classes"
+            return rows, f"class layer fresh: none of {first_few(ours)} is among its classes"
         if not new:
-            return rows, f"class rows of {_some(taken)}"
-        return rows, f"class rows of {_some(taken)}; fresh: {_some(new)}"
+            return rows, f"class rows of {first_few(taken)}"
+        return rows, f"class rows of {first_few(taken)}; fresh: {first_few(new)}"
 
 
 def _misfits(module: nn.Module, tensors: Mapping[str, Tensor], part: str, where: str) -> list[str]:
@@ -201,13 +201,13 @@ def _misfits(module: nn.Module, tensors: Mapping[str, Tensor], part: str, where:
         if k in tensors and tensors[k].shape != v.shape
     ]
     found = [
-        f"{what} {_some(names, 3)}"
+        f"{what} {first_few(names, 3)}"
         for what, names in (("lacks", lacking), ("also has", left), ("has", other))
         if names
     ]
     bad = [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if bad:
-        found.append(f"is not finite in {_some(bad, 3)}")
+        found.append(f"is not finite in {first_few(bad, 3)}")
     if found:
         return [
             f"{part}: {where} {' and '.join(found)}; preset: torchvision fits retinanet_resnet50_fpn, "
@@ -215,8 +215,3 @@ def _misfits(module: nn.Module, tensors: Mapping[str, Tensor], part: str, where:
         ]
     module.load_state_dict(tensors)
     return []
-
-
-def _some(names: Sequence[str], shown: int = 8) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
