@@ -153,6 +153,17 @@ class Ensemble:
         """(C,) bool, which classes any teacher looks for."""
         return np.asarray(self.known.any(axis=0))
 
+    @cached_property
+    def speaks(self) -> np.ndarray:
+        """(T,) bool, which teachers have a say: those that look for a class; all where none does."""
+        looks = self.known.any(axis=1)
+        return np.asarray(looks if looks.any() else ~looks)
+
+    @property
+    def first(self) -> Store:
+        """The store of the first teacher that has a say."""
+        return self.stores[int(self.speaks.argmax())]
+
     @property
     def path(self) -> Path:
         """Where audits and selections are kept."""
@@ -180,7 +191,7 @@ class Ensemble:
     @cached_property
     def _digest(self) -> str:
         facts: list[Any] = [
-            [store.digest() for store in self.stores],
+            [s.digest() for s, speaks in zip(self.stores, self.speaks, strict=True) if speaks],
             [c.digest() for c in self.calibrations],
             np.round(self.weights, 9).tolist(),
             [[m.overlap, m.known.tolist()] for m in self.maps],
@@ -197,7 +208,8 @@ class Ensemble:
         """Returns the fused labels judged by gold, as `detmtl.silver.audit.audit` judges a store's.
 
         Raises:
-            InputError: gold has no labels, or none of its pictures was labelled by all teachers.
+            InputError: gold has no labels, or none of its pictures was labelled by all teachers that
+                have a say.
         """
         view = _AsStore(self)
         # Fused labels are in the label space's classes already, and no two of one object.
@@ -205,7 +217,7 @@ class Ensemble:
 
     def fused(self, hashes: Sequence[str]) -> Iterator[Record]:
         """Yields the fused labels of several teachers, of the pictures of those hashes that all of them
-        have seen; classes index the card's."""
+        that have a say have seen; classes index the card's."""
         return _AsStore(self).records_of(frozenset(hashes))
 
     def gather(self, hashes: np.ndarray, folder: Path, lowest: np.ndarray) -> "Gathered":
@@ -222,6 +234,8 @@ class Ensemble:
         looked = np.zeros((len(self.stores), len(hashes)), dtype=bool)
         spill = Spill(_BOX, folder)
         for t, (store, mapping) in enumerate(zip(self.stores, self.maps, strict=True)):
+            if not self.speaks[t]:
+                continue
             for record in store.records_of(wanted):
                 key = as_digests([record.content_hash])
                 first, end = (
@@ -278,7 +292,7 @@ class Gathered:
 
     Attributes:
         ensemble: whose.
-        looked: (T, I) bool, which pictures each teacher has labelled.
+        looked: (T, I) bool, which pictures each teacher that has a say has labelled.
         spill: the boxes.
     """
 
@@ -288,12 +302,12 @@ class Gathered:
 
     @property
     def seen(self) -> np.ndarray:
-        """(I,) bool, which pictures all teachers have labelled."""
-        return np.asarray(self.looked.all(axis=0))
+        """(I,) bool, which pictures all teachers that have a say have labelled."""
+        return np.asarray(self.looked[self.ensemble.speaks].all(axis=0))
 
     def blocks(self) -> Iterator[tuple[range, np.ndarray]]:
         """Yields ranges of pictures and their boxes as `row_type`, by picture and falling score; none of
-        pictures that a teacher has not seen."""
+        pictures that are not `seen`."""
         seen = self.seen
         for block, rows in self.spill.blocks(self.looked.shape[1]):
             yield block, self.ensemble.combined(rows[seen[rows["picture"]]])
@@ -321,12 +335,12 @@ class _AsStore:
         return self.ensemble.digest()
 
     def records_of(self, hashes: Container[str]) -> Iterator[Record]:
-        """Yields fused records of the pictures of those content hashes that all teachers have seen;
-        classes index the card's."""
+        """Yields fused records of the pictures of those content hashes that all teachers with a say
+        have seen; classes index the card's."""
         ensemble = self.ensemble
         heads = [
             replace(r, boxes=r.boxes[:0], classes=r.classes[:0], scores=r.scores[:0])
-            for r in ensemble.stores[0].records_of(hashes)
+            for r in ensemble.first.records_of(hashes)
         ]
         if not heads:
             return

@@ -61,8 +61,9 @@ def select(
     Args:
         stores: raw labels of one teacher, or of several, which are fused; of several best as an
             `Ensemble`, since only that can be audited as a whole.
-        sources: the pictures that are wanted, with their ids and files; None: all of the (first) store,
-            with ids 1 to I in the order of their content hashes and the names that the store has.
+        sources: the pictures that are wanted, with their ids and files; None: all of the store (of
+            several, of the first teacher that has a say), with ids 1 to I in the order of their content
+            hashes and the names that the store has.
         classes: what the teachers' classes mean.
         settings: the policy.
         audits: of one store or of an `Ensemble`, its audit: resolves precisions and probabilities, and
@@ -75,7 +76,7 @@ def select(
     """
     ensemble, audit = _joined(stores, classes, settings, audits)
     policy = Policy.of(ensemble, classes, ensemble.looked_for, settings, audit, ensemble.several)
-    first = ensemble.stores[0]
+    first = ensemble.first
     pictures = Pictures.of_store(first) if sources is None else Pictures.of_sources(sources, root)
     facts = _facts(ensemble, policy, pictures, audit)
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -24,6 +24,7 @@ from detmtl.run_sources import load_sources, to_be_labelled
 from detmtl.silver.audit import audit
 from detmtl.silver.audit_gates import problems_alone
 from detmtl.silver.ensemble import Ensemble
+from detmtl.silver.selection import SelectionSettings, select
 from detmtl.silver.store import Store
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
@@ -160,6 +161,18 @@ def test_who_abstains_has_no_say(labelled, source, stores):  # noqa: F811
         Ensemble.of([stores[2], replace_name(stores[2], "dd")], space, audits=[audits[2]] * 2)
     with pytest.raises(InputError, match="audit of each against gold, and bb has none"):
         Ensemble.of(stores[:2], SPACE, audits=[audits[0], None])
+
+
+def test_who_abstains_decides_of_no_picture(tmp_path, labelled, source, stores):  # noqa: F811
+    space = LabelSpace.of({"person": ["human", "people"], "car": ["auto", "car"], "tree": ["tree"]})
+    wide = replace(labelled, classes=space.names, coverage=np.array([[1, 1, 0]], dtype=np.float32))
+    few = store_of(tmp_path, "few", ["tree"], source.subset([0]), [[]])
+    audits = [audit(store, wide, space) for store in (few, *stores[:2])]
+    with pytest.warns(UserWarning, match="teacher 'few' abstains"):
+        ensemble = Ensemble.of([few, *stores[:2]], space, audits=audits)
+    assert ensemble.audit(wide).pictures == len(source)
+    path = select(ensemble, None, space, SelectionSettings(), ensemble.audit(wide))
+    assert len(json.loads(path.read_text())["images"]) == len(source)
 
 
 def replace_name(store, name):
