@@ -58,16 +58,12 @@ class OptimSettings(Settings):
             return {"weight_decay": 1e-4} | given
         return given
 
-    def build(
-        self, model: nn.Module, *others: nn.Module, capturable: bool = False
-    ) -> torch.optim.Optimizer:
+    def build(self, model: nn.Module, *others: nn.Module) -> torch.optim.Optimizer:
         """Builds the optimizer over all weights of `model` and `others` that are not frozen.
 
         Args:
             model: its weights under `backbone.` have their own learning rate.
             others: modules with weights of their own, as a balancer; never decayed.
-            capturable: whether updates shall be recorded in a CUDA graph, which AdamW has to know; outside
-                of one torch advises against it.
         """
         groups = parameter_groups(model, self.lr, self.weight_decay, self.backbone_lr_scale)
         extra = [p for other in others for p in other.parameters() if p.requires_grad]
@@ -77,9 +73,7 @@ class OptimSettings(Settings):
             group["initial_lr"] = group["lr"]
         # the fused kernels skip an update on the device's own word that a gradient is not finite
         if self.name == "adamw":
-            return torch.optim.AdamW(
-                groups, lr=self.lr, betas=self.betas, fused=True, capturable=capturable
-            )
+            return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, fused=True)
         optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, fused=True)
         if self.momentum:
             # a first update that is skipped would leave torch's own buffers uninitialized

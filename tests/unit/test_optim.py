@@ -162,9 +162,3 @@ def test_set_lr_keeps_the_ratio_of_groups():
 def test_settings_are_checked(wrong):
     with pytest.raises(ValidationError):
         OptimSettings(**wrong)
-
-
-def test_updates_may_be_recorded_in_a_cuda_graph():
-    for wanted in (False, True):
-        groups_of = OptimSettings().build(TinyModel(), capturable=wanted).param_groups
-        assert {g["capturable"] for g in groups_of} == {wanted}
