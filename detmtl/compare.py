@@ -22,8 +22,9 @@ from rich.table import Table
 
 from detmtl.comparing import origins
 from detmtl.comparing.jobs import FAILED, Job, Pool
+from detmtl.comparing.keys import digest, makes_silver
 from detmtl.comparing.ledger import earlier_uses, record_use
-from detmtl.comparing.plan import Plan, Planner, digest, makes_silver
+from detmtl.comparing.plan import Plan, Planner
 from detmtl.comparing.prepare import Prepared, prepare
 from detmtl.comparing.results import result
 from detmtl.comparing.scores import is_done, read_finished

@@ -1,7 +1,6 @@
 """Which runs a comparison consists of: cells x arms x seeds, each run once however many need it."""
 
 import copy
-import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,21 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from detmtl.comparing.keys import VERSION, digest, makes_silver
 from detmtl.comparing.settings import TEACHER, Changes, CompareSettings, SplitSettings, base_config
 from detmtl.config import RunSettings, settings_from
 from detmtl.config_parts import GoldTeacher
-from detmtl.run_folder import WITHOUT_EFFECT
 from detmtl.run_teachers import teacher_settings
 from detmtl.structures.errors import InputError
 from detmtl.yaml_settings import override, read_yaml
-
-VERSION = 3
-"""Part of every run's key: raise it when the same settings give another result."""
-UNKEYED = {name.rstrip(" .") for name in WITHOUT_EFFECT} - {"device", "train.compile"}
-UNKEYED |= {"silver.batch_size"}
-"""Settings that no key of a run knows, `section.setting` or a section: those that may change while it is
-trained, except for what rounds otherwise. A store does not know either how many pictures its teacher saw at
-once."""
 
 
 @dataclass(frozen=True)
@@ -263,53 +254,6 @@ def _mapping(tree: dict[str, Any], name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def canonical(settings: RunSettings) -> RunSettings:
-    """Returns settings without what does not touch the result, so that equal runs look equal: gold alone
-    needs neither teacher nor pool."""
-    if settings.mix.mode != "gold":
-        return settings
-    names = settings.mix_sources()
-    tree = settings.resolved()
-    tree["silver"] = None
-    tree["data"]["sources"] = {n: tree["data"]["sources"][n] for n in names}
-    tree["mix"] = settings.mix_for(names).model_dump(mode="json")
-    return settings_from(tree)
-
-
-def makes_silver(settings: RunSettings) -> bool:
-    """Returns whether a run has pools labelled before it trains."""
-    return bool(settings.offline_pools())
-
-
-def teachers_of(settings: RunSettings) -> dict[str, Any]:
-    """Returns what decides what a run's teachers write, as plain values."""
-    assert settings.silver is not None
-    return _told(settings.silver.model_dump(mode="json", include={"teacher", "teachers", "floor"}))
-
-
-def _told(silver: dict[str, Any]) -> dict[str, Any]:
-    """Returns the section without what teachers of these kinds could not be told before, where it is not
-    told: runs and stores of then keep their keys."""
-    for teacher in [silver.get("teacher"), *(silver.get("teachers") or [])]:
-        if teacher and teacher["kind"] in ("gold", "torchscript") and teacher["task"] is None:
-            del teacher["task"]
-    return silver
-
-
-def store_name(settings: RunSettings, teacher: str | None, files: Any = None) -> str:
-    """Returns the name of the store that runs of one teacher share.
-
-    Args:
-        teacher: key of the run that trains the teacher, or None.
-        files: hashes of the files of a teacher that nobody trains here.
-    """
-    what = teachers_of(settings)
-    if teacher is None:
-        return digest([what, files])
-    task = what["teacher"].get("task")
-    return digest([teacher, what["floor"], *([] if task is None else [task])])
-
-
 def total_steps(settings: RunSettings) -> int:
     """Returns the optimizer steps behind a model's weights, those of a teacher it starts from included."""
     teacher = settings.silver.teacher if settings.silver and makes_silver(settings) else None
@@ -322,45 +266,6 @@ def total_steps(settings: RunSettings) -> int:
 def effort(settings: RunSettings) -> tuple[int, int]:
     """Returns optimizer steps and pictures per step."""
     return total_steps(settings), settings.data.batch_size * settings.train.accumulate
-
-
-def digest(facts: Any) -> str:
-    """Returns a short hash of JSON-able facts."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def run_key(settings: RunSettings, fingerprints: Any) -> str:
-    """Returns the key of a training: everything but `UNKEYED`, and of mode online nothing where the run has
-    another mode. Gates count as little (a training that ended trained alike either way) as the place of the
-    data, whose files `fingerprints` know."""
-    tree = settings.resolved()
-    for name in UNKEYED:
-        section, _, key = name.partition(".")
-        if not key:
-            del tree[section]
-        elif tree[section] is not None:
-            del tree[section][key]
-    if settings.when_online() is None:
-        del tree["online"]
-    return digest([VERSION, tree, fingerprints])
-
-
-def teacher_key(settings: RunSettings, fingerprints: Any) -> str:
-    """Returns the key of the scoring of a teacher that nobody trains here."""
-    assert settings.silver is not None
-    told = {"classes", "unmapped", "maps", "tags"}
-    data = settings.data.model_dump(mode="json", include=told)
-    final = settings.data.test or settings.data.val
-    used = {"teacher", "teachers", "floor", "audit"}
-    silver = settings.silver.model_dump(mode="json", include=used)
-    fused = {"nms", "fusion", "calibration"}
-    select = settings.silver.select.model_dump(mode="json", include=fused)
-    maps = settings.silver.model_dump(mode="json", include={"select_maps", "select_tags"})
-    tasks = {name: getattr(task, "subsets", {}) for name, task in settings.tasks.items()}
-    facts = [data, final.model_dump(mode="json"), silver, select, maps, tasks, fingerprints]
-    if len(settings.silver.teachers) > 1:  # they are fused as gold says, subsets of it included
-        facts.append(settings.data.model_dump(mode="json", include={"sources", "val"}))
-    return digest([VERSION, *facts])
 
 
 def is_teacher(settings: CompareSettings, arm: str) -> bool:

@@ -7,23 +7,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from detmtl.comparing.ledger import refuse_unnoted
-from detmtl.comparing.plan import (
-    Plan,
-    Planner,
-    Run,
+from detmtl.comparing.keys import (
     canonical,
-    cells_of,
     digest,
-    effort,
-    is_teacher,
     makes_silver,
-    places,
     run_key,
     store_name,
     teacher_key,
     teachers_of,
 )
+from detmtl.comparing.ledger import refuse_unnoted
+from detmtl.comparing.plan import Plan, Planner, Run, cells_of, effort, is_teacher, places
 from detmtl.comparing.scores import final_source
 from detmtl.comparing.start import start_digest
 from detmtl.config import RunSettings

@@ -12,7 +12,8 @@ from typing import Any
 
 from rich.console import Console
 
-from detmtl.comparing.plan import Cell, Plan, Planner, Run, digest
+from detmtl.comparing.keys import digest
+from detmtl.comparing.plan import Cell, Plan, Planner, Run
 from detmtl.comparing.prepare import Prepared, prepare
 from detmtl.comparing.settings import Changes, CompareSettings
 from detmtl.comparing.statistics import resamples_for

@@ -4,17 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from detmtl.comparing.plan import (
-    Planner,
+from detmtl.comparing.keys import (
     canonical,
-    cells_of,
-    effort,
     makes_silver,
     run_key,
     store_name,
     teacher_key,
     teachers_of,
 )
+from detmtl.comparing.plan import Planner, cells_of, effort
 from detmtl.comparing.settings import base_config, chosen, parse_seeds, read_compare
 from detmtl.structures.errors import InputError
 

@@ -9,7 +9,7 @@ from silver_stand_ins import HEIGHT, WIDTH, ColorTeacher, pictures
 from test_annotate_processes import OtherTeacher
 
 from detmtl.comparing import teacher_scores
-from detmtl.comparing.plan import teacher_key
+from detmtl.comparing.keys import teacher_key
 from detmtl.comparing.worker import _score_teacher
 from detmtl.config import read_settings
 from detmtl.metrics.per_picture import as_they_are
