@@ -51,12 +51,12 @@ def maps_page(
     audit, every = measures.audit, measures.row("all")
     before = measures.reliability()
     error = before.error()
-    iou = measures.iou()
+    iou = measures.mean_iou()
     facts = [
         (str(audit.pictures), "gold pictures"),
-        (f"{np.nanmean(iou):.2f}" if (iou == iou).any() else percent(np.nan), "mean IoU"),
+        (f"{iou:.2f}" if iou == iou else percent(iou), "mean IoU"),
         (percent(every.precision.value), "of the silver pixels are right"),
-        (percent(every.recall.value), "of gold's pixels are found"),
+        (percent(every.recall.value), "of gold's pixels of the teacher's classes are found"),
         (
             f"{error:.3f}" if audit.graded else percent(np.nan),
             "calibration error of the confidence",

@@ -77,6 +77,11 @@ class MapMeasures:
         union = np.maximum(1, true + given - both)
         return np.where(true > 0, both / union, np.nan)[:-1]
 
+    def mean_iou(self) -> float:
+        """Returns the mean over the classes that the teacher knows and gold shows; NaN of none."""
+        iou = self.iou()[self.audit.known]
+        return float(np.nanmean(iou)) if (iou == iou).any() else float("nan")
+
     def classes(self) -> list[int]:
         """Returns the classes of which there is something to say, those that gold shows most first."""
         true, given = self.pixels.sum(1)[:-1], self.pixels.sum(0)[:-1]
@@ -84,12 +89,17 @@ class MapMeasures:
         return [int(c) for c in order if true[c] or given[c]]
 
     def row(self, name: str, c: int | None = None) -> Row:
-        """Returns precision and recall over the pixels of class `c`; None: of all classes."""
-        columns = slice(0, -1) if c is None else slice(c, c + 1)
-        hits, given, true = (
-            x[:, columns].sum(1)[:, None] for x in (self._hits, self._given, self._true)
-        )
-        return Row(name, _share(hits, given), _share(hits, true))
+        """Returns precision and recall over the pixels of class `c`; None: precision over all classes that
+        the teacher can give, recall over those that it knows, since of others it misses nothing."""
+        gives, known = self.audit.gives, self.audit.known
+        if c is not None:
+            gives = known = np.arange(len(known)) == c
+
+        def of(pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+            return pixels[:, :-1][:, classes].sum(1)[:, None]
+
+        precision = _share(of(self._hits, gives), of(self._given, gives))
+        return Row(name, precision, _share(of(self._hits, known), of(self._true, known)))
 
     def reliability(
         self, c: int | None = None, probabilities: Sequence[np.ndarray] | None = None

@@ -235,6 +235,13 @@ def test_an_audit_counts_pixels(tmp_path):
     assert "vehicle" in str(measures.table().columns[0]._cells)
 
 
+def test_a_teacher_misses_nothing_of_classes_that_it_does_not_know(tmp_path):
+    _, measures = _audited(tmp_path, [halves(2, 3)] * 6, [halves(2, 0)] * 6)
+    row = measures.row("all")
+    assert row.recall.value == row.precision.value == measures.mean_iou() == 1
+    assert measures.row("sky", SKY).recall.value == measures.iou()[SKY] == 0
+
+
 def test_precision_weighs_and_what_was_missed_is_left_open(tmp_path):
     truth = [halves(2, 3)] * 8
     found = [halves(2, 2)] * 4 + [halves(2, 0)] * 2 + [halves(0, 0)] * 2
