@@ -1,6 +1,6 @@
 """What is written is read by tools that nobody here wrote, and comes back from them.
 
-Each test needs its tool: pip install datumaro supervision lvis.
+Each test needs its tool; those that the extra `test` does not install: pip install datumaro lvis.
 """
 
 import json
