@@ -14,6 +14,7 @@ from test_store import CARD, canonical, fill, folder, other, record
 
 from detmtl.silver import lock, parts
 from detmtl.silver.store import Store
+from detmtl.silver.writer import Writer
 from detmtl.structures.errors import InputError
 
 NUMBERS = range(12)
@@ -39,6 +40,16 @@ def second(path: Path, ending: str) -> Path:
 
 def entries(path: Path) -> list[str]:
     return sorted(file.name for file in folder(path).iterdir())
+
+
+def die(writer: Writer) -> None:
+    """Does with its files what the system does with those of a dead process."""
+    writer._lock._file.close()
+
+
+def name_of(writer: Writer) -> str:
+    """Returns what stands in the names of its files."""
+    return writer._lock.name
 
 
 def assert_made_whole(path: Path, whole: Store) -> None:
@@ -189,7 +200,7 @@ def test_killed_at_any_step_of_a_part(tmp_path, whole, monkeypatch, call, at):
         for n in NUMBERS:
             writer.add(record(n))
     monkeypatch.undo()
-    writer._lock._file.close()  # what the system does with a dead process's files
+    die(writer)
     assert_made_whole(path, whole)
     names = entries(path)
     assert not [n for n in names if n.endswith((".tmp", ".lock"))]
@@ -330,7 +341,7 @@ def test_a_living_writer_is_left_alone(tmp_path):
     with Store.create(tmp_path, CARD, 0.05).writer(rank=0, part_pictures=100) as first:
         first.add(record(0))
         # The second clears up when it starts, while the first is between two parts.
-        waiting = folder(tmp_path) / f"part-{first._lock.name}_000007.jsonl.gz"
+        waiting = folder(tmp_path) / f"part-{name_of(first)}_000007.jsonl.gz"
         waiting.write_bytes(b"not yet done")
         with Store.create(tmp_path, CARD, 0.05).writer(rank=0) as other_writer:
             assert waiting.exists()
@@ -340,10 +351,10 @@ def test_a_living_writer_is_left_alone(tmp_path):
 
 def test_what_a_dead_writer_left_is_cleared_away_at_once(tmp_path):
     writer = Store.create(tmp_path, CARD, 0.05).writer()
-    stem = f"part-{writer._lock.name}_000000"
+    stem = f"part-{name_of(writer)}_000000"
     for ending in (".jsonl.gz", ".ok.12345678.tmp", ".jsonl.gz.12345678.tmp"):
         (folder(tmp_path) / (stem + ending)).write_bytes(b"x")
-    writer._lock._file.close()
+    die(writer)
     Store.create(tmp_path, CARD, 0.05)
     assert entries(tmp_path) == ["teacher.json"]
 
@@ -351,11 +362,11 @@ def test_what_a_dead_writer_left_is_cleared_away_at_once(tmp_path):
 def test_a_writer_that_begins_a_part_and_dies_while_another_clears_up(tmp_path):
     """The folder was listed before its last files came: they go with the lock, not after it."""
     writer = Store.create(tmp_path, CARD, 0.05).writer()
-    listed = [folder(tmp_path) / f"writer-{writer._lock.name}.lock"]
-    late = folder(tmp_path) / f"part-{writer._lock.name}_000000.jsonl.gz.0123abcd.tmp"
+    listed = [folder(tmp_path) / f"writer-{name_of(writer)}.lock"]
+    late = folder(tmp_path) / f"part-{name_of(writer)}_000000.jsonl.gz.0123abcd.tmp"
     late.write_bytes(b"x")
-    writer._lock._file.close()
-    lock._clear(folder(tmp_path), writer._lock.name, listed)
+    die(writer)
+    lock._clear(folder(tmp_path), name_of(writer), listed)
     assert entries(tmp_path) == ["teacher.json"]
 
 
@@ -373,10 +384,10 @@ def test_a_writer_of_another_machine_is_left_alone_for_a_day(tmp_path, monkeypat
         writer = Store.create(tmp_path, CARD, 0.05).writer(part_pictures=100)
     writer.add(record(0))
     # What a machine that does not see the lock sees: it is free.
-    writer._lock._file.close()
-    stem = f"part-{writer._lock.name}_"
+    die(writer)
+    stem = f"part-{name_of(writer)}_"
     names = [
-        f"writer-{writer._lock.name}.lock",
+        f"writer-{name_of(writer)}.lock",
         stem + "000007.jsonl.gz",
         stem + "000008.ok.ab.tmp",
     ]
@@ -400,7 +411,7 @@ def test_it_lives_as_long_as_any_of_its_files_is_young(tmp_path, monkeypatch):
     with monkeypatch.context() as there:
         elsewhere(there)
         writer = Store.create(tmp_path, CARD, 0.05).writer(part_pictures=1)
-    waiting = folder(tmp_path) / f"part-{writer._lock.name}_000009.jsonl.gz"
+    waiting = folder(tmp_path) / f"part-{name_of(writer)}_000009.jsonl.gz"
     waiting.write_bytes(b"not yet done")
     for name in entries(tmp_path):
         os.utime(folder(tmp_path) / name, (1e9, 1e9))
@@ -417,13 +428,13 @@ def test_ages_are_those_of_the_folders_clock(tmp_path, monkeypatch):
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 30 * 86400)  # this machine's clock is wrong
     Store.create(tmp_path, CARD, 0.05)
-    assert f"writer-{writer._lock.name}.lock" in entries(tmp_path)
+    assert f"writer-{name_of(writer)}.lock" in entries(tmp_path)
     writer.close()
 
 
 def test_leftovers_that_may_not_be_deleted_stay(tmp_path, monkeypatch):
     writer = Store.create(tmp_path, CARD, 0.05).writer()
-    writer._lock._file.close()
+    die(writer)
     before = entries(tmp_path)
 
     def forbidden(*_, **__):
