@@ -27,12 +27,12 @@ from detmtl.silver.audit_measures import Calibrate
 from detmtl.silver.audit_summary import box_summary, map_summary, tag_summary, write_summary
 from detmtl.silver.audit_table import shown
 from detmtl.silver.calibration import CalibrationSettings, cross_fitted
+from detmtl.silver.chosen import Chosen, chosen_of, stack
 from detmtl.silver.ensemble import Ensemble
 from detmtl.silver.evidence import Judged
 from detmtl.silver.held_out import given_gold
 from detmtl.silver.map_audit import MapAudit
 from detmtl.silver.map_measures import MapMeasures
-from detmtl.silver.others import Others, stack
 from detmtl.silver.overlay import OverlaySettings, with_gold
 from detmtl.silver.policy import Policy, resolve
 from detmtl.silver.selection import SelectionSettings, select
@@ -175,7 +175,7 @@ def fitted(
 
 
 def show_others(
-    others: Others, checked: MapAudit | TagAudit, gold: Source, console: Console, page: bool
+    others: Chosen, checked: MapAudit | TagAudit, gold: Source, console: Console, page: bool
 ) -> MapMeasures | TagMeasures:
     """Prints the table of an audit of maps or tags, and writes its summary, and its page if it is wanted;
     returns what the audit says."""
@@ -205,7 +205,7 @@ def _label_others(
     if run.process.rank == 0:
         problems = judge_each_other(alone, gold, console, available())
         _pass_gates(problems, f"{stores[0].path} on '{gold.name}'", silver.gates)
-        others = fused_others(stores, alone, gold)
+        others = fused_others(alone, gold)
         checked = others.audit(gold)
         problems = show_others(others, checked, gold, console, available()).problems()
         if not available():
@@ -214,13 +214,13 @@ def _label_others(
         for pool in pools:
             others.select(pool, checked)
     distributed.barrier()
-    others = fused_others(stores, alone, gold)
+    others = fused_others(alone, gold)
     checked = others.audit(gold)
     return {pool.name: others.read(pool, others.select(pool, checked)) for pool in pools}
 
 
 def judge_each_other(
-    alone: Sequence[Others], gold: Source, console: Console, page: bool
+    alone: Sequence[Chosen], gold: Source, console: Console, page: bool
 ) -> list[str]:
     """Shows the audit of each of several teachers of maps or tags, and returns the reasons not to trust one;
     of a single teacher nothing, nor of one that abstains."""
@@ -234,7 +234,7 @@ def judge_each_other(
     return problems
 
 
-def others_of(settings: RunSettings, store: Store) -> Others:
+def others_of(settings: RunSettings, store: Store) -> Chosen:
     """Returns what a run makes of a store of maps or tags.
 
     Raises:
@@ -242,14 +242,14 @@ def others_of(settings: RunSettings, store: Store) -> Others:
     """
     data, silver = settings.data, settings.silver
     assert silver is not None
-    return Others.of(store, data.maps, data.tags, silver.select_maps, silver.select_tags)
+    return chosen_of(store, data.maps, data.tags, silver.select_maps, silver.select_tags)
 
 
-def fused_others(stores: list[Store], alone: list[Others], gold: Source) -> Others:
+def fused_others(alone: Sequence[Chosen], gold: Source) -> Chosen:
     """Returns the maps or tags to choose from, those of several stores as one."""
-    if len(stores) == 1:
+    if len(alone) == 1:
         return alone[0]
-    return stack(stores, alone, [others.audit(gold) for others in alone])
+    return stack(alone, [others.audit(gold) for others in alone])
 
 
 def write_silver(

@@ -4,6 +4,7 @@ Several teachers are scored as what students learn from: their labels as one.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from detmtl.comparing.bootstrap import PICTURES
 from detmtl.config import RunSettings
 from detmtl.data.maps import MapClasses
 from detmtl.data.source import Source
-from detmtl.data.tags import TagClasses
 from detmtl.engine import distributed
 from detmtl.engine.evaluator import coco_results
 from detmtl.metrics.coco import CocoMetric
@@ -26,13 +26,13 @@ from detmtl.pools import fused_labels, fused_others, others_of, write_silver
 from detmtl.run_folder import OpenRun, RunFolder
 from detmtl.run_sources import load_sources
 from detmtl.run_teachers import audit_source, load_teachers, of_one_task
+from detmtl.silver.chosen import Chosen
 from detmtl.silver.ensemble import Ensemble
-from detmtl.silver.map_policy import MapSelection
 from detmtl.silver.mapping import ClassMap
-from detmtl.silver.maps import meaning_of
-from detmtl.silver.others import Others
+from detmtl.silver.maps import ChosenMaps
 from detmtl.silver.store import Store
 from detmtl.silver.tag_policy import TagMeaning
+from detmtl.silver.tags import ChosenTags
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import OTHER, BoxLabels, Grade, MapLabels, TagLabels
@@ -73,10 +73,13 @@ def score_teachers(settings: RunSettings, folder: Path) -> dict[str, float]:
     if kind == "boxes":
         metric, found = _boxes(settings, stores, final, gold)
         (folder / "detections.json").write_text(json.dumps(found))
-    elif kind == "maps":
-        metric = _maps(settings, task, _others(settings, stores, gold), final)
     else:
-        metric = _tags(_others(settings, stores, gold), final)
+        chosen = _chosen(settings, stores, gold)
+        if isinstance(chosen, ChosenMaps):
+            metric = _maps(settings, task, chosen, final)
+        else:
+            assert isinstance(chosen, ChosenTags)
+            metric = _tags(chosen, final)
     write_pictures(folder / PICTURES, {task: metric})
     return {f"{task}/{name}": value for name, value in metric.compute().items()}
 
@@ -116,23 +119,22 @@ def _boxes(
     return metric, results
 
 
-def _others(settings: RunSettings, stores: list[Store], gold: Source | None) -> Others:
+def _chosen(settings: RunSettings, stores: list[Store], gold: Source | None) -> Chosen:
     alone = [others_of(settings, store) for store in stores]
-    return alone[0] if gold is None else fused_others(stores, alone, gold)
+    return alone[0] if gold is None else fused_others(alone, gold)
 
 
-def _maps(settings: RunSettings, task: str, others: Others, final: Source) -> MapMetric:
+def _maps(settings: RunSettings, task: str, chosen: ChosenMaps, final: Source) -> MapMetric:
     """Scores every pixel as the teacher's class, sure or not; its background as the class that takes
     what is unmapped, where there is one."""
-    classes, policy, of_task = others.classes, others.policy, settings.tasks[task]
-    assert isinstance(classes, MapClasses) and isinstance(policy, MapSelection)
-    names = classes.label_space().names
-    meaning = meaning_of(others.store, classes, policy.model_copy(update={"border": 0}))
+    names, of_task = chosen.names, settings.tasks[task]
+    whole = replace(chosen, policy=chosen.policy.model_copy(update={"border": 0}))
+    meaning = whole.meaning()
     subsets = of_task.subsets if isinstance(of_task, SemanticConfig) else {}
     metric, places = MapMetric(names, subsets), _places(final)
-    for record in others.store.records_of(places):
+    for record in chosen.store.records_of(places):
         for i in places[record.content_hash]:
-            said = torch.from_numpy(_with_rest(meaning(record), classes))
+            said = torch.from_numpy(_with_rest(meaning(record), chosen.classes))
             truth = final.labels(i).get("maps")
             metric.update(
                 [MapLabels(said, None, torch.ones(len(names)), Grade.SILVER)],
@@ -149,12 +151,11 @@ def _with_rest(said: np.ndarray, classes: MapClasses) -> np.ndarray:
     return np.where(said == OTHER, np.uint8(names.index(classes.unmapped)), said)
 
 
-def _tags(others: Others, final: Source) -> TagMetric:
+def _tags(chosen: ChosenTags, final: Source) -> TagMetric:
     """Scores every tag by the teacher's score; of which it says nothing, by 0."""
-    assert isinstance(others.classes, TagClasses)
-    meaning, places = TagMeaning.of(others.store.card, others.classes), _places(final)
-    metric = TagMetric(others.classes.label_space().names)
-    for record in others.store.records_of(places):
+    meaning, places = TagMeaning.of(chosen.store.card, chosen.classes), _places(final)
+    metric = TagMetric(chosen.names)
+    for record in chosen.store.records_of(places):
         for i in places[record.content_hash]:
             said = torch.from_numpy(np.nan_to_num(meaning(record)[0]))
             truth = final.labels(i).get("tags")

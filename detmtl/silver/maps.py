@@ -8,7 +8,7 @@ Letters: C classes, H and W pixels.
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from detmtl.silver.map_measures import MapMeasures
 from detmtl.silver.map_policy import MapPolicy, MapSelection, Meaning, confidence_of
 from detmtl.silver.map_stack import MapStack
 from detmtl.silver.pictures import Pictures
-from detmtl.silver.some_store import SomeStore
+from detmtl.silver.some_store import SomeStore, single
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import OTHER, UNKNOWN, Grade, MapLabels
 
@@ -54,7 +54,7 @@ def audit_maps(
     """
     if gold.maps is None:
         raise InputError(f"source '{gold.name}': has no maps to audit against")
-    meaning, names = meaning_of(store, classes, settings), classes.label_space().names
+    meaning = ChosenMaps(store, classes, settings).meaning()
     hashes = gold.hashes()
     wanted = {hashes[i]: i for i in np.flatnonzero(gold.maps.by_people()).tolist()}
     if not wanted:
@@ -84,7 +84,7 @@ def audit_maps(
             "map; let the teacher annotate them into this store first"
         )
     result = MapAudit(
-        classes=names,
+        classes=classes.label_space().names,
         known=meaning.known,
         gives=meaning.gives,
         pictures=tally.pictures,
@@ -97,87 +97,142 @@ def audit_maps(
     return result
 
 
-def measure_maps(
-    store: SomeStore, classes: MapClasses, settings: MapSelection, audit: MapAudit
-) -> MapMeasures:
-    """Returns what an audit says at the thresholds of a selection.
+@dataclass(frozen=True)
+class ChosenMaps:
+    """What a store of maps means, and which of its pixels become labels.
 
-    Raises:
-        InputError: as `MapPolicy.of`.
+    Attributes:
+        store: of a teacher of maps, or those of several as one.
+        classes: what the teacher's classes mean.
+        policy: of the selection; of stacked maps what is left to do once each teacher's maps are cut down.
     """
-    policy = policy_of(store, classes, settings, audit)
-    return MapMeasures(audit, policy.limits)
 
+    store: SomeStore
+    classes: MapClasses
+    policy: MapSelection
 
-def maps_of(
-    store: SomeStore,
-    gold: Source,
-    positions: Sequence[int],
-    classes: MapClasses,
-    settings: MapSelection,
-    audit: MapAudit,
-) -> dict[int, MapLabels]:
-    """Returns the labels that a selection takes of some pictures, by their positions in `gold`.
+    @property
+    def settings(self) -> MapSelection:
+        """The policy as the user gave it."""
+        return self.store.policies[0].settings if isinstance(self.store, MapStack) else self.policy
 
-    Raises:
-        InputError: as `MapPolicy.of`.
-    """
-    policy = policy_of(store, classes, settings, audit)
-    hashes = gold.hashes()
-    wanted = {hashes[i]: i for i in positions}
-    coverage = torch.from_numpy(policy.meaning.known.astype(np.float32))
-    return {
-        wanted[record.content_hash]: MapLabels(
-            torch.from_numpy(policy(record)), None, coverage, Grade.SILVER
-        )
-        for record in store.records_of(wanted)
-    }
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the C classes."""
+        return self.classes.label_space().names
 
+    def meaning(self) -> Meaning:
+        """Returns what the pixels of the store mean.
 
-def select_maps(
-    store: SomeStore,
-    pool: Source,
-    classes: MapClasses,
-    settings: MapSelection,
-    audit: MapAudit | None = None,
-) -> Path:
-    """Returns the folder (`select/<policy hash>/` in the store) of the chosen maps: `maps/<picture>.png`,
-    `legend.json`, `policy.json`, `stats.json`.
+        Raises:
+            InputError: a class of its teacher is unmapped, or none is mapped.
+        """
+        if isinstance(self.store, MapStack):
+            return self.store.meaning
+        return Meaning.of(self.store.card, self.classes, self.policy)
 
-    Raises:
-        InputError: a class of the teacher is unmapped, the settings need an audit, gold is too little to
-            calibrate, no picture of the pool is in the store, or the map of one has no place of its own.
-    """
-    files = _map_files(pool)
-    policy = policy_of(store, classes, settings, audit)
-    names = classes.label_space().names
-    legend, trusted = worth_of(names, policy, audit)
-    facts = {
-        "version": VERSION,
-        "teacher": store.card.name,
-        "store": store.digest(),
-        "classes": classes.model_dump(mode="json"),
-        "pictures": Pictures.of_sources([pool], Path(pool.files.folder)).digest(),
-        "audit": None if audit is None else audit.digest(),
-        "legend": legend.json(),
-        "limits": _written(policy.limits),
-        "settings": settings_of(store, settings).model_dump(mode="json"),
-    }
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    folder = store.path / "select" / key
-    if not folder.is_dir():
-        _write(folder, facts, legend, _chosen(store, pool, files, policy, trusted), names)
-    return folder
+    def resolved(self, audit: MapAudit | None) -> MapPolicy:
+        """Returns the policy, resolved for the store.
 
+        Raises:
+            InputError: as `MapPolicy.of` and `meaning`.
+        """
+        return MapPolicy.of(self.store.path, self.meaning(), self.names, self.policy, audit)
 
-def with_silver_maps(pool: Source, folder: Path, classes: MapClasses) -> Source:
-    """Returns the pool with what `select_maps` wrote: silver where it has no maps of people. Maps of a model
-    that it came with are left where the teacher has none."""
-    written = MapFolder(folder="maps", categories="legend.json", missing="absent")
-    names = MapClasses(classes=list(classes.label_space().names))
-    silver = written.load(pool.files, folder, names, f"silver of source '{pool.name}'")
-    people, by_model = parted(pool.maps)
-    return replace(pool, maps=stacked(people, silver, by_model), grade=Grade.SILVER)
+    def audit(self, gold: Source) -> MapAudit:
+        """Compares the store with gold; see `audit_maps`."""
+        return audit_maps(self.store, gold, self.classes, self.policy)
+
+    def abstains(self, audit: MapAudit) -> bool:
+        """Returns whether the teacher has no say among others, because gold tells nothing of it.
+
+        With calibration `none` what teachers say is taken as it is, whatever gold tells, as boxes are.
+        """
+        return self.policy.calibration.method != "none" and audit.tells_nothing
+
+    def measures(self, audit: MapAudit) -> MapMeasures:
+        """Returns what the audit says at the policy's thresholds.
+
+        Raises:
+            InputError: as `resolved`.
+        """
+        return MapMeasures(audit, self.resolved(audit).limits)
+
+    def labels(
+        self, gold: Source, positions: Sequence[int], audit: MapAudit
+    ) -> dict[int, MapLabels]:
+        """Returns the labels that the policy takes of some pictures, by their positions in `gold`.
+
+        Raises:
+            InputError: as `resolved`.
+        """
+        policy = self.resolved(audit)
+        hashes = gold.hashes()
+        wanted = {hashes[i]: i for i in positions}
+        coverage = torch.from_numpy(policy.meaning.known.astype(np.float32))
+        return {
+            wanted[record.content_hash]: MapLabels(
+                torch.from_numpy(policy(record)), None, coverage, Grade.SILVER
+            )
+            for record in self.store.records_of(wanted)
+        }
+
+    def select(self, pool: Source, audit: MapAudit | None = None) -> Path:
+        """Returns the folder (`select/<policy hash>/` in the store) of the chosen maps:
+        `maps/<picture>.png`, `legend.json`, `policy.json`, `stats.json`.
+
+        Raises:
+            InputError: a class of the teacher is unmapped, the settings need an audit, gold is too little
+                to calibrate, no picture of the pool is in the store, or the map of one has no place of its
+                own.
+        """
+        files = _map_files(pool)
+        store, policy = self.store, self.resolved(audit)
+        legend, trusted = worth_of(self.names, policy, audit)
+        facts = {
+            "version": VERSION,
+            "teacher": store.card.name,
+            "store": store.digest(),
+            "classes": self.classes.model_dump(mode="json"),
+            "pictures": Pictures.of_sources([pool], Path(pool.files.folder)).digest(),
+            "audit": None if audit is None else audit.digest(),
+            "legend": legend.json(),
+            "limits": _written(policy.limits),
+            "settings": self.settings.model_dump(mode="json"),
+        }
+        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        folder = store.path / "select" / key
+        if not folder.is_dir():
+            chosen = _chosen(store, pool, files, policy, trusted)
+            _write(folder, facts, legend, chosen, self.names)
+        return folder
+
+    def read(self, pool: Source, folder: Path) -> Source:
+        """Returns the pool with what `select` wrote: silver where it has no maps of people. Maps of a model
+        that it came with are left where the teacher has none."""
+        written = MapFolder(folder="maps", categories="legend.json", missing="absent")
+        own = MapClasses(classes=list(self.names))
+        silver = written.load(pool.files, folder, own, f"silver of source '{pool.name}'")
+        people, by_model = parted(pool.maps)
+        return replace(pool, maps=stacked(people, silver, by_model), grade=Grade.SILVER)
+
+    def over(self, others: Sequence["ChosenMaps"], audits: Sequence[MapAudit]) -> "ChosenMaps":
+        """Returns the maps of this teacher and, under them, those of others, each cut down by its own
+        thresholds.
+
+        Args:
+            others: of the same classes and policy, the most trusted first.
+            audits: of this teacher and of each other.
+
+        Raises:
+            InputError: as `resolved`.
+        """
+        layers = [self, *others]
+        policies = [one.resolved(audit) for one, audit in zip(layers, audits, strict=True)]
+        stores = tuple(single(one.store) for one in layers)
+        # What is left of them are labels, whatever their confidence was.
+        rest = self.policy.model_copy(update={"confidence": 0.0, "per_class": {}, "border": 0})
+        return ChosenMaps(MapStack(stores, tuple(policies), self.names), self.classes, rest)
 
 
 def _chosen(
@@ -311,35 +366,6 @@ def trusted_only(policy: MapPolicy, trusted: np.ndarray) -> np.ndarray:
     keep = np.arange(256, dtype=np.uint8)
     keep[np.flatnonzero(policy.meaning.gives & ~trusted)] = UNKNOWN
     return keep
-
-
-def meaning_of(store: SomeStore, classes: MapClasses, settings: MapSelection) -> Meaning:
-    """Returns what the pixels of a store mean.
-
-    Raises:
-        InputError: a class of its teacher is unmapped, or none is mapped.
-    """
-    if isinstance(store, MapStack):
-        return store.meaning
-    return Meaning.of(store.card, classes, settings)
-
-
-def settings_of(store: SomeStore, settings: MapSelection) -> MapSelection:
-    """Returns a selection's settings as the user gave them; of stacked maps `settings` are what is left to
-    do once each teacher's maps are cut down."""
-    return store.policies[0].settings if isinstance(store, MapStack) else settings
-
-
-def policy_of(
-    store: SomeStore, classes: MapClasses, settings: MapSelection, audit: MapAudit | None
-) -> MapPolicy:
-    """Returns the settings, resolved for a store.
-
-    Raises:
-        InputError: as `MapPolicy.of` and `meaning_of`.
-    """
-    meaning, names = meaning_of(store, classes, settings), classes.label_space().names
-    return MapPolicy.of(store.path, meaning, names, settings, audit)
 
 
 def _written(limits: np.ndarray) -> list[float | None]:

@@ -35,6 +35,12 @@ class SomeStore(Protocol):
         ...
 
 
+def single(store: SomeStore) -> Store:
+    """Returns a store that is known to be of one teacher."""
+    assert isinstance(store, Store), "stacks are of single teachers"
+    return store
+
+
 def together(stores: Sequence[Store], hashes: Container[str]) -> Iterator[list[Any]]:
     """Yields the records of each picture that all stores have, one of each store in their order.
 

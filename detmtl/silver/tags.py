@@ -7,7 +7,7 @@ Letters: I pictures, T tags.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,14 @@ from detmtl.data.joined import told_tags
 from detmtl.data.source import Source
 from detmtl.data.tags import BoxTags, TagClasses, TagFile
 from detmtl.silver.audit import audit_folder
+from detmtl.silver.calibration import Calibration, fit_calibration
 from detmtl.silver.parts import atomic_write
 from detmtl.silver.pictures import Pictures
-from detmtl.silver.some_store import SomeStore
+from detmtl.silver.some_store import SomeStore, single
 from detmtl.silver.tag_audit import SCHEMA, TagAudit
 from detmtl.silver.tag_measures import DOUBTFUL, SHOWN, TagMeasures
 from detmtl.silver.tag_policy import TagMeaning, TagPolicy, TagSelection
+from detmtl.silver.tag_stack import TagStack
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
 
@@ -72,64 +74,109 @@ def audit_tags(store: SomeStore, gold: Source, classes: TagClasses) -> TagAudit:
     return result
 
 
-def measure_tags(store: SomeStore, settings: TagSelection, audit: TagAudit) -> TagMeasures:
-    """Returns what an audit says at the thresholds of a selection.
+@dataclass(frozen=True)
+class ChosenTags:
+    """What a store of tags means, and which of its tags become labels.
 
-    Raises:
-        InputError: as `TagPolicy.of`.
+    Attributes:
+        store: of a teacher of tags, or those of several as one.
+        classes: what the teacher's classes mean.
+        policy: of the selection.
     """
-    return TagMeasures(audit, TagPolicy.of(store.path, audit.tags, settings, audit))
 
+    store: SomeStore
+    classes: TagClasses
+    policy: TagSelection
 
-def select_tags(
-    store: SomeStore,
-    pool: Source,
-    classes: TagClasses,
-    settings: TagSelection,
-    audit: TagAudit | None = None,
-) -> Path:
-    """Returns the folder (`select/<policy hash>/` in the store) of the chosen tags: `tags.json`, with
-    `policy.json` beside it.
+    @property
+    def settings(self) -> TagSelection:
+        """The policy as the user gave it."""
+        return self.policy
 
-    Raises:
-        InputError: a class of the teacher is unmapped, the settings need an audit, gold is too little to
-            calibrate, or no picture of the pool is in the store.
-    """
-    meaning, names = TagMeaning.of(store.card, classes), classes.label_space().names
-    policy = TagPolicy.of(store.path, names, settings, audit)
-    facts = {
-        "version": VERSION,
-        "teacher": store.card.name,
-        "store": store.digest(),
-        "classes": classes.model_dump(mode="json"),
-        "pictures": Pictures.of_sources([pool], Path(pool.files.folder)).digest(),
-        "audit": None if audit is None else audit.digest(),
-        "settings": settings.model_dump(mode="json"),
-    }
-    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    path = store.path / "select" / key / "tags.json"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path.with_name("policy.json"), json.dumps(facts, indent=1).encode())
-        chosen = _chosen(store, pool, meaning, policy, names, audit)
-        atomic_write(path, json.dumps(chosen).encode())
-    return path.parent
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the T tags."""
+        return self.classes.label_space().names
 
+    def audit(self, gold: Source) -> TagAudit:
+        """Compares the store with gold; see `audit_tags`."""
+        return audit_tags(self.store, gold, self.classes)
 
-def with_silver_tags(pool: Source, folder: Path, classes: TagClasses) -> Source:
-    """Returns the pool with what `select_tags` wrote: silver where it has no tags of people; of tags that
-    follow from their boxes, silver for those that they did not look for. Tags of a model that it came with
-    are left where the teacher has none."""
-    written = TagFile(file="tags.json", missing="absent")
-    # A teacher that does not know a tag has not looked for it: the file lists those that it knows.
-    names = TagClasses(classes=list(classes.label_space().names))
-    silver = written.load(pool.files, folder, names, f"silver of source '{pool.name}'")
-    tags, own = silver, told_tags(pool)
-    if own is not None:
-        of_people = replace(own, present=own.by_people())
-        fill = of_people.completed if isinstance(pool.tags, BoxTags) else of_people.filled
-        tags = fill(silver).filled(own)
-    return replace(pool, tags=tags, grade=Grade.SILVER)
+    def abstains(self, audit: TagAudit) -> bool:
+        """Returns whether the teacher has no say among others, see `ChosenMaps.abstains`."""
+        return self.policy.calibration.method != "none" and audit.tells_nothing
+
+    def measures(self, audit: TagAudit) -> TagMeasures:
+        """Returns what the audit says at the policy's thresholds.
+
+        Raises:
+            InputError: as `TagPolicy.of`.
+        """
+        return TagMeasures(audit, TagPolicy.of(self.store.path, audit.tags, self.policy, audit))
+
+    def select(self, pool: Source, audit: TagAudit | None = None) -> Path:
+        """Returns the folder (`select/<policy hash>/` in the store) of the chosen tags: `tags.json`, with
+        `policy.json` beside it.
+
+        Raises:
+            InputError: a class of the teacher is unmapped, the settings need an audit, gold is too little
+                to calibrate, or no picture of the pool is in the store.
+        """
+        store, names = self.store, self.names
+        meaning = TagMeaning.of(store.card, self.classes)
+        policy = TagPolicy.of(store.path, names, self.policy, audit)
+        facts = {
+            "version": VERSION,
+            "teacher": store.card.name,
+            "store": store.digest(),
+            "classes": self.classes.model_dump(mode="json"),
+            "pictures": Pictures.of_sources([pool], Path(pool.files.folder)).digest(),
+            "audit": None if audit is None else audit.digest(),
+            "settings": self.policy.model_dump(mode="json"),
+        }
+        key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        path = store.path / "select" / key / "tags.json"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(path.with_name("policy.json"), json.dumps(facts, indent=1).encode())
+            chosen = _chosen(store, pool, meaning, policy, names, audit)
+            atomic_write(path, json.dumps(chosen).encode())
+        return path.parent
+
+    def read(self, pool: Source, folder: Path) -> Source:
+        """Returns the pool with what `select` wrote: silver where it has no tags of people; of tags that
+        follow from their boxes, silver for those that they did not look for. Tags of a model that it came
+        with are left where the teacher has none."""
+        written = TagFile(file="tags.json", missing="absent")
+        # A teacher that does not know a tag has not looked for it: the file lists those that it knows.
+        own_names = TagClasses(classes=list(self.names))
+        silver = written.load(pool.files, folder, own_names, f"silver of source '{pool.name}'")
+        tags, own = silver, told_tags(pool)
+        if own is not None:
+            of_people = replace(own, present=own.by_people())
+            fill = of_people.completed if isinstance(pool.tags, BoxTags) else of_people.filled
+            tags = fill(silver).filled(own)
+        return replace(pool, tags=tags, grade=Grade.SILVER)
+
+    def over(self, others: Sequence["ChosenTags"], audits: Sequence[TagAudit]) -> "ChosenTags":
+        """Returns the mean of the calibrated scores of this teacher and of others, to which the thresholds
+        apply; see `ChosenMaps.over`.
+
+        Raises:
+            InputError: gold is too little to calibrate.
+        """
+        stores = [single(one.store) for one in (self, *others)]
+        meanings = [TagMeaning.of(store.card, self.classes) for store in stores]
+        method = self.policy.calibration
+        calibrations = [
+            Calibration.none(len(self.names))
+            if method.method == "none"
+            else fit_calibration(audit.evidence, method, f"teacher '{store.card.name}'")
+            for store, audit in zip(stores, audits, strict=True)
+        ]
+        fused = TagStack(tuple(stores), tuple(meanings), tuple(calibrations), self.names)
+        own = TagClasses(classes=list(self.names), unmapped="drop")
+        return ChosenTags(fused, own, self.policy)
 
 
 def _chosen(

@@ -29,10 +29,10 @@ from detmtl.pools import (
 )
 from detmtl.report.page import require
 from detmtl.run_teachers import of_one_task
+from detmtl.silver.chosen import Chosen, chosen_of
 from detmtl.silver.corrections import left_behind, take_back, write_rest, write_verified
 from detmtl.silver.held_out import refuse_seen
 from detmtl.silver.map_policy import MapSelection
-from detmtl.silver.others import Others
 from detmtl.silver.selection import SelectionSettings, select
 from detmtl.silver.store import Store
 from detmtl.silver.tag_policy import TagSelection
@@ -93,7 +93,7 @@ def audit_verb(args: argparse.Namespace) -> None:
         alone, gold = _others(args, stores, args.set)
         _refuse_seen(args, gold, LabelSpace.of(["object"]))
         _stop_at_gates(args.store, judge_each_other(alone, gold, Console(), args.html))
-        others = fused_others(stores, alone, gold)
+        others = fused_others(alone, gold)
         measures = show_others(others, others.audit(gold), gold, Console(), args.html)
         _stop_at_gates(args.store, measures.problems())
         return
@@ -148,7 +148,7 @@ def _stop_at_gates(store: Path, problems: Sequence[str]) -> None:
 
 def _others(
     args: argparse.Namespace, stores: Sequence[Store], policy: Sequence[str]
-) -> tuple[list[Others], Source]:
+) -> tuple[list[Chosen], Source]:
     """Returns what stores of maps or tags mean, and their pictures with the gold that there is."""
     task, values = stores[0].card.task, assignments(policy)
     if args.images is None:
@@ -175,7 +175,7 @@ def _others(
     )
     map_policy = checked_values(MapSelection, values if task == "maps" else {}, "--set")
     tag_policy = checked_values(TagSelection, values if task == "tags" else {}, "--set")
-    return [Others.of(store, maps, tags, map_policy, tag_policy) for store in stores], loaded
+    return [chosen_of(store, maps, tags, map_policy, tag_policy) for store in stores], loaded
 
 
 def _names(stores: Sequence[Store]) -> list[str]:
@@ -195,7 +195,7 @@ def select_verb(args: argparse.Namespace) -> None:
             raise InputError(
                 f"--{task} is needed: {task} of several teachers are fused by what gold says of each"
             )
-        others = fused_others(stores, alone, pool)
+        others = fused_others(alone, pool)
         chosen = others.select(pool, others.audit(pool) if judged else None)
         try:
             shutil.copytree(chosen, args.out)

@@ -10,10 +10,10 @@ from torch import multiprocessing
 from detmtl.data.maps import MapClasses
 from detmtl.data.tags import TagClasses
 from detmtl.silver.map_policy import MapSelection
-from detmtl.silver.maps import select_maps
+from detmtl.silver.maps import ChosenMaps
 from detmtl.silver.store import Store
 from detmtl.silver.tag_policy import TagSelection
-from detmtl.silver.tags import select_tags
+from detmtl.silver.tags import ChosenTags
 from detmtl.structures.labels import OTHER, MapLabels, TagLabels
 from detmtl.teachers.annotate import annotate
 
@@ -56,9 +56,11 @@ def _of_rank(rank, task, sources, path, shared):
 
 def _choice(task, store, pool):
     if task == "maps":
-        folder = select_maps(store, pool, MapClasses(classes=NAMES), MapSelection(confidence=0.1))
+        folder = ChosenMaps(store, MapClasses(classes=NAMES), MapSelection(confidence=0.1)).select(
+            pool
+        )
     else:
-        folder = select_tags(store, pool, TagClasses(classes=NAMES), TagSelection())
+        folder = ChosenTags(store, TagClasses(classes=NAMES), TagSelection()).select(pool)
     files = sorted(f for f in folder.rglob("*") if f.is_file())
     return {str(f.relative_to(folder)): f.read_bytes() for f in files}
 

@@ -22,8 +22,9 @@ from detmtl.report.audit_maps import SIDE, maps_page
 from detmtl.report.audit_others import others_page
 from detmtl.silver.calibration import cross_fitted
 from detmtl.silver.map_policy import MapSelection
-from detmtl.silver.others import Others
+from detmtl.silver.maps import ChosenMaps
 from detmtl.silver.tag_policy import TagSelection
+from detmtl.silver.tags import ChosenTags
 from detmtl.structures.errors import InputError
 
 pytest.importorskip("jinja2", reason="Jinja2 is not installed: detmtl[report]")
@@ -44,7 +45,7 @@ def _maps(tmp_path, count=8, graded=True, **settings):
     sure = np.full((HEIGHT, WIDTH), 200, np.uint8) if graded else None
     found = [halves(2, 2 if i % 2 else 1) for i in range(count)]
     store = store_of_maps(tmp_path / "store", source, found, confidence=sure)
-    others = Others(store, MAPS, MapSelection(**settings))
+    others = ChosenMaps(store, MAPS, MapSelection(**settings))
     return others, others.audit(source), source
 
 
@@ -54,7 +55,7 @@ def _tags(tmp_path, count=30):
     source = gold_tags(pictures(tmp_path / "p", count), targets)
     scores = [[0.9 * (k % 2), 0.1, 0.5 + 0.4 * k / count] for k in range(count)]
     store = store_of_tags(tmp_path, source, scores)
-    others = Others(store, TAGS, TagSelection(shown_from=0.5, absent_below=0.3))
+    others = ChosenTags(store, TAGS, TagSelection(shown_from=0.5, absent_below=0.3))
     return others, others.audit(source), source
 
 
@@ -79,7 +80,7 @@ def test_the_page_of_maps_has_everything_and_loads_nothing(tmp_path):
 
 def test_picture_gold_and_silver_stand_side_by_side(tmp_path):
     others, checked, gold = _maps(tmp_path)
-    silver = others.maps(gold, [1], checked)
+    silver = others.labels(gold, [1], checked)
     assert list(silver) == [1] and (silver[1].classes == 1).all()
     drawn = audit_maps._drawn(gold, 1, silver[1], checked.classes)
     assert drawn.shape == (HEIGHT, 3 * WIDTH + 8, 3)
@@ -126,7 +127,7 @@ def test_gates_and_pictures_that_are_missing_stand_on_the_page(tmp_path):
 def test_nothing_wrong_is_said(tmp_path):
     source = gold_maps(tmp_path, pictures(tmp_path / "p", 3), [halves(2, 1)] * 3)
     store = store_of_maps(tmp_path / "store", source, [halves(2, 1)] * 3)
-    others = Others(store, MAPS, MapSelection())
+    others = ChosenMaps(store, MAPS, MapSelection())
     assert "Gold refutes no pixel." in others_page(others, others.audit(source), source, None)
 
 

@@ -43,12 +43,12 @@ from detmtl.run_online import online_kinds
 from detmtl.run_sources import to_be_labelled
 from detmtl.silver.card import TeacherCard
 from detmtl.silver.map_policy import MapSelection
-from detmtl.silver.maps import audit_maps, select_maps, with_silver_maps
+from detmtl.silver.maps import ChosenMaps, audit_maps
 from detmtl.silver.overlay import OverlaySettings
 from detmtl.silver.selection import SelectionSettings
 from detmtl.silver.store import Store
 from detmtl.silver.tag_policy import TagSelection
-from detmtl.silver.tags import audit_tags, select_tags, with_silver_tags
+from detmtl.silver.tags import ChosenTags, audit_tags
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import UNKNOWN, Grade, MapLabels, TagLabels
@@ -274,7 +274,8 @@ def test_the_choice_of_maps_is_a_store_s(tmp_path, audited):
         folder = MapFolder(folder="gold", categories=dict(enumerate(TEACHER)))
         gold = replace(source, maps=folder.load(source.files, tmp_path, classes, "gold"))
         audit = audit_maps(store, gold, classes, select)
-    written = with_silver_maps(source, select_maps(store, source, classes, select, audit), classes)
+    chosen = ChosenMaps(store, classes, select)
+    written = chosen.read(source, chosen.select(source, audit))
     choose = OnlineMaps("map", TEACHER, select).choice(audit)
     for i, values in enumerate(maps):
         found = MapLabels(
@@ -400,7 +401,8 @@ def test_the_choice_of_tags_is_a_store_s(tmp_path, soft):
     select = TagSelection.model_validate(
         {"absent_below": 0.3, "shown_from": 0.7, "soft_targets": soft, "calibration": "platt"}
     )
-    written = with_silver_tags(source, select_tags(store, source, classes, select, audit), classes)
+    chosen = ChosenTags(store, classes, select)
+    written = chosen.read(source, chosen.select(source, audit))
     choose = OnlineTags("tags", ("night", "rain"), select).choice(audit)
     for i in range(30):
         found = TagLabels(torch.from_numpy(scores[i]), torch.ones(2))

@@ -20,7 +20,7 @@ from detmtl.silver.held_out import given_dense
 from detmtl.silver.map_audit import MOST, MapAudit, observations
 from detmtl.silver.map_measures import MapMeasures
 from detmtl.silver.map_policy import MapSelection, Meaning
-from detmtl.silver.maps import audit_maps, measure_maps, select_maps, with_silver_maps
+from detmtl.silver.maps import ChosenMaps, audit_maps
 from detmtl.silver.thresholds import AtPrecision, AtProbability
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import OTHER, UNKNOWN, Grade
@@ -45,7 +45,8 @@ def _gold(tmp_path, source, maps):
 
 
 def _selected(store, source, settings, audit=None):
-    return with_silver_maps(source, select_maps(store, source, CLASSES, settings, audit), CLASSES)
+    chosen = ChosenMaps(store, CLASSES, settings)
+    return chosen.read(source, chosen.select(source, audit))
 
 
 def _select(tmp_path, source, maps, settings=PLAIN, audit=None, **kwargs):
@@ -69,7 +70,7 @@ def test_unmapped_classes_go_where_the_classes_say(tmp_path):
     with pytest.raises(InputError, match="'sofa' belongs to no class"):
         strict = MapClasses(classes={"person": ["person"], "vehicle": ["car"]})
         store = store_of_maps(tmp_path / "s", source, [halves(1, 1)])
-        select_maps(store, source, strict, MapSelection())
+        ChosenMaps(store, strict, MapSelection()).select(source)
 
 
 def test_a_class_that_nobody_looked_for_in_the_teacher_s_training_is_unknown(tmp_path):
@@ -205,7 +206,7 @@ def _audited(tmp_path, truth, found, settings=PLAIN, **kwargs):
     source = _gold(tmp_path, pictures(tmp_path / "p", len(truth)), truth)
     store = store_of_maps(tmp_path / "store", source, found, **kwargs)
     checked = audit_maps(store, source, CLASSES, settings)
-    return checked, measure_maps(store, CLASSES, settings, checked)
+    return checked, ChosenMaps(store, CLASSES, settings).measures(checked)
 
 
 def test_an_audit_asks_people_alone(tmp_path):
@@ -391,7 +392,7 @@ def test_a_wanted_precision_finds_each_class_s_confidence(tmp_path):
     assert (labels.classes[12:, 16:] == PERSON).all() and (labels.classes[:, :16] == VEHICLE).all()
     assert labels.weights[-1, -1] == 1, "the weight is the precision of what became a label"
     own = MapSelection(confidence=0.1, per_class={"vehicle": AtPrecision(precision=1.0)})
-    limits = measure_maps(store_of_maps(tmp_path, pool, []), CLASSES, own, checked).limits
+    limits = ChosenMaps(store_of_maps(tmp_path, pool, []), CLASSES, own).measures(checked).limits
     assert limits[PERSON] == pytest.approx(0.1) and limits[VEHICLE] > 0.1
 
 

@@ -10,7 +10,7 @@ from detmtl.data.tags import BoxTags, TagClasses, Tags
 from detmtl.silver.card import TeacherCard
 from detmtl.silver.held_out import given_dense
 from detmtl.silver.tag_policy import TagMeaning, TagSelection
-from detmtl.silver.tags import audit_tags, measure_tags, select_tags, with_silver_tags
+from detmtl.silver.tags import ChosenTags, audit_tags
 from detmtl.silver.thresholds import AtPrecision, AtProbability
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
@@ -53,7 +53,8 @@ def _store(tmp_path, source, scores, classes=("night", "dusk", "rain")):
 
 
 def _select(store, source, settings, audit=None):
-    return with_silver_tags(source, select_tags(store, source, CLASSES, settings, audit), CLASSES)
+    chosen = ChosenTags(store, CLASSES, settings)
+    return chosen.read(source, chosen.select(source, audit))
 
 
 def _gold(source, targets):
@@ -153,7 +154,7 @@ def _audited(tmp_path, targets, scores, settings=PLAIN, **kwargs):
     source = _gold(pictures(tmp_path / "p", len(targets)), targets)
     store = _store(tmp_path, source, scores, **kwargs)
     checked = audit_tags(store, source, CLASSES)
-    return checked, measure_tags(store, settings, checked)
+    return checked, ChosenTags(store, CLASSES, settings).measures(checked)
 
 
 def test_tags_that_follow_from_people_s_boxes_stay(tmp_path):
@@ -319,12 +320,12 @@ def test_the_choice_is_kept_by_what_decides_it(tmp_path):
     checked, _ = _ramp(tmp_path, settings)
     pool = pictures(tmp_path / "pool", 1, first=90)
     store = _store(tmp_path, pool, [[0.85, 0.1, 0.05]])
-    first = select_tags(store, pool, CLASSES, settings, checked)
-    assert select_tags(store, pool, CLASSES, settings, checked) == first
+    first = ChosenTags(store, CLASSES, settings).select(pool, checked)
+    assert ChosenTags(store, CLASSES, settings).select(pool, checked) == first
     other = TagSelection(shown_from=AtPrecision(precision=0.8))
-    assert select_tags(store, pool, CLASSES, other, checked) != first
+    assert ChosenTags(store, CLASSES, other).select(pool, checked) != first
     fewer, _ = _ramp(tmp_path / "fewer", settings, count=40)
-    assert select_tags(store, pool, CLASSES, settings, fewer) != first
+    assert ChosenTags(store, CLASSES, settings).select(pool, fewer) != first
 
 
 def test_the_worst_pictures_are_those_of_which_the_teacher_is_surely_wrong(tmp_path):

@@ -23,12 +23,14 @@ from detmtl.data.tags import TagClasses
 from detmtl.engine import distributed
 from detmtl.run_folder import OpenRun, RunFolder
 from detmtl.run_sources import load_sources, to_be_labelled
+from detmtl.silver.chosen import stack
 from detmtl.silver.map_policy import MapSelection
 from detmtl.silver.map_stack import stacked
-from detmtl.silver.others import Others, stack
+from detmtl.silver.maps import ChosenMaps
 from detmtl.silver.some_store import together
 from detmtl.silver.store import Store
 from detmtl.silver.tag_policy import TagSelection
+from detmtl.silver.tags import ChosenTags
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import OTHER, UNKNOWN, MapLabels, TagLabels
 from detmtl.teachers.annotate import annotate
@@ -107,9 +109,9 @@ def test_maps_of_two_teachers_are_audited_and_chosen_as_one(tmp_path):
     a = _store(tmp_path / "s", Says("a", ("person",), [halves(0, OTHER)] * count), source)
     b = _store(tmp_path / "s", Says("b", ("car", "sky"), [halves(0, 1)] * count), source)
     policy = MapSelection(background=[])
-    alone = [Others(store, MAPS, policy) for store in (a, b)]
+    alone = [ChosenMaps(store, MAPS, policy) for store in (a, b)]
     audits = [others.audit(source) for others in alone]
-    fused = stack([a, b], alone, audits)
+    fused = stack(alone, audits)
     checked = fused.audit(source)
     measures = fused.measures(checked)
     assert checked.known.tolist() == [True, True, True, False] and checked.pictures == count
@@ -127,12 +129,12 @@ def test_maps_of_two_teachers_are_audited_and_chosen_as_one(tmp_path):
     ):
         _store(tmp_path / "s", Says(name, classes, [said]), pool)
     stores = [Store.open(tmp_path / "s", name) for name in "ab"]
-    alone = [Others(store, MAPS, policy) for store in stores]
-    fused = stack(stores, alone, [others.audit(source) for others in alone])
+    alone = [ChosenMaps(store, MAPS, policy) for store in stores]
+    fused = stack(alone, [others.audit(source) for others in alone])
     labels = fused.read(pool, fused.select(pool, fused.audit(source))).labels(0)["maps"]
     assert (labels.classes[:, :16] == PERSON).all() and (labels.classes[:, 16:] == SKY).all()
     assert labels.coverage.tolist() == [1, 1, 1, 0], "vehicles, which gold lacks, as all together"
-    back = stack(stores[::-1], alone[::-1], [others.audit(source) for others in alone[::-1]])
+    back = stack(alone[::-1], [others.audit(source) for others in alone[::-1]])
     assert back.store.digest() != fused.store.digest()
     assert (next(back.store.records_of(pool.hashes())).classes[:, :16] == VEHICLE).all()
 
@@ -148,17 +150,17 @@ def test_tags_of_two_teachers_are_the_mean_of_what_they_say(tmp_path):
     a = _store(tmp_path / "s", Says("a", ("night", "dusk"), said, "tags"), source)
     b = _store(tmp_path / "s", Says("b", ("night", "rain"), own, "tags"), source)
     plain = TagSelection(calibration="none")
-    alone = [Others(store, TAGS, plain) for store in (a, b)]
+    alone = [ChosenTags(store, TAGS, plain) for store in (a, b)]
     audits = [others.audit(source) for others in alone]
-    fused = stack([a, b], alone, audits)
+    fused = stack(alone, audits)
     assert fused.store.card.classes == ("night", "rain")
     scores = {r.content_hash: r.scores for r in fused.store.records_of(source.hashes())}
     hashes = source.hashes()
     assert scores[hashes[1]].tolist() == pytest.approx([0.9, 0.1]), "who says nothing has no part"
     assert scores[hashes[3]].tolist() == pytest.approx([0.9, 0.8])
     pytest.importorskip("sklearn")
-    alone = [Others(store, TAGS, TagSelection()) for store in (a, b)]
-    fused = stack([a, b], alone, audits)
+    alone = [ChosenTags(store, TAGS, TagSelection()) for store in (a, b)]
+    fused = stack(alone, audits)
     measures = fused.measures(fused.audit(source))
     row = measures.row("night", 0)
     assert (row.precision.value, row.recall.value) == (1, 1), "of the first alone .5: it boasts"
