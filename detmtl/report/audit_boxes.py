@@ -52,7 +52,7 @@ def boxes_page(
     error = measures.reliability().error()
     facts = [
         (str(audit.pictures), "gold pictures"),
-        (str(len(audit.gold)), "gold boxes"),
+        (str(all_of.recall.count), "gold boxes"),
         (percent(all_of.precision.value), "of the labels are right"),
         (percent(all_of.recall.value), "of the objects are found"),
         (f"{in_silver:.1f} / {in_gold:.1f}", "boxes a picture, silver / gold"),

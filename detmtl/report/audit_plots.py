@@ -75,8 +75,9 @@ def _steep(counts: np.ndarray) -> bool:
 
 
 def threshold_plot(measures: Measures) -> "Markup":
-    """Returns precision and recall over all classes against the score from which boxes count."""
-    audit = measures.audit
+    """Returns precision and recall over all classes that the teacher knows against the score from which
+    boxes count."""
+    audit, objects = measures.audit, measures.row("all").recall.count
     scores = np.sort(audit.boxes["score"])[::-1]
     at = np.unique(np.concatenate([scores[:: max(1, len(scores) // 300)], scores[-1:]]))
     hits = np.sort(np.concatenate([-s[h] for s, h in zip(audit.scores, audit.hits, strict=True)]))
@@ -84,7 +85,7 @@ def threshold_plot(measures: Measures) -> "Markup":
     confirmed = np.searchsorted(hits, -at, side="right")
     drawn, (ax,) = axes(7.6, 3.0)
     ax.plot(at, confirmed / np.maximum(1, counts), color=COLORS[0], label="precision")
-    ax.plot(at, confirmed / max(1, len(audit.gold)), color=COLORS[1], label="recall")
+    ax.plot(at, confirmed / max(1, objects), color=COLORS[1], label="recall")
     limits = measures.limits[np.isfinite(measures.limits)]
     if len(limits):
         low, high = limits.min(), limits.max()

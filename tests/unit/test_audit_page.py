@@ -10,6 +10,7 @@ from silver_stand_ins import card
 
 from detmtl.cli import main
 from detmtl.data.flat import FileNames
+from detmtl.report import audit_plots
 from detmtl.report import page as skeleton
 from detmtl.report.audit_boxes import boxes_page
 from detmtl.report.audit_page import audit_page, write_audit_page
@@ -105,6 +106,18 @@ def test_boxes_per_picture_are_the_same_in_table_summary_page_and_gate(tmp_path)
     html = boxes_page(result, partly, "t", 0.05)
     assert f"<b>{silver:.1f} / {known:.1f}</b>" in html
     assert "Silver has {} boxes a picture and gold {}".format(*words) in html
+
+
+def test_recall_is_of_the_same_objects_in_table_plot_and_on_top(audited, monkeypatch):
+    _, gold, result = audited
+    one = result.limited_to(np.arange(len(CLASSES)) == 0)
+    found = one.measures(0.0).row("all").recall
+    assert 0 < found.count < len(one.gold)
+    monkeypatch.setattr(audit_plots, "figure", lambda drawn: drawn)
+    _, recall, *_ = audit_plots.threshold_plot(one.measures(0.5)).axes[0].lines
+    assert recall.get_ydata()[0] == pytest.approx(found.value)
+    monkeypatch.undo()
+    assert f"<b>{found.count}</b><span>gold boxes" in boxes_page(one, gold, "t")
 
 
 def test_nothing_found_and_nothing_there(tmp_path):
