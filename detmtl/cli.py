@@ -45,6 +45,7 @@ from detmtl.verbs.options import (
     gold_source,
     refuse_given,
     writable,
+    writable_file,
     write_text,
 )
 from detmtl.verbs.parser import Verb, build_parser
@@ -123,7 +124,7 @@ def _many_runs(args: argparse.Namespace, function: Callable[[Request], int]) -> 
 def _evaluate(args: argparse.Namespace) -> None:
     console = Console()
     if args.json:
-        writable(args.json.parent, f"--json {args.json}")
+        writable_file(args.json, f"--json {args.json}")
     if args.detections:
         refuse_given(
             args,
@@ -230,7 +231,7 @@ def _predict(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    writable(args.out.parent, f"--out {args.out}")
+    writable_file(args.out, f"--out {args.out}")
     report = export(args.checkpoint, args.out, args.format, args.dtype, trust=args.trust)
     Console().print(str(report), markup=False)
 

@@ -161,6 +161,13 @@ def writable(folder: Path, where: str) -> None:
         raise InputError(f"{where}: cannot be written (no permission)")
 
 
+def writable_file(path: Path, where: str) -> None:
+    """Makes the folder of a file that a verb writes: before its work, not after it."""
+    if path.is_dir():
+        raise InputError(f"{where}: is a folder; give the name of a file")
+    writable(path.parent, where)
+
+
 def checked_values(kind: Any, tree: Any, where: str) -> Any:
     """Returns plain values as settings of a kind; mistakes are InputErrors that begin with `where`."""
     try:

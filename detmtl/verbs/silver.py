@@ -51,6 +51,7 @@ from detmtl.verbs.options import (
     label_space,
     refuse_given,
     writable,
+    writable_file,
     yaml_value,
 )
 
@@ -205,6 +206,10 @@ def select_verb(args: argparse.Namespace) -> None:
         return
     space = label_space(args, None, _names(stores))
     policy = checked_values(SelectionSettings, assignments(args.set), "--set")
+    if args.format == "coco":
+        writable_file(args.out, f"--out {args.out}")
+    else:
+        writable(args.out, f"--out {args.out}")
     labels, checked = stores, None
     if args.annotations is None:
         why = "is of --annotations, which is not given; give it, too, or leave it out"
@@ -224,7 +229,6 @@ def _write_labels(out: Path, format: str, chosen: Path, space: LabelSpace) -> No
     if format == "coco":
         copy_file(chosen, out)
         return
-    writable(out, f"--out {out}")
     labels = read_labels(chosen, space.names)
     {"yolo": write_yolo, "voc": write_voc}[format](out, labels)
 
@@ -234,8 +238,9 @@ def import_verb(args: argparse.Namespace) -> None:
     reviewed = None if args.reviewed is None else yaml_value(args.reviewed, "--reviewed")
     if reviewed is not None and not isinstance(reviewed, list):
         raise InputError(f"--reviewed {args.reviewed}: must be a list in YAML")
-    for out in filter(None, (args.out, args.rest)):
-        writable(out.parent, str(out))
+    writable_file(args.out, f"--out {args.out}")
+    if args.rest:
+        writable_file(args.rest, f"--rest {args.rest}")
     corrections = take_back(args.sent, args.back, reviewed, args.finished)
     write_verified(corrections, args.sent, args.out)
     console = Console()

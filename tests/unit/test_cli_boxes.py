@@ -32,6 +32,8 @@ def test_what_select_wrote_is_no_gold(tmp_path, capsys):
     source = gold(pictures(tmp_path / "p", 2), [(0, A, 0, 0)])
     store_of(tmp_path / "store", ("person", "car"), source, [[(A, 0, 0.9)], []])
     store, out = ("--store", tmp_path / "store"), tmp_path / "silver.json"
+    assert main([str(w) for w in ("select", *store, "--out", tmp_path)]) == 2
+    assert f"--out {tmp_path}: is a folder" in capsys.readouterr().err
     assert main([str(w) for w in ("select", *store, "--out", out)]) == 0
     asked = [*store, "--annotations", out, "--images", tmp_path / "p"]
     for words in (["audit", *asked], ["select", *asked, "--out", tmp_path / "again.json"]):

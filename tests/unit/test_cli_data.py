@@ -162,6 +162,25 @@ def test_predict_refuses_a_precision_that_an_exported_file_has_not(tmp_path, cap
 
 
 @pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["evaluate", "--detections", "r.json", "--annotations", "a.json"], "--json"),
+        (["export", "--checkpoint", "a.pt"], "--out"),
+        (["import", "--sent", "a.json", "--back", "b.json"], "--out"),
+        (["import", "--sent", "a.json", "--back", "b.json", "--out", "c.json"], "--rest"),
+    ],
+)
+def test_a_folder_in_place_of_a_file_is_refused_before_the_work(
+    tmp_path, monkeypatch, capsys, words, option
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "old").mkdir()
+    assert run(*words, option, "old") == 2
+    assert capsys.readouterr().err == f"error: {option} old: is a folder; give the name of a file\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize(
     ("verb", "called", "goes_on"),
     [
         (["train", "--config", "coco"], "cli.run", True),
