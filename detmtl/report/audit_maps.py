@@ -14,7 +14,7 @@ from detmtl.data.source import Source
 from detmtl.engine.drawing import draw, side_by_side
 from detmtl.report.audit_page import audit_page, listed, percent
 from detmtl.report.audit_plots import shares_plot
-from detmtl.report.audit_sections import CLASSES, PICTURES, reliability, shaded
+from detmtl.report.audit_sections import CLASSES, PICTURES, limit_cell, reliability, shaded
 from detmtl.report.page import Section, Shaded, gallery, note, picture, require, table
 from detmtl.silver.map_audit import LEAST_PICTURES
 from detmtl.silver.map_measures import Disagreement, MapMeasures
@@ -110,13 +110,12 @@ def _classes(measures: MapMeasures) -> "Iterator[str | Markup]":
     rows = []
     for c in order:
         row, error = measures.row(audit.classes[c], c), measures.reliability(c).error()
-        limit = float(measures.limits[c])
         rows.append(
             [
                 row.name,
                 f"{true[c] / total:.2%}",
                 f"{given[c] / total:.2%}",
-                f"{limit:.2f}" if np.isfinite(limit) else None,
+                limit_cell(measures.limits[c]),
                 shaded(row.precision),
                 shaded(row.recall),
                 Shaded(f"{iou[c]:.2f}", iou[c]) if iou[c] == iou[c] else None,

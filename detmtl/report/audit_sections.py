@@ -55,7 +55,7 @@ def classes(
     for name, c in every:
         row = measures.row(name, c)
         error = measures.reliability(c).error()
-        limit = None if c is None else _score(float(measures.limits[c]))
+        limit = None if c is None else limit_cell(measures.limits[c])
         cover = None if c is None else f"{coverage[name]:.2f}"
         shares = shaded(row.precision), shaded(row.recall)
         wrong = f"{error:.3f}" if error == error else None
@@ -258,5 +258,6 @@ def shaded(share: Share) -> Shaded | None:
     return Shaded(str(share), share.value) if share.count else None
 
 
-def _score(threshold: float) -> str | None:
-    return f"{threshold:.2f}" if np.isfinite(threshold) else None
+def limit_cell(limit: float) -> str | None:
+    """Returns a threshold as a cell of a table; None where no score is enough."""
+    return f"{limit:.2f}" if np.isfinite(limit) else None

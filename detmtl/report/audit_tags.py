@@ -11,7 +11,7 @@ import numpy as np
 from detmtl.data.source import Source
 from detmtl.report.audit_page import audit_page, listed, percent
 from detmtl.report.audit_plots import shares_plot
-from detmtl.report.audit_sections import CLASSES, PICTURES, reliability, shaded
+from detmtl.report.audit_sections import CLASSES, PICTURES, limit_cell, reliability, shaded
 from detmtl.report.page import Section, gallery, note, picture, require, table
 from detmtl.silver.tag_measures import LEAST, TagMeasures, WrongTags
 
@@ -91,7 +91,7 @@ def _tags(measures: TagMeasures) -> "Iterator[str | Markup]":
         row, error = measures.row(name, t), measures.reliability(t).error()
         limits = [None, None]
         if t is not None:
-            limits = [_limit(float(x[t])) for x in (measures.policy.low, measures.policy.high)]
+            limits = [limit_cell(x[t]) for x in (measures.policy.low, measures.policy.high)]
         cells = [shaded(s) for s in (row.precision, row.recall, measures.absent(t))]
         doubtful = percent(measures.doubtful(t))
         wrong = f"{error:.3f}" if error == error else None
@@ -126,7 +126,3 @@ def _caption(measures: TagMeasures, gold: Source, one: WrongTags) -> str:
     ]
     name = gold.path(one.picture).replace("\\", "/").rsplit("/", 1)[-1]
     return f"{'; '.join(told)} · {name}"
-
-
-def _limit(score: float) -> str | None:
-    return f"{score:.2f}" if 0 <= score <= 1.01 else None

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from detmtl.silver.audit_gates import LEAST
-from detmtl.silver.audit_measures import SIZES, Measures
+from detmtl.silver.audit_measures import SIZES, Measures, limit_words
 from detmtl.silver.comparison import Fault
 
 BIASED = 6
@@ -65,7 +65,7 @@ def class_table(measures: Measures) -> Table:
         gold, silver = measures.density if c is None else measures.densities[:, c]
         table.add_row(
             escape(name),
-            "" if c is None else f"{measures.limits[c]:.2f}",
+            "" if c is None else limit_words(measures.limits[c]),
             str(row.precision),
             str(row.recall),
             f"{error:.3f}" if error == error else "-",

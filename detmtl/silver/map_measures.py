@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from detmtl.silver.audit_estimates import Reliability
-from detmtl.silver.audit_measures import Row, Share
+from detmtl.silver.audit_measures import Row, Share, limit_words
 from detmtl.silver.map_audit import LEAST_PICTURES, MapAudit, observations, shares
 
 
@@ -151,7 +151,7 @@ class MapMeasures:
             table.add_row(
                 escape(row.name),
                 "yes" if audit.known[c] else "no",
-                f"{self.limits[c]:.2f}",
+                limit_words(self.limits[c]),
                 str(row.precision),
                 str(row.recall),
                 f"{found[c]:.2f}" if audit.known[c] else "-",

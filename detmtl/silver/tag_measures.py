@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from detmtl.silver.audit_estimates import Reliability
-from detmtl.silver.audit_measures import Row, Share
+from detmtl.silver.audit_measures import Row, Share, limit_words
 from detmtl.silver.tag_audit import LEAST, TagAudit
 from detmtl.silver.tag_policy import TagPolicy
 
@@ -135,8 +135,8 @@ class TagMeasures:
             row = self.row(audit.tags[t], t)
             table.add_row(
                 escape(row.name),
-                f"{self.policy.low[t]:.2f}",
-                f"{self.policy.high[t]:.2f}",
+                limit_words(self.policy.low[t]),
+                limit_words(self.policy.high[t]),
                 str(row.precision),
                 str(row.recall),
                 str(self.absent(t)),

@@ -138,7 +138,7 @@ class TagPolicy:
 
     Attributes:
         settings: what it was made of.
-        low: (T,) float32, the score below which a tag is absent.
+        low: (T,) float32, the score below which a tag is absent; -infinity: it never is.
         high: (T,) float32, the score from which on it is shown; infinity: it never is. At least `low`.
         calibration: turns scores into the probability that the tag is shown; None: nothing asks for it.
     """
@@ -193,17 +193,18 @@ class TagPolicy:
 def _lows(
     wanted: Sequence[Threshold], calibration: Calibration | None, audit: TagAudit | None
 ) -> np.ndarray:
-    """Returns (T,) float32 the score below which a tag is absent as surely as wanted; none is below the
-    least of float32."""
+    """Returns (T,) float32 the score below which a tag is absent as surely as wanted; -infinity where it
+    never is."""
     sure = scores_of(
         wanted,
         None if calibration is None else calibration.opposite(),
         None if audit is None else audit.opposite,
     )
     # The evidence has negative scores, the calibration's opposite has 1 - score.
-    last = [
-        1 - s if isinstance(t, AtProbability) else -s for t, s in zip(wanted, sure, strict=True)
-    ]
-    below = np.nextafter(np.array(last, dtype=np.float32), np.float32(np.inf))
+    last = np.array(
+        [1 - s if isinstance(t, AtProbability) else -s for t, s in zip(wanted, sure, strict=True)],
+        dtype=np.float32,
+    )
+    below = np.where(np.isfinite(last), np.nextafter(last, np.float32(np.inf)), last)
     given = np.array([isinstance(t, float) for t in wanted])
     return np.where(given, sure, below)

@@ -85,6 +85,7 @@ def test_no_threshold_reaches_an_impossible_precision(tmp_path):
     found = [[(B, 0, 0.9)] for _ in range(12)]
     result = compared(tmp_path, [(i, A, 0, 0) for i in range(12)], found)
     assert result.threshold_for(0.1) == {"person": float("inf"), "car": float("inf")}
+    assert next(iter(result.table(result.threshold_for(0.1)).columns[1].cells)) == "-"
 
 
 def test_a_class_that_the_teacher_does_not_know_has_no_recall(tmp_path):

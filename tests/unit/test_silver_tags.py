@@ -7,6 +7,7 @@ import pytest
 from silver_stand_ins import gold, pictures
 
 from detmtl.data.tags import BoxTags, TagClasses, Tags
+from detmtl.silver.audit_summary import tag_summary
 from detmtl.silver.card import TeacherCard
 from detmtl.silver.held_out import given_dense
 from detmtl.silver.tag_policy import TagMeaning, TagSelection
@@ -273,8 +274,12 @@ def test_nothing_is_called_what_is_never_sure_enough(tmp_path):
     said = np.stack([np.linspace(0, 1, 60)] * 3, 1)
     settings = TagSelection(shown_from=wanted, absent_below=wanted)
     checked, measures = _audited(tmp_path, targets, said, settings)
-    assert np.isinf(measures.policy.high[:2]).all() and measures.policy.low.max() < 0
+    assert np.isinf(measures.policy.high[:2]).all() and (measures.policy.low == -np.inf).all()
     assert (measures.words[:, :2] == 1).all()
+    cells = [list(column.cells) for column in measures.table().columns]
+    assert cells[1] == cells[2] == ["-", "-"]
+    rows = tag_summary(measures, {}, None)["per_tag"].values()
+    assert all(row["absent_below"] is row["shown_from"] is None for row in rows)
     pool = pictures(tmp_path / "pool", 1, first=90)
     silver = _select(_store(tmp_path, pool, [[0.9, 0.9, 0.1]]), pool, settings, checked)
     assert silver.labels(0)["tags"].weights.tolist() == [0, 0, 0]
