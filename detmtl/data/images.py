@@ -48,7 +48,7 @@ def read_image(path: str | os.PathLike[str], data: bytes | None = None) -> np.nd
         data: its bytes, where they are known already.
 
     Raises:
-        InputError: the file is missing, is no picture, or ends too early.
+        InputError: the file is missing, is no picture, has 32 bits a channel, or ends too early.
     """
     if data is None:
         data = file_bytes(path)
@@ -59,9 +59,14 @@ def read_image(path: str | os.PathLike[str], data: bytes | None = None) -> np.nd
         with Image.open(io.BytesIO(data)) as picture:
             picture.load()
             _forget_xmp(picture)
-            return _rgb(ImageOps.exif_transpose(picture))
+            if not _of_32_bits(picture):
+                return _rgb(ImageOps.exif_transpose(picture))
     except _BROKEN as problem:
         raise _broken(path, len(data), problem) from problem
+    raise InputError(
+        f"{os.fspath(path)}: has 32 bits a channel, and nobody can tell which value is white; convert the "
+        "picture to 8 or 16 bits"
+    )
 
 
 def decoded(data: bytes, room: np.ndarray | None = None) -> np.ndarray | None:
@@ -143,6 +148,11 @@ def _forget_xmp(picture: Image.Image) -> None:
     """Leaves EXIF alone to say how a picture is turned: Pillow would ask XMP too, OpenCV does not."""
     for key in ("XML:com.adobe.xmp", "xmp"):
         picture.info.pop(key, None)
+
+
+def _of_32_bits(picture: Image.Image) -> bool:
+    # A PNG has 16 at most, also where Pillow gives it as I.
+    return picture.mode == "F" or (picture.mode == "I" and picture.format != "PNG")
 
 
 def _rgb(picture: Image.Image) -> np.ndarray:

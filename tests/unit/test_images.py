@@ -150,6 +150,18 @@ def test_what_is_no_picture_is_told_in_a_sentence(tmp_path):
     assert sizes.tolist() == [[0, 0], [0, 0]] and [i for i, _ in problems] == [0, 1]
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_pictures_of_32_bits_are_refused(tmp_path, kind):
+    path = tmp_path / "deep.tif"
+    Image.fromarray(np.full((4, 6), 100, kind)).save(path)
+    with pytest.raises(
+        InputError, match=r"deep\.tif: has 32 bits .* convert the picture to 8 or 16"
+    ):
+        read_image(path)
+    Image.fromarray(np.full((4, 6), 100 << 8, np.uint16)).save(path)
+    assert (read_image(path) == 100).all()
+
+
 def test_list_pictures_goes_deep_and_leaves_the_rest(tmp_path, picture):
     for name in ("b/c.JPG", "a.png", ".hidden/x.jpg", "notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
