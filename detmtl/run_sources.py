@@ -127,7 +127,8 @@ def sources_read(settings: RunSettings) -> list[str]:
 def faults_between(settings: RunSettings, loaded: Mapping[str, Source]) -> list[str]:
     """Returns a sentence for everything for which a run refuses sources that are sound each by itself: a
     picture to measure on is among those to train on, or stands twice in a labelled source, labels to measure
-    on were written by a model, or none of the sources says anything of some details.
+    on were written by a model, none of the sources says anything of some details, or an augmentation cannot
+    work on a picture.
 
     Args:
         settings: of the run.
@@ -170,8 +171,15 @@ def faults_between(settings: RunSettings, loaded: Mapping[str, Source]) -> list[
         if twice := [sentence for source in read for sentence in same_pictures(source)]:
             raise InputError(twice)
 
+    def augmented() -> None:
+        augment = settings.augment.build(settings.input)
+        drawn = [loaded[name] for name in settings.mix_sources()]
+        if misfits := [sentence for source in drawn for sentence in augment.misfits(source)]:
+            raise InputError(misfits)
+
     for refuse in (
         each_once,
+        augmented,
         lambda: refuse_overlap([loaded[name] for name in chosen], held_out),
         lambda: refuse_overlap(held_out[:1], held_out[1:]),
         audited_apart,

@@ -19,6 +19,7 @@ from detmtl.data.box_table import clipped, labels_of, rows_of
 from detmtl.data.fit import InputSettings, fit_size, resize
 from detmtl.data.outlines import with_masks
 from detmtl.data.points import shares_of, with_shares
+from detmtl.data.source import Source
 from detmtl.structures.depth import DepthLabels
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Labels, MapLabels
@@ -27,6 +28,9 @@ from detmtl.structures.settings import Settings
 CODES, WEIGHTS = "mask", "map_weights"
 """Targets of albumentations under which a map travels. Its classes do so plus 1, so that 0, with which
 every transform fills what comes in from outside, is `UNKNOWN`; outside weighs nothing, too."""
+
+_TRIES = 8
+"""Seeds with which `Augment.misfits` tries the steps on a picture."""
 
 DEPTH = "depth"
 """Target of albumentations under which depths travel; outside is 0, which is unknown there, too."""
@@ -185,6 +189,29 @@ class Augment:
         if self._steps:
             views = [self._changed(v, p.seed, p.room) for v, p in zip(views, fitted, strict=True)]
         return self._results(views, fitted, boxes)
+
+    def misfits(self, source: Source) -> list[str]:
+        """Returns a sentence for the lowest and the narrowest picture of a source, at the network's size, if
+        a step cannot work on it, as a crop cannot that is larger: it would end the run that draws it.
+
+        A step that does not always fire, or that draws its size, may be missed.
+        """
+        sizes, where = np.unique(source.sizes, axis=0, return_index=True)
+        fitted = np.array([fit_size(h, w, self.short, self.long) for h, w in sizes.tolist()])
+        problems = []
+        for at in dict.fromkeys(fitted.argmin(axis=0).tolist()):
+            shape = (*fitted[at].tolist(), 3)
+            image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+            try:
+                for seed in range(_TRIES):
+                    self(image, {}, seed)
+            except InputError as problem:
+                problems += [
+                    f"{source.path(int(where[at]))}: {text}; leave out the picture, or change the step (a "
+                    "crop takes `pad_if_needed: true`)"
+                    for text in problem.problems
+                ]
+        return problems
 
     def fitted(self, image: np.ndarray, size: tuple[int, int] | None = None) -> Tensor:
         """Returns the picture (H, W, 3) at the network's size (3, h, w), nothing else changed.

@@ -11,10 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from detmtl.data import augment as module
 from detmtl.data.augment import Augment, AugmentSettings
 from detmtl.data.fit import InputSettings
+from detmtl.data.folder import FolderSource
+from detmtl.structures.classes import LabelSpace
 from detmtl.structures.details import Details
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Grade, Ignore
@@ -417,3 +420,19 @@ def test_the_settings_build_it():
 
 def test_albumentations_is_told_to_stay_off_the_network():
     assert os.environ["NO_ALBUMENTATIONS_UPDATE"] == "1"
+
+
+@pytest.mark.parametrize("chance", [1.0, 0.6])
+def test_a_picture_that_a_step_cannot_work_on_is_named_beforehand(tmp_path, chance):
+    (tmp_path / "images").mkdir()
+    for name, size in (("usual", (64, 48)), ("wide", (400, 40)), ("high", (30, 300))):
+        Image.new("RGB", size).save(tmp_path / f"images/{name}.png")
+    source = FolderSource(images="images").load(
+        "mine", tmp_path, LabelSpace((), ()), tmp_path / "cache"
+    )
+    crop = {"height": 24, "width": 24, "p": chance}
+    told = Augment([{"RandomCrop": crop}], 32, 64).misfits(source)
+    assert [text.split(": ")[0][-8:] for text in told] == ["wide.png", "high.png"]
+    assert "RandomCrop failed on a picture of 6 x 64 pixels" in told[0]
+    assert "a crop takes `pad_if_needed: true`" in told[0]
+    assert not Augment([{"RandomCrop": crop | {"pad_if_needed": True}}], 32, 64).misfits(source)
