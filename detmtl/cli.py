@@ -218,13 +218,14 @@ def _predict(args: argparse.Namespace) -> None:
     predictor = load_predictor(args.model, device, args.precision, args.compile, args.trust)
     change_test(predictor, assignments(args.set), "--set")
     if not seen.plain:
-        predictor = ViewsPredictor(predictor, seen)
+        predictor = ViewsPredictor(predictor, seen, args.batch_size)
     with bar(Console()) as progress:
         task = progress.add_task("Predicting", total=None)
         results = predict_to_files(
             predictor,
             args.source,
             args.out,
+            args.batch_size,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
         )
     Console().print(f"drawings: {args.out / 'drawn'}\nresults: {results}", markup=False)

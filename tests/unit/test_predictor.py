@@ -6,6 +6,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from detmtl.cli import main
 from detmtl.data.depth import DepthFolder
 from detmtl.data.flat import FileNames
 from detmtl.inference.frozen import _replayed
@@ -386,6 +387,29 @@ def test_video_to_files(tmp_path):
     assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 5
     assert drawn.get(cv2.CAP_PROP_FPS) == 10
     drawn.release()
+
+
+@pytest.mark.parametrize(
+    ("words", "together"),
+    [([], [1, 1, 1]), (["--batch-size", "2"], [2, 1]), (["--batch-size", "2", "--flip"], [2] * 3)],
+)
+def test_so_many_pictures_or_views_are_predicted_at_once_as_the_verb_is_told(
+    checkpoint, tmp_path, monkeypatch, words, together
+):
+    for name in "abc":
+        write_picture(tmp_path / f"in/{name}.png")
+    seen, original = [], Predictor.predict
+
+    def predict(self, images):
+        seen.append(len(images))
+        return original(self, images)
+
+    monkeypatch.setattr(Predictor, "predict", predict)
+    verb = ["predict", "--model", checkpoint, "--device", "cpu", *words]
+    files = ["--source", tmp_path / "in", "--out", tmp_path / "out"]
+    assert main([str(word) for word in [*verb, *files]]) == 0
+    assert seen == together
+    assert len(json.loads((tmp_path / "out/results.json").read_text())["images"]) == 3
 
 
 def test_a_video_of_a_folder_is_predicted_and_one_that_is_cut_short_told(tmp_path):
