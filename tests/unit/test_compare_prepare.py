@@ -175,7 +175,11 @@ def test_a_teacher_that_arms_share_may_not_learn_from_a_pool_that_loses_pictures
     (folder / "more.csv").write_text("file_name,class\n0.png,cat\n0.png,dog\n1.png,dog\n")
     more = "{kind: coco, images: images, annotations: gold.json, covers_file: more.csv}"
     given = ["model.backbone.weights=null", "silver.teacher={kind: gold}"]
-    given += [f"data.sources.more={more}", "silver.pools=[pool, gold]"]
+    given += [
+        f"data.sources.more={more}",
+        "silver.pools=[pool, gold]",
+        "data.sources.gold.maps=null",
+    ]
     text = COMPARE.replace("gold: {mix.mode: gold}", "silver: {mix.mode: silver}")
     text = text.replace("baseline: gold", "baseline: silver\nequal_steps: false")
     assert keys(folder, text, [*given, "silver.audit=val"], checked=True)
