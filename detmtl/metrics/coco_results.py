@@ -1,5 +1,6 @@
 """COCO results files, and those of `predict`, as flat arrays, checked against an annotation file."""
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -30,7 +31,8 @@ def read_results(path: Path, truth: Truth) -> Boxes:
     it must be the name that the annotation file gives to its `category_id`. Or it is what `predict` writes,
     an annotation file whose annotations have scores: its pictures are those of the same `file_name` (and
     `frame`), its categories those of the same name. Pictures that the annotation file does not have are left
-    out, since nobody knows what is in them.
+    out, since nobody knows what is in them. A list does not tell which pictures were looked at: one with
+    boxes of truth and without a result counts as looked at in vain, and is told in a warning.
 
     Args:
         path: the results file.
@@ -54,7 +56,21 @@ def read_results(path: Path, truth: Truth) -> Boxes:
         problems += _renamed(content, truth.names, str(path))
     if problems:
         raise InputError(problems)
+    _warn_of_no_result(boxes, truth, str(path))
     return boxes
+
+
+def _warn_of_no_result(found: Boxes, truth: Truth, where: str) -> None:
+    """Warns if pictures with boxes of truth have no result: perhaps nobody predicted them."""
+    wanted = np.unique(truth.boxes.images[~truth.boxes.crowd])
+    without = np.setdiff1d(wanted, found.images).tolist()
+    if without:
+        warnings.warn(
+            f"{where}: {len(without)} of the annotation file's {len(wanted)} pictures with boxes have no "
+            f"result at all (image_id {first_few(without)}), and all their boxes count as missed; were they "
+            "predicted? If not, score against an annotation file of the others alone",
+            stacklevel=3,
+        )
 
 
 def _renamed(entries: list[Any], names: Mapping[int, str], where: str) -> list[str]:

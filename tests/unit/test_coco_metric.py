@@ -421,8 +421,19 @@ def test_no_detections_give_zero(tmp_path):
     found_path, truth_path = files(tmp_path, *random_data())
     found_path.write_text("[]")
     for backend in ("pycocotools", "fast"):
-        numbers = evaluate_files(found_path, truth_path, backend)
+        with pytest.warns(UserWarning, match="have no result at all"):
+            numbers = evaluate_files(found_path, truth_path, backend)
         assert numbers["AP"] == numbers["AR100"] == numbers["F1@.5"] == 0
+
+
+def test_pictures_that_perhaps_nobody_predicted_are_told(tmp_path):
+    """As of a run's detections, beside the gold file of which its validation is a part."""
+    one = boxes([10, 10, 60, 60], scores=[0.9])
+    truths = [one, one, one, boxes(), boxes([10, 10, 60, 60], ignore=[Ignore.REGION])]
+    paths = files(tmp_path, truths, [one, boxes(), boxes(), boxes(), boxes()])
+    told = r"2 of the annotation file's 3 pictures with boxes have no result at all \(image_id 11, 12\)"
+    with pytest.warns(UserWarning, match=told):
+        evaluate_files(*paths)
 
 
 def test_a_position_in_what_predict_wrote_is_that_in_its_list(named, tmp_path):

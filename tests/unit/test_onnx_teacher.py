@@ -167,6 +167,7 @@ def test_without_onnxruntime_the_error_says_what_to_install(tmp_path, monkeypatc
 
 @pytest.mark.real
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.* have no result at all")
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize(
     ("file", "kind", "expected"),
