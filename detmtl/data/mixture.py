@@ -148,7 +148,7 @@ class Mixture:
         steps = steps or self.steps
         assert steps is not None and steps > 0
         num = len(self.sources)
-        drawn, loss, most = np.zeros(num, dtype=np.int64), np.zeros(num), np.zeros(num, np.int64)
+        drawn, loss = np.zeros(num, dtype=np.int64), np.zeros(num)
         per_picture = [np.zeros(len(source), dtype=np.int64) for source in self.sources]
         ends = [start for start, _ in self._phases[1:]] + [steps]
         for (start, draws), end in zip(self._phases, ends, strict=True):

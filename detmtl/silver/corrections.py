@@ -377,7 +377,7 @@ def _reviewed(classes: Sequence[str], reviewed: Sequence[str] | None) -> np.ndar
 
 def _lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as problem:
         raise InputError(f"{path}: cannot be read ({problem})") from None
     return list(dict.fromkeys(line.strip() for line in lines if line.strip()))

@@ -83,7 +83,7 @@ def read_names(root: Path, classes: str | Sequence[str]) -> tuple[list[str], str
     """
     if isinstance(classes, str):
         file = existing(root, classes, "teacher.classes")
-        lines = file.read_text("utf-8").rstrip().splitlines()
+        lines = file.read_text("utf-8-sig").rstrip().splitlines()
         return [line.strip() for line in lines], str(file)
     return list(classes), "teacher.classes"
 

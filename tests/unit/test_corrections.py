@@ -212,7 +212,7 @@ def test_shapes_and_keypoints_that_are_not_taken_are_counted(tmp_path, more, cou
 
 
 def test_pictures_that_are_not_finished_stay_as_they_were_sent(sent, back, tmp_path):
-    (tmp_path / "done.txt").write_text("2.jpg\n\n")
+    (tmp_path / "done.txt").write_text("\ufeff2.jpg\n\n", encoding="utf-8")
     corrections = take_back(sent, back, finished=tmp_path / "done.txt")
     assert corrections.pictures == 1 and counts_of(corrections)["sent"] == [1, 0]
     write_verified(corrections, sent, tmp_path / "gold.json")

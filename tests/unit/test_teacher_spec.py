@@ -5,6 +5,7 @@ import torch
 
 from detmtl.inference.torchscript import deprecation_expected, save_torchscript
 from detmtl.structures.errors import InputError
+from detmtl.teachers.slots import read_names
 from detmtl.teachers.tta import TtaSettings
 from detmtl.verbs.silver import teacher_settings
 
@@ -63,3 +64,8 @@ def test_a_file_of_weights_is_told_by_its_content(tmp_path):
 def test_what_does_not_fit_is_said(spec, message):
     with pytest.raises(InputError, match=message):
         teacher_settings(spec)
+
+
+def test_a_teachers_names_begin_after_the_byte_order_mark_of_their_file(tmp_path):
+    (tmp_path / "names.txt").write_text("\ufeffcat\ndog\n", encoding="utf-8")
+    assert read_names(tmp_path, "names.txt")[0] == ["cat", "dog"]
