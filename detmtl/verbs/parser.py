@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from detmtl import __version__
 from detmtl.inference.export import FORMATS
@@ -23,45 +22,26 @@ def build_parser(functions: Mapping[str, Verb]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-
-    def verb(name: str, summary: str) -> Any:
+    for name, (options, summary) in _VERBS.items():
         made = verbs.add_parser(name, help=summary, description=summary)
         made.set_defaults(verb=functions[name], default_of=made.get_default)
-        return made
-
-    _run_verbs(verb)
-    _silver_verbs(verb)
-    _model_verbs(verb)
+        options(made)
     return parser
 
 
-def _run_verbs(verb: Callable[..., Any]) -> None:
-    """Adds what trains."""
-    p = verb("train", "Runs a whole recipe; the same command again goes on where it stopped.")
+def _train(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--config", help="a path, or a name in configs/; by default the settings of --resume"
     )
-    p.add_argument(
-        "--set", action="append", default=[], metavar="A.B=VALUE", help="override a setting"
-    )
+    _set_option(p, "A.B=VALUE", "override a setting")
     where = p.add_mutually_exclusive_group()
     where.add_argument("--out", type=Path, help="run folder; by default runs/<config's name>")
     where.add_argument("--resume", type=Path, metavar="DIR", help="a run folder to go on with")
 
-    p = verb("compare", "Trains several arms over the same seeds and says which is better.")
-    _options_of_many_runs(p)
-    p = verb(
-        "transfer",
-        "Trains tasks alone and together and says whether they help each other.",
-    )
-    _options_of_many_runs(p)
 
-
-def _options_of_many_runs(p: argparse.ArgumentParser) -> None:
+def _many_runs(p: argparse.ArgumentParser) -> None:
     p.add_argument("--config", required=True, help="a path, or a name in configs/")
-    p.add_argument(
-        "--set", action="append", default=[], metavar="A.B=VALUE", help="a setting of all runs"
-    )
+    _set_option(p, "A.B=VALUE", "a setting of all runs")
     p.add_argument("--seeds", help="a count (5), a range (0-4) or a list (0,3,7)")
     p.add_argument("--only", action="append", default=[], metavar="ARM", help="runs this arm alone")
     p.add_argument(
@@ -74,9 +54,7 @@ def _options_of_many_runs(p: argparse.ArgumentParser) -> None:
     )
 
 
-def _silver_verbs(verb: Callable[..., Any]) -> None:
-    """Adds what makes, judges and chooses silver labels."""
-    p = verb("annotate", "Writes a teacher's labels of pictures to a store, or continues one.")
+def _annotate(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--teacher",
         required=True,
@@ -90,13 +68,14 @@ def _silver_verbs(verb: Callable[..., Any]) -> None:
     p.add_argument("--batch-size", type=_count, default=8)
     p.add_argument("--device", default="auto")
 
-    p = verb("audit", "Compares a store of silver labels with gold.")
+
+def _audit(p: argparse.ArgumentParser) -> None:
     p.add_argument("--store", required=True, type=Path)
     p.add_argument("--annotations", type=Path, help="gold, a COCO file (of boxes)")
     p.add_argument("--images", required=True, type=Path)
     _teachers_option(p)
     p.add_argument("--html", action="store_true", help="writes a page with plots and pictures too")
-    p.add_argument("--set", action="append", default=[], metavar="A=VALUE", help="of the policy")
+    _set_option(p, "A=VALUE", "of the policy")
     p.add_argument(
         "--learned-from",
         action="append",
@@ -109,13 +88,14 @@ def _silver_verbs(verb: Callable[..., Any]) -> None:
     _faults_option(p)
     _class_options(p)
 
-    p = verb("select", "Turns a store into labels, a COCO file.")
+
+def _select(p: argparse.ArgumentParser) -> None:
     p.add_argument("--store", required=True, type=Path)
     _teachers_option(p)
     p.add_argument(
         "--out", required=True, type=Path, help="a COCO file; of maps and tags, a new folder"
     )
-    p.add_argument("--set", action="append", default=[], metavar="A=VALUE", help="of the policy")
+    _set_option(p, "A=VALUE", "of the policy")
     p.add_argument(
         "--annotations",
         type=Path,
@@ -132,10 +112,8 @@ def _silver_verbs(verb: Callable[..., Any]) -> None:
     _faults_option(p)
     _class_options(p)
 
-    p = verb(
-        "import",
-        "Takes back what people corrected in another tool: as gold, and as an audit.",
-    )
+
+def _import(p: argparse.ArgumentParser) -> None:
     p.add_argument("--sent", required=True, type=Path, help="the COCO file that they got")
     p.add_argument("--back", required=True, type=Path, help="the COCO file that their tool wrote")
     p.add_argument("--out", required=True, type=Path, help="COCO file of the finished pictures")
@@ -150,9 +128,7 @@ def _silver_verbs(verb: Callable[..., Any]) -> None:
     )
 
 
-def _model_verbs(verb: Callable[..., Any]) -> None:
-    """Adds what uses a model, and what looks at data and settings."""
-    p = verb("evaluate", "Prints the COCO numbers of a checkpoint or of a results file.")
+def _evaluate(p: argparse.ArgumentParser) -> None:
     p.add_argument("--checkpoint", type=Path)
     _trust_option(p)
     p.add_argument("--detections", type=Path, help="a COCO results file, or what predict wrote")
@@ -170,17 +146,16 @@ def _model_verbs(verb: Callable[..., Any]) -> None:
         type=Path,
         help="folder for what was computed; by default that of the checkpoint's run, or a temporary one",
     )
-    p.add_argument("--device", default="auto")
-    p.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
+    _device_options(p)
     _view_options(p)
 
-    p = verb("predict", "Finds objects in pictures and videos, draws them and writes a file.")
+
+def _predict(p: argparse.ArgumentParser) -> None:
     p.add_argument("--model", required=True, type=Path, help="a checkpoint or a TorchScript file")
     _trust_option(p)
     p.add_argument("--source", required=True, nargs="+", help="pictures, folders or videos")
     p.add_argument("--out", required=True, type=Path)
-    p.add_argument("--device", default="auto")
-    p.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
+    _device_options(p)
     p.add_argument(
         "--batch-size",
         type=_count,
@@ -194,22 +169,25 @@ def _model_verbs(verb: Callable[..., Any]) -> None:
         help="compile the network of a checkpoint: slow to start, for many pictures of few sizes",
     )
 
-    p = verb("export", "Writes a file to deploy, after checking that it agrees.")
+
+def _export(p: argparse.ArgumentParser) -> None:
     p.add_argument("--checkpoint", required=True, type=Path)
     _trust_option(p)
     p.add_argument("--format", default="torchscript", choices=FORMATS)
     p.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     p.add_argument("--out", required=True, type=Path)
 
-    p = verb("check", "Tells whether a data set is fit for training.")
+
+def _check(p: argparse.ArgumentParser) -> None:
     p.add_argument("--annotations", type=Path, help="a COCO file; without one, all of --config")
     p.add_argument("--images", type=Path, help="of --annotations")
     p.add_argument("--cache", type=Path, default=Path("runs"), help="folder for what was computed")
     p.add_argument("--config", help="of a run, whose sources, anchors and input size are looked at")
     _faults_option(p)
-    p.add_argument("--set", action="append", default=[], metavar="A.B=VALUE", help="of --config")
+    _set_option(p, "A.B=VALUE", "of --config")
 
-    p = verb("schema", "Writes the JSON schema of the settings, for editors.")
+
+def _schema(p: argparse.ArgumentParser) -> None:
     p.add_argument("--out", type=Path)
 
 
@@ -239,6 +217,15 @@ _share.__name__ = _positive.__name__ = "number"
 _count.__name__ = "whole number"
 
 
+def _set_option(parser: argparse.ArgumentParser, metavar: str, help: str) -> None:
+    parser.add_argument("--set", action="append", default=[], metavar=metavar, help=help)
+
+
+def _device_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
+
+
 def _view_options(parser: argparse.ArgumentParser) -> None:
     """Adds what is looked at in a picture, and which boxes come out."""
     parser.add_argument("--flip", action="store_true", help="looks at the mirrored picture too")
@@ -257,12 +244,10 @@ def _view_options(parser: argparse.ArgumentParser) -> None:
         help="looks at tiles of that side too; test.detections is then of each tile",
     )
     parser.add_argument("--overlap", type=_share, default=0.2, help="of neighboring tiles")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="A=VALUE",
-        help="of the task's test settings, such as class_agnostic=true or score_threshold=0.3",
+    _set_option(
+        parser,
+        "A=VALUE",
+        "of the task's test settings, such as class_agnostic=true or score_threshold=0.3",
     )
 
 
@@ -305,3 +290,26 @@ def _class_options(parser: argparse.ArgumentParser) -> None:
         help="YAML: a list of classes, or class: [names that count as it]; by default all names",
     )
     parser.add_argument("--drop-unmapped", action="store_true", help="drop names of no class")
+
+
+_VERBS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
+    "train": (_train, "Runs a whole recipe; the same command again goes on where it stopped."),
+    "compare": (_many_runs, "Trains several arms over the same seeds and says which is better."),
+    "transfer": (
+        _many_runs,
+        "Trains tasks alone and together and says whether they help each other.",
+    ),
+    "annotate": (_annotate, "Writes a teacher's labels of pictures to a store, or continues one."),
+    "audit": (_audit, "Compares a store of silver labels with gold."),
+    "select": (_select, "Turns a store into labels, a COCO file."),
+    "import": (
+        _import,
+        "Takes back what people corrected in another tool: as gold, and as an audit.",
+    ),
+    "evaluate": (_evaluate, "Prints the COCO numbers of a checkpoint or of a results file."),
+    "predict": (_predict, "Finds objects in pictures and videos, draws them and writes a file."),
+    "export": (_export, "Writes a file to deploy, after checking that it agrees."),
+    "check": (_check, "Tells whether a data set is fit for training."),
+    "schema": (_schema, "Writes the JSON schema of the settings, for editors."),
+}
+"""Verb -> what adds its options, and what it does, in a sentence."""
