@@ -187,8 +187,8 @@ def test_a_folder_in_place_of_a_file_is_refused_before_the_work(
         (["compare", "--config", "coco"], "cli.compare", True),
         (["transfer", "--config", "coco"], "cli.transfer", True),
         (["annotate", "--teacher", "a.pt", "--images", "a"], "verbs.silver.teacher_settings", True),
-        (["predict", "--model", "a.pt", "--source", "a"], "cli.load_predictor", False),
-        (["export", "--checkpoint", "a.pt"], "cli.export", False),
+        (["predict", "--model", "a.pt", "--source", "a"], "verbs.model.load_predictor", False),
+        (["export", "--checkpoint", "a.pt"], "verbs.model.export", False),
     ],
 )
 def test_who_stops_a_verb_is_told_whether_it_goes_on(

@@ -1,0 +1,176 @@
+"""The verbs that use a model: evaluate, predict, export."""
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from detmtl.data.loader import evaluation_batches
+from detmtl.engine import distributed
+from detmtl.engine.evaluator import evaluate
+from detmtl.engine.memory import keep_freed_memory
+from detmtl.inference.export import export
+from detmtl.inference.predictor import Predictor, change_test, load_checkpoint, load_predictor
+from detmtl.inference.results import predict_to_files
+from detmtl.inference.scoring import evaluate_predictor
+from detmtl.inference.torchscript import is_torchscript
+from detmtl.inference.views import ViewSettings
+from detmtl.inference.views_predictor import ViewsPredictor
+from detmtl.metrics.coco import evaluate_files
+from detmtl.metrics.coco_files import warn_of_silver
+from detmtl.recipe import write_json
+from detmtl.report.progress import bar
+from detmtl.run_training import truth_of
+from detmtl.structures.errors import InputError
+from detmtl.structures.labels import Grade
+from detmtl.verbs.options import (
+    assignments,
+    cache_beside,
+    checked_values,
+    gold_source,
+    refuse_given,
+    writable,
+    writable_file,
+)
+
+_OF_A_MODEL = (
+    "checkpoint",
+    "trust",
+    "images",
+    "maps",
+    "categories",
+    "tags",
+    "depth",
+    "depth_unit",
+    "faults",
+    "cache",
+    "device",
+    "precision",
+    "flip",
+    "scales",
+    "tile",
+    "overlap",
+    "set",
+)
+"""Options of `evaluate` that say which model sees what, and how."""
+
+
+def evaluate_verb(args: argparse.Namespace) -> None:
+    """Prints the numbers of a model, or of a results file, on gold."""
+    console = Console()
+    if args.json:
+        writable_file(args.json, f"--json {args.json}")
+    if args.detections:
+        refuse_given(
+            args,
+            _OF_A_MODEL,
+            "would change nothing beside --detections, whose boxes are compared with --annotations as they "
+            "are; leave it out, or give --checkpoint and --images in place of --detections",
+        )
+        if args.annotations is None:
+            raise InputError("evaluate needs --annotations beside --detections")
+        scores = evaluate_files(args.detections, args.annotations)
+    else:
+        if not (args.checkpoint and args.images):
+            raise InputError("evaluate needs --checkpoint and --images, or --detections")
+        if not (args.annotations or args.maps or args.tags or args.depth):
+            raise InputError("evaluate needs gold: --annotations, --maps, --tags or --depth")
+        process = distributed.start(args.device)
+        console = Console(quiet=process.rank > 0)
+        with cache_beside(args.checkpoint, args.cache) as cache:
+            scores = _scores(args, cache, process, console)
+    gold = args.annotations or args.maps or args.tags or args.depth
+    table = Table(title=escape(str(gold)), title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in scores.items():
+        table.add_row(escape(name), f"{value:.4f}" if value == value else "-")
+    console.print(table)
+    if args.json and distributed.rank() == 0:
+        write_json(args.json, scores)
+
+
+def _scores(
+    args: argparse.Namespace, cache: Path, process: distributed.Process, console: Console
+) -> dict[str, float]:
+    """Returns the numbers of a checkpoint on the gold that the options name."""
+    seen = _views(args)
+    keep_freed_memory()
+    loaded = load_checkpoint(args.checkpoint, args.trust)
+    source = gold_source(args, loaded.settings["data"], cache)
+    if source.annotations is not None and source.grade == Grade.SILVER:
+        warn_of_silver(str(args.annotations))
+    predictor = Predictor(loaded, process.device, args.precision)
+    change_test(predictor, assignments(args.set), "--set")
+    with bar(console) as progress:
+        task = progress.add_task("Scoring", total=len(source))
+
+        def done(pictures: int) -> None:
+            progress.advance(task, pictures * process.world)
+
+        if not seen.plain:
+            several = ViewsPredictor(predictor, seen)
+            return evaluate_predictor(
+                several,
+                {n: task for n, task in predictor.tasks.items() if n not in several.left_out},
+                source,
+                process.rank,
+                process.world,
+                done,
+            )
+        return evaluate(
+            predictor.model,
+            evaluation_batches(
+                source, loaded.short, loaded.long, 1, 0, process.rank, process.world
+            ),
+            process.device,
+            args.precision,
+            truth=truth_of(source),
+            on_batch=lambda batch, _: done(len(batch)),
+        )
+
+
+def _views(args: argparse.Namespace) -> ViewSettings:
+    if args.tile is None:
+        refuse_given(args, ["overlap"], "is that of --tile, which is not given; give it, too")
+    values = {"flip": args.flip, "tile": args.tile, "tile_overlap": args.overlap}
+    return checked_values(
+        ViewSettings, values | {"scales": tuple(args.scales)}, "views of a picture"
+    )
+
+
+def predict_verb(args: argparse.Namespace) -> None:
+    """Predicts pictures and videos into files."""
+    if is_torchscript(args.model):
+        refuse_given(
+            args,
+            ["precision"],
+            f"{args.model} is an exported file, whose precision is its own; leave it out, export another "
+            "with --dtype, or give the checkpoint (best.pt)",
+        )
+    seen, device = _views(args), str(distributed.pick_device(args.device))
+    writable(args.out, f"--out {args.out}")
+    keep_freed_memory()
+    predictor = load_predictor(args.model, device, args.precision, args.compile, args.trust)
+    change_test(predictor, assignments(args.set), "--set")
+    if not seen.plain:
+        predictor = ViewsPredictor(predictor, seen, args.batch_size)
+    with bar(Console()) as progress:
+        task = progress.add_task("Predicting", total=None)
+        results = predict_to_files(
+            predictor,
+            args.source,
+            args.out,
+            args.batch_size,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    Console().print(f"drawings: {args.out / 'drawn'}\nresults: {results}", markup=False)
+
+
+def export_verb(args: argparse.Namespace) -> None:
+    """Writes a file to deploy."""
+    writable_file(args.out, f"--out {args.out}")
+    report = export(args.checkpoint, args.out, args.format, args.dtype, trust=args.trust)
+    Console().print(str(report), markup=False)
