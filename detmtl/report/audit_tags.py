@@ -91,7 +91,7 @@ def _tags(measures: TagMeasures) -> "Iterator[str | Markup]":
         row, error = measures.row(name, t), measures.reliability(t).error()
         limits = [None, None]
         if t is not None:
-            limits = [limit_cell(x[t]) for x in (measures.policy.low, measures.policy.high)]
+            limits = [limit_cell(float(x[t])) for x in (measures.policy.low, measures.policy.high)]
         cells = [shaded(s) for s in (row.precision, row.recall, measures.absent(t))]
         doubtful = percent(measures.doubtful(t))
         wrong = f"{error:.3f}" if error == error else None
