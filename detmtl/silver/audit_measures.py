@@ -256,11 +256,6 @@ class Measures:
         return masks[0], masks[1]
 
 
-def limit_words(limit: float) -> str:
-    """Returns a threshold for a table; a dash where no score is enough."""
-    return f"{limit:.2f}" if np.isfinite(limit) else "-"
-
-
 def _areas(boxes: np.ndarray) -> np.ndarray:
     return (boxes[:, 2:] - boxes[:, :2]).clip(min=0).prod(axis=1)
 

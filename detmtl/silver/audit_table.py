@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from detmtl.silver.audit_gates import LEAST
-from detmtl.silver.audit_measures import SIZES, Measures, limit_words
+from detmtl.silver.audit_measures import SIZES, Measures
 from detmtl.silver.comparison import Fault
+from detmtl.silver.share_table import limit_words, share_table
 
 BIASED = 6
 """Of so many classes at most, those with the most gold boxes, it is said that their boxes are too large or
@@ -53,11 +54,11 @@ def class_table(measures: Measures) -> Table:
     searched for their class, see `Measures.densities`."""
     audit = measures.audit
     left_out = f", {audit.missing} more are not labelled" if audit.missing else ""
-    table = Table(title=f"Silver against gold: {audit.pictures} pictures{left_out}")
-    columns = ("class", "score from", "precision", "recall", "calibration error", "gold", "silver")
-    for column in columns:
-        heading = f"{column}/picture" if column in ("gold", "silver") else column
-        table.add_column(heading, justify="left" if column == "class" else "right")
+    columns = ("class", "score\nfrom", "precision", "recall", "calibration\nerror")
+    table = share_table(
+        f"Silver against gold: {audit.pictures} pictures{left_out}",
+        (*columns, "gold/\npicture", "silver/\npicture"),
+    )
     for c in [*measures.classes(), None]:
         name = "all" if c is None else audit.classes[c]
         row = measures.row(name, c)

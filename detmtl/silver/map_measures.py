@@ -11,8 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from detmtl.silver.audit_estimates import Reliability
-from detmtl.silver.audit_measures import Row, Share, limit_words
+from detmtl.silver.audit_measures import Row, Share
 from detmtl.silver.map_audit import LEAST_PICTURES, MapAudit, observations, shares
+from detmtl.silver.share_table import limit_words, share_table
 
 
 @dataclass(frozen=True)
@@ -140,10 +141,11 @@ class MapMeasures:
         """Returns precision and recall of each class that either shows, with 95 % intervals."""
         audit = self.audit
         left_out = f", {audit.missing} more are not labelled" if audit.missing else ""
-        table = Table(title=f"Silver maps against gold: {audit.pictures} pictures{left_out}")
-        columns = ("class", "known", "from", "precision", "recall", "not background")
-        for column in (*columns, "gold px", "silver px"):
-            table.add_column(column, justify="left" if column == "class" else "right")
+        columns = ("class", "known", "from", "precision", "recall", "not\nbackground")
+        table = share_table(
+            f"Silver maps against gold: {audit.pictures} pictures{left_out}",
+            (*columns, "gold\npx", "silver\npx"),
+        )
         true, given = self.pixels.sum(1), self.pixels.sum(0)
         all_pixels, found = max(1, self.pixels.sum()), self.found()
         for c in sorted(self.classes()):

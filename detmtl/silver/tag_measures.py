@@ -11,7 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from detmtl.silver.audit_estimates import Reliability
-from detmtl.silver.audit_measures import Row, Share, limit_words
+from detmtl.silver.audit_measures import Row, Share
+from detmtl.silver.share_table import limit_words, share_table
 from detmtl.silver.tag_audit import LEAST, TagAudit
 from detmtl.silver.tag_policy import TagPolicy
 
@@ -127,10 +128,11 @@ class TagMeasures:
         """Returns precision and recall of each tag, with 95 % intervals."""
         audit = self.audit
         left_out = f", {audit.missing} more are not labelled" if audit.missing else ""
-        table = Table(title=f"Silver tags against gold: {audit.pictures} pictures{left_out}")
-        columns = ("tag", "absent below", "shown from", "precision", "recall", "absent and right")
-        for column in (*columns, "unknown"):
-            table.add_column(column, justify="left" if column == "tag" else "right")
+        columns = ("tag", "absent\nbelow", "shown\nfrom", "precision", "recall")
+        table = share_table(
+            f"Silver tags against gold: {audit.pictures} pictures{left_out}",
+            (*columns, "absent\nand right", "unknown"),
+        )
         for t in sorted(self.classes()):
             row = self.row(audit.tags[t], t)
             table.add_row(

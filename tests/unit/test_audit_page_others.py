@@ -107,6 +107,17 @@ class _Big:
         return small.resized((HEIGHT, WIDTH), (height, width))
 
 
+@pytest.mark.parametrize("make", [_maps, _tags])
+def test_a_narrow_terminal_shows_whole_intervals(tmp_path, make):
+    others, checked, _ = make(tmp_path)
+    with open(os.devnull, "w") as nowhere:
+        console = Console(width=80, record=True, file=nowhere)
+        console.print(others.measures(checked).table())
+        text = console.export_text()
+    assert re.search(r"\(\d\.\d\d-\d\.\d\d\)", text) and "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
 def test_hard_maps_have_no_diagram(tmp_path):
     others, checked, gold = _maps(tmp_path, graded=False)
     html = others_page(others, checked, gold, None)
