@@ -111,7 +111,7 @@ def _stores(data: Path, out: Path, source: Source) -> list[Store]:
             }
         )
         teacher = settings.load(data / "weights")
-        stores.append(annotate(teacher, [source], out / f"{name}_{source.name}", progress=False))
+        stores.append(annotate(teacher, [source], out / f"{name}_{source.name}"))
     return stores
 
 

@@ -269,7 +269,6 @@ def write_silver(
             batch_size=silver.batch_size,
             rank=process.rank,
             world=process.world,
-            progress=process.rank == 0,
             root=run.settings.data.root,
             console=run.console,
         )

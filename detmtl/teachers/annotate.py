@@ -1,6 +1,5 @@
 """A teacher labels pictures into a store."""
 
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,7 +7,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -31,6 +29,9 @@ from detmtl.structures.sample import ImageInfo
 from detmtl.teachers.teacher import Teacher
 from detmtl.teachers.to_record import record_of
 
+READERS = 2
+"""Threads that decode pictures ahead of the teacher."""
+
 
 @dataclass(frozen=True, eq=False)
 class _Read:
@@ -49,12 +50,9 @@ def annotate(
     batch_size: int = 8,
     rank: int = 0,
     world: int = 1,
-    progress: bool = True,
     root: Path | None = None,
-    faults: Literal["error", "skip"] = "error",
     part_pictures: int = 1000,
     part_seconds: float = 30.0,
-    readers: int = 2,
     console: Console | None = None,
 ) -> Store:
     """Labels every picture of `sources` that the store does not hold yet; returns the store.
@@ -66,24 +64,20 @@ def annotate(
         floor: the lowest score of a box that is kept; low, since the choice comes later.
         batch_size: pictures that the teacher sees at once.
         rank, world: this process labels the pictures i with i % world == rank (torchrun).
-        progress: whether to show a bar with the time left.
         root: file names are kept relative to this folder (None: absolute); only used when a selection
             is made without sources.
-        faults: what happens at the end where pictures could not be read: an error that names
-            them, or a warning. Every other picture is labelled in either case.
         part_pictures, part_seconds: a part is written after so many pictures or so much time,
             whichever comes first: the most that a kill can lose.
-        readers: threads that decode pictures ahead of the teacher.
-        console: where the bar goes.
+        console: where rank 0 shows a bar with the time left (None: nowhere).
 
     Raises:
         InputError: the store has labels of another teacher of that name, or with another floor; it
             cannot be written; the teacher cannot tell two pictures apart, or gives what no label can be; or
-            pictures could not be read.
+            pictures could not be read, and then all others are labelled first.
     """
     assert 0 <= rank < world and batch_size > 0
     store = Store.create(Path(store_path), teacher.card, floor)
-    bar = _bar(console) if progress and rank == 0 else None
+    bar = None if console is None or rank else _bar(console)
     unreadable: list[InputError] = []
     with bar or nullcontext(), store.writer(rank, part_pictures, part_seconds) as writer:
         todo, hashes = _todo(sources, store, rank, world, bar)
@@ -93,7 +87,7 @@ def annotate(
             for pair in zip(source.files.paths(), own, strict=True)
         )
         number = None if bar is None else bar.add_task("labelling", total=len(todo))
-        reading = _read_ahead(sources, todo, hashes, readers, 4 * batch_size)
+        reading = _read_ahead(sources, todo, hashes, 4 * batch_size)
         while chunk := list(islice(reading, batch_size)):
             unreadable += [read.fault for read in chunk if read.fault is not None]
             good = [(read.image, read.info) for read in chunk if read.image is not None]
@@ -103,15 +97,8 @@ def annotate(
                 writer.add(record_of(found, info, teacher.card, floor, root))
             if bar is not None and number is not None:
                 bar.advance(number, len(chunk))
-    problems = [problem for fault in unreadable for problem in fault.problems]
-    if problems and faults == "error":
-        raise InputError(problems)
-    if problems:
-        shown = "; ".join(problems[:3])
-        warnings.warn(
-            f"{len(unreadable)} pictures could not be read and have no labels: {shown}",
-            stacklevel=2,
-        )
+    if unreadable:
+        raise InputError([problem for fault in unreadable for problem in fault.problems])
     return Store.open(store.path, teacher.card.name)
 
 
@@ -140,7 +127,6 @@ def _read_ahead(
     sources: Sequence[Source],
     todo: np.ndarray,
     hashes: Sequence[Sequence[str]],
-    readers: int,
     ahead: int,
 ) -> Iterator[_Read]:
     """Yields pictures in order, at most `ahead` of them decoded and waiting."""
@@ -155,7 +141,7 @@ def _read_ahead(
         return _Read(info, image, None)
 
     waiting: deque[Future[_Read]] = deque()
-    with ThreadPoolExecutor(max_workers=max(1, readers)) as pool:
+    with ThreadPoolExecutor(max_workers=READERS) as pool:
         try:
             for s, i in todo:
                 waiting.append(pool.submit(read, int(s), int(i)))
@@ -168,7 +154,7 @@ def _read_ahead(
                 future.cancel()
 
 
-def _bar(console: Console | None) -> Progress:
+def _bar(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

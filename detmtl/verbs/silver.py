@@ -72,8 +72,8 @@ def annotate_verb(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         rank=process.rank,
         world=process.world,
-        progress=process.rank == 0,
         root=args.images,
+        console=Console(),
     )
     distributed.barrier()
     if process.rank == 0:

@@ -148,7 +148,7 @@ class World:
             annotations="annotations/gold.json", images="images/gold", seed=seed, **FAULTS[fault]
         ).load(self.root)
         path = self.root / "stores" / f"{fault}-{seed}"
-        return annotate(teacher, [self.pool, self.gold], path, progress=False)
+        return annotate(teacher, [self.pool, self.gold], path)
 
     def silver(self, fault: str, seed: int, **settings) -> Source:
         """Returns the pool with labels that were selected by these settings."""

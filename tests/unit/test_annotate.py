@@ -19,7 +19,7 @@ def canonical(store: Store) -> list[bytes]:
 
 def test_every_picture_has_a_record_with_its_hash_size_and_boxes(tmp_path):
     source = pictures(tmp_path / "a", 7)
-    store = annotate(ColorTeacher(), [source], tmp_path / "s", progress=False, root=tmp_path)
+    store = annotate(ColorTeacher(), [source], tmp_path / "s", root=tmp_path)
     found = {r.content_hash: r for r in store.records()}
     assert set(found) == set(source.hashes())
     third = found[source.hashes()[3]]
@@ -31,31 +31,31 @@ def test_every_picture_has_a_record_with_its_hash_size_and_boxes(tmp_path):
 def test_it_skips_what_is_there_and_copies_of_the_same_picture(tmp_path):
     source, copies = pictures(tmp_path / "a", 5), pictures(tmp_path / "b", 8)
     teacher = ColorTeacher()
-    annotate(teacher, [source], tmp_path / "s", progress=False)
+    annotate(teacher, [source], tmp_path / "s")
     assert teacher.seen == 5
-    store = annotate(teacher, [source, copies, copies], tmp_path / "s", progress=False)
+    store = annotate(teacher, [source, copies, copies], tmp_path / "s")
     assert teacher.seen == 8 and len(store) == 8
 
 
 def test_interrupted_it_continues_to_the_same_labels(tmp_path):
     source = pictures(tmp_path / "a", 11)
-    whole = annotate(ColorTeacher(), [source], tmp_path / "whole", progress=False)
+    whole = annotate(ColorTeacher(), [source], tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        annotate(ColorTeacher(4), [source], tmp_path / "s", batch_size=2, progress=False)
+        annotate(ColorTeacher(4), [source], tmp_path / "s", batch_size=2)
     assert len(Store.open(tmp_path / "s")) == 4
     teacher = ColorTeacher()
-    again = annotate(teacher, [source], tmp_path / "s", batch_size=3, progress=False)
+    again = annotate(teacher, [source], tmp_path / "s", batch_size=3)
     assert teacher.seen == 7
     assert canonical(again) == canonical(whole) and again.digest() == whole.digest()
 
 
 def test_ranks_share_the_pictures_and_together_equal_one(tmp_path):
     sources = [pictures(tmp_path / "a", 5), pictures(tmp_path / "b", 6, first=20)]
-    whole = annotate(ColorTeacher(), sources, tmp_path / "whole", progress=False)
+    whole = annotate(ColorTeacher(), sources, tmp_path / "whole")
     seen = []
     for rank in range(3):
         teacher = ColorTeacher()
-        store = annotate(teacher, sources, tmp_path / "s", rank=rank, world=3, progress=False)
+        store = annotate(teacher, sources, tmp_path / "s", rank=rank, world=3)
         seen.append(teacher.seen)
     assert seen == [4, 4, 3]
     assert store.digest() == whole.digest()
@@ -65,10 +65,8 @@ def test_an_unreadable_picture_is_named_after_all_others_are_labelled(tmp_path):
     source = pictures(tmp_path / "a", 4)
     (tmp_path / "a" / "001.png").write_bytes(b"no picture")
     with pytest.raises(InputError, match=r"001\.png"):
-        annotate(ColorTeacher(), [source], tmp_path / "s", progress=False)
+        annotate(ColorTeacher(), [source], tmp_path / "s")
     assert len(Store.open(tmp_path / "s")) == 3
-    with pytest.warns(UserWarning, match=r"1 pictures could not be read.*001\.png"):
-        annotate(ColorTeacher(), [source], tmp_path / "s", progress=False, faults="skip")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +81,7 @@ def test_nonsense_from_a_teacher_is_refused(tmp_path, attribute, value, message)
             return labels
 
     with pytest.raises(InputError, match=message):
-        annotate(Wrong(), [pictures(tmp_path / "a", 2)], tmp_path / "s", progress=False)
+        annotate(Wrong(), [pictures(tmp_path / "a", 2)], tmp_path / "s")
 
 
 def test_the_bar_counts_to_the_end(tmp_path):
@@ -121,9 +119,7 @@ def test_a_teacher_of_maps_writes_maps(tmp_path):
     source = pictures(tmp_path / "a", 2)
     weights = torch.linspace(0, 1, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)
     for name, labels in {"sure": a_map(weights), "silent": a_map()}.items():
-        store = annotate(
-            TaskTeacher("maps", labels, name), [source], tmp_path / "s", progress=False
-        )
+        store = annotate(TaskTeacher("maps", labels, name), [source], tmp_path / "s")
         found = list(store.records(MapRecord))
         assert {r.content_hash for r in found} == set(source.hashes())
         for record in found:
@@ -139,7 +135,7 @@ def test_a_teacher_of_maps_writes_maps(tmp_path):
 def test_a_teacher_of_tags_writes_tags_and_abstains_where_it_gives_no_weight(tmp_path):
     labels = TagLabels(torch.tensor([0.25, 0.9]), torch.tensor([1.0, 0.0]))
     source = pictures(tmp_path / "a", 2)
-    store = annotate(TaskTeacher("tags", labels), [source], tmp_path / "s", progress=False)
+    store = annotate(TaskTeacher("tags", labels), [source], tmp_path / "s")
     for record in store.records(TagRecord):
         np.testing.assert_array_equal(record.scores, [0.25, np.nan])
 
@@ -161,16 +157,14 @@ def test_a_teacher_of_tags_writes_tags_and_abstains_where_it_gives_no_weight(tmp
 )
 def test_labels_that_cannot_be_are_refused(tmp_path, task, labels, message):
     with pytest.raises(InputError, match=message):
-        annotate(
-            TaskTeacher(task, labels), [pictures(tmp_path / "a", 1)], tmp_path / "s", progress=False
-        )
+        annotate(TaskTeacher(task, labels), [pictures(tmp_path / "a", 1)], tmp_path / "s")
 
 
 def test_a_second_teacher_of_the_same_store_labels_all_and_leaves_the_first_alone(tmp_path):
     source = pictures(tmp_path / "a", 4)
-    first = annotate(ColorTeacher(), [source], tmp_path / "s", progress=False)
+    first = annotate(ColorTeacher(), [source], tmp_path / "s")
     second = ColorTeacher()
     second.card = second.card.model_copy(update={"name": "second"})
-    store = annotate(second, [source], tmp_path / "s", floor=0.2, progress=False)
+    store = annotate(second, [source], tmp_path / "s", floor=0.2)
     assert second.seen == 4 and store.card.name == "second" and store.floor == 0.2
     assert canonical(Store.open(tmp_path / "s", "t")) == canonical(first) != canonical(store)

@@ -50,7 +50,6 @@ def _of_rank(rank, task, sources, path, shared):
         rank=own,
         world=world,
         part_pictures=3,
-        progress=False,
     )
 
 
@@ -69,7 +68,7 @@ def _choice(task, store, pool):
 @pytest.mark.parametrize("task", ["maps", "tags"])
 def test_two_processes_equal_one(tmp_path, task, shared):
     sources = [pictures(tmp_path / "a", 9, first=10), pictures(tmp_path / "b", 4, first=60)]
-    one = annotate(OtherTeacher(task), sources, tmp_path / "one", progress=False)
+    one = annotate(OtherTeacher(task), sources, tmp_path / "one")
     words = (task, sources, tmp_path / "two", shared)
     multiprocessing.start_processes(_of_rank, words, nprocs=2, start_method="fork")
     two = Store.open(tmp_path / "two")

@@ -337,7 +337,7 @@ def test_real_detectors_pass_every_gate(tmp_path, real_data, teacher, split):
     for classes in (every, GROUPS, ["person"]):
         space = LabelSpace.of(classes, drop_unmapped=True)
         gold = source.load(split, tmp_path, space, tmp_path / "cache")
-        store = store or annotate(results, [gold], tmp_path / "store", progress=False)
+        store = store or annotate(results, [gold], tmp_path / "store")
         result = audit(store, gold, space)
         assert result.pictures == 128 and len(result.boxes) > 400
         for threshold in (0.3, 0.5):

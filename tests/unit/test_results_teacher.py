@@ -238,11 +238,11 @@ def test_pictures_that_the_file_does_not_tell_apart_are_refused_before_any_is_la
     sources = [
         replace(s, files=FileNames.of(s.files.folder, ["a.jpg"])) for s in (first, again, other)
     ]
-    annotate(teacher, sources[:2], tmp_path / "one", progress=False)  # copies are one picture
+    annotate(teacher, sources[:2], tmp_path / "one")  # copies are one picture
     both = r"x/a\.jpg and .*y/a\.jpg: are one picture in the file of teacher 'results'"
     for rank in range(2):
         with pytest.raises(InputError, match=both):
-            annotate(teacher, sources, tmp_path / "s", rank=rank, world=2, progress=False)
+            annotate(teacher, sources, tmp_path / "s", rank=rank, world=2)
     assert len(Store.open(tmp_path / "s")) == 0
 
 

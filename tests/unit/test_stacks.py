@@ -61,7 +61,7 @@ class Says(ColorTeacher):
 
 
 def _store(path, teacher, source, **how):
-    return annotate(teacher, [source], path, progress=False, part_pictures=2, **how)
+    return annotate(teacher, [source], path, part_pictures=2, **how)
 
 
 def test_the_most_trusted_class_counts_unless_it_was_denied():
