@@ -21,11 +21,11 @@ from detmtl.engine.distributed import Process
 from detmtl.pools import tags_of
 from detmtl.report.progress import bar
 from detmtl.run_teachers import audit_source, gold_by_models, gold_sources, learned_sources
-from detmtl.silver.audit import refuse_overlap
 from detmtl.silver.card import Written
 from detmtl.silver.held_out import (
     given_dense,
     given_gold,
+    refuse_overlap,
     refuse_seen,
     told_beside_boxes,
     unlabelled_apart,

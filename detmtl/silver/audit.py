@@ -16,22 +16,18 @@ from rich.table import Table
 
 from detmtl.data.source import Source
 from detmtl.silver.audit_columns import columns_of, rows_of
-from detmtl.silver.audit_estimates import RECALL_PRIOR, toward, wilson
+from detmtl.silver.audit_estimates import RECALL_PRIOR, toward
 from detmtl.silver.audit_gates import problems
 from detmtl.silver.audit_measures import Measures
 from detmtl.silver.audit_readings import PICTURES, Readings, orientation
 from detmtl.silver.audit_table import class_table
 from detmtl.silver.comparison import GOLD, IOU, JUDGED, Comparison, Fault
-from detmtl.silver.evidence import Evidence
-from detmtl.silver.held_out import overlap, refuse_overlap
 from detmtl.silver.mapping import ClassMap
 from detmtl.silver.parts import atomic_write
 from detmtl.silver.store import Store
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Grade, Ignore
-
-__all__ = ["Audit", "audit", "overlap", "refuse_overlap", "wilson"]
 
 SCHEMA = 5
 """Of audit.json, and part of the gold hash: raise it when the same labels are judged otherwise."""
@@ -133,15 +129,6 @@ class Audit:
         pooled = confirmed[looks].sum() / max(1, self.gold_boxes[looks].sum())
         recall = toward(confirmed, self.gold_boxes, pooled, RECALL_PRIOR)
         return dict(zip(self.classes, np.where(looks, recall, 0).tolist(), strict=True))
-
-    def threshold_for(self, precision: float) -> dict[str, float]:
-        """Returns class name -> the lowest threshold whose precision is at least `precision`.
-
-        Infinity where none is. A class's own precision is drawn toward that over all classes, which
-        counts as twenty boxes.
-        """
-        thresholds = Evidence.of(self).thresholds(precision)
-        return dict(zip(self.classes, thresholds.tolist(), strict=True))
 
     def table(self, thresholds: float | Mapping[str, float] = 0.5) -> Table:
         """Returns precision and recall per class with 95 % intervals, and boxes per picture."""

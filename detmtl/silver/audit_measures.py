@@ -110,12 +110,12 @@ class Measures:
         there = np.bincount(self.audit.boxes["class"][self.kept], minlength=len(self.limits))
         return np.flatnonzero((there > 0) | (self.audit.gold_boxes > 0)).tolist()
 
-    def by_score(self, lowest: float = 0.0) -> list[Row]:
+    def by_score(self) -> list[Row]:
         """Returns precision within, and recall from the lower end of, each tenth of the scores."""
         rows = []
         scores, gold = self.audit.boxes["score"], self.audit.gold["score"][self._where(None)[1]]
         for low in np.arange(10) / 10:
-            inside = (scores >= max(low, lowest)) & ((scores < low + 0.1) | (low > 0.85))
+            inside = (scores >= low) & ((scores < low + 0.1) | (low > 0.85))
             precision = Share(int((inside & self._hit).sum()), int(inside.sum()))
             recall = Share(int((gold >= max(low, 1e-9)).sum()), len(gold))
             rows.append(Row(f"{low:.1f} to {low + 0.1:.1f}", precision, recall))

@@ -66,7 +66,7 @@ def class_table(measures: Measures) -> Table:
         gold, silver = measures.density if c is None else measures.densities[:, c]
         table.add_row(
             escape(name),
-            "" if c is None else limit_words(measures.limits[c]),
+            "" if c is None else limit_words(float(measures.limits[c])),
             str(row.precision),
             str(row.recall),
             f"{error:.3f}" if error == error else "-",

@@ -24,7 +24,7 @@ from detmtl.data.coco_writer import write_coco
 from detmtl.data.flat import Annotations
 from detmtl.data.json_file import read_in_blocks
 from detmtl.data.source import Source
-from detmtl.silver.audit import wilson
+from detmtl.silver.audit_estimates import wilson
 from detmtl.silver.overlay import Overlay, OverlaySettings, images_of, overlay, pairs_of
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade, Ignore

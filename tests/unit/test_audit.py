@@ -6,7 +6,10 @@ import pytest
 from rich.console import Console
 from silver_stand_ins import gold, pictures, store_of
 
-from detmtl.silver.audit import Audit, audit, overlap, refuse_overlap, wilson
+from detmtl.silver.audit import Audit, audit
+from detmtl.silver.audit_estimates import wilson
+from detmtl.silver.evidence import Evidence
+from detmtl.silver.held_out import overlap, refuse_overlap
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
@@ -69,23 +72,28 @@ def many(tmp_path):
     return compared(tmp_path, rows, found)
 
 
+def thresholds(result, precision):
+    found = Evidence.of(result).thresholds(precision)
+    return dict(zip(result.classes, found.tolist(), strict=True))
+
+
 def test_precision_and_recall_over_thresholds(tmp_path):
     result = many(tmp_path)
     assert result.recall_at(0.5)["person"] == pytest.approx(10 / 12)
     assert result.recall_at({"person": 0.74, "car": 0.5})["person"] == pytest.approx(5 / 12)
-    assert result.threshold_for(1.0)["person"] == pytest.approx(0.75)
-    assert result.threshold_for(0.9)["person"] == pytest.approx(0.5)
-    assert result.threshold_for(0.5)["person"] == pytest.approx(0.3)
+    assert thresholds(result, 1.0)["person"] == pytest.approx(0.75)
+    assert thresholds(result, 0.9)["person"] == pytest.approx(0.5)
+    assert thresholds(result, 0.5)["person"] == pytest.approx(0.3)
     # Cars: the teacher has too few boxes of them, so all classes speak.
-    assert result.threshold_for(0.9)["car"] == pytest.approx(0.5)
+    assert thresholds(result, 0.9)["car"] == pytest.approx(0.5)
     assert result.recall_at(0.5)["car"] == pytest.approx(10 / 12)
 
 
 def test_no_threshold_reaches_an_impossible_precision(tmp_path):
     found = [[(B, 0, 0.9)] for _ in range(12)]
     result = compared(tmp_path, [(i, A, 0, 0) for i in range(12)], found)
-    assert result.threshold_for(0.1) == {"person": float("inf"), "car": float("inf")}
-    assert next(iter(result.table(result.threshold_for(0.1)).columns[1].cells)) == "-"
+    assert thresholds(result, 0.1) == {"person": float("inf"), "car": float("inf")}
+    assert next(iter(result.table(thresholds(result, 0.1)).columns[1].cells)) == "-"
 
 
 def test_a_class_that_the_teacher_does_not_know_has_no_recall(tmp_path):
@@ -142,7 +150,7 @@ def test_it_is_kept_and_read_back(tmp_path):
     path = tmp_path / "store" / "audit" / result.gold_hash / "audit.json"
     again = Audit.load(path)
     assert again.digest() == result.digest()
-    assert again.threshold_for(0.9) == result.threshold_for(0.9)
+    assert thresholds(again, 0.9) == thresholds(result, 0.9)
     path.write_text("{}")
     with pytest.raises(InputError, match="audit again"):
         Audit.load(path)
