@@ -149,8 +149,7 @@ def export_graph(
     try:
         network = RawOutputs(in_dtype(loaded.model, DTYPES[dtype]), tasks.names)
         write_graph(network, tasks.detection, loaded, unfinished, format)
-        tolerance = FLOAT32 if dtype == "float32" else BFLOAT16
-        difference = check_graph(loaded, tasks.detection, unfinished, format, tolerance, pictures)
+        difference = check_graph(loaded, tasks.detection, network, unfinished, format, pictures)
         if difference.problems:
             raise ExportError(
                 "\n".join(

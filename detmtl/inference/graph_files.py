@@ -27,13 +27,17 @@ from detmtl.inference.graph import (
     on_canvas,
 )
 from detmtl.inference.parity import (
+    BFLOAT16,
+    FLOAT32,
+    Detect,
     Difference,
-    Tolerance,
     compare_detections,
+    compare_outputs,
     keeping_every_score,
     trial_pictures,
 )
 from detmtl.inference.predictor import LoadedModel
+from detmtl.inference.script_file import RawOutputs
 from detmtl.inference.torchscript import EXTRA_FILE
 from detmtl.structures.errors import InputError, missing_package
 from detmtl.structures.labels import BoxLabels, Grade
@@ -141,40 +145,61 @@ def _about(text: str, path: Path) -> dict[str, Any]:
 def check_graph(
     loaded: LoadedModel,
     task: DetectionTask,
+    network: RawOutputs,
     path: Path,
     format: str,
-    tolerance: Tolerance,
     pictures: Sequence[Tensor] = (),
 ) -> Difference:
     """Compares a file with the model in float32: at the file's usual threshold, and at 0.
 
+    In bfloat16 scores have so few values that many are equal, and which of these comes first is nobody's to
+    say. There the network's raw outputs are compared with the model's, the file with the graph that it was
+    written from, and this graph's decoding, of a network in float32, with the model's.
+
     Args:
+        network: which the file holds, of the detection task alone; the model's own, or in bfloat16.
         pictures: (3, H, W) uint8 each, for which the model was made; compared beside the built-in ones.
     """
-    graph, _ = load_graph(path, format)
-    trial = [[image] for images in trial_pictures(loaded.short, loaded.long) for image in images]
-    batches = trial + [[image] for image in pictures]
     decoder, num_classes = task.decoder, len(task.class_names)
+    batches = [
+        [image]
+        for images in (*trial_pictures(loaded.short, loaded.long), pictures)
+        for image in images
+    ]
 
-    def expected(images: list[Tensor]) -> list[BoxLabels]:
+    def model(images: list[Tensor]) -> list[BoxLabels]:
         canvas, size = on_canvas(images[0], loaded.short, loaded.long)
         with torch.inference_mode():
             boxes, scores, classes = decoder(loaded.model(canvas)[task.name], size[None])[0]
         return [BoxLabels.of(boxes, classes, num_classes, scores=scores, grade=Grade.SILVER)]
 
-    def found(images: list[Tensor]) -> list[BoxLabels]:
-        canvas, size = on_canvas(images[0], loaded.short, loaded.long)
-        with torch.no_grad():
-            outputs = graph(canvas, size, torch.tensor([decoder.score_threshold]))
-        return [detections_of(outputs, num_classes)]
+    def of(graph: Graph) -> Detect:
+        def detect(images: list[Tensor]) -> list[BoxLabels]:
+            canvas, size = on_canvas(images[0], loaded.short, loaded.long)
+            with torch.no_grad():
+                outputs = graph(canvas, size, torch.tensor([decoder.score_threshold]))
+            return [detections_of(outputs, num_classes)]
 
-    at_usual = compare_detections(expected, found, batches, tolerance)
+        return detect
+
+    file, problems, outputs = of(load_graph(path, format)[0]), [], None
+    pairs = [(model, file)]
+    if network.model is not loaded.model:
+        plain = RawOutputs(loaded.model, network.tasks)
+        sides = canvas_size(loaded.short, loaded.long)
+        graphs = [of(GraphDetector(x, decoder, *sides).eval()) for x in (network, plain)]
+        pairs = [(graphs[0], file), (model, graphs[1])]
+        canvases = [on_canvas(images[0], loaded.short, loaded.long)[0] for images in batches]
+        with torch.inference_mode():
+            outputs, problems = compare_outputs(plain, network, canvases, BFLOAT16)
+    differences = [compare_detections(a, b, batches, FLOAT32) for a, b in pairs]
     with keeping_every_score([decoder]):
-        at_zero = compare_detections(expected, found, batches, tolerance)
-    problems = [*at_usual.problems, *at_zero.problems]
-    if not at_zero.detections:
+        at_zero = [compare_detections(a, b, batches, FLOAT32) for a, b in pairs]
+    for difference in (*differences, *at_zero):
+        problems += difference.problems
+    if not at_zero[0].detections:
         problems.append(f"{task.name}: nothing was found to compare, at any score")
-    return replace(at_zero, problems=tuple(problems))
+    return replace(at_zero[0], outputs=outputs, problems=tuple(problems))
 
 
 def unfinished_name(path: Path, format: str) -> Path:

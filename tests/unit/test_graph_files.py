@@ -18,10 +18,11 @@ from detmtl.data.fit import scale_boxes
 from detmtl.data.images import read_image
 from detmtl.inference import graph_files
 from detmtl.inference.export import ExportError, export
+from detmtl.inference.frozen import in_dtype
 from detmtl.inference.graph import canvas_size, detections_of, on_canvas
 from detmtl.inference.graph_files import load_graph
-from detmtl.inference.parity import FLOAT32
 from detmtl.inference.predictor import load_checkpoint, load_predictor
+from detmtl.inference.script_file import RawOutputs
 from detmtl.inference.torchscript import EXTRA_FILE
 from detmtl.structures.errors import InputError
 
@@ -176,6 +177,21 @@ def test_a_file_that_disagrees_is_not_written(checkpoint, tmp_path, monkeypatch)
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
+def test_a_file_of_bfloat16_is_its_network_s(checkpoint, tmp_path, monkeypatch):
+    report = export(checkpoint, tmp_path / "m.pt2", "pt2", "bfloat16")
+    assert report.difference.matching == 1 and report.difference.detections > 100
+    assert 1e-4 < report.difference.outputs < 0.1
+    network = RawOutputs(in_dtype(load_checkpoint(checkpoint).model, torch.bfloat16), ["boxes"])
+    with torch.no_grad():
+        for parameter in network.model.backbone.parameters():
+            parameter *= 1.5
+    loaded = load_checkpoint(checkpoint)
+    found = graph_files.check_graph(
+        loaded, loaded.model.tasks["boxes"], network, tmp_path / "m.pt2", "pt2"
+    )
+    assert "off by" in found.problems[0] and "no match for" in found.problems[-1]
+
+
 def test_a_model_that_finds_nothing_at_all_is_not_checked(checkpoint, tmp_path, monkeypatch):
     loaded = load_checkpoint(checkpoint)
     task = loaded.model.tasks["boxes"]
@@ -184,7 +200,8 @@ def test_a_model_that_finds_nothing_at_all_is_not_checked(checkpoint, tmp_path, 
             parameter.fill_(torch.nan)
     nothing = [torch.zeros(100, 4), torch.zeros(100), torch.full((100,), -1)]
     monkeypatch.setattr(graph_files, "load_graph", lambda *_: (lambda *given: nothing, {}))
-    found = graph_files.check_graph(loaded, task, tmp_path / "m.pt2", "pt2", FLOAT32)
+    network = RawOutputs(loaded.model, ["boxes"])
+    found = graph_files.check_graph(loaded, task, network, tmp_path / "m.pt2", "pt2")
     assert found.problems == ("boxes: nothing was found to compare, at any score",)
 
 
