@@ -26,6 +26,7 @@ from detmtl.silver.thresholds import (
     no_scores,
     scores_of,
     unknown_names,
+    unresolved,
     wants_precision,
     wants_probability,
 )
@@ -283,16 +284,15 @@ def unresolvable(
         where: what the sentences call the settings.
     """
     problems = unknown_names(f"{where}.per_class", settings.per_class, classes)
-    if not audited and wants_precision(settings.thresholds()):
-        problems.append(
-            f"{where}: a threshold is given as a precision, which only an audit against gold can "
-            "turn into a score; give gold to audit with, or a score"
-        )
-    elif not audited and (settings.needs_audit() or _on_probabilities(settings, several)):
-        problems.append(
-            f"{where}: probabilities, ignore_budget and max_density need an audit against gold; give "
-            "gold to audit with, or leave them out (calibration: none takes scores for probabilities)"
-        )
+    if not audited:
+        calibrated = settings.calibration.method != "none"
+        probabilities = several or settings.needs_probability()
+        problems += unresolved(where, settings.thresholds(), probabilities, calibrated)
+        problems += [
+            f"{where}.{name}: needs an audit against gold; give gold to audit with, or leave it out"
+            for name in ("ignore_budget", "max_density")
+            if getattr(settings, name) is not None
+        ]
     if not several:
         scores = {
             f"{where}.threshold": settings.threshold,

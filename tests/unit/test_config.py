@@ -312,7 +312,8 @@ def test_online_mistakes_are_told(write):
         ("{max_empty: 0.5}", "max_empty: counts over all pictures of a pool"),
         ("{threshold: 0.04, ignore_from: null}", "threshold: 0.04 is below 0.05"),
         ("{threshold: {precision: 0.9}}", "a threshold is given as a precision"),
-        ("{soft_targets: true}", "probabilities, ignore_budget and max_density need an audit"),
+        ("{soft_targets: true}", "probabilities need an audit against gold"),
+        ("{max_density: 2}", "max_density: needs an audit against gold"),
     ],
 )
 def test_what_online_cannot_choose_by_is_told_when_the_settings_are_read(write, select, expected):

@@ -261,7 +261,7 @@ def test_the_band_keeps_within_its_budget(audited):
     policy = YAML(typ="safe").load(path.with_name("policy.yaml"))
     assert policy["coverage"]["person"] == bound["coverage"]
     assert ignored(5.0)["ignored"] == 17
-    with pytest.raises(InputError, match="need an audit"):
+    with pytest.raises(InputError, match="ignore_budget: needs an audit"):
         select(store, [source], SPACE, SelectionSettings(ignore_budget=1.0))
 
 
