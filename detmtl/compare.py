@@ -32,6 +32,7 @@ from detmtl.comparing.settings import CompareSettings, chosen, read_compare
 from detmtl.comparing.start import alone_in, start_alone
 from detmtl.report import compare_page, page
 from detmtl.structures.errors import InputError
+from detmtl.structures.whole import write_whole
 
 
 @dataclass(frozen=True)
@@ -269,9 +270,7 @@ def write_reports(found: dict[str, Any], out: Path, markdown: str, html: str) ->
         ("report.md", markdown),
         ("report.html", html),
     ):
-        partial = out / f"{name}.tmp"
-        partial.write_text(text)
-        partial.replace(out / name)
+        write_whole(out / name, text)
 
 
 def _tell(found: dict[str, Any], out: Path, console: Console) -> None:

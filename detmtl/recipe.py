@@ -4,8 +4,6 @@ pictures -> teacher -> silver -> training -> scores -> file to deploy -> table. 
 the same folder goes on where the last one stopped, wherever that was.
 """
 
-import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +34,7 @@ from detmtl.run_training import build, fit_model, mixture_of, score
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
 from detmtl.structures.sample import DIVISOR
+from detmtl.structures.whole import write_json
 from detmtl.tasks.multitask import MultiTask
 from detmtl.teachers.teacher import Teacher
 
@@ -309,11 +308,3 @@ def _files(run: OpenRun, store: Path | None) -> dict[str, Path]:
         "detections": folder.detections,
         "settings": folder.settings,
     }
-
-
-def write_json(path: Path, values: Mapping[str, float]) -> None:
-    """Writes values at once or not at all; numbers that are not finite become null."""
-    finite = {k: (v if math.isfinite(v) else None) for k, v in values.items()}
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(finite, indent=2) + "\n")
-    partial.replace(path)

@@ -14,6 +14,7 @@ from detmtl.config import RunSettings, read_settings, write_settings
 from detmtl.engine import distributed
 from detmtl.engine.distributed import Process
 from detmtl.structures.errors import InputError
+from detmtl.structures.whole import whole, write_whole
 
 WITHOUT_EFFECT = (
     "device ",
@@ -145,9 +146,7 @@ class RunFolder:
                     f"--out {self.path}: holds a run on other files ({names} changed since); choose "
                     "another folder, or bring the files back to continue it"
                 ]
-        partial = self.inputs.with_suffix(".tmp")
-        partial.write_text(json.dumps(hashes, indent=1))
-        partial.replace(self.inputs)
+        write_whole(self.inputs, json.dumps(hashes, indent=1))
         return []
 
     def _refuse_others(self, settings: RunSettings) -> None:
@@ -168,9 +167,8 @@ class RunFolder:
 
     def _write(self, settings: RunSettings) -> None:
         if distributed.rank() == 0:
-            partial = self.settings.with_suffix(".tmp")
-            write_settings(settings, partial)
-            partial.replace(self.settings)
+            with whole(self.settings) as part:
+                write_settings(settings, part)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from detmtl.metrics.matches import (
     precisions,
 )
 from detmtl.metrics.picture_file import read_pictures
+from detmtl.structures.whole import whole
 
 MATCHES, PICTURES = "matches.npz", "pictures.npz"
 VERSION = 2
@@ -53,10 +54,8 @@ def resampled(
         found = counted.numbers(picture_weights(len(counted), resamples))
         values |= {f"{task}/{name}": v for name, v in found.items()}
     if values:
-        partial = kept.with_suffix(".part")
-        with partial.open("wb") as file:
+        with whole(kept) as part, part.open("wb") as file:
             np.savez(file, names=np.array(list(values)), values=np.stack(list(values.values())))
-        partial.replace(kept)
     return values
 
 

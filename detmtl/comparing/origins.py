@@ -10,6 +10,7 @@ from pathlib import Path
 from detmtl.comparing.plan import Plan
 from detmtl.comparing.scores import is_done
 from detmtl.report.provenance import facts, origin
+from detmtl.structures.whole import write_whole
 
 Origin = Mapping[str, str]
 
@@ -21,9 +22,7 @@ def note_start(folder: Path) -> list[Origin]:
     before: list[Origin] = json.loads(file.read_text()) if file.is_file() else []
     now = origin()
     starts = [*before, now] if now not in before else before
-    partial = file.with_suffix(".tmp")
-    partial.write_text(json.dumps(starts, indent=1))
-    partial.replace(file)
+    write_whole(file, json.dumps(starts, indent=1))
     return starts
 
 

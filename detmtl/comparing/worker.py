@@ -27,11 +27,12 @@ from detmtl.engine import distributed
 from detmtl.engine.trainer import TrainingDiverged
 from detmtl.inference.export import ExportError
 from detmtl.pools import label_pools
-from detmtl.recipe import Frozen, run, write_json
+from detmtl.recipe import Frozen, run
 from detmtl.run_folder import OpenRun, RunFolder
 from detmtl.run_sources import load_sources, to_be_labelled
 from detmtl.run_teachers import written_offline
 from detmtl.structures.errors import InputError
+from detmtl.structures.whole import write_json
 
 
 def main(folder: Path) -> int:

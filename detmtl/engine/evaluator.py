@@ -1,7 +1,6 @@
 """Scores a model on labelled pictures."""
 
 import json
-import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from detmtl.metrics.picture_file import write_pictures
 from detmtl.structures.boxes import xyxy_to_xywh
 from detmtl.structures.labels import BoxLabels, Labels
 from detmtl.structures.sample import Batch, ImageInfo
+from detmtl.structures.whole import whole
 from detmtl.tasks.task import Metric, decode_all
 
 Truth = Callable[[ImageInfo], Mapping[str, Labels]]
@@ -226,11 +226,9 @@ def _write_results(path: Path, mine: dict[tuple[str, int], list[dict[str, Any]]]
     everyones = distributed.gather_at_first(mine)
     if everyones is not None:
         pictures = {key: rows for of_rank in everyones for key, rows in of_rank.items()}
-        part = path.with_name(path.name + ".part")
-        part.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "w") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as part, open(part, "w") as file:
             json.dump([row for key in sorted(pictures) for row in pictures[key]], file)
-        os.replace(part, path)
     distributed.barrier()
 
 

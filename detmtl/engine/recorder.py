@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from detmtl.engine.drawing import draw, side_by_side
 from detmtl.engine.heat_map import heat_map
 from detmtl.structures.labels import Labels
 from detmtl.structures.sample import Batch
+from detmtl.structures.whole import write_whole
 
 SHOWN = 4
 """Pictures of one batch that are recorded."""
@@ -229,6 +229,4 @@ def _cut(path: Path, step: int, unscored: bool = False) -> None:
     kept = [r for r in read_metrics(path) if step and r["step"] <= step]
     if unscored:
         kept = [r for r in kept if r["step"] < step or not any(k.startswith("val/") for k in r)]
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(json.dumps(r) + "\n" for r in kept))
-    os.replace(part, path)
+    write_whole(path, "".join(json.dumps(r) + "\n" for r in kept))

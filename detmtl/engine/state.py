@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from detmtl.balancing.balancer import Balancer
 from detmtl.engine import distributed
 from detmtl.structures.errors import InputError, first_few
+from detmtl.structures.whole import whole
 
 FORMAT = 1
 
@@ -195,12 +196,10 @@ class State:
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Writes a file that appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with open(part, "wb") as file:
+    with whole(path) as part, open(part, "wb") as file:
         torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(part, path)
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:

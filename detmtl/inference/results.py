@@ -4,7 +4,6 @@ Letters: H and W pixels.
 """
 
 import json
-import os
 import shutil
 import tempfile
 import warnings
@@ -33,6 +32,7 @@ from detmtl.structures.boxes import area, xyxy_to_xywh
 from detmtl.structures.depth import DepthLabels
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import OTHER, Grade, Labels, MapLabels, TagLabels
+from detmtl.structures.whole import whole
 
 T = TypeVar("T")
 
@@ -251,13 +251,11 @@ class _Results:
         ]
         content = {"tags": list(self.tags), "grade": "silver"} if self.tags else {}
         content |= {"info": {"grade": "silver"}, "categories": categories}
-        part = path.with_name(path.name + ".part")
-        with part.open("w", encoding="utf-8") as file:
+        with whole(path) as part, part.open("w", encoding="utf-8") as file:
             file.write("{")
             self.images.copy("images", file)
             annotations.copy("annotations", file)
             file.write(json.dumps(content)[1:] + "\n")
-        os.replace(part, path)
 
 
 def _predict_pictures(

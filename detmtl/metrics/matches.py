@@ -20,6 +20,7 @@ from pycocotools import mask as coco_mask
 
 from detmtl.metrics.coco import Boxes
 from detmtl.metrics.per_picture import mean_of_known
+from detmtl.structures.whole import whole
 
 THRESHOLDS = np.linspace(0.5, 0.95, int(np.round((0.95 - 0.5) / 0.05)) + 1, endpoint=True)
 RECALLS = np.linspace(0.0, 1.0, 101)
@@ -60,8 +61,7 @@ class Matches:
 
     def save(self, path: Path) -> None:
         """Writes a file that `load` reads, whole or not at all."""
-        partial = path.with_name(path.name + ".part")
-        with partial.open("wb") as file:
+        with whole(path) as part, part.open("wb") as file:
             np.savez_compressed(
                 file,
                 class_names=np.array(self.class_names),
@@ -71,7 +71,6 @@ class Matches:
                 outcomes=self.outcomes,
                 truth=self.truth,
             )
-        partial.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> "Matches":

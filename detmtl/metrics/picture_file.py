@@ -14,6 +14,7 @@ from detmtl.metrics.depth import DepthMetric, DepthSums
 from detmtl.metrics.per_picture import PerPicture
 from detmtl.metrics.shape_counts import ShapeCounts
 from detmtl.metrics.tags import TagMetric, TagScores
+from detmtl.structures.whole import whole
 
 MOST_BYTES = 2**28
 """Of one metric, in memory: 256 MiB are 140,000 maps of 80 classes. What needs more is not kept."""
@@ -50,10 +51,8 @@ def write_pictures(path: Path, metrics: Mapping[str, Any]) -> None:
     if not arrays:
         path.unlink(missing_ok=True)
         return
-    partial = path.with_name(path.name + ".part")
-    with partial.open("wb") as file:
+    with whole(path) as part, part.open("wb") as file:
         np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
-    partial.replace(path)
 
 
 def read_pictures(path: Path) -> dict[str, PerPicture]:

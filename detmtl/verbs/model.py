@@ -20,11 +20,11 @@ from detmtl.inference.views import ViewSettings
 from detmtl.inference.views_predictor import ViewsPredictor
 from detmtl.metrics.coco import evaluate_files
 from detmtl.metrics.coco_files import warn_of_silver
-from detmtl.recipe import write_json
 from detmtl.report.progress import bar
 from detmtl.run_training import truth_of
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
+from detmtl.structures.whole import write_json
 from detmtl.verbs.options import (
     assignments,
     cache_beside,

@@ -23,6 +23,7 @@ from detmtl.data.sources import AnySource
 from detmtl.data.tags import TagClasses, TagFile
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
+from detmtl.structures.whole import whole
 
 
 def refuse_given(args: argparse.Namespace, names: Iterable[str], why: str) -> None:
@@ -199,14 +200,14 @@ def yaml_value(text: str, where: str) -> Any:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file that --out names, whole or not at all."""
-    with _replaced(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    with _replaced(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def copy_file(source: Path, path: Path) -> None:
     """Copies a file to where --out names, whole or not at all."""
-    with _replaced(path) as partial:
-        shutil.copyfile(source, partial)
+    with _replaced(path) as part:
+        shutil.copyfile(source, part)
 
 
 @contextmanager
@@ -214,8 +215,7 @@ def _replaced(path: Path) -> Iterator[Path]:
     """Gives a file that takes the place of `path` once the block is left."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        yield partial
-        partial.replace(path)
+        with whole(path) as part:
+            yield part
     except OSError as error:
         raise InputError(f"--out {path}: cannot be written ({error.strerror})") from None
