@@ -10,10 +10,10 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from detmtl.silver.evidence import FOLDS, Evidence, Judged
 from detmtl.structures.errors import InputError, missing_package
@@ -47,6 +47,14 @@ class CalibrationSettings(Settings):
     """A class with n audited labels follows its own curve by n / (n + shrink), all classes' curve by the
     rest. 50: on coco128, two teachers with 80 and with 3 classes, the log loss of boxes held out was
     within 0.003 of the best of 0, 5, 10, 20, 50, 100 and no class of its own, and 0 was the worst."""
+
+
+def _by_name(value: Any) -> Any:
+    return {"method": value} if isinstance(value, str) else value
+
+
+NamedCalibration = Annotated[CalibrationSettings, BeforeValidator(_by_name)]
+"""As settings take it: a method's name stands for it with the other defaults."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,14 +8,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import cv2
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from detmtl.data.maps import MapClasses
-from detmtl.silver.calibration import Calibration, CalibrationSettings, fit_calibration
+from detmtl.silver.calibration import (
+    Calibration,
+    CalibrationSettings,
+    NamedCalibration,
+    fit_calibration,
+)
 from detmtl.silver.card import TeacherCard
 from detmtl.silver.map_audit import MapAudit
 from detmtl.silver.map_measures import levels_of
@@ -61,7 +66,7 @@ class MapSelection(Settings):
     too; how far those can be trusted where precision or probability is asked for is `coverage`."""
     per_class: dict[str, Threshold] = {}
     """Class name -> its own confidence."""
-    calibration: CalibrationSettings = CalibrationSettings()
+    calibration: NamedCalibration = CalibrationSettings()
     """How confidences become probabilities, where one is asked for; a method's name will do. The pixels
     that a picture has of a class count as a few observations, since they resemble each other."""
     border: int = Field(default=0, ge=0)
@@ -75,11 +80,6 @@ class MapSelection(Settings):
     coverage: float | None = Field(default=None, ge=0, le=1)
     """How far a background pixel is not of a class that the teacher knows; None: the audited share of
     the class's pixels that it does not take for background, 1 without an audit."""
-
-    @field_validator("calibration", mode="before")
-    @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        return {"method": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _scores(self) -> "MapSelection":

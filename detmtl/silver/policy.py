@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from detmtl.silver.audit import Audit
 from detmtl.silver.calibration import (
     Calibration,
     CalibrationSettings,
+    NamedCalibration,
     TooLittleEvidence,
     fit_calibration,
 )
@@ -55,7 +56,7 @@ class SelectionSettings(Settings):
     """The most ignored boxes of a class in all pictures, per object of it that gold's density lets expect;
     where there are more, the class's band starts at a higher score. None: no bound, and none of a class
     that gold was not searched for."""
-    calibration: CalibrationSettings = CalibrationSettings()
+    calibration: NamedCalibration = CalibrationSettings()
     """How scores become probabilities, where something asks for them; a method's name will do."""
     fusion: FusionSettings = FusionSettings()
     """How boxes of several teachers become one."""
@@ -83,11 +84,6 @@ class SelectionSettings(Settings):
     coverage: float | None = Field(default=None, ge=0, le=1)
     """Of the classes that the teacher knows; None: their audited recall, 1 without an audit. A class of
     which no score is enough to be labelled or ignored has 0: its absence says nothing."""
-
-    @field_validator("calibration", mode="before")
-    @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        return {"method": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _scores(self) -> "SelectionSettings":

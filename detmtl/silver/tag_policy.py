@@ -6,13 +6,18 @@ Letters: K pictures, T tags, M classes of the teacher.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 
 from detmtl.data.tags import TagClasses
-from detmtl.silver.calibration import Calibration, CalibrationSettings, fit_calibration
+from detmtl.silver.calibration import (
+    Calibration,
+    CalibrationSettings,
+    NamedCalibration,
+    fit_calibration,
+)
 from detmtl.silver.card import TeacherCard
 from detmtl.silver.tag_audit import TagAudit
 from detmtl.silver.thresholds import (
@@ -49,17 +54,12 @@ class TagSelection(Settings):
     absent_below: Threshold = 0.2
     per_tag: dict[str, tuple[Threshold, Threshold]] = {}
     """Tag -> its own absent_below and shown_from, in this order."""
-    calibration: CalibrationSettings = CalibrationSettings()
+    calibration: NamedCalibration = CalibrationSettings()
     """How scores become probabilities, where something asks for them; a method's name will do."""
     soft_targets: bool = False
     """Whether a label's target is the probability that the picture shows the tag, rather than 0 or 1."""
     weight: Literal["audit", "one"] = "audit"
     """Of a label in the loss: the share of such labels that gold confirms, 1 without an audit; or 1."""
-
-    @field_validator("calibration", mode="before")
-    @classmethod
-    def _by_name(cls, value: Any) -> Any:
-        return {"method": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _ordered(self) -> "TagSelection":
