@@ -13,6 +13,7 @@ from torchvision.transforms.v2.functional import resize
 from detmtl.data.source import Source
 from detmtl.engine.drawing import draw, side_by_side
 from detmtl.report.audit_page import audit_page, listed, percent
+from detmtl.report.audit_pictures import file_name
 from detmtl.report.audit_plots import shares_plot
 from detmtl.report.audit_sections import CLASSES, PICTURES, limit_cell, reliability, shaded
 from detmtl.report.page import Section, Shaded, gallery, note, picture, require, table
@@ -179,8 +180,9 @@ def _caption(measures: MapMeasures, gold: Source, one: Disagreement) -> str:
     names = [*measures.audit.classes, "background"]
     largest = [pair for i, pair in enumerate(one.pairs[:3]) if not i or pair[2] >= 0.01]
     pairs = [f"{names[t]} called {names[g]} {share:.0%}" for t, g, share in largest]
-    name = gold.path(one.picture).replace("\\", "/").rsplit("/", 1)[-1]
-    return f"{one.share:.0%} of the judged pixels: {', '.join(pairs)} · {name}"
+    return (
+        f"{one.share:.0%} of the judged pixels: {', '.join(pairs)} · {file_name(gold, one.picture)}"
+    )
 
 
 def _drawn(gold: Source, i: int, silver: MapLabels, names: Sequence[str]) -> np.ndarray:

@@ -30,7 +30,7 @@ def refuted_pictures(measures: Measures, gold: Source, most: int) -> "list[Marku
         own = _silver(row["box"], int(row["class"]), float(row["score"]), len(gold.classes))
         touched = truth[intersection(own.boxes, truth.boxes)[0] > 0]
         because = _because(Fault(int(row["fault"])), own, truth, gold.classes)
-        caption = f"{name} {row['score']:.2f}: {because} · {_name(gold, i)}"
+        caption = f"{name} {row['score']:.2f}: {because} · {file_name(gold, i)}"
         pictures.append(picture(_drawn(gold, i, row["box"], touched, own), caption))
     return pictures
 
@@ -49,9 +49,7 @@ def missed_pictures(measures: Measures, gold: Source, most: int) -> "list[Markup
             _silver(r["box"], int(r["class"]), float(r["score"]), len(gold.classes)) for r in near
         ]
         what = ", ".join(f"{gold.classes[r['class']]} {r['score']:.2f}" for r in near)
-        caption = (
-            f"{gold.classes[c]}: {f'only {what}' if what else 'nothing there'} · {_name(gold, i)}"
-        )
+        caption = f"{gold.classes[c]}: {f'only {what}' if what else 'nothing there'} · {file_name(gold, i)}"
         pictures.append(picture(_drawn(gold, i, row["box"], truth, *said), caption))
     return pictures
 
@@ -103,5 +101,6 @@ def _silver(box: np.ndarray, c: int, score: float, num_classes: int) -> BoxLabel
     )
 
 
-def _name(gold: Source, i: int) -> str:
+def file_name(gold: Source, i: int) -> str:
+    """Returns the name of a picture's file, without its folder."""
     return gold.path(i).replace("\\", "/").rsplit("/", 1)[-1]

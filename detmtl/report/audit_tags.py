@@ -10,6 +10,7 @@ import numpy as np
 
 from detmtl.data.source import Source
 from detmtl.report.audit_page import audit_page, listed, percent
+from detmtl.report.audit_pictures import file_name
 from detmtl.report.audit_plots import shares_plot
 from detmtl.report.audit_sections import CLASSES, PICTURES, limit_cell, reliability, shaded
 from detmtl.report.page import Section, gallery, note, picture, require, table
@@ -124,5 +125,4 @@ def _caption(measures: TagMeasures, gold: Source, one: WrongTags) -> str:
         for word, tags in (("not shown", one.invented), ("overlooked", one.overlooked))
         if tags
     ]
-    name = gold.path(one.picture).replace("\\", "/").rsplit("/", 1)[-1]
-    return f"{'; '.join(told)} · {name}"
+    return f"{'; '.join(told)} · {file_name(gold, one.picture)}"
