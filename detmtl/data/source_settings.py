@@ -64,10 +64,10 @@ class SourceSettings(Settings):
             what was looked for.
         subset: takes a part of the pictures.
         faults: "error": anything wrong in the files ends the run; "drop": it goes on without, with a
-            warning that counts the faults. Pictures that cannot be used are left out; boxes over the
-            edge are cut; a box that is faulty otherwise is a region without loss, and where not even
-            its place or its class is known, that class (or every class) counts as not looked for in
-            its picture: nothing faulty becomes background.
+            warning that counts the faults. Pictures that cannot be used are left out, and copies of
+            others; boxes over the edge are cut; a box that is faulty otherwise is a region without loss,
+            and where not even its place or its class is known, that class (or every class) counts as not
+            looked for in its picture: nothing faulty becomes background.
         maps: the semantic maps of the pictures.
         tags: the image tags of the pictures.
         depth: the depth of the pictures' pixels.

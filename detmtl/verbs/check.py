@@ -1,6 +1,7 @@
 """The verb `check`: tells whether data are fit for training."""
 
 import argparse
+import contextlib
 import json
 from pathlib import Path
 
@@ -16,7 +17,14 @@ from detmtl.data.source import Source
 from detmtl.engine import distributed
 from detmtl.models.fpn import FPNSettings
 from detmtl.report.progress import bar
-from detmtl.run_sources import faults_between, idle_weights, pools_apart, render, sources_read
+from detmtl.run_sources import (
+    copies_dropped,
+    faults_between,
+    idle_weights,
+    pools_apart,
+    render,
+    sources_read,
+)
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.tasks.anchor_coverage import coverage_table
@@ -69,6 +77,8 @@ def _all_told(settings: RunSettings, drop: bool, cache: Path, console: Console) 
         except InputError as error:
             problems += error.problems
             continue
+        with contextlib.suppress(InputError):  # a picture that cannot be read is told below
+            loaded |= copies_dropped(settings, {name: loaded[name]}, drop)
         problems += _told(loaded[name], name, console)
         if name not in splits:  # anchors that fit what is measured on would be fitted to it
             _print_coverage(loaded[name], settings, console)
