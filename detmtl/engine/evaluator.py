@@ -80,22 +80,12 @@ def collect(
             on_truth = _on_cpu(_describe_truth(tasks, outputs, sizes, batch))
             known = None if truth is None else [truth(info) for info in batch.infos]
             for name, task in tasks.items():
-                found = [
-                    to_file_pixels(labels, size, info)
-                    for labels, size, info in zip(
-                        predictions[name], batch.sizes.tolist(), batch.infos, strict=True
-                    )
-                ]
+                found = _in_files(predictions[name], batch)
                 true = _truth(batch, task.labels, known)
                 metrics[name].update(found, true, batch.infos)
                 if name in on_truth:
-                    found_there = [
-                        to_file_pixels(labels, size, info)
-                        for labels, size, info in zip(
-                            on_truth[name], batch.sizes.tolist(), batch.infos, strict=True
-                        )
-                    ]
-                    metrics[name].update_on_truth(found_there, true, batch.infos)
+                    of_truth = _in_files(on_truth[name], batch)
+                    metrics[name].update_on_truth(of_truth, true, batch.infos)
                 if boxes is None and isinstance(found[0], BoxLabels):
                     boxes = name
                 if detections is not None and name == boxes:
@@ -211,14 +201,14 @@ def _truth(
         return [of_picture.get(labels) for of_picture in known]
     if labels not in batch.labels:
         return [None] * len(batch)
+    return _in_files(batch.labels[labels].unpadded(batch.sizes.tolist()), batch)
+
+
+def _in_files(labels: Sequence[Labels | None], batch: Batch) -> list[Labels | None]:
+    """Returns the labels of a batch's pictures in pixels of their files."""
     return [
         None if x is None else to_file_pixels(x, size, info)
-        for x, size, info in zip(
-            batch.labels[labels].unpadded(batch.sizes.tolist()),
-            batch.sizes.tolist(),
-            batch.infos,
-            strict=True,
-        )
+        for x, size, info in zip(labels, batch.sizes.tolist(), batch.infos, strict=True)
     ]
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from detmtl.metrics.collected import TwoSided
 from detmtl.metrics.per_picture import as_they_are, mean_of_known
-from detmtl.metrics.two_sided import TwoSided
 from detmtl.structures.boxes import iou
 from detmtl.structures.details import value_groups
 from detmtl.structures.labels import BoxLabels, Ignore
@@ -69,29 +69,13 @@ class AttributeMetric(TwoSided[np.ndarray, np.ndarray]):
         super().__init__()
         self.attributes = list(value_groups(names))
 
-    def update(
-        self,
-        predictions: Sequence[BoxLabels],
-        truth: Sequence[BoxLabels | None],
-        infos: Sequence[ImageInfo],
-    ) -> None:
-        """Adds pictures, boxes in pixels of the file; a picture without truth (None) is skipped."""
-        for found, true, info in zip(predictions, truth, infos, strict=True):
-            if true is not None:
-                rows = matched(found, true)
-                self._pictures[info.source, info.id] = self._counts(found, true, rows)
+    def counted(self, found: BoxLabels, true: BoxLabels, info: ImageInfo) -> np.ndarray:
+        """Returns (A + 1, 2) int64, see `AttributeCounts`."""
+        return self._counts(found, true, matched(found, true))
 
-    def update_on_truth(
-        self,
-        predictions: Sequence[BoxLabels | None],
-        truth: Sequence[BoxLabels | None],
-        infos: Sequence[ImageInfo],
-    ) -> None:
-        """Adds pictures whose boxes of truth the task has looked at, in the order of the truth."""
-        for found, true, info in zip(predictions, truth, infos, strict=True):
-            if found is not None and true is not None:
-                rows = np.arange(len(true))
-                self._on_truth[info.source, info.id] = self._counts(found, true, rows)
+    def described(self, found: BoxLabels, true: BoxLabels, info: ImageInfo) -> np.ndarray:
+        """Returns (A + 1, 2) int64, see `AttributeCounts`."""
+        return self._counts(found, true, np.arange(len(true)))
 
     def _counts(self, found: BoxLabels, true: BoxLabels, rows: np.ndarray) -> np.ndarray:
         """Returns (A + 1, 2) right and counted: of each attribute, and of boxes that were found.

@@ -9,7 +9,7 @@ faster and equal, faster-coco-eval.
 
 import importlib.util
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from detmtl.data.json_file import garbage_kept
 from detmtl.metrics.box_arrays import Boxes, joined
 from detmtl.metrics.coco_files import read_annotations
 from detmtl.metrics.coco_results import read_results
+from detmtl.metrics.collected import Collected
 from detmtl.metrics.f1 import f1
 from detmtl.structures.boxes import xyxy_to_xywh
 from detmtl.structures.errors import missing_package
@@ -48,7 +49,7 @@ EVERYWHERE = np.array([-1e6, -1e6, 3e6, 3e6])
 """A box (xywh) around any picture."""
 
 
-class CocoMetric:
+class CocoMetric(Collected[tuple[np.ndarray, np.ndarray]]):
     """COCO's 12 numbers, the AP of each class, and the mean F1 at score .5.
 
     Names: those of `NUMBERS`, AP/<class>, F1@.5; all of them always there, NaN where there is no truth
@@ -59,34 +60,20 @@ class CocoMetric:
     """
 
     def __init__(self, class_names: Sequence[str], backend: Backend = "auto"):
+        super().__init__()
         self.class_names = list(class_names)
         self.backend: Backend = backend
-        self._pictures: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
 
-    def update(
-        self,
-        predictions: Sequence[BoxLabels],
-        truth: Sequence[BoxLabels | None],
-        infos: Sequence[ImageInfo],
-    ) -> None:
-        """Adds pictures, boxes in pixels of the file; a picture without truth (None) is skipped."""
-        for predicted, true, info in zip(predictions, truth, infos, strict=True):
-            if true is None:
-                continue
-            found = rows_of(predicted, crowd=False)
-            self._pictures[info.source, info.id] = truth_rows(true, found[:, 0]), found
-
-    def state(self) -> Any:
-        """Returns what was added so far, to be sent to another process."""
-        return self._pictures
-
-    def merge(self, states: Sequence[Any]) -> None:
-        """Replaces what was added by the union of `states`; a picture in several counts once."""
-        self._pictures = {key: rows for state in states for key, rows in state.items()}
+    def counted(
+        self, found: BoxLabels, true: BoxLabels, info: ImageInfo
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the rows of truth and of detections, see `rows_of`."""
+        rows = rows_of(found, crowd=False)
+        return truth_rows(true, rows[:, 0]), rows
 
     def compute(self) -> dict[str, float]:
         """Returns name -> value in [0, 1] or NaN."""
-        pictures = [self._pictures[key] for key in sorted(self._pictures)]
+        pictures = self.in_order()
         return score(
             boxes_of([rows for rows, _ in pictures]),
             boxes_of([rows for _, rows in pictures]),
@@ -128,13 +115,8 @@ def score(
     """
     truth, detections, image_ids, names = _numbered(truth, detections, image_ids, names)
     accumulated = _accumulate(truth, detections, image_ids, names, backend)
-    numbers = {name: _mean(accumulated, *what) for name, what in NUMBERS.items()}
-    precision = accumulated["precision"]
-    for k, name in names.items():
-        alone = {"precision": precision[:, :, k : k + 1]}
-        numbers[f"AP/{name}"] = _mean(alone, *NUMBERS["AP"])
-    numbers["F1@.5"] = f1(truth, detections, list(names))
-    return numbers
+    numbers = numbers_of(accumulated, NUMBERS, list(names.values()))
+    return numbers | {"F1@.5": f1(truth, detections, list(names))}
 
 
 def _numbered(
@@ -221,11 +203,9 @@ def _accumulate(
             side.createIndex()
             sides.append(side)
         evaluation = coco_eval(*sides, iouType="bbox")
-        if not len(image_ids):
-            return _nothing(len(names))
-        evaluation.evaluate()
-        evaluation.accumulate()
-    return {what: np.asarray(evaluation.eval[what]) for what in ("precision", "recall")}
+        if len(image_ids):
+            evaluation.evaluate()
+        return precision_and_recall(evaluation)
 
 
 def annotations_of(boxes: Boxes) -> list[dict[str, Any]]:
@@ -244,13 +224,6 @@ def annotations_of(boxes: Boxes) -> list[dict[str, Any]]:
     return [dict(zip(keys, row, strict=True), id=i) for i, row in enumerate(columns, start=1)]
 
 
-def _nothing(num_classes: int) -> dict[str, np.ndarray]:
-    return {
-        "precision": -np.ones((10, 101, num_classes, 4, 3)),
-        "recall": -np.ones((10, num_classes, 4, 3)),
-    }
-
-
 def _classes(backend: Backend) -> tuple[Any, Any]:
     """Returns the classes that hold and that score boxes."""
     installed = importlib.util.find_spec("faster_coco_eval") is not None
@@ -266,8 +239,43 @@ def _classes(backend: Backend) -> tuple[Any, Any]:
     return COCO, COCOeval
 
 
-def _mean(
-    accumulated: dict[str, np.ndarray], what: str, threshold: float | None, size: int, limit: int
+def precision_and_recall(evaluation: Any) -> dict[str, np.ndarray]:
+    """Returns precision (T, R, K, A, L) and recall (T, K, A, L), -1 where there is no truth.
+
+    Args:
+        evaluation: of either backend; where it has pictures and categories, it has evaluated them.
+    """
+    params = evaluation.params
+    if not len(params.imgIds) or not len(params.catIds):
+        shape = (len(params.catIds), len(params.areaRng), len(params.maxDets))
+        precision = -np.ones((len(params.iouThrs), len(params.recThrs), *shape))
+        return {"precision": precision, "recall": -np.ones((len(params.iouThrs), *shape))}
+    with redirect_stdout(io.StringIO()):  # pycocotools prints
+        evaluation.accumulate()
+    return {what: np.asarray(evaluation.eval[what]) for what in ("precision", "recall")}
+
+
+def numbers_of(
+    accumulated: Mapping[str, np.ndarray],
+    numbers: Mapping[str, tuple[str, float | None, int, int]],
+    class_names: Sequence[str],
+) -> dict[str, float]:
+    """Returns the numbers, which are told as in `NUMBERS`, by name, and AP/<class>.
+
+    Args:
+        accumulated: see `precision_and_recall`.
+        numbers: AP among them.
+        class_names: (K,).
+    """
+    found = {name: mean_of(accumulated, *what) for name, what in numbers.items()}
+    for k, name in enumerate(class_names):
+        alone = {"precision": accumulated["precision"][:, :, k : k + 1]}
+        found[f"AP/{name}"] = mean_of(alone, *numbers["AP"])
+    return found
+
+
+def mean_of(
+    accumulated: Mapping[str, np.ndarray], what: str, threshold: float | None, size: int, limit: int
 ) -> float:
     """Returns the mean as pycocotools' `summarize` takes it, NaN for its -1."""
     values = accumulated[what]

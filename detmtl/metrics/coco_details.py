@@ -15,16 +15,16 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detmtl.data.outlines import encoded, pasted
-from detmtl.metrics.coco import NUMBERS
+from detmtl.metrics.coco import NUMBERS, mean_of, numbers_of, precision_and_recall
+from detmtl.metrics.collected import TwoSided
 from detmtl.metrics.shape_counts import ShapeCounts
-from detmtl.metrics.two_sided import TwoSided
 from detmtl.structures.boxes import area, xyxy_to_xywh
 from detmtl.structures.details import NO_MASK
 from detmtl.structures.labels import BoxLabels, Ignore
 from detmtl.structures.sample import ImageInfo
 
 _coco: Any = coco_mask  # its stubs know less than it does
-_KEYPOINT_NUMBERS = {n: w for n, w in NUMBERS.items() if n in ("AP", "AP50", "AP75")}
+_KEYPOINT_NUMBERS = {n: (*NUMBERS[n][:3], 0) for n in ("AP", "AP50", "AP75")}  # there is one limit
 _Row = dict[str, Any]
 _Sides = tuple[list[_Row], list[_Row]]
 """Truth and detections of a picture."""
@@ -41,12 +41,14 @@ class _Judging(TwoSided[_Sides, _Sum]):
         self._sigmas = np.array(sigmas)
         self._last: tuple[list[tuple[str, int]], Any] | None = None
 
-    def merge(self, states: Sequence[Any]) -> None:
-        super().merge(states)
+    def update(
+        self, predictions: Sequence[Any], truth: Sequence[Any], infos: Sequence[ImageInfo]
+    ) -> None:
+        super().update(predictions, truth, infos)
         self._last = None
 
-    def _add(self, info: ImageInfo, sides: _Sides) -> None:
-        self._pictures[info.source, info.id] = sides
+    def merge(self, states: Sequence[Any]) -> None:
+        super().merge(states)
         self._last = None
 
     def _kept(self) -> dict[str, int]:
@@ -77,45 +79,27 @@ class MaskMetric(_Judging):
     def _kept(self) -> dict[str, int]:
         return {name: c for c, name in enumerate(self.class_names)}
 
-    def update(
-        self,
-        predictions: Sequence[BoxLabels],
-        truth: Sequence[BoxLabels | None],
-        infos: Sequence[ImageInfo],
-    ) -> None:
-        """Adds pictures, in pixels of the file; a picture without truth (None) is skipped."""
-        for predicted, true, info in zip(predictions, truth, infos, strict=True):
-            if true is None:
-                continue
-            found = _rows(predicted, _encoded(predicted, info))
-            for row in found:
-                row["area"] = float(_coco.area(row["segmentation"]))
-            self._add(info, (_mask_truth(true, found, info), found))
+    def counted(self, found: BoxLabels, true: BoxLabels, info: ImageInfo) -> _Sides:
+        """Returns COCO's objects of either side."""
+        rows = _rows(found, _encoded(found, info))
+        for row in rows:
+            row["area"] = float(_coco.area(row["segmentation"]))
+        return _mask_truth(true, rows, info), rows
 
-    def update_on_truth(
-        self,
-        predictions: Sequence[BoxLabels | None],
-        truth: Sequence[BoxLabels | None],
-        infos: Sequence[ImageInfo],
-    ) -> None:
-        """Adds pictures whose boxes of truth the task has looked at, in the order of the truth."""
-        for found, true, info in zip(predictions, truth, infos, strict=True):
-            if found is None or true is None:
-                continue
-            pairs = zip(
-                _encoded(found, info), _encoded(true, info), true.ignore.tolist(), strict=True
-            )
-            ious = [
-                float(_coco.iou([a], [b], [0])[0, 0])
-                for a, b, ignore in pairs
-                if a is not None and b is not None and ignore == Ignore.NO
-            ]
-            self._on_truth[info.source, info.id] = sum(ious), len(ious)
+    def described(self, found: BoxLabels, true: BoxLabels, info: ImageInfo) -> _Sum:
+        """Returns the sum of the masks' IoU, and of how many boxes."""
+        pairs = zip(_encoded(found, info), _encoded(true, info), true.ignore.tolist(), strict=True)
+        ious = [
+            float(_coco.iou([a], [b], [0])[0, 0])
+            for a, b, ignore in pairs
+            if a is not None and b is not None and ignore == Ignore.NO
+        ]
+        return sum(ious), len(ious)
 
     def compute(self) -> dict[str, float]:
         """Returns name -> value in [0, 1] or NaN."""
-        evaluation = _evaluated(self._judge(self._pictures))
-        numbers = _numbers(evaluation, NUMBERS, self.class_names)
+        accumulated = precision_and_recall(self._judge(self._pictures))
+        numbers = numbers_of(accumulated, NUMBERS, self.class_names)
         return numbers | {"on_truth/IoU": _mean_of(self._on_truth)}
 
     def per_picture(self) -> ShapeCounts:
@@ -143,52 +127,35 @@ class KeypointMetric(_Judging):
         self.class_names = list(class_names)
         self._with_points = [c for c in class_names if c in owners]
 
-    def update(
-        self,
-        predictions: Sequence[BoxLabels],
-        truth: Sequence[BoxLabels | None],
-        infos: Sequence[ImageInfo],
-    ) -> None:
-        """Adds pictures, in pixels of the file; a picture without truth (None) is skipped."""
-        for predicted, true, info in zip(predictions, truth, infos, strict=True):
-            if true is None:
-                continue
-            found = _with_keypoints(predicted, _rows(predicted, None))
-            rows = _with_keypoints(true, _rows(true, None))
-            rows += [
-                row | {"keypoints": [], "num_keypoints": 0}
-                for row in _everywhere(true, found, info)
-            ]
-            self._add(info, (rows, found))
+    def counted(self, found: BoxLabels, true: BoxLabels, info: ImageInfo) -> _Sides:
+        """Returns COCO's objects of either side."""
+        rows = _with_keypoints(found, _rows(found, None))
+        wanted = _with_keypoints(true, _rows(true, None))
+        wanted += [
+            row | {"keypoints": [], "num_keypoints": 0} for row in _everywhere(true, rows, info)
+        ]
+        return wanted, rows
 
-    def update_on_truth(
-        self,
-        predictions: Sequence[BoxLabels | None],
-        truth: Sequence[BoxLabels | None],
-        infos: Sequence[ImageInfo],
-    ) -> None:
-        """Adds pictures whose boxes of truth the task has looked at, in the order of the truth."""
-        for found, true, info in zip(predictions, truth, infos, strict=True):
-            if found is None or true is None or true.details is None or found.details is None:
-                continue
-            if true.details.keypoints is None or found.details.keypoints is None:
-                continue
-            similar = similarities(
-                found.details.keypoints.double().cpu().numpy(),
-                true.details.keypoints.double().cpu().numpy(),
-                _areas(true),
-                self._sigmas,
-            )[true.ignore.cpu().numpy() == Ignore.NO]
-            known = similar[~np.isnan(similar)]
-            self._on_truth[info.source, info.id] = float(known.sum()), len(known)
+    def described(self, found: BoxLabels, true: BoxLabels, info: ImageInfo) -> _Sum | None:
+        """Returns the sum of the similarities, and of how many boxes; None where a side has no keypoints."""
+        if true.details is None or found.details is None:
+            return None
+        if true.details.keypoints is None or found.details.keypoints is None:
+            return None
+        similar = similarities(
+            found.details.keypoints.double().cpu().numpy(),
+            true.details.keypoints.double().cpu().numpy(),
+            _areas(true),
+            self._sigmas,
+        )[true.ignore.cpu().numpy() == Ignore.NO]
+        known = similar[~np.isnan(similar)]
+        return float(known.sum()), len(known)
 
     def compute(self) -> dict[str, float]:
         """Returns name -> value in [0, 1] or NaN."""
-        kept = self._kept()
-        evaluation = _evaluated(self._judge(self._pictures))
-        numbers = _numbers(evaluation, _KEYPOINT_NUMBERS, list(kept), most=0)
-        recall = evaluation["recall"][:, :, 0, 0]
-        numbers["AR"] = _mean(recall)
+        accumulated = precision_and_recall(self._judge(self._pictures))
+        numbers = numbers_of(accumulated, _KEYPOINT_NUMBERS, list(self._kept()))
+        numbers["AR"] = mean_of(accumulated, "recall", None, 0, 0)
         return numbers | {"on_truth/OKS": _mean_of(self._on_truth)}
 
     def per_picture(self) -> ShapeCounts:
@@ -338,43 +305,6 @@ def _judged(
         if pictures and named:
             evaluation.evaluate()
     return evaluation
-
-
-def _evaluated(evaluation: Any) -> dict[str, np.ndarray]:
-    """Returns precision (T, R, C, A, L) and recall (T, C, A, L) of pycocotools, -1 where there is no truth,
-    of what `_judged` returns."""
-    params = evaluation.params
-    if not len(params.imgIds) or not len(params.catIds):
-        shape = (len(params.catIds), len(params.areaRng), len(params.maxDets))
-        precision = -np.ones((len(params.iouThrs), len(params.recThrs), *shape))
-        return {"precision": precision, "recall": -np.ones((len(params.iouThrs), *shape))}
-    with redirect_stdout(io.StringIO()):
-        evaluation.accumulate()
-    return {what: np.asarray(evaluation.eval[what]) for what in ("precision", "recall")}
-
-
-def _numbers(
-    evaluation: Mapping[str, np.ndarray],
-    numbers: Mapping[str, tuple[str, float | None, int, int]],
-    class_names: Sequence[str],
-    most: int | None = None,
-) -> dict[str, float]:
-    """Returns the numbers by name, and AP/<class>; `most` replaces the index of the limit of detections."""
-    found = {}
-    for name, (what, threshold, size, limit) in numbers.items():
-        values = evaluation[what]
-        if threshold is not None:
-            values = values[round((threshold - 0.5) / 0.05)][None]
-        found[name] = _mean(values[..., size, limit if most is None else most])
-    for k, name in enumerate(class_names):
-        of_class = evaluation["precision"][:, :, k, 0, -1]
-        found[f"AP/{name}"] = _mean(of_class)
-    return found
-
-
-def _mean(values: np.ndarray) -> float:
-    values = values[values > -1]
-    return float(np.mean(values)) if len(values) else float("nan")
 
 
 def _mean_of(sums: Mapping[Any, _Sum]) -> float:

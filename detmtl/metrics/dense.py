@@ -5,10 +5,10 @@ Letters: I pictures, C classes, S subsets of them, B reweightings of the picture
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from detmtl.metrics.collected import Collected
 from detmtl.metrics.per_picture import as_they_are, mean_of_known
 from detmtl.structures.confusion import confusion
 from detmtl.structures.labels import MapLabels
@@ -45,7 +45,7 @@ class MapCounts:
         return values | {f"IoU/{n}": iou[:, c] for c, n in enumerate(self.class_names.tolist())}
 
 
-class MapMetric:
+class MapMetric(Collected[np.ndarray]):
     """Intersection over union, and pixel accuracy.
 
     Classes without a true pixel have no number and no part in any mean, whatever was found: which
@@ -56,35 +56,18 @@ class MapMetric:
         self, class_names: Sequence[str], subsets: Mapping[str, Sequence[str]] | None = None
     ):
         """Takes the C class names, and name -> class names of subsets that get a mean of their own."""
+        super().__init__()
         self.class_names = tuple(class_names)
         self.subsets = {k: tuple(v) for k, v in (subsets or {}).items()}
-        self._pictures: dict[tuple[str, int], np.ndarray] = {}
 
-    def update(
-        self,
-        predictions: Sequence[MapLabels],
-        truth: Sequence[MapLabels | None],
-        infos: Sequence[ImageInfo],
-    ) -> None:
-        """See `detmtl.tasks.task.Metric.update`."""
-        for found, known, info in zip(predictions, truth, infos, strict=True):
-            if known is not None:
-                counts = confusion(known, found)
-                self._pictures[info.source, info.id] = np.stack(
-                    [counts.sum(1)[:-1], counts.sum(0)[:-1], np.diag(counts)[:-1]]
-                )
-
-    def state(self) -> Any:
-        """Returns what was collected."""
-        return self._pictures
-
-    def merge(self, states: Sequence[Any]) -> None:
-        """Replaces what was collected by the union of `states`."""
-        self._pictures = {key: counts for state in states for key, counts in state.items()}
+    def counted(self, found: MapLabels, true: MapLabels, info: ImageInfo) -> np.ndarray:
+        """Returns (3, C) int64 pixels: true, found, and both."""
+        counts = confusion(true, found)
+        return np.stack([counts.sum(1)[:-1], counts.sum(0)[:-1], np.diag(counts)[:-1]])
 
     def per_picture(self) -> MapCounts:
         """Returns what was collected, picture by picture in the order of their sources and ids."""
-        pictures = [self._pictures[key] for key in sorted(self._pictures)]
+        pictures = self.in_order()
         names = self.class_names
         return MapCounts(
             np.array(names, dtype=str),

@@ -5,12 +5,11 @@ Letters: I pictures, B reweightings of them.
 Source: Eigen et al. 2014, arXiv 1406.2283, section 4.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from detmtl.metrics.collected import Collected
 from detmtl.metrics.per_picture import as_they_are
 from detmtl.structures.depth import DepthLabels
 from detmtl.structures.sample import ImageInfo
@@ -46,37 +45,16 @@ class DepthSums:
         return dict(zip(names, means.T, strict=True))
 
 
-class DepthMetric:
+class DepthMetric(Collected[np.ndarray]):
     """Shares of pixels that are right, relative error and root mean square error, pixels counting alike."""
 
-    def __init__(self) -> None:
-        """Starts with nothing."""
-        self._pictures: dict[tuple[str, int], np.ndarray] = {}
-
-    def update(
-        self,
-        predictions: Sequence[DepthLabels],
-        truth: Sequence[DepthLabels | None],
-        infos: Sequence[ImageInfo],
-    ) -> None:
-        """See `detmtl.tasks.task.Metric.update`."""
-        for found, known, info in zip(predictions, truth, infos, strict=True):
-            if known is not None:
-                self._pictures[info.source, info.id] = _sums(
-                    found.depth.double().cpu().numpy(), known.depth.double().cpu().numpy()
-                )
-
-    def state(self) -> Any:
-        """Returns what was collected."""
-        return self._pictures
-
-    def merge(self, states: Sequence[Any]) -> None:
-        """Replaces what was collected by the union of `states`."""
-        self._pictures = {key: sums for state in states for key, sums in state.items()}
+    def counted(self, found: DepthLabels, true: DepthLabels, info: ImageInfo) -> np.ndarray:
+        """Returns a row of `DepthSums.sums`."""
+        return _sums(found.depth.double().cpu().numpy(), true.depth.double().cpu().numpy())
 
     def per_picture(self) -> DepthSums:
         """Returns what was collected, picture by picture in the order of their sources and ids."""
-        sums = [self._pictures[key] for key in sorted(self._pictures)]
+        sums = self.in_order()
         return DepthSums(np.array(sums, dtype=np.float64).reshape(len(sums), 7))
 
     def compute(self) -> dict[str, float]:

@@ -5,10 +5,10 @@ Letters: I pictures, T tags, B reweightings of the pictures, P pictures that are
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from detmtl.metrics.collected import Collected
 from detmtl.metrics.per_picture import as_they_are, mean_of_known
 from detmtl.structures.labels import TagLabels
 from detmtl.structures.sample import ImageInfo
@@ -55,7 +55,7 @@ class TagScores:
         return {"mAP": mean_of_known(ap), "F1@.5": mean_of_known(f1)} | of_tags
 
 
-class TagMetric:
+class TagMetric(Collected[np.ndarray]):
     """Mean average precision over the tags, and F1 at probability .5.
 
     A tag counts in a picture where its truth is known (weight above 0); it is true from a target of
@@ -64,35 +64,18 @@ class TagMetric:
 
     def __init__(self, tag_names: Sequence[str]):
         """Takes the T names."""
+        super().__init__()
         self.tag_names = tuple(tag_names)
-        self._pictures: dict[tuple[str, int], np.ndarray] = {}
 
-    def update(
-        self,
-        predictions: Sequence[TagLabels],
-        truth: Sequence[TagLabels | None],
-        infos: Sequence[ImageInfo],
-    ) -> None:
-        """See `detmtl.tasks.task.Metric.update`."""
-        for found, known, info in zip(predictions, truth, infos, strict=True):
-            if known is not None:
-                scores, targets = found.targets.cpu().numpy(), known.targets.cpu().numpy()
-                looked = known.weights.cpu().numpy() > 0
-                self._pictures[info.source, info.id] = np.stack(
-                    [scores, targets >= SHOWN, looked]
-                ).astype(np.float32)
-
-    def state(self) -> Any:
-        """Returns what was collected."""
-        return self._pictures
-
-    def merge(self, states: Sequence[Any]) -> None:
-        """Replaces what was collected by the union of `states`."""
-        self._pictures = {key: rows for state in states for key, rows in state.items()}
+    def counted(self, found: TagLabels, true: TagLabels, info: ImageInfo) -> np.ndarray:
+        """Returns (3, T) float32: score, whether it is true, whether the truth is known."""
+        scores, targets = found.targets.cpu().numpy(), true.targets.cpu().numpy()
+        looked = true.weights.cpu().numpy() > 0
+        return np.stack([scores, targets >= SHOWN, looked]).astype(np.float32)
 
     def per_picture(self) -> TagScores:
         """Returns what was collected, picture by picture in the order of their sources and ids."""
-        pictures = [self._pictures[key] for key in sorted(self._pictures)]
+        pictures = self.in_order()
         table = np.array(pictures, dtype=np.float32).reshape(len(pictures), 3, len(self.tag_names))
         names = np.array(self.tag_names, dtype=str)
         return TagScores(names, table[:, 0], table[:, 1] > 0, table[:, 2] > 0)
