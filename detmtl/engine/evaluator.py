@@ -29,7 +29,6 @@ def evaluate(
     precision: Precision = "auto",
     truth: Truth | None = None,
     detections: Path | None = None,
-    category_ids: Sequence[int] | None = None,
     on_batch: Callable[[Batch, Mapping[str, list[Labels]]], None] | None = None,
     pictures: Path | None = None,
 ) -> dict[str, float]:
@@ -38,8 +37,7 @@ def evaluate(
     Arguments as of `collect`, and of `computed`.
     """
     return computed(
-        collect(model, batches, device, precision, truth, detections, category_ids, on_batch),
-        pictures,
+        collect(model, batches, device, precision, truth, detections, on_batch), pictures
     )
 
 
@@ -50,7 +48,6 @@ def collect(
     precision: Precision = "auto",
     truth: Truth | None = None,
     detections: Path | None = None,
-    category_ids: Sequence[int] | None = None,
     on_batch: Callable[[Batch, Mapping[str, list[Labels]]], None] | None = None,
 ) -> dict[str, Metric]:
     """Returns task name -> metric that has seen the predictions of this rank's pictures.
@@ -64,8 +61,7 @@ def collect(
         device: where the model is.
         precision: of the network; decoding is float32.
         truth: looks up labels in pixels of the file; None: the batch's labels, mapped back.
-        detections: where to write the boxes of the first task that has any, as COCO results.
-        category_ids: the COCO category id of each class in that file; None: class index + 1.
+        detections: where to write the boxes of the first task that has any, see `coco_results`.
         on_batch: called with every batch and its predictions in the network's pixels, for progress
             bars and drawings.
     """
@@ -92,7 +88,7 @@ def collect(
                     for labels, info in zip(found, batch.infos, strict=True):
                         assert isinstance(labels, BoxLabels)
                         results[info.source, info.id] = coco_results(
-                            labels, info.id, task.class_names, category_ids
+                            labels, info.id, task.class_names
                         )
             if on_batch is not None:
                 on_batch(batch, predictions)
@@ -155,12 +151,9 @@ def to_file_pixels(labels: Labels, size: Sequence[int], info: ImageInfo) -> Labe
 
 
 def coco_results(
-    labels: BoxLabels,
-    image_id: int,
-    class_names: Sequence[str],
-    category_ids: Sequence[int] | None = None,
+    labels: BoxLabels, image_id: int, class_names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Returns one picture's boxes as COCO result objects.
+    """Returns one picture's boxes as COCO result objects; category ids are class numbers + 1.
 
     Each has its class's name beside the id, so that `evaluate --detections` can tell an annotation file
     that numbers its categories in another way.
@@ -168,7 +161,7 @@ def coco_results(
     return [
         {
             "image_id": image_id,
-            "category_id": c + 1 if category_ids is None else int(category_ids[c]),
+            "category_id": c + 1,
             "category_name": class_names[c],
             "bbox": box,
             "score": score,
