@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from detmtl.data.flat import FileNames
+from detmtl.data.images import list_pictures
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import OTHER, UNKNOWN
 
@@ -32,7 +33,8 @@ def map_files(
 ) -> FileNames:
     """Returns the files of the pictures' maps, or depths, in `folder`; an empty name where there is none.
 
-    Warns if there are pictures without one and files without a picture: their names may differ by mistake.
+    Warns if there are pictures without one, and files without a picture, be it one that the folder of
+    `pictures` has besides: their names may differ by mistake.
 
     Raises:
         InputError: no picture has one, or `missing` is `error` and some have none.
@@ -53,6 +55,9 @@ def map_files(
                 for name in without
             ]
         )
+    if without and others:
+        there = {_map_name(name) for name in list_pictures(pictures.folder)}
+        others = [name for name in others if os.path.normpath(name) not in there]
     if without and others:
         warnings.warn(
             f"{where}: {len(without)} of its {len(pictures)} pictures have no {what} in {folder}, where "

@@ -73,7 +73,8 @@ class TagFile(Settings):
     ) -> "Tags":
         """Returns the tags of `pictures`; `grade` says who wrote them where the file does not.
 
-        Warns if there are pictures without tags and tags without a picture: names may differ by mistake.
+        Warns if there are pictures without tags, and tags without a picture, be it one that the folder of
+        `pictures` has besides: names may differ by mistake.
 
         Raises:
             InputError: with everything that is wrong with the file.
@@ -112,8 +113,9 @@ class TagFile(Settings):
             ]
         if problems:
             raise InputError(problems)
-        missing, others = int((~present).sum()), [rows[place] for place in rows.keys() - {*places}]
-        if missing and others:
+        missing, more = int((~present).sum()), rows.keys() - {*places}
+        others = [rows[place] for place in more if not os.path.isfile(place)] if missing else []
+        if others:
             first = min(row["file_name"] for row in others)
             warnings.warn(
                 f"{path}: has no tags of {missing} of the {len(pictures)} pictures of {where}, but tags of "

@@ -39,9 +39,9 @@ def root(tmp_path):
 NAMES = {1: "person", 3: "car", 6: "bus"}
 
 
-def _load(root, classes=CLASSES, **settings):
+def _load(root, classes=CLASSES, listed=None, **settings):
     values = {"folder": "maps", "categories": NAMES, "missing": "absent"} | settings
-    source = FolderSource(images="images", maps=MapFolder(**values))
+    source = FolderSource(images="images", listed=listed, maps=MapFolder(**values))
     return source.load("s", root, LabelSpace.of(["x"]), root / "cache", classes)
 
 
@@ -72,6 +72,15 @@ def test_maps_whose_names_match_no_picture_are_told(root):
     assert "1 of its 3 pictures have no map" in str(warning.message)
     assert "where 2 files are the map of none of them, such as b_mask.png" in str(warning.message)
     assert str(warning.message).endswith("that of c.jpg would be c.png")
+
+
+def test_maps_of_pictures_that_another_source_has_are_no_mistake(root):
+    Image.new("RGB", (6, 4)).save(root / "images/d.jpg")
+    (root / "maps/d.png").write_bytes(b"")
+    (root / "part.json").write_text(
+        json.dumps({"images": [{"file_name": "a.jpg"}, {"file_name": "c.jpg"}]})
+    )
+    assert _load(root, listed="part.json").maps.present().tolist() == [True, False]
 
 
 def test_pictures_without_a_map_may_be_left_out(root):

@@ -23,12 +23,13 @@ from detmtl.tasks.tags import TagsConfig, pooled
 CLASSES = TagClasses(classes={"night": ["night", "dusk"], "rain": ["rain"], "snow": []})
 
 
-def _load(root, content, pictures=("a.jpg", "b.jpg"), classes=CLASSES, **settings):
+def _load(root, content, pictures=("a.jpg", "b.jpg"), classes=CLASSES, listed=None, **settings):
     for name in pictures:
         (root / "images").mkdir(exist_ok=True)
         Image.new("RGB", (6, 4), len(name)).save(root / "images" / name)
     (root / "tags.json").write_text(json.dumps(content))
-    source = FolderSource(images="images", tags=TagFile(file="tags.json", **settings))
+    tags = TagFile(file="tags.json", **settings)
+    source = FolderSource(images="images", listed=listed, tags=tags)
     return source.load("s", root, LabelSpace.of(["x"]), root / "cache", tags=classes)
 
 
@@ -71,6 +72,14 @@ def test_names_that_lead_to_one_picture_are_one_and_others_are_told(tmp_path):
     assert source.tags.present.tolist() == [True, False]
     images[1]["file_name"] = str(tmp_path / "images/b.jpg")
     assert _load(tmp_path, {"tags": LOOKED_FOR, "images": images}).tags.present.all()
+
+
+def test_tags_of_pictures_that_another_source_has_are_no_mistake(tmp_path):
+    pictures, part = ("a.jpg", "b.jpg", "c.jpg"), [{"file_name": "a.jpg"}, {"file_name": "b.jpg"}]
+    (tmp_path / "part.json").write_text(json.dumps({"images": part}))
+    content = {"tags": LOOKED_FOR, "images": [_row("a.jpg"), _row("c.jpg")]}
+    source = _load(tmp_path, content, pictures, listed="part.json", missing="absent")
+    assert source.tags.present.tolist() == [True, False]
 
 
 def test_a_tag_of_which_the_file_knows_some_names_is_told(tmp_path):
