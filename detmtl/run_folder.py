@@ -20,6 +20,7 @@ WITHOUT_EFFECT = (
     "device ",
     "data.root ",  # the files are known by their content, see `RunFolder.claim_inputs`
     "data.workers ",
+    "silver.batch_size ",  # nor does a store know how many pictures its teacher saw at once
     "silver.gates ",
     "silver.store ",  # a teacher writes the same labels wherever they lie, and marks them as its own
     "train.compile ",
@@ -28,9 +29,15 @@ WITHOUT_EFFECT = (
     "train.score_in_background ",
     "export.",  # the file is written last, of weights that are there
 )
-"""Settings that may change between a kill and the next start, in the words of `_differences`."""
+"""Settings that may change between a kill and the next start, in the words of `_differences`; see
+`without_effect`."""
 SCHEMA = "schema"
 """Names, beside the files of a run, by which facts they are known."""
+
+
+def without_effect(settings: RunSettings) -> tuple[str, ...]:
+    """Returns `WITHOUT_EFFECT` of a run: of mode online everything where it has another mode."""
+    return (*WITHOUT_EFFECT, "online.") if settings.when_online() is None else WITHOUT_EFFECT
 
 
 @dataclass(frozen=True)
@@ -150,8 +157,8 @@ class RunFolder:
         return []
 
     def _refuse_others(self, settings: RunSettings) -> None:
-        differences = self._differences(settings)
-        changed = sorted(d for d in differences if not d.startswith(WITHOUT_EFFECT))
+        differences, may_change = self._differences(settings), without_effect(settings)
+        changed = sorted(d for d in differences if not d.startswith(may_change))
         if changed and self.began():
             raise InputError(
                 f"--out {self.path}: holds a run with other settings ({'; '.join(changed[:6])}); "

@@ -5,15 +5,12 @@ import json
 from typing import Any
 
 from detmtl.config import RunSettings, settings_from
-from detmtl.run_folder import WITHOUT_EFFECT
+from detmtl.run_folder import without_effect
 
 VERSION = 3
 """Part of every run's key: raise it when the same settings give another result."""
-UNKEYED = {name.rstrip(" .") for name in WITHOUT_EFFECT} - {"device", "train.compile"}
-UNKEYED |= {"silver.batch_size"}
-"""Settings that no key of a run knows, `section.setting` or a section: those that may change while it is
-trained, except for what rounds otherwise. A store does not know either how many pictures its teacher saw at
-once."""
+ROUNDS = {"device", "train.compile"}
+"""Settings that may change while a run is trained, but make it round otherwise: its key knows them."""
 
 
 def canonical(settings: RunSettings) -> RunSettings:
@@ -65,18 +62,16 @@ def digest(facts: Any) -> str:
 
 
 def run_key(settings: RunSettings, fingerprints: Any) -> str:
-    """Returns the key of a training: everything but `UNKEYED`, and of mode online nothing where the run has
-    another mode. Gates count as little (a training that ended trained alike either way) as the place of the
-    data, whose files `fingerprints` know."""
+    """Returns the key of a training: everything but what may change while it is trained, see
+    `without_effect`; of that, only `ROUNDS`. Gates count as little (a training that ended trained alike
+    either way) as the place of the data, whose files `fingerprints` know."""
     tree = settings.resolved()
-    for name in UNKEYED:
+    for name in {name.rstrip(" .") for name in without_effect(settings)} - ROUNDS:
         section, _, key = name.partition(".")
         if not key:
             del tree[section]
         elif tree[section] is not None:
             del tree[section][key]
-    if settings.when_online() is None:
-        del tree["online"]
     return digest([VERSION, tree, fingerprints])
 
 

@@ -14,6 +14,7 @@ from detmtl.comparing.keys import (
 )
 from detmtl.comparing.plan import Planner, cells_of, effort
 from detmtl.comparing.settings import base_config, chosen, parse_seeds, read_compare
+from detmtl.run_folder import RunFolder
 from detmtl.structures.errors import InputError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -181,6 +182,14 @@ def test_keys(planner):
     assert teacher_key(settings, {}) == teacher_key(of(made, seed=1), {}), "no chance in a teacher"
 
 
+def begin(path, settings):
+    """Returns the folder of a run of which the training has left something."""
+    folder = RunFolder(path)
+    folder.claim(settings)
+    folder.last.touch()
+    return folder
+
+
 @pytest.mark.parametrize(
     "changed",
     [
@@ -193,16 +202,23 @@ def test_keys(planner):
         "online.audit_every=7",
     ],
 )
-def test_what_has_no_effect_is_not_in_a_key(planner, changed):
+def test_what_has_no_effect_is_not_in_a_key_and_a_begun_run_goes_on(planner, tmp_path, changed):
     alone = (of(planner()), of(planner(overrides=[changed])))
     assert alone[0] != alone[1] and len({run_key(s, {}) for s in alone}) == 1
     assert len({teacher_key(s, {}) for s in alone}) == 1
-    in_mode_online = (
+    begin(tmp_path / "alone", alone[0]).claim(alone[1])
+    in_mode_online = [
         of(planner(overrides=["mix={mode: online}", "train.ema=0.9", *more]))
         for more in ([], [changed])
-    )
-    same = len({run_key(s, {}) for s in in_mode_online}) == 1
-    assert same == (not changed.startswith("online"))
+    ]
+    begun = begin(tmp_path / "online", in_mode_online[0])
+    if changed.startswith("online"):
+        assert len({run_key(s, {}) for s in in_mode_online}) == 2
+        with pytest.raises(InputError, match=r"with other settings \(online\.audit_every was"):
+            begun.claim(in_mode_online[1])
+    else:
+        assert len({run_key(s, {}) for s in in_mode_online}) == 1
+        begun.claim(in_mode_online[1])
 
 
 @pytest.mark.parametrize("changed", ["device=cuda", "train.compile=default", "optim.lr=0.3"])
