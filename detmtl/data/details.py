@@ -16,7 +16,7 @@ from pydantic import model_validator
 
 from detmtl.data.flat import Flat, gather
 from detmtl.structures.classes import LabelSpace
-from detmtl.structures.details import Details, Outlines
+from detmtl.structures.details import Details, Outlines, value_groups
 from detmtl.structures.errors import InputError
 from detmtl.structures.settings import Settings
 
@@ -148,6 +148,22 @@ class FlatDetails(Flat):
             picked |= {"points": self.points[points], "rings": rings, "shapes": shapes}
         return replace(self, **picked)
 
+    def known(self) -> dict[str, np.ndarray]:
+        """Returns `attributes.NAME`, `keypoints.CLASS` and `masks`, those that were looked for -> (N,) bool:
+        of which boxes something is known of it."""
+        known: dict[str, np.ndarray] = {}
+        if self.attributes is not None:
+            for a, name in enumerate(value_groups(self.attribute_names)):
+                known[f"attributes.{name}"] = self.attributes[:, a] >= 0
+        if self.keypoints is not None:
+            columns = np.array([name.partition("/")[0] for name in self.keypoint_names])
+            for name in dict.fromkeys(columns.tolist()):
+                seen = self.keypoints[:, columns == name, 2] > 0
+                known[f"keypoints.{name}"] = seen.any(axis=1)
+        if self.shapes is not None:
+            known["masks"] = np.diff(self.shapes) > 0
+        return known
+
     def labels(self, rows: slice) -> Details:
         """Returns the details of some boxes that follow each other."""
         outlines = None
@@ -175,29 +191,17 @@ def nowhere_known(
 ) -> list[str]:
     """Returns a sentence for each attribute, keypoints of a class, or masks that none of the sources has:
     a name is misspelt, and nothing would be learned."""
-    details = [d for d in found if d is not None]
     kinds = {f"attributes.{name}": False for name in wanted.attributes}
     kinds |= {f"keypoints.{name}": False for name in wanted.keypoints}
     kinds |= {"masks": False} if wanted.masks else {}
-    columns = np.array([name.partition("/")[0] for name in wanted.keypoint_names()])
-    for one in details:
-        for a, name in enumerate(wanted.attributes):
-            kinds[f"attributes.{name}"] |= bool((_array(one.attributes)[:, a] >= 0).any())
-        for name in wanted.keypoints:
-            seen = _array(one.keypoints)[:, columns == name, 2]
-            kinds[f"keypoints.{name}"] |= bool((seen > 0).any())
-        if wanted.masks:
-            kinds["masks"] |= len(_array(one.points)) > 0
+    for one in found:
+        for kind, known in ({} if one is None else one.known()).items():
+            kinds[kind] |= bool(known.any())
     return [
         f"data.details.{kind}: {where} says anything of it; correct the name, or leave it out"
         for kind, known in kinds.items()
         if not known
     ]
-
-
-def _array(array: np.ndarray | None) -> np.ndarray:
-    assert array is not None
-    return array
 
 
 def mirror_partners(names: Sequence[str]) -> list[int]:

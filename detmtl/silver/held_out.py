@@ -138,12 +138,13 @@ def without_doubles(sources: Sequence[Source], pools: Collection[str]) -> list[S
     by_people: dict[str, str] = {}
     beside: set[tuple[str, str]] = set()
     for source in sources:
-        if source.name in pools or source.grade != Grade.GOLD or source.annotations is None:
+        if source.name in pools or source.grade != Grade.GOLD:
             continue
         hashes = source.hashes()
-        whole = np.broadcast_to(source.coverage.min(axis=1) >= 1, len(source))
-        for i in np.flatnonzero(whole).tolist():
-            by_people.setdefault(hashes[i], f"{source.path(i)} of source '{source.name}'")
+        if source.annotations is not None:
+            whole = np.broadcast_to(source.coverage.min(axis=1) >= 1, len(source))
+            for i in np.flatnonzero(whole).tolist():
+                by_people.setdefault(hashes[i], f"{source.path(i)} of source '{source.name}'")
         for kind, told in told_beside_boxes(source, by_people=True).items():
             beside |= {(kind, hashes[i]) for i in np.flatnonzero(told).tolist()}
     kept = [_without(s, by_people, beside) if s.name in pools else s for s in sources]
@@ -158,12 +159,14 @@ def without_doubles(sources: Sequence[Source], pools: Collection[str]) -> list[S
 
 
 def told_beside_boxes(source: Source, by_people: bool = False) -> dict[str, np.ndarray]:
-    """Returns "details", "maps", "tags" and "depth" -> (I,) bool: of which pictures the source has such
-    labels; of people's alone if asked for."""
+    """Returns "maps", "tags", "depth" and each kind of `FlatDetails.known` -> (I,) bool: of which pictures
+    the source has such labels; of people's alone if asked for."""
     told: dict[str, np.ndarray] = {}
     a, maps, tags, depth = source.annotations, source.maps, source.tags, source.depth
     if a is not None and a.details is not None:
-        told["details"] = np.diff(a.offsets) > 0
+        place = a.image_index()
+        for kind, known in a.details.known().items():
+            told[kind] = np.bincount(place[known], minlength=len(source)) > 0
     if maps is not None:
         told["maps"] = maps.by_people() if by_people else maps.present()
     if isinstance(tags, Tags):

@@ -18,6 +18,9 @@ from test_teacher_arm import ONE, _coco, run  # noqa: F401
 from detmtl import pools
 from detmtl.config import read_settings
 from detmtl.data import images
+from detmtl.data.depth import Depths
+from detmtl.data.details import FlatDetails
+from detmtl.data.flat import FileNames
 from detmtl.data.joined import joined
 from detmtl.data.map_files import write_values
 from detmtl.data.maps import MapClasses, MapFolder
@@ -119,6 +122,59 @@ def test_pictures_of_which_a_pool_alone_has_a_map_or_tags_stay(tmp_path):
     with pytest.warns(UserWarning, match="2 of 4 pictures are left out"):
         _, kept = without_doubles([people, replace(pool, tags=tags)], ["pool"])
     assert kept.ids.tolist() == [102, 103]
+
+
+def test_pictures_of_which_a_pool_alone_knows_a_kind_of_details_stay(tmp_path):
+    rows = [(i, A, 0, 0) for i in range(3)]
+    people = gold(pictures(tmp_path / "a", 3, name="a"), rows)
+    pool = gold(pictures(tmp_path / "pool", 3, name="pool"), rows)
+
+    def told(source, masks=(), seen=(), sizes=(), colors=()):
+        """The source with an outline, a keypoint and two attributes of its pictures at these places."""
+        attributes, keypoints = np.full((3, 2), -1, np.int16), np.zeros((3, 2, 3), np.float32)
+        attributes[list(sizes), 0], attributes[list(colors), 1] = 0, 1
+        keypoints[list(seen), 1, 2] = 1
+        details = FlatDetails(
+            attributes=attributes,
+            keypoints=keypoints,
+            points=np.tile(np.float32([[1, 1], [11, 1], [11, 11]]), (len(masks), 1)),
+            rings=np.arange(len(masks) + 1) * 3,
+            shapes=np.cumsum([0, *(i in masks for i in range(3))]),
+            attribute_names=("size/s", "color/red", "color/blue"),
+            keypoint_names=("person/nose", "person/ear"),
+        )
+        return replace(source, annotations=replace(source.annotations, details=details))
+
+    def kept(people, pool):
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "source 'pool': . of 3 pictures are left out, because"
+            )
+            return (without_doubles([people, pool], ["pool"])[1].ids - 100).tolist()
+
+    nothing = told(people)
+    for kind in ("masks", "seen", "sizes", "colors"):
+        assert kept(nothing, told(pool, **{kind: [1, 2]})) == [1, 2]
+        assert kept(told(people, **{kind: [2]}), told(pool, **{kind: [1, 2]})) == [1]
+    assert kept(told(people, colors=range(3)), told(pool, masks=[0], sizes=[1])) == [0, 1]
+    for without in (nothing, people):
+        assert kept(without, told(pool)) == [], "a pool that knows nothing has nothing to keep"
+
+
+def test_what_people_said_of_a_picture_without_boxes_counts_too(tmp_path):
+    """Of depths too: of one source the boxes, of another the depths, and a pool that has both kinds."""
+    people = gold(pictures(tmp_path / "a", 3, name="a"), [(0, A, 0, 0)])
+    pool = pictures(tmp_path / "pool", 3, name="pool")
+    depths = Depths(FileNames.of("/", ["a.png", "b.png", ""]), 0.001, (0,), Grade.GOLD)
+    with pytest.warns(UserWarning, match="1 of 3 pictures are left out"):
+        _, kept = without_doubles([people, replace(pool, depth=depths)], ["pool"])
+    assert kept.ids.tolist() == [100, 101]
+    third = pictures(tmp_path / "b", 3, name="b")
+    for grade, left in ((Grade.GOLD, [101]), (Grade.SILVER, [100, 101])):
+        alone = replace(third, depth=replace(depths.take(np.array([0, 2, 2])), grade=grade))
+        with pytest.warns(UserWarning, match=f"{3 - len(left)} of 3 pictures are left out"):
+            *_, kept = without_doubles([people, alone, replace(pool, depth=depths)], ["pool"])
+        assert kept.ids.tolist() == left
 
 
 def test_a_pool_of_all_pictures_loses_those_that_measure_and_has_each_once(tmp_path):
