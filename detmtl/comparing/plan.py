@@ -3,7 +3,7 @@
 import copy
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -118,24 +118,10 @@ class Planner:
         settings: of the comparison.
         path: its file.
         overrides: `a.b=value`, for all arms, after the file's own.
-        beside: changes of other plans whose runs are to lie beside this one's.
-
-    Attributes:
-        root_counts: whether runs differ in the folder of their data: then it tells them apart, though
-            files of the same content in another folder are the same to all other runs.
     """
 
-    def __init__(
-        self,
-        settings: CompareSettings,
-        path: Path,
-        overrides: Sequence[str],
-        beside: Iterable[Changes] = (),
-    ) -> None:
+    def __init__(self, settings: CompareSettings, path: Path, overrides: Sequence[str]) -> None:
         self.settings, self.path, self.overrides = settings, path, list(overrides)
-        cells = [changes for axis in settings.grid.values() for changes in axis.values()]
-        varied = [*cells, settings.curve, *beside]
-        self.root_counts = any({"data", "data.root"} & {*changes} for changes in varied)
         self._tree, self._lines = read_yaml(base_config(settings, path))
 
     def digest(self) -> str:

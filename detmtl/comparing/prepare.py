@@ -1,6 +1,7 @@
 """From settings to a plan: data is read and checked, arms are checked for fairness, runs get their keys."""
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from detmtl.data.source import Source
 from detmtl.data.subset import Subset
 from detmtl.engine.distributed import Process
 from detmtl.inputs import input_hashes, named_files
-from detmtl.run_sources import load_sources, render, to_be_labelled
+from detmtl.run_sources import load_sources, render, sources_read, to_be_labelled
 from detmtl.run_teachers import gold_sources, teacher_settings, written_by_gold
 from detmtl.structures.errors import InputError
 
@@ -55,6 +56,7 @@ class Preparation:
         self.prepared = Prepared(Plan(cells_of(planner.settings)))
         self._scenes: dict[str, str] = {}
         self._hashes: dict[str, str] = {}
+        self._of_pictures: dict[str, str] = {}
         self._final: dict[str, Source] = {}
         self._starts: dict[str, str] = {}
 
@@ -186,8 +188,32 @@ class Preparation:
     def _fingerprint(self, settings: RunSettings) -> dict[str, str]:
         """Returns hashes of all files that decide a run's result: other files, another run."""
         found = input_hashes(settings, self.out / "cache", known=self._hashes)
-        if self.planner.root_counts:
-            found["data.root"] = str(settings.data.root)
+        return found | self._pictures(settings)
+
+    def _pictures(self, settings: RunSettings) -> dict[str, str]:
+        """Returns a hash of the bytes of all pictures of each source that a run reads: label files only name
+        them, and under another data.root other pictures may have these names. What cannot be read has
+        none: `check_data` tells it, with all else that is wrong."""
+        data, space, found = settings.data, settings.data.label_space(), {}
+        read = {n: data.sources[n] for n in sources_read(settings)}
+        for name, source in {**read, "val": data.val, "test": data.test}.items():
+            if source is None:
+                continue
+            # a subset chooses by the pictures' hashes: those of all decide which ones it has
+            bare = dict.fromkeys(("subset", "maps", "tags", "depth"))
+            whole = source.model_copy(update={**bare, "weight": 1.0})
+            key = json.dumps([str(data.root), whole.model_dump(mode="json"), space.digest()])
+            if key not in self._of_pictures:
+                try:
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")  # they come when a run's data are checked
+                        loaded = whole.load(
+                            name, data.root, space, self.out / "cache", details=data.details
+                        )
+                    self._of_pictures[key] = digest(loaded.hashes())
+                except InputError:
+                    continue
+            found[f"pictures of {name}"] = self._of_pictures[key]
         return found
 
 

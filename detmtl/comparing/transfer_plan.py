@@ -213,7 +213,7 @@ def _planner(
             resamples=max(settings.resamples, resamples_for(len(made))),
             same_start=False,  # heads differ; the trunks do not
         )
-        return Planner(compared, path, overrides, settings.variants.values())
+        return Planner(compared, path, overrides)
 
     first = planner({"all": {}})
     whole = first.of_arm(Cell("", {}, None, {}), "all", seed)

@@ -118,18 +118,59 @@ def test_another_file_of_gold_is_another_run(folder, name):
     assert after["electrum"][1] == before["electrum"][1], "the teacher writes the same labels"
 
 
-def test_data_that_moved_are_the_same_unless_their_place_is_compared(folder):
+MOVED = ("images", "pool", "val", "maps", "gold.json", "val.json", "covers.csv", "categories.json")
+PLAIN = "model.backbone.weights=null"
+TEST = "{kind: coco, images: test, annotations: val.json, covers: [cat, dog]}"
+
+
+def copied(folder, name):
+    """Copies the data set into a folder below its own."""
+    (folder / name).mkdir()
+    for one in MOVED:
+        copy = shutil.copytree if (folder / one).is_dir() else shutil.copy
+        copy(folder / one, folder / name / one)
+    return folder / name
+
+
+def test_data_that_moved_are_the_same(folder):
     before = keys(folder)
-    for name in ("images", "pool", "val", "maps", "gold.json", "val.json", "covers.csv"):
+    copied(folder, "copy")
+    for name in MOVED:
         (folder / "moved").mkdir(exist_ok=True)
         (folder / name).rename(folder / "moved" / name)
-    (folder / "categories.json").rename(folder / "moved" / "categories.json")
-    plain = "model.backbone.weights=null"
-    assert keys(folder, overrides=[plain, f"data.root={folder}/moved"]) == before
-    shutil.copytree(folder / "moved", folder / "copy")
+    assert keys(folder, overrides=[PLAIN, f"data.root={folder}/moved"]) == before
     cells = ", ".join(f"{name}: {{data.root: {folder}/{name}}}" for name in ("moved", "copy"))
     at = keys(folder, COMPARE + f"grid: {{place: {{{cells}}}}}\n", checked=True).plan.at
-    assert at[0, "gold", 0] != at[1, "gold", 0]
+    assert at[0, "gold", 0] == at[1, "gold", 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "arms"),
+    [("images", {"gold", "electrum"}), ("pool", {"electrum"}), ("val", {"gold", "electrum"})],
+)
+def test_other_pictures_of_the_same_names_are_other_runs(folder, name, arms):
+    def at(place):
+        return keys(folder, overrides=[PLAIN, f"data.root={place}"])
+
+    before, other = at(copied(folder, "same")), copied(folder, "other")
+    assert at(other) == before
+    picture = other / name / "0.png"
+    content = bytearray(picture.read_bytes())
+    content[len(content) // 2] ^= 1  # of its size still
+    picture.write_bytes(content)
+    after = at(other)
+    assert {arm for arm in before if after[arm][0] != before[arm][0]} == arms
+    assert after["electrum"][1] == before["electrum"][1], "a store knows its pictures itself"
+
+
+def test_faults_of_several_sources_are_told_together(folder):
+    shutil.copytree(folder / "val", folder / "test")
+    for name in ("images", "val"):
+        (folder / name / "0.png").unlink()
+    with pytest.raises(InputError) as refused:
+        keys(folder, COMPARE + f"set: {{data.test: {TEST}}}\n", checked=True)
+    told = "\n".join(refused.value.problems)
+    assert "images/0.png: no such picture" in told and "val/0.png: no such picture" in told
 
 
 def test_another_file_of_the_teacher_is_another_store(folder):
