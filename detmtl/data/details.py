@@ -159,7 +159,7 @@ class FlatDetails(Flat):
             columns = np.array([name.partition("/")[0] for name in self.keypoint_names])
             for name in dict.fromkeys(columns.tolist()):
                 seen = self.keypoints[:, columns == name, 2] > 0
-                known[f"keypoints.{name}"] = seen.any(axis=1)
+                known[f"keypoints.{name}"] = np.asarray(seen.any(axis=1))
         if self.shapes is not None:
             known["masks"] = np.diff(self.shapes) > 0
         return known
