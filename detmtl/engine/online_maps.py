@@ -12,7 +12,7 @@ from detmtl.data.source import Source
 from detmtl.engine.online_kind import ONLINE, Choice, Kind
 from detmtl.silver.calibration import TooLittleEvidence, require_package
 from detmtl.silver.card import TeacherCard
-from detmtl.silver.map_audit import LEAST_PICTURES, MapAudit
+from detmtl.silver.map_audit import LEAST_MAPS, MapAudit
 from detmtl.silver.map_measures import MapMeasures
 from detmtl.silver.map_policy import MapPolicy, MapSelection, Meaning
 from detmtl.silver.map_record import MapRecord
@@ -72,7 +72,8 @@ class OnlineMaps(Kind):
         known = self.known
         if audit is not None and not known.all():
             policy = MapPolicy.of(ONLINE, self._meaning(), self.classes, self.select, audit)
-            known = known | _confirmed(MapMeasures(audit, policy.limits))
+            # Of fewer pictures what is measured would be that of the other classes.
+            known = known | (MapMeasures(audit, policy.limits).confirmed >= LEAST_MAPS)
             audit = audit.limited_to(known)  # what it makes of the others says nothing of these
         policy = MapPolicy.of(ONLINE, self._meaning(known), self.classes, self.select, audit)
         if audit is not None and audit.tells_nothing and self._weighs_by_audit():
@@ -115,12 +116,6 @@ class OnlineMaps(Kind):
 
     def _weighs_by_audit(self) -> bool:
         return self.select.weight == "precision" or self.select.coverage is None
-
-
-def _confirmed(measures: MapMeasures) -> np.ndarray:
-    """Returns (C,) bool, of which classes gold confirms pixels and shows enough to measure them: of fewer
-    pictures what is measured would be that of the other classes."""
-    return (np.diag(measures.pixels)[:-1] > 0) & (measures.shown >= LEAST_PICTURES)
 
 
 def _with_border(policy: MapPolicy, scale: float) -> MapPolicy:

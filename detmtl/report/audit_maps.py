@@ -17,7 +17,7 @@ from detmtl.report.audit_pictures import file_name
 from detmtl.report.audit_plots import shares_plot
 from detmtl.report.audit_sections import CLASSES, PICTURES, limit_cell, reliability, shaded
 from detmtl.report.page import Section, Shaded, gallery, note, picture, require, table
-from detmtl.silver.map_audit import LEAST_PICTURES
+from detmtl.silver.map_audit import LEAST_MAPS
 from detmtl.silver.map_measures import Disagreement, MapMeasures
 from detmtl.structures.labels import MapLabels
 
@@ -93,9 +93,9 @@ def _remarks(measures: MapMeasures) -> "Iterator[str | Markup]":
     if audit.missing:
         yield note(f"{audit.missing} more gold pictures are not in the store.", "warn")
     counts = zip(audit.classes, measures.shown, strict=True)
-    if few := [name for name, shown in counts if 0 < shown < LEAST_PICTURES]:
+    if few := [name for name, shown in counts if 0 < shown < LEAST_MAPS]:
         yield note(
-            f"Shown in fewer than {LEAST_PICTURES} gold pictures: {listed(few)}. Their own numbers say "
+            f"Shown in fewer than {LEAST_MAPS} gold pictures: {listed(few)}. Their own numbers say "
             "little; weights and coverage are those of all classes together.",
             "warn",
         )

@@ -81,7 +81,7 @@ class MapAudit:
     @property
     def little_gold(self) -> bool:
         """Whether fewer than 5 pictures show a class that the teacher knows."""
-        return len(np.unique(self._on_known["picture"])) < LEAST_PICTURES
+        return len(np.unique(self._on_known["picture"])) < LEAST_MAPS
 
     @property
     def tells_nothing(self) -> bool:
@@ -286,8 +286,8 @@ def shares(
     pictures, and 0 of classes that are not judged."""
     pooled = parts[judged].sum() / max(1, wholes[judged].sum())
     own = parts / np.maximum(1, wholes)
-    return np.where(judged, np.where(np.asarray(pictures) >= LEAST_PICTURES, own, pooled), 0)
+    return np.where(judged, np.where(np.asarray(pictures) >= LEAST_MAPS, own, pooled), 0)
 
 
-LEAST_PICTURES = 5
-"""A class of fewer gold pictures is judged by all classes together."""
+LEAST_MAPS = 5
+"""A class in fewer gold pictures is judged by all classes together."""

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from detmtl.silver.audit_estimates import Reliability
 from detmtl.silver.audit_measures import Row, Share
-from detmtl.silver.map_audit import LEAST_PICTURES, MapAudit, observations, shares
+from detmtl.silver.map_audit import LEAST_MAPS, MapAudit, observations, shares
 from detmtl.silver.share_table import limit_words, share_table
 
 
@@ -52,6 +52,8 @@ class MapMeasures:
         """(C,) gold pictures that show the class."""
         self.given = (self._given[:, :-1] > 0).sum(0)
         """(C,) pictures to which the teacher gives the class."""
+        self.confirmed = (self._hits[:, :-1] > 0).sum(0)
+        """(C,) pictures in which gold confirms pixels to which the teacher gives the class."""
 
     def precision(self) -> np.ndarray:
         """Returns (C,): the share of the teacher's pixels of a class that gold confirms.
@@ -176,7 +178,7 @@ class MapMeasures:
                 f"audit: the teacher gives a class to {given / true[audit.known].sum():.1%} of the pixels "
                 "that are of its classes; its maps may be of resized or other pictures, or all background"
             )
-        for c in np.flatnonzero(audit.known & (self.shown >= LEAST_PICTURES)).tolist():
+        for c in np.flatnonzero(audit.known & (self.shown >= LEAST_MAPS)).tolist():
             row = self.pixels[c, :-1]
             other = int(row.argmax())
             if other != c and row[other] > 0.5 * row.sum() and row.sum() > 0.1 * true[c]:

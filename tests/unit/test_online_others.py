@@ -312,6 +312,7 @@ def test_pixels_of_a_class_that_the_model_has_not_learned_are_unknown(tmp_path):
         None,
         against(*[halves(1, 0)] * 8),
         against(*[halves(1, 2)] * 4, *[halves(1, 0)] * 4),
+        against(*[halves(1, 2)] * 4, *[halves(2, 1)] * 4),  # all show cars
     ]
     for audit in without:
         labels = taught.choice(audit)(found, INFO)
