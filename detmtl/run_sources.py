@@ -202,8 +202,12 @@ def faults_between(settings: RunSettings, loaded: Mapping[str, Source]) -> list[
 
     def augmented() -> None:
         augment = settings.augment.build(settings.input)
-        drawn = [loaded[name] for name in settings.mix_sources()]
-        if misfits := [sentence for source in drawn for sentence in augment.misfits(source)]:
+        to_come = {} if data.maps is None else _to_come(settings, labelled=False)
+        if misfits := [
+            sentence
+            for name in settings.mix_sources()
+            for sentence in augment.misfits(loaded[name], "maps" in to_come.get(name, ()))
+        ]:
             raise InputError(misfits)
 
     for refuse in (
@@ -245,16 +249,23 @@ def idle_weights(settings: RunSettings, sources: Sequence[Source], labelled: boo
         for name, task in settings.tasks.items()
         if getattr(task, "learns", None) is None  # who tells details of boxes is not asked
     }
-    online = settings.when_online()
-    to_come = {n: list(settings.online.labels) for n in online.pools} if online else {}
-    if not labelled:
-        to_come |= {n: list(WRITTEN) for n in settings.offline_pools()}
+    to_come = _to_come(settings, labelled)
     if settings.data.tags is not None and settings.data.tags.from_boxes:
         to_come = {
             n: [*kinds, "tags"] if "boxes" in kinds else kinds for n, kinds in to_come.items()
         }
     mix = settings.mix_for([source.name for source in sources])
     return mixture.idle_weights(sources, mix, learned, to_come)
+
+
+def _to_come(settings: RunSettings, labelled: bool) -> dict[str, list[Written]]:
+    """Returns pool -> what a teacher has yet to write of it; where pools are not `labelled`, all that one can
+    write."""
+    online = settings.when_online()
+    to_come = {n: list(settings.online.labels) for n in online.pools} if online else {}
+    if not labelled:
+        to_come |= {n: list(WRITTEN) for n in settings.offline_pools()}
+    return to_come
 
 
 def to_be_labelled(

@@ -190,21 +190,32 @@ class Augment:
             views = [self._changed(v, p.seed, p.room) for v, p in zip(views, fitted, strict=True)]
         return self._results(views, fitted, boxes)
 
-    def misfits(self, source: Source) -> list[str]:
-        """Returns a sentence for the lowest and the narrowest picture of a source, at the network's size, if
-        a step cannot work on it, as a crop cannot that is larger: it would end the run that draws it.
+    def misfits(self, source: Source, to_be_mapped: bool = False) -> list[str]:
+        """Returns a sentence for the lowest and the narrowest picture of a source, at the network's size, and
+        for one without a map, if a step cannot work on it, as a crop cannot that is larger, or that looks for
+        a map: it would end the run that draws it.
 
         A step that does not always fire, or that draws its size, may be missed.
+
+        Args:
+            source: whose pictures are drawn.
+            to_be_mapped: whether a teacher has yet to write maps of them.
         """
-        sizes, where = np.unique(source.sizes, axis=0, return_index=True)
-        fitted = np.array([fit_size(h, w, self.short, self.long) for h, w in sizes.tolist()])
+        mapped = np.full(len(source), to_be_mapped)
+        if source.maps is not None:
+            mapped |= source.maps.present()
+        kinds, where = np.unique(np.column_stack([source.sizes, mapped]), axis=0, return_index=True)
+        fitted = np.array(
+            [(*fit_size(h, w, self.short, self.long), m) for h, w, m in kinds.tolist()]
+        )
         problems = []
         for at in dict.fromkeys(fitted.argmin(axis=0).tolist()):
-            shape = (*fitted[at].tolist(), 3)
-            image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+            h, w, has_map = fitted[at].tolist()
+            image = np.random.default_rng(0).integers(0, 256, (h, w, 3), dtype=np.uint8)
+            somewhere = MapLabels(torch.zeros(h, w, dtype=torch.uint8), None, torch.ones(1))
             try:
                 for seed in range(_TRIES):
-                    self(image, {}, seed)
+                    self(image, {"maps": somewhere} if has_map else {}, seed)
             except InputError as problem:
                 problems += [
                     f"{source.path(int(where[at]))}: {text}; leave out the picture, or change the step (a "

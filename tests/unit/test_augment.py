@@ -17,6 +17,7 @@ from detmtl.data import augment as module
 from detmtl.data.augment import Augment, AugmentSettings
 from detmtl.data.fit import InputSettings
 from detmtl.data.folder import FolderSource
+from detmtl.data.maps import MapClasses, MapFolder
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.details import Details
 from detmtl.structures.errors import InputError
@@ -436,3 +437,26 @@ def test_a_picture_that_a_step_cannot_work_on_is_named_beforehand(tmp_path, chan
     assert "RandomCrop failed on a picture of 6 x 64 pixels" in told[0]
     assert "a crop takes `pad_if_needed: true`" in told[0]
     assert not Augment([{"RandomCrop": crop | {"pad_if_needed": True}}], 32, 64).misfits(source)
+
+
+def test_a_step_that_needs_a_map_is_tried_with_one_where_pictures_have_or_will_have_one(tmp_path):
+    for folder, mode, names in (
+        ("images", "RGB", ("full", "part", "bare")),
+        ("maps", "L", ("full", "part")),
+    ):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            size = (64, 48) if name == "full" else (60, 50)
+            Image.new(mode, size).save(tmp_path / folder / f"{name}.png")
+
+    def told(missing, **given):
+        maps = MapFolder(folder="maps", categories={1: "road"}, missing=missing)
+        source = FolderSource(images="images", maps=maps).load(
+            "mine", tmp_path, LabelSpace((), ()), tmp_path / "cache", MapClasses(classes=["road"])
+        )
+        step = {"CropNonEmptyMaskIfExists": {"height": 24, "width": 24}}
+        return Augment([step], 32, 64).misfits(source, **given)
+
+    assert told("drop") == [] and told("absent", to_be_mapped=True) == []
+    (problem,) = told("absent")
+    assert "bare.png" in problem and "Can not find mask" in problem

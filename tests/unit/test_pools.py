@@ -166,6 +166,25 @@ def test_a_file_that_a_model_wrote_is_no_gold_though_no_setting_says_so(settings
         assert faults_between(settings(*given), read) == []
 
 
+def test_steps_are_tried_with_the_maps_that_a_teacher_has_yet_to_write(settings, tmp_path):
+    read = {
+        "written": replace(gold(pictures(tmp_path / "w", 2), []), grade=Grade.SILVER),
+        "pool": pictures(tmp_path / "u", 2, first=70),
+        "val": gold(pictures(tmp_path / "v", 2, first=60), []),
+    }
+    crop = "augment.steps=[{CropNonEmptyMaskIfExists: {height: 8, width: 8}}]"
+    given = [
+        "mix.mode=silver",
+        "silver.audit=val",
+        "silver.teacher={kind: torchscript, path: t.pt}",
+        crop,
+    ]
+    mapped = "data.maps={classes: [road]}"
+    for more, refused in (([], ["w/000.png", "u/000.png"]), ([mapped], ["w/000.png"])):
+        problems = faults_between(settings(*given, *more), read)
+        assert [text.split(": ")[0] for text in problems] == [str(tmp_path / x) for x in refused]
+
+
 def test_gold_of_two_sources_is_audited_by_both_where_they_share_pictures(settings, tmp_path):
     cats = gold(
         pictures(tmp_path / "p", 20), [(i, [1, 2, 9, 9], 0, 0) for i in range(20)], [[1, 0]]
