@@ -206,7 +206,10 @@ def _check_parts(settings: RunSettings) -> MultiTask:
     if settings.train.best is not None:
         check_best(settings.train.best, dict(model.tasks.items()))
     if settings.export.format:
-        exported(model, Path("model.torchscript"))
+        try:
+            exported(model, Path("model.torchscript"))
+        except InputError as error:
+            raise InputError([f"{x}; or set export.format: null" for x in error.problems]) from None
     balancer = settings.balancing.build(list(settings.tasks))
     balancer.attach(model.shared_parameters(), model.own_parameters())
     settings.optim.build(model, balancer)

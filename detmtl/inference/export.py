@@ -127,29 +127,28 @@ def export_graph(
             wants, a package is missing, or bfloat16 is asked of ONNX.
         ExportError: the file doesn't agree with the model; says at which pictures.
     """
-    path = Path(path)
-    tasks = exported(loaded.model, path)
+    path, task = Path(path), next(iter(loaded.model.tasks.values()))
     problems = []
     if path.suffix != SUFFIXES[format]:
         problems.append(f"{path}: a file of format {format} has to end in {SUFFIXES[format]}")
-    if tasks.detection is None or tasks.others:
+    if len(loaded.model.tasks) > 1 or not isinstance(task, DetectionTask):
         problems.append(
             f"{path}: {format} files hold one detection task alone; the model's tasks are "
-            f"{', '.join(loaded.model.tasks)}; use --format torchscript"
+            f"{', '.join(loaded.model.tasks)}; --format torchscript holds more"
         )
     if format == "onnx" and dtype != "float32":
         problems.append(
             f"{path}: ONNX runtimes for CPUs have no convolutions in {dtype}; use --dtype float32, or "
             "--format torchscript or pt2"
         )
-    if problems or tasks.detection is None:
+    if problems or not isinstance(task, DetectionTask):
         raise InputError(problems)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = unfinished_name(path, format)
     try:
-        network = RawOutputs(in_dtype(loaded.model, DTYPES[dtype]), tasks.names)
-        write_graph(network, tasks.detection, loaded, unfinished, format)
-        difference = check_graph(loaded, tasks.detection, network, unfinished, format, pictures)
+        network = RawOutputs(in_dtype(loaded.model, DTYPES[dtype]), [task.name])
+        write_graph(network, task, loaded, unfinished, format)
+        difference = check_graph(loaded, task, network, unfinished, format, pictures)
         if difference.problems:
             raise ExportError(
                 "\n".join(

@@ -82,7 +82,7 @@ def exported(model: MultiTask, path: Path) -> Exported:
         raise InputError(
             f"{path}: a TorchScript file holds at most one detection task and what describes its boxes, "
             "semantic tasks, tags, and tasks that have an `exporter`; the model's tasks are "
-            f"{', '.join(model.tasks)}; set export.format: null, or give the task one"
+            f"{', '.join(model.tasks)}; train without the others, or give them one"
         )
     if taken := {"boxes", "labels", "scores"} & {task.name for task in (*others, *boxed)}:
         raise InputError(

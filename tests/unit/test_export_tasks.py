@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from detmtl.inference.export import ExportError, export_model
+from detmtl.inference.export import ExportError, export_graph, export_model
 from detmtl.inference.parity import BFLOAT16, FLOAT32, compare_details, compare_maps_and_tags
 from detmtl.inference.predictor import LoadedModel, Predictor, ScriptPredictor, load_predictor
 from detmtl.inference.torchscript import load_torchscript
@@ -260,6 +260,16 @@ def test_names_that_would_hide_others_are_refused(tmp_path):
 def test_two_detections_are_refused(tmp_path):
     with pytest.raises(InputError, match="at most one detection task"):
         export_model(_loaded(a=DetectionConfig(), b=DetectionConfig()), tmp_path / "m.torchscript")
+
+
+@pytest.mark.parametrize(
+    "other", [AttributesConfig(of="boxes"), TagsConfig(), DetectionConfig()], ids=lambda x: x.kind
+)
+def test_a_graph_is_of_one_detection_task_alone(tmp_path, other):
+    with pytest.raises(InputError) as error:
+        export_graph(_loaded(boxes=DetectionConfig(), other=other), tmp_path / "m.onnx", "onnx")
+    told = "m.onnx: onnx files hold one detection task alone; the model's tasks are boxes, other; "
+    assert told in str(error.value) and "export.format" not in str(error.value)
 
 
 def test_a_file_whose_map_differs_is_not_written(tmp_path, monkeypatch):
