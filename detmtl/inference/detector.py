@@ -239,14 +239,15 @@ class Detector(nn.Module):
                         results[i][of_boxes.name] = of_boxes(  # pyright: ignore[reportArgumentType]
                             outputs, k, fitted_boxes, classes, fitted[i], images[i]
                         )
-            given = [[images[i].shape[1], images[i].shape[2]] for i in together]
-            originals = torch.tensor(given, dtype=torch.int64, device=batch.device)
-            for other in self.others:
-                values = other(outputs, sizes, originals)
-                for k, i in enumerate(together):
-                    results[i][other.name] = values[k]  # pyright: ignore[reportArgumentType]
-                    if len(values) > len(together):
-                        results[i][other.confidence] = values[len(together) + k]  # pyright: ignore[reportArgumentType]
+            if len(self.others) > 0:
+                given = [[images[i].shape[1], images[i].shape[2]] for i in together]
+                originals = torch.tensor(given, dtype=torch.int64, device=batch.device)
+                for other in self.others:
+                    values = other(outputs, sizes, originals)
+                    for k, i in enumerate(together):
+                        results[i][other.name] = values[k]  # pyright: ignore[reportArgumentType]
+                        if len(values) > len(together):
+                            results[i][other.confidence] = values[len(together) + k]  # pyright: ignore[reportArgumentType]
         return results
 
     @torch.jit.export

@@ -121,9 +121,11 @@ class DepthDecoder(nn.Module):
         full = F.interpolate(logs, size=size, mode="bilinear")[:, 0]
         meters = full.clamp(self.least, self.most).exp()
         found: list[Tensor] = []
-        for i in range(len(meters)):
-            inside = meters[i, : int(sizes[i, 0]), : int(sizes[i, 1])]
-            found.append(at_size(inside, originals[i]))
+        inside: list[list[int]] = sizes.tolist()  # all at once: each reading waits for the device
+        given: list[list[int]] = originals.tolist()
+        for i, depth in enumerate(meters):
+            depth = depth[: inside[i][0], : inside[i][1]]
+            found.append(at_size(depth, given[i][0], given[i][1]))
         return found
 
 

@@ -188,11 +188,12 @@ class MapDecoder(nn.Module):
         """
         found: list[Tensor] = []
         confidences: list[Tensor] = []
-        for i in range(len(outputs[0])):
-            height, width = int(sizes[i, 0]), int(sizes[i, 1])
-            classes, confidence = decode_map(outputs[0][i], self.stride, height, width)
-            found.append(at_size(classes, originals[i]))
-            confidences.append(at_size(confidence, originals[i]))
+        inside: list[list[int]] = sizes.tolist()  # all at once: each reading waits for the device
+        given: list[list[int]] = originals.tolist()
+        for i, logits in enumerate(outputs[0]):
+            classes, confidence = decode_map(logits, self.stride, inside[i][0], inside[i][1])
+            found.append(at_size(classes, given[i][0], given[i][1]))
+            confidences.append(at_size(confidence, given[i][0], given[i][1]))
         return found + confidences
 
 

@@ -162,12 +162,11 @@ def fine_levels(name: str, at: str, strides: Sequence[int]) -> list[int]:
     return fine
 
 
-def at_size(values: Tensor, size: Tensor) -> Tensor:
-    """Returns a map (H, W) at another height and width, `size` (2,), from the nearest pixels.
+def at_size(values: Tensor, height: int, width: int) -> Tensor:
+    """Returns a map (H, W) at another height and width, from the nearest pixels.
 
     Compiles under TorchScript.
     """
-    height, width = int(size[0]), int(size[1])
     if values.shape[0] == height and values.shape[1] == width:
         return values
     return F.interpolate(values[None, None], size=[height, width], mode="nearest-exact")[0, 0]

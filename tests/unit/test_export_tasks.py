@@ -262,6 +262,16 @@ def test_two_detections_are_refused(tmp_path):
         export_model(_loaded(a=DetectionConfig(), b=DetectionConfig()), tmp_path / "m.torchscript")
 
 
+@pytest.mark.parametrize("task", [SemanticConfig(), DepthConfig()], ids=lambda x: x.kind)
+def test_decoders_of_files_read_sizes_once(task, reads):
+    decoder = _loaded(task=task).model.tasks["task"].exporter().decoder
+    sizes, originals = torch.tensor([[30, 20]] * 3), torch.tensor([[60, 40], [30, 20], [7, 9]])
+    reads.clear()  # by the building
+    found = decoder([torch.rand(3, 3 if task.kind == "semantic" else 1, 8, 8)], sizes, originals)
+    assert [x.shape for x in found[:3]] == [(60, 40), (30, 20), (7, 9)]
+    assert reads == ["tolist", "tolist"]
+
+
 @pytest.mark.parametrize(
     "other", [AttributesConfig(of="boxes"), TagsConfig(), DetectionConfig()], ids=lambda x: x.kind
 )
