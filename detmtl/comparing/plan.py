@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from detmtl.comparing.keys import VERSION, digest, makes_silver
+from detmtl.comparing.keys import digest, makes_silver, run_key
 from detmtl.comparing.settings import TEACHER, Changes, CompareSettings, SplitSettings, base_config
 from detmtl.config import RunSettings, settings_from
 from detmtl.config_parts import GoldTeacher
@@ -125,13 +125,17 @@ class Planner:
         self._tree, self._lines = read_yaml(base_config(settings, path))
 
     def digest(self) -> str:
-        """Returns a hash of all that decides results but for the seeds and what is told of them."""
-        told = {"title", "note", "seeds", "metrics", "baseline", "ceiling", "resamples"}
-        mine = self.settings.model_dump(mode="json", exclude=told)
-        return digest([VERSION, mine, self._tree, self.overrides])
+        """Returns a hash of the runs that are compared, by their settings but for the seeds and what no key
+        knows: whatever else is set leaves results as they are."""
+        keys = [
+            [cell.name, arm, run_key(self.of_arm(cell, arm, None), {})]
+            for cell in cells_of(self.settings)
+            for arm in self.settings.arms
+        ]
+        return digest([keys, self.settings.seeded])
 
-    def of_arm(self, cell: Cell, arm: str, seed: int) -> RunSettings:
-        """Returns the settings of one run.
+    def of_arm(self, cell: Cell, arm: str, seed: int | None) -> RunSettings:
+        """Returns the settings of one run; None: of none, with what seeds would set as it is otherwise.
 
         Raises:
             InputError: the arm's, the cell's or the base's settings are wrong.
@@ -141,10 +145,11 @@ class Planner:
         own = [(f"arms.{arm}", changes)] if isinstance(changes, dict) else []
         tree, lines = self._changed([*common, *own])
         before, _ = self._changed(common)
-        for name in self.settings.seeded:
+        seeded = [] if seed is None else self.settings.seeded
+        for name in seeded:
             if not _left_out(name, before, tree):
                 put(tree, lines, name, seed, f"{self.path}: seeded:")
-        put(tree, lines, "seed", seed, f"{self.path}: seeded:")
+        put(tree, lines, "seed", seed or 0, f"{self.path}: seeded:")
         if self.settings.split is not None:
             cut(tree, self.settings.split, str(self.path))
         return settings_from(tree, lines, str(self.path))

@@ -40,6 +40,15 @@ base: base.yaml
 arms: {gold: {mix.mode: gold}, electrum: {}, teacher: teacher}
 baseline: gold
 """
+UNKEYED = [
+    "data.root=elsewhere",
+    "data.workers=3",
+    "train.log_every=7",
+    "train.pictures_every=null",
+    "export.format=null",
+    "silver.batch_size=3",
+    "online.audit_every=7",
+]
 
 
 @pytest.fixture
@@ -190,18 +199,7 @@ def begin(path, settings):
     return folder
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        "data.root=elsewhere",
-        "data.workers=3",
-        "train.log_every=7",
-        "train.pictures_every=null",
-        "export.format=null",
-        "silver.batch_size=3",
-        "online.audit_every=7",
-    ],
-)
+@pytest.mark.parametrize("changed", UNKEYED)
 def test_what_has_no_effect_is_not_in_a_key_and_a_begun_run_goes_on(planner, tmp_path, changed):
     alone = (of(planner()), of(planner(overrides=[changed])))
     assert alone[0] != alone[1] and len({run_key(s, {}) for s in alone}) == 1
@@ -272,6 +270,15 @@ def test_what_changes_the_experiment_and_what_does_not(planner):
     assert planner("set: {train.steps: 4}\n").digest() != digest
     assert planner(overrides=["train.steps=4"]).digest() != digest
     assert planner(base=BASE.replace("steps: 3", "steps: 4")).digest() != digest
+    assert planner("seeded: [optim.lr]\n").digest() != digest
+    assert planner(base=BASE + "seed: 4\n").digest() == digest, "a comparison has its own seeds"
+
+
+@pytest.mark.parametrize("changed", UNKEYED)
+def test_what_no_key_knows_is_the_same_experiment(planner, changed):
+    assert planner(overrides=[changed]).digest() == planner().digest()
+    name, _, value = changed.partition("=")
+    assert planner(f"set: {{{name}: {value}}}\n").digest() == planner().digest()
 
 
 @pytest.mark.parametrize(
