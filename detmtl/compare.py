@@ -23,7 +23,7 @@ from rich.table import Table
 from detmtl.comparing import origins
 from detmtl.comparing.jobs import FAILED, Job, Pool
 from detmtl.comparing.keys import digest, makes_silver
-from detmtl.comparing.ledger import earlier_uses, record_use
+from detmtl.comparing.ledger import earlier_uses, pictures_digest, record_use
 from detmtl.comparing.plan import Plan, Planner
 from detmtl.comparing.prepare import Prepared, prepare
 from detmtl.comparing.results import result
@@ -199,10 +199,13 @@ def about(
 
 def _scored_on(prepared: Prepared) -> str:
     """Returns on which pictures everything was scored, in words; cells that share them are told as one."""
-    cells: defaultdict[str, list[str]] = defaultdict(list)
+    cells: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for i, (pictures, name) in prepared.scored.items():
-        cells[f"data.{name}: {len(pictures)} pictures"].append(prepared.plan.cells[i].name)
-    told = [f"{of} ({', '.join(names)})" if len(cells) > 1 else of for of, names in cells.items()]
+        of = pictures_digest(pictures), f"data.{name}: {len(pictures)} pictures"
+        cells[of].append(prepared.plan.cells[i].name)
+    told = [
+        f"{of} ({', '.join(names)})" if len(cells) > 1 else of for (_, of), names in cells.items()
+    ]
     return f"Scored on {'; '.join(told)}."
 
 

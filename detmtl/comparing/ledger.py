@@ -41,7 +41,7 @@ def record_use(out: Path, test: Source, experiment: str) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    use = Use(_digest(test), experiment, out.name, str(datetime.date.today()))
+    use = Use(pictures_digest(test), experiment, out.name, str(datetime.date.today()))
     if any((u.test, u.experiment) == (use.test, use.experiment) for u in _uses(out)):
         return
     target = _opened(out)
@@ -87,7 +87,7 @@ def _unwritable(out: Path, path: Path, why: str | None) -> InputError:
 
 def earlier_uses(out: Path, test: Source, experiment: str) -> list[Use]:
     """Returns the uses of these pictures by other experiments, before this one's own."""
-    name, earlier = _digest(test), []
+    name, earlier = pictures_digest(test), []
     for use in _uses(out):
         if use.test == name and use.experiment == experiment:
             break
@@ -107,5 +107,6 @@ def _uses(out: Path) -> list[Use]:
     return found
 
 
-def _digest(test: Source) -> str:
+def pictures_digest(test: Source) -> str:
+    """Returns a hash of the bytes of pictures to score on, in whatever order."""
     return hashlib.sha256("".join(sorted(test.hashes())).encode()).hexdigest()[:16]

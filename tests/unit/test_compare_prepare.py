@@ -363,6 +363,21 @@ def test_seeds_that_failed_are_told_by_a_report_alone(folder):
     assert told["name"] == bad.name and told["why"] == "training diverged at step 3"
 
 
+def test_other_pictures_to_score_on_are_told_apart_though_they_are_as_many(folder):
+    def told(*places):
+        cells = ", ".join(f"{place}: {{data.val.images: {place}}}" for place in places)
+        prepared = keys(folder, COMPARE + f"grid: {{place: {{{cells}}}}}\n", checked=True)
+        return compare.about("", "", compare.Request(folder, folder), prepared, [])["scored"]
+
+    shutil.copytree(folder / "val", folder / "copy")
+    shutil.copytree(folder / "val", folder / "other")
+    change(folder / "other" / "0.png")
+    assert told("val", "copy") == "Scored on data.val: 2 pictures."
+    assert told("val", "copy", "other") == (
+        "Scored on data.val: 2 pictures (val, copy); data.val: 2 pictures (other)."
+    )
+
+
 def test_auditing_a_teacher_that_is_the_model_itself_on_the_scored_pictures_is_told(folder):
     text = (
         "base: base.yaml\nbaseline: gold\narms:\n  gold: {mix.mode: gold}\n"
