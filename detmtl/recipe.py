@@ -108,7 +108,7 @@ def _run(run: OpenRun, frozen: Frozen | None) -> Summary:
     sources, val, test = _claimed_sources(run)
     scored_on, final = ("val", val) if test is None else ("test", test)
     sources, known = _to_be_labelled(run, sources)
-    _check(run, sources, val)
+    _check(run, sources, [val, final])
     gold = online_gold(settings, sources, val)
     by_teacher = _gold_teacher(run, sources, val, final)
     sources, store = _with_silver(run, sources, val, known)
@@ -154,7 +154,7 @@ def _to_be_labelled(
     return {**sources, **to_be_labelled(run.settings, sources, offline)}, known
 
 
-def _check(run: OpenRun, sources: Mapping[str, Source], val: Source) -> None:
+def _check(run: OpenRun, sources: Mapping[str, Source], held_out: Iterable[Source]) -> None:
     """Tells mistakes in the settings of mix, network and training before the work.
 
     Raises:
@@ -166,12 +166,23 @@ def _check(run: OpenRun, sources: Mapping[str, Source], val: Source) -> None:
     if not run.folder.metrics.exists():
         settings.train.check(run.process.device)
         model = _check_parts(settings)
-        _check_sizes(settings, model, [*sources.values(), val])
+        _check_sizes(settings, model, sources.values(), held_out)
 
 
-def _check_sizes(settings: RunSettings, model: MultiTask, sources: Iterable[Source]) -> None:
+def _check_sizes(
+    settings: RunSettings,
+    model: MultiTask,
+    sources: Iterable[Source],
+    held_out: Iterable[Source],
+) -> None:
     """Tries the backbone on a picture of a size that is nobody's own: many networks of timm take one size
     alone, or pad their features. Such a one is fit for pictures that all come in a size that it takes.
+
+    Args:
+        settings: of the run.
+        model: its network.
+        sources: whose pictures come augmented, and as they are where a teacher labels them.
+        held_out: whose pictures come as they are.
 
     Raises:
         InputError: it does not fit.
@@ -179,20 +190,33 @@ def _check_sizes(settings: RunSettings, model: MultiTask, sources: Iterable[Sour
     wrong = model.backbone.misfit(*TRIAL)
     if wrong is None:
         return
-    short, long = settings.input.short, settings.input.long
-    fitted = {
-        fit_size(height, width, short, long)
-        for source in sources
-        for height, width in np.unique(source.sizes, axis=0).tolist()
-    }
-    padded = {tuple(-(-side // DIVISOR) * DIVISOR for side in size) for size in fitted}
-    if len(padded) == 1 and model.backbone.misfit(*padded.pop()) is None:
+    drawn = _fitted(settings, sources)
+    found = _padded(drawn | _fitted(settings, held_out))
+    if len(found) == 1:  # few sizes, since they pad to one, and each is tried
+        augment = settings.augment.build(settings.input)
+        found |= _padded(size for own in drawn for size in augment.tried(*own))
+    if len(found) == 1 and model.backbone.misfit(*found.pop()) is None:
         return
     raise InputError(
         f"model.backbone: {settings.model.backbone.name} does not take pictures of any size (of one of "
-        f"{TRIAL[0]} x {TRIAL[1]} pixels: {wrong}); ResNet, RegNet, MobileNet, EfficientNet and ConvNeXt do, "
-        "and Swin with backbone.args: {strict_img_size: false}"
+        f"{TRIAL[0]} x {TRIAL[1]} pixels: {wrong}), and those of this run, as they are and after "
+        "augment.steps, are not all of one that it takes; ResNet, RegNet, MobileNet, EfficientNet and "
+        "ConvNeXt take any, and Swin does with backbone.args: {strict_img_size: false}"
     )
+
+
+def _fitted(settings: RunSettings, sources: Iterable[Source]) -> set[tuple[int, int]]:
+    """Returns heights and widths at which the network sees pictures of the sources."""
+    return {
+        fit_size(height, width, settings.input.short, settings.input.long)
+        for source in sources
+        for height, width in np.unique(source.sizes, axis=0).tolist()
+    }
+
+
+def _padded(sizes: Iterable[tuple[int, int]]) -> set[tuple[int, int]]:
+    """Returns heights and widths of the batches of pictures of one of these sizes."""
+    return {(-(-h // DIVISOR) * DIVISOR, -(-w // DIVISOR) * DIVISOR) for h, w in sizes}
 
 
 def _check_parts(settings: RunSettings) -> MultiTask:

@@ -30,7 +30,7 @@ CODES, WEIGHTS = "mask", "map_weights"
 every transform fills what comes in from outside, is `UNKNOWN`; outside weighs nothing, too."""
 
 _TRIES = 8
-"""Seeds with which `Augment.misfits` tries the steps on a picture."""
+"""Seeds with which `Augment.tried` tries the steps on a picture."""
 
 DEPTH = "depth"
 """Target of albumentations under which depths travel; outside is 0, which is unknown there, too."""
@@ -211,11 +211,8 @@ class Augment:
         problems = []
         for at in dict.fromkeys(fitted.argmin(axis=0).tolist()):
             h, w, has_map = fitted[at].tolist()
-            image = np.random.default_rng(0).integers(0, 256, (h, w, 3), dtype=np.uint8)
-            somewhere = MapLabels(torch.zeros(h, w, dtype=torch.uint8), None, torch.ones(1))
             try:
-                for seed in range(_TRIES):
-                    self(image, {"maps": somewhere} if has_map else {}, seed)
+                self.tried(h, w, bool(has_map))
             except InputError as problem:
                 problems += [
                     f"{source.path(int(where[at]))}: {text}; leave out the picture, or change the step (a "
@@ -223,6 +220,19 @@ class Augment:
                     for text in problem.problems
                 ]
         return problems
+
+    def tried(self, height: int, width: int, has_map: bool = True) -> set[tuple[int, int]]:
+        """Returns heights and widths that the steps give a picture of that size, which is the network's, as
+        far as some seeds show them.
+
+        Raises:
+            InputError: a step cannot work on it.
+        """
+        image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        somewhere = MapLabels(torch.zeros(height, width, dtype=torch.uint8), None, torch.ones(1))
+        labels = {"maps": somewhere} if has_map else {}
+        made = [self(image, labels, seed)[0] for seed in range(_TRIES)]
+        return {(x.shape[1], x.shape[2]) for x in made}
 
     def fitted(self, image: np.ndarray, size: tuple[int, int] | None = None) -> Tensor:
         """Returns the picture (H, W, 3) at the network's size (3, h, w), nothing else changed.

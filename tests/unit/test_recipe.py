@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from detmtl import run_training
+from detmtl.data.augment import AugmentSettings
+from detmtl.data.fit import InputSettings
 from detmtl.engine.distributed import Process
 from detmtl.recipe import _check_sizes, _some_pictures
 from detmtl.report.run_summary import Summary
@@ -31,16 +33,32 @@ def test_a_backbone_of_one_size_is_for_pictures_of_that_size():
     model = SimpleNamespace(
         backbone=SimpleNamespace(misfit=lambda *size: None if size == (64, 64) else "no such size")
     )
-    settings = SimpleNamespace(
-        input=SimpleNamespace(short=64, long=128),
-        model=SimpleNamespace(backbone=SimpleNamespace(name="one")),
+    flip, crop = (
+        {"HorizontalFlip": {}},
+        {"RandomCrop": {"height": 32, "width": 32, "p": 0.5}},
     )
+    slight = {"RandomCrop": {"height": 60, "width": 60}}
+
+    def check(sources, held_out, *steps):
+        settings = SimpleNamespace(
+            input=InputSettings(short=64, long=128),
+            augment=AugmentSettings(steps=steps),
+            model=SimpleNamespace(backbone=SimpleNamespace(name="one")),
+        )
+        _check_sizes(settings, model, sources, held_out)
+
     square = SimpleNamespace(sizes=np.array([[100, 100], [64, 64]]))
-    _check_sizes(settings, model, [square])
     wide = SimpleNamespace(sizes=np.array([[100, 200]]))
-    for sources in ([square, wide], [wide]):
+    check([square], [square], flip)
+    check([square], [square], flip, slight)
+    for case in (
+        ([square, wide], [square]),
+        ([wide], [wide]),
+        ([square], [square, wide]),
+        ([square], [square], flip, crop),
+    ):
         with pytest.raises(InputError, match=r"backbone: one .* of 96 x 160 pixels: no such size"):
-            _check_sizes(settings, model, sources)
+            check(*case)
 
 
 @pytest.mark.parametrize(
