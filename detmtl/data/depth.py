@@ -22,6 +22,9 @@ from detmtl.structures.settings import Settings
 LEGEND = "legend.json"
 """Name of the file that says in which unit the depths of a folder are."""
 
+MILLIMETERS = 0.001
+"""The unit, in meters, of depths of which nothing says another."""
+
 FARTHEST = 65534
 """The highest value that is a depth; the next one means as far or farther."""
 
@@ -42,7 +45,7 @@ class DepthFolder(Settings):
     """
 
     folder: str
-    unit: Annotated[float, Field(gt=0)] = 0.001
+    unit: Annotated[float, Field(gt=0)] = MILLIMETERS
     unknown: list[Annotated[int, Field(ge=0, le=65535)]] = [0, 65535]
     missing: Literal["error", "absent", "drop"] = "error"
 
@@ -53,24 +56,31 @@ class DepthFolder(Settings):
             InputError: the folder or files in it are missing, or it says that another unit is right.
         """
         folder = existing_folder(root / self.folder, f"{where}: depth.folder")
-        self._refuse_other_unit(folder / LEGEND, where)
+        told = unit_told(folder)
+        if told is not None and told != self.unit:
+            raise InputError(
+                f"{where}: depth.unit: {folder / LEGEND} says that a value of 1 means {told} m, and the "
+                f"settings that it means {self.unit} m; set unit: {told}"
+            )
         files = map_files(pictures, folder, where, "depth", self.missing)
         return Depths(files, self.unit, tuple(self.unknown), int(grade))
 
-    def _refuse_other_unit(self, legend: Path, where: str) -> None:
-        told = read_json(legend, str(legend)) if legend.is_file() else None
-        unit = told.get("unit", self.unit) if isinstance(told, dict) else self.unit
-        if unit != self.unit:
-            raise InputError(
-                f"{where}: depth.unit: {legend} says that a value of 1 means {unit} m, and the settings that "
-                f"it means {self.unit} m; set unit: {unit}"
-            )
+
+def unit_told(folder: Path) -> float | None:
+    """Returns the unit, in meters, that a folder of depths says of itself; None: it says none.
+
+    Raises:
+        InputError: the file that says it is broken.
+    """
+    legend = folder / LEGEND
+    told = read_json(legend, str(legend)) if legend.is_file() else None
+    return told.get("unit") if isinstance(told, dict) else None
 
 
 def unit_for(farthest: float) -> float:
     """Returns the unit, in meters, of 16 bits that hold depths of up to `farthest` meters: the first that
     suffices of millimeters and KITTI's 1 / 256, or else one that just does."""
-    known = (unit for unit in (0.001, 1 / 256) if farthest <= unit * FARTHEST)
+    known = (unit for unit in (MILLIMETERS, 1 / 256) if farthest <= unit * FARTHEST)
     return next(known, farthest / FARTHEST)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detmtl.data.depth import LEGEND, unit_for
+from detmtl.data.depth import LEGEND, MILLIMETERS, unit_for, unit_told
 from detmtl.data.images import read_image
 from detmtl.data.map_files import write_values
 from detmtl.data.map_legend import Legend
@@ -32,7 +32,7 @@ from detmtl.structures.boxes import area, xyxy_to_xywh
 from detmtl.structures.depth import DepthLabels
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import OTHER, Grade, Labels, MapLabels, TagLabels
-from detmtl.structures.whole import whole
+from detmtl.structures.whole import whole, write_whole
 
 T = TypeVar("T")
 
@@ -68,18 +68,20 @@ def predict_to_files(
         the results file.
 
     Raises:
-        InputError: nothing to predict, or one file would be written of two sources or over a source; or
-            unreadable files, and then the readable ones are written first.
+        InputError: nothing to predict, one file would be written of two sources or over a source, or `out`
+            has depths in another unit; or unreadable files, and then the readable ones are written first.
     """
     out = Path(out)
     files = settled(sources, out, predictor.kinds)
+    depths = [task for task, kind in predictor.kinds.items() if kind == "depth"]
+    units = {task: _settled_unit(out / task, predictor.farthest.get(task, 0)) for task in depths}
     count = len(files.drawn)
     problems: list[str] = []
     done = 0
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         names = _told_apart(predictor.names, predictor.kinds)
-        results = _Results(predictor.class_names, names, predictor.farthest, out, stack)
+        results = _Results(predictor.class_names, names, units, out, stack)
         for chunk in _chunks(iter(files.pictures), batch_size):
             _predict_pictures(predictor, chunk, files, results, problems)
             done += len(chunk)
@@ -132,7 +134,7 @@ class _Results:
     Attributes:
         class_names: of the boxes.
         names: task name -> names of its classes, those of tags told apart.
-        farthest: task of depth -> meters that it says at most, where that is known.
+        units: task of depth -> meters that a value of 1 means in its files.
         out: the folder of all files.
         stack: the rows are gone when it is left.
         images: rows so far.
@@ -144,7 +146,7 @@ class _Results:
 
     class_names: Sequence[str]
     names: Mapping[str, Sequence[str]]
-    farthest: Mapping[str, float]
+    units: dict[str, float]
     out: Path
     stack: ExitStack
     images: _Rows = field(init=False)
@@ -221,13 +223,14 @@ class _Results:
         (self.out / task / "legend.json").write_text(json.dumps(legend.json()))
 
     def _add_depth(self, task: str, name: str, labels: DepthLabels) -> None:
-        """Writes the depth of a picture in 16 bits, as sources of depth are read, and in which unit."""
-        path, unit = self._png(task, name), unit_for(self.farthest.get(task, 0))
-        values = (labels.depth / unit).round().clamp(0, 65535).numpy().astype(np.uint16)
-        written, data = cv2.imencode(".png", values)
+        """Writes the depth of a picture in 16 bits, as sources of depth are read."""
+        if task not in self.units:  # nobody knew that it gives depths
+            self.units[task] = _settled_unit(self.out / task, 0)
+        values = (labels.depth / self.units[task]).round().clamp(0, 65535).numpy()
+        written, data = cv2.imencode(".png", values.astype(np.uint16))
+        path = self._png(task, name)
         assert written, path
         path.write_bytes(data.tobytes())
-        (self.out / task / LEGEND).write_text(json.dumps({"unit": unit}))
 
     def write(self) -> Path:
         """Writes a file for each task that finds boxes, whole or not at all; returns the first task's."""
@@ -256,6 +259,23 @@ class _Results:
             self.images.copy("images", file)
             annotations.copy("annotations", file)
             file.write(json.dumps(content)[1:] + "\n")
+
+
+def _settled_unit(folder: Path, farthest: float) -> float:
+    """Returns the unit of depths of up to `farthest` meters in a folder, which then says it.
+
+    Raises:
+        InputError: the folder has depths in another unit, or its `LEGEND` is broken.
+    """
+    unit, told = unit_for(farthest), unit_told(folder) or MILLIMETERS
+    if told != unit and any(folder.rglob("*.png")):
+        raise InputError(
+            f"{folder}: has depths in which a value of 1 means {told} m, and those of this model need a unit "
+            f"of {unit} m; choose another --out"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / LEGEND, json.dumps({"unit": unit}))
+    return unit
 
 
 def _predict_pictures(

@@ -370,6 +370,34 @@ def test_depths_are_written_in_a_unit_that_holds_them(tmp_path, farthest, unit):
         DepthFolder(folder="far", unit=0.25).load(pictures, tmp_path / "out", "", Grade.SILVER)
 
 
+def test_a_folder_has_depths_of_one_unit_alone(tmp_path):
+    class Far(Everywhere):
+        names, kinds, farthest = {"far": ()}, {"far": "depth"}, {}
+
+        def predict(self, images):
+            return [{"far": DepthLabels(torch.tensor([[20.0]]))} for _ in images]
+
+    def predicted(picture, **farthest):
+        write_picture(tmp_path / picture, 1, 1)
+        far = Far()
+        far.farthest = farthest
+        predict_to_files(far, [tmp_path / picture], out)
+
+    out = tmp_path / "out"
+    predicted("a.jpg", far=200)
+    legend = out / "far/legend.json"
+    with pytest.raises(InputError, match=r"out/far: has depths .* 0\.00390625 m.* --out"):
+        predicted("b.jpg", far=30)
+    assert sorted(p.name for p in legend.parent.iterdir()) == ["a.png", "legend.json"]
+    assert json.loads(legend.read_text()) == {"unit": 1 / 256}
+    predicted("b.jpg", far=150)
+    legend.unlink()  # as versions did that wrote millimeters alone
+    with pytest.raises(InputError, match=r"means 0\.001 m"):
+        predicted("c.jpg", far=200)
+    predicted("c.jpg", far=30)
+    assert json.loads(legend.read_text()) == {"unit": 0.001}
+
+
 def test_video_to_files(tmp_path):
     codec = cv2.VideoWriter.fourcc(*"mp4v")
     writer = cv2.VideoWriter(str(tmp_path / "v.mp4"), codec, 10, (64, 48))
