@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from detmtl.data.coco import CocoSource, category_names
-from detmtl.data.depth import DepthFolder
+from detmtl.data.depth import LEGEND, MILLIMETERS, DepthFolder, unit_told
 from detmtl.data.details import DetailClasses
 from detmtl.data.folder import FolderSource
 from detmtl.data.maps import MapClasses, MapFolder
@@ -74,11 +74,17 @@ def gold_tags(args: argparse.Namespace) -> TagFile | None:
 
 
 def gold_depth(args: argparse.Namespace) -> DepthFolder | None:
-    """Returns what --depth and --depth-unit name."""
+    """Returns what --depth and --depth-unit name; without the latter the folder's own unit holds."""
     if args.depth is None:
         refuse_given(args, ["depth_unit"], "is of --depth, which is not given; give it, too")
         return None
-    return DepthFolder(folder=str(args.depth.absolute()), unit=args.depth_unit, missing="absent")
+    told, unit = unit_told(args.depth), args.depth_unit
+    if None not in (told, unit) and told != unit:
+        raise InputError(
+            f"--depth-unit {unit}: {args.depth / LEGEND} says that a value of 1 means {told} m; leave it out"
+        )
+    unit = unit or told or MILLIMETERS
+    return DepthFolder(folder=str(args.depth.absolute()), unit=unit, missing="absent")
 
 
 def gold_source(args: argparse.Namespace, data: Mapping[str, Any], cache: Path) -> Source:

@@ -137,7 +137,10 @@ def _evaluate(p: argparse.ArgumentParser) -> None:
     _gold_options(p)
     p.add_argument("--depth", type=Path, help="gold depths: a folder of PNG files")
     p.add_argument(
-        "--depth-unit", type=_positive, default=0.001, metavar="METERS", help="of a value of 1"
+        "--depth-unit",
+        type=_positive,
+        metavar="METERS",
+        help="of a value of 1; by default what the folder says, or 0.001",
     )
     _faults_option(p)
     p.add_argument("--json", type=Path, help="writes the numbers there too")

@@ -69,22 +69,30 @@ def save_checkpoint(folder, root):
     torch.save(content | {"settings": settings.resolved()}, folder / "best.pt")
 
 
-def test_evaluate_has_truth_for_attributes_and_depth(tmp_path):
+def test_evaluate_has_truth_for_attributes_and_depth(tmp_path, capsys):
     write(tmp_path)
     (tmp_path / "a.json").write_text((next(tmp_path.glob("*.json"))).read_text())
     (tmp_path / "depth").mkdir()
     Image.fromarray(np.full((HEIGHT, WIDTH), 1000, np.uint16)).save(tmp_path / "depth" / "a.png")
     save_checkpoint(tmp_path, tmp_path)
     scores = {}
-    for unit in (0.001, 0.01):
+    for unit in (0.001, 0.01, None):
         words = ["--checkpoint", tmp_path / "best.pt", "--images", tmp_path, "--device", "cpu"]
         words += ["--annotations", tmp_path / "a.json", "--json", tmp_path / "scores.json"]
-        words += ["--depth", tmp_path / "depth", "--depth-unit", unit]
+        words += ["--depth", tmp_path / "depth"]
+        if unit is None:  # as predict says it
+            (tmp_path / "depth/legend.json").write_text('{"unit": 0.01}')
+            assert run("evaluate", *words, "--depth-unit", 0.001) == 2
+            told = capsys.readouterr().err
+            assert "--depth-unit 0.001: " in told and "a value of 1 means 0.01 m" in told
+        else:
+            words += ["--depth-unit", unit]
         assert run("evaluate", *words) == 0
         scores[unit] = json.loads((tmp_path / "scores.json").read_text())
     assert 0 <= scores[0.001]["color/on_truth/accuracy"] <= 1
     depth = [scores[unit]["depth/RMSE"] for unit in scores]
     assert None not in depth and abs(depth[0] - depth[1]) > 1  # meters
+    assert depth[1] == depth[2]
 
 
 def test_evaluate_writes_nothing_beside_a_checkpoint_that_lies_alone(tmp_path, monkeypatch):
