@@ -190,6 +190,9 @@ def select_verb(args: argparse.Namespace) -> None:
     task = of_one_task(stores)
     _refuse_idle(args, task)
     if task != "boxes":
+        if args.out.exists():
+            raise InputError(f"--out {args.out}: exists; give a new folder")
+        writable(args.out.parent, f"--out {args.out}")
         alone, pool = _others(args, stores, args.set)
         judged = pool.maps is not None or pool.tags is not None
         if len(stores) > 1 and not judged:

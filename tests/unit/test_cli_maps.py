@@ -10,6 +10,7 @@ from silver_stand_ins import pictures
 
 from detmtl.cli import main
 from detmtl.data.map_files import read_values
+from detmtl.silver.maps import ChosenMaps
 from detmtl.silver.store import Store
 
 
@@ -57,14 +58,17 @@ def test_an_audit_that_finds_reasons_ends_with_2(words, capsys):
     assert "all background" in capsys.readouterr().err
 
 
-def test_select_copies_what_can_be_looked_at(words, tmp_path):
+def test_select_copies_what_can_be_looked_at(words, tmp_path, capsys, monkeypatch):
     pool, _, _ = words
     out = tmp_path / "out"
     classes = "{car: [car], person: [person], rest: []}"
     assert _run("select", *pool, "--out", out, "--classes", classes, "--drop-unmapped") == 0
     assert set(np.unique(read_values(out / "maps" / "000.png"))) == {0, 254}
     assert json.loads((out / "legend.json").read_text())["grade"] == "silver"
-    assert _run("select", *pool, "--out", out, "--classes", classes, "--drop-unmapped") == 2
+    monkeypatch.setattr(ChosenMaps, "select", None)  # refused before the work
+    for place, told in ((out, "exists; give a new folder"), (out / "legend.json/o", "cannot be")):
+        assert _run("select", *pool, "--out", place) == 2
+        assert told in capsys.readouterr().err
 
 
 def test_mistakes(words, tmp_path, capsys):
