@@ -149,8 +149,10 @@ def _unlearnable(labels):
         return [replace(labels, weights=torch.zeros_like(labels.weights))]
     if isinstance(labels, DepthLabels):
         return [replace(labels, depth=torch.zeros_like(labels.depth))]
-    crowds = torch.full_like(labels.ignore, int(Ignore.REGION))
-    return [] if labels.details is None else [replace(labels, ignore=crowds)]
+    if labels.details is None:  # nobody looked
+        none = BoxLabels.of(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), len(NAMES))
+        return [replace(none, coverage=torch.zeros(len(NAMES)))]
+    return [replace(labels, ignore=torch.full_like(labels.ignore, int(Ignore.REGION)))]
 
 
 def test_labels_from_which_nothing_is_learned_mean_no_term(task_and_labels):
@@ -166,7 +168,9 @@ def test_labels_from_which_nothing_is_learned_mean_no_term(task_and_labels):
         )
         alone = task.loss(outputs, _batch(task, labels))
         torch.testing.assert_close(dict(beside), dict(alone))
-        assert batch.labels[task.labels].unpadded([[64, 64]] * 2)[0] is not None
+        known = batch.labels[task.labels].unpadded([[64, 64]] * 2)[0]
+        looked = not isinstance(nothing, BoxLabels) or bool(nothing.coverage.any())
+        assert (known is not None) == looked
 
 
 def test_a_picture_that_nobody_looked_at_has_no_gradient(task_and_labels):

@@ -1,8 +1,10 @@
 """The task of docs/add_a_task.md, from a file outside of the package: trained, scored, exported."""
 
+import importlib
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ from detmtl.engine.state import read_checkpoint
 from detmtl.inference.predictor import load_predictor
 from detmtl.recipe import run
 from detmtl.structures.errors import InputError
+from detmtl.structures.labels import BoxLabels
+from detmtl.structures.sample import Batch, ImageInfo, Sample
 from detmtl.teachers.from_checkpoint import CheckpointTeacherSettings
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "add_a_task.md"
@@ -97,6 +101,18 @@ def test_the_page_s_task_trains_is_scored_and_exported(module, tmp_path, monkeyp
     assert read_checkpoint(tmp_path / "run" / "best.pt")["searched"] == {
         "boxes": list(SCENE_CLASSES)
     }
+
+
+def test_pictures_that_nobody_looked_at_mean_no_term(module):
+    config = importlib.import_module("busy").BusyConfig(kind="busy:BusyConfig")
+    task = config.build("busy", [8], [32], 2, ["a", "b"])
+    nobody = replace(
+        BoxLabels.of(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), 2),
+        coverage=torch.zeros(2),
+    )
+    picture, info = torch.zeros(3, 64, 64, dtype=torch.uint8), ImageInfo(0, "0.jpg", 64, 64, "s")
+    batch = Batch.of([Sample(picture, {"boxes": nobody}, info)])
+    assert task.loss(task([torch.zeros(1, 8, 2, 2)]), batch) == {}
 
 
 def test_a_setting_of_it_that_is_unknown_is_told(module, tmp_path):
