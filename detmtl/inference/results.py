@@ -142,6 +142,7 @@ class _Results:
         tags: names of all tags so far.
         points: class -> names of its keypoints.
         owners: file of a map -> name of its picture.
+        mapped: tasks that have given a map.
     """
 
     class_names: Sequence[str]
@@ -154,6 +155,7 @@ class _Results:
     tags: dict[str, None] = field(default_factory=dict)
     points: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     owners: dict[Path, str] = field(default_factory=dict)
+    mapped: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.images = _Rows.of(self.out, self.stack)
@@ -216,11 +218,11 @@ class _Results:
         return path
 
     def _add_map(self, task: str, name: str, labels: MapLabels) -> None:
-        """Writes the map of a picture, and what its values mean."""
-        path = self._png(task, name)
-        write_values(path, labels.classes.numpy())
-        legend = Legend(dict(enumerate(self.names[task])), (OTHER,), grade=Grade.SILVER)
-        (self.out / task / "legend.json").write_text(json.dumps(legend.json()))
+        """Writes the map of a picture; with the first one, what the values of all mean."""
+        if task not in self.mapped:
+            _settle_legend(self.out / task, self.names[task])
+            self.mapped.add(task)
+        write_values(self._png(task, name), labels.classes.numpy())
 
     def _add_depth(self, task: str, name: str, labels: DepthLabels) -> None:
         """Writes the depth of a picture in 16 bits, as sources of depth are read."""
@@ -276,6 +278,24 @@ def _settled_unit(folder: Path, farthest: float) -> float:
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / LEGEND, json.dumps({"unit": unit}))
     return unit
+
+
+def _settle_legend(folder: Path, names: Sequence[str]) -> None:
+    """Says in a folder what the values of its maps mean.
+
+    Raises:
+        InputError: it has maps whose values mean something else.
+    """
+    path = folder / LEGEND
+    legend = Legend(dict(enumerate(names)), (OTHER,), grade=Grade.SILVER)
+    there = path.is_file() and any(folder.rglob("*.png"))
+    if there and Legend.read(path).categories != legend.categories:
+        raise InputError(
+            f"{folder}: has maps in which values mean other classes than those of this model; choose another "
+            "--out"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(legend.json()))
 
 
 def _predict_pictures(

@@ -370,6 +370,32 @@ def test_depths_are_written_in_a_unit_that_holds_them(tmp_path, farthest, unit):
         DepthFolder(folder="far", unit=0.25).load(pictures, tmp_path / "out", "", Grade.SILVER)
 
 
+def test_a_folder_has_maps_of_one_list_of_classes_alone(tmp_path):
+    class Mapped(Everywhere):
+        kinds = {"map": "maps"}
+
+        def predict(self, images):
+            return [
+                {"map": MapLabels(torch.ones(1, 1, dtype=torch.uint8), None, torch.ones(2))}
+                for _ in images
+            ]
+
+    def predicted(picture, *names):
+        write_picture(tmp_path / picture, 1, 1)
+        model = Mapped()
+        model.names = {"map": names}
+        predict_to_files(model, [tmp_path / picture], out)
+
+    out = tmp_path / "out"
+    predicted("a.jpg", "sky", "sea")
+    legend = (out / "map/legend.json").read_text()
+    with pytest.raises(InputError, match=r"out/map: has maps in which .* other classes .* --out"):
+        predicted("b.jpg", "sea", "sky")
+    assert (out / "map/legend.json").read_text() == legend
+    predicted("b.jpg", "sky", "sea")
+    assert sorted(p.name for p in (out / "map").iterdir()) == ["a.png", "b.png", "legend.json"]
+
+
 def test_a_folder_has_depths_of_one_unit_alone(tmp_path):
     class Far(Everywhere):
         names, kinds, farthest = {"far": ()}, {"far": "depth"}, {}
