@@ -23,7 +23,6 @@ from detmtl.report.progress import bar
 from detmtl.run_teachers import audit_source, gold_by_models, gold_sources, learned_sources
 from detmtl.silver.card import Written
 from detmtl.silver.held_out import (
-    copies_apart,
     given_dense,
     given_gold,
     refuse_overlap,
@@ -73,40 +72,12 @@ def load_sources(
             problems += error.problems
     if problems:
         raise InputError(problems)
-    loaded = copies_dropped(settings, loaded)
     loaded |= pools_apart(loaded)
     if process.rank == 0:
         problems = faults_between(settings, loaded)
     if problems := distributed.from_first(problems):
         raise InputError(problems)
     return {n: loaded[n] for n in chosen}, loaded["val"], loaded.get("test")
-
-
-def copies_dropped(
-    settings: RunSettings, loaded: Mapping[str, Source], every: bool = False
-) -> dict[str, Source]:
-    """Returns the sources, of which labelled ones whose faults are dropped keep one copy of a picture. Called
-    by all processes of a run together.
-
-    Args:
-        loaded: all that a run reads, "val" and perhaps "test" among them.
-        every: whether faults of every source are dropped.
-
-    Raises:
-        InputError: a picture cannot be read.
-    """
-    given = {**settings.data.sources, "val": settings.data.val, "test": settings.data.test}
-    dropping = [
-        name
-        for name, source in loaded.items()
-        if source.labelled() and (every or given[name].faults == "drop")
-    ]
-    # Rank 0 alone reads what has no hash yet, and warns.
-    kept = distributed.on_first(lambda: {name: copies_apart(loaded[name]) for name in dropping})
-    return {
-        name: source if (at := kept.get(name)) is None else source.subset(at)
-        for name, source in loaded.items()
-    }
 
 
 def pools_apart(loaded: Mapping[str, Source]) -> dict[str, Source]:

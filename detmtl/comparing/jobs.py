@@ -23,6 +23,7 @@ from rich.progress import (
 )
 
 from detmtl.comparing.scores import is_done
+from detmtl.structures.whole import write_whole
 
 FAILED = "failed.json"
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
@@ -62,9 +63,7 @@ class Job:
         file = self.folder / "job.json"
         self.folder.mkdir(parents=True, exist_ok=True)
         if not file.is_file() or file.read_text() != text:
-            partial = file.with_suffix(".tmp")
-            partial.write_text(text)
-            partial.replace(file)
+            write_whole(file, text)
 
     @property
     def done(self) -> bool:
@@ -73,9 +72,7 @@ class Job:
     def fail(self, why: str) -> None:
         """Notes why it failed, also for those that only report."""
         self.failure = why
-        partial = self.folder / "failed.json.tmp"
-        partial.write_text(json.dumps({"why": why}))
-        partial.replace(self.folder / FAILED)
+        write_whole(self.folder / FAILED, json.dumps({"why": why}))
 
     def recall(self) -> str | None:
         """Returns, and notes, why it failed when it was tried last."""

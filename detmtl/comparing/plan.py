@@ -132,7 +132,7 @@ class Planner:
             for cell in cells_of(self.settings)
             for arm in self.settings.arms
         ]
-        return digest([keys, self.settings.seeded])
+        return digest([sorted(keys), sorted(self.settings.seeded)])
 
     def of_arm(self, cell: Cell, arm: str, seed: int | None) -> RunSettings:
         """Returns the settings of one run; None: of none, with what seeds would set as it is otherwise.

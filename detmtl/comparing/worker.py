@@ -32,7 +32,7 @@ from detmtl.run_folder import OpenRun, RunFolder
 from detmtl.run_sources import load_sources, to_be_labelled
 from detmtl.run_teachers import written_offline
 from detmtl.structures.errors import InputError
-from detmtl.structures.whole import write_json
+from detmtl.structures.whole import write_json, write_whole
 
 
 def main(folder: Path) -> int:
@@ -55,9 +55,7 @@ def main(folder: Path) -> int:
         return 1
     facts |= {"seconds": time.monotonic() - start, "continued": continued, "origins": starts}
     facts["peak_bytes"] = peak_bytes()
-    partial = folder / "done.json.tmp"
-    partial.write_text(json.dumps(facts, indent=1))
-    partial.replace(folder / "done.json")
+    write_whole(folder / "done.json", json.dumps(facts, indent=1))
     return 0
 
 

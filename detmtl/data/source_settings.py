@@ -22,6 +22,7 @@ from detmtl.data.coverage import (
 )
 from detmtl.data.depth import DepthFolder
 from detmtl.data.details import DetailClasses
+from detmtl.data.faults import one_copy_each
 from detmtl.data.images import content_hashes, unusable_pictures
 from detmtl.data.maps import MapClasses, MapFolder
 from detmtl.data.parsed import (
@@ -173,7 +174,8 @@ class SourceSettings(Settings):
         source = self._present(source)
         if self.subset is not None:
             source = self._part(source, key, self.subset)
-        return self._with_others(source, root, maps, tags)
+        source = self._with_others(source, root, maps, tags)
+        return one_copy_each(source) if self.faults == "drop" else source
 
     def _with_others(
         self, source: Source, root: Path, maps: MapClasses | None, tags: TagClasses | None

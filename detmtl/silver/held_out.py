@@ -83,27 +83,6 @@ def unlabelled_apart(pool: Source, held_out: Sequence[Source]) -> np.ndarray | N
     return np.setdiff1d(np.arange(len(pool)), left_out) if left_out else None
 
 
-def copies_apart(source: Source) -> np.ndarray | None:
-    """Returns the positions of pictures of which a source keeps one copy, that with the most boxes: what was
-    drawn in one is no background in another; warns of what is left out. None: all stay."""
-    boxes = np.zeros(len(source)) if (a := source.annotations) is None else np.diff(a.offsets)
-    kept: dict[str, int] = {}
-    for i, content_hash in enumerate(source.hashes()):
-        j = kept.setdefault(content_hash, i)
-        if boxes[i] > boxes[j]:
-            kept[content_hash] = i
-    left_out = np.setdiff1d(np.arange(len(source)), list(kept.values()))
-    if not len(left_out):
-        return None
-    i = int(left_out[0])
-    warnings.warn(
-        f"source '{source.name}': {len(left_out)} of {len(source)} pictures are left out, because another "
-        f"has the same bytes: {source.path(i)} is {source.path(kept[source.hashes()[i]])}",
-        stacklevel=2,
-    )
-    return np.sort(list(kept.values()))
-
-
 def refuse_seen(learned_from: Sequence[Source], gold: Source) -> None:
     """Refuses to audit a teacher on pictures that it learned from: it is better there than elsewhere.
 

@@ -1,7 +1,6 @@
 """The verb `check`: tells whether data are fit for training."""
 
 import argparse
-import contextlib
 import json
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from detmtl.engine import distributed
 from detmtl.models.fpn import FPNSettings
 from detmtl.report.progress import bar
 from detmtl.run_sources import (
-    copies_dropped,
     faults_between,
     idle_weights,
     pools_apart,
@@ -77,8 +75,6 @@ def _all_told(settings: RunSettings, drop: bool, cache: Path, console: Console) 
         except InputError as error:
             problems += error.problems
             continue
-        with contextlib.suppress(InputError):  # a picture that cannot be read is told below
-            loaded |= copies_dropped(settings, {name: loaded[name]}, drop)
         problems += _told(loaded[name], name, console)
         if name not in splits:  # anchors that fit what is measured on would be fitted to it
             _print_coverage(loaded[name], settings, console)

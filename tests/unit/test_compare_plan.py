@@ -53,10 +53,10 @@ UNKEYED = [
 
 @pytest.fixture
 def planner(tmp_path):
-    def made(text="", base=BASE, overrides=()):
+    def made(text="", base=BASE, overrides=(), compare=COMPARE):
         (tmp_path / "base.yaml").write_text(base)
         path = tmp_path / "compare.yaml"
-        path.write_text(COMPARE + text)
+        path.write_text(compare + text)
         return Planner(read_compare(path), path, overrides)
 
     return made
@@ -267,6 +267,8 @@ def test_split_mistakes(planner):
 def test_what_changes_the_experiment_and_what_does_not(planner):
     digest = planner().digest()
     assert planner("seeds: 9\nnote: hello\n").digest() == digest
+    turned = "arms: {teacher: teacher, electrum: {}, gold: {mix.mode: gold}}\nbaseline: gold\n"
+    assert planner(compare=f"base: base.yaml\n{turned}").digest() == digest, "only the order"
     assert planner("set: {train.steps: 4}\n").digest() != digest
     assert planner(overrides=["train.steps=4"]).digest() != digest
     assert planner(base=BASE.replace("steps: 3", "steps: 4")).digest() != digest

@@ -5,7 +5,6 @@ import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,7 +26,7 @@ from detmtl.data.maps import MapClasses, MapFolder
 from detmtl.data.tags import Tags
 from detmtl.engine import distributed
 from detmtl.run_folder import OpenRun, RunFolder
-from detmtl.run_sources import copies_dropped, load_sources, pools_apart, to_be_labelled
+from detmtl.run_sources import load_sources, pools_apart, to_be_labelled
 from detmtl.silver.audit import audit
 from detmtl.silver.held_out import each_once, given_gold, unlabelled_apart, without_doubles
 from detmtl.structures.classes import LabelSpace
@@ -194,25 +193,6 @@ def test_a_pool_of_all_pictures_loses_those_that_measure_and_has_each_once(tmp_p
     assert unlabelled_apart(labelled, [val]) is None, "somebody has to say what they are for"
     with pytest.raises(InputError, match="all of its pictures are held out"), pytest.warns():
         unlabelled_apart(pictures(tmp_path / "other", 2, first=1), [val])
-
-
-def test_of_copies_that_people_labelled_the_one_with_boxes_stays_where_faults_are_dropped(tmp_path):
-    source = pictures(tmp_path / "some", 4, name="some")
-    (tmp_path / "some/003.png").write_bytes((tmp_path / "some/001.png").read_bytes())
-    source = gold(source, [(0, A, 0, 0), (3, A, 0, 0), (3, A, 9, 9)])
-    loaded = {"some": source}
-    settings = SimpleNamespace(
-        data=SimpleNamespace(sources={"some": SimpleNamespace(faults="error")}, val=None, test=None)
-    )
-    assert copies_dropped(settings, loaded) == loaded, "which is told, and ends the run"
-    with pytest.warns(UserWarning, match="1 of 4 pictures are left out") as told:
-        kept = copies_dropped(settings, loaded, every=True)["some"]
-    assert str(told[0].message).endswith(f"{tmp_path}/some/001.png is {tmp_path}/some/003.png")
-    assert [kept.files.name(i) for i in range(3)] == ["000.png", "002.png", "003.png"]
-    assert np.diff(kept.annotations.offsets).tolist() == [1, 0, 2]
-    settings.data.sources["some"].faults = "drop"
-    with pytest.warns(UserWarning, match="1 of 4"):
-        assert len(copies_dropped(settings, loaded)["some"]) == 3
 
 
 def _apart(rank, folder):

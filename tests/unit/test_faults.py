@@ -17,6 +17,7 @@ from detmtl.data.faults import (
     number_column,
     repeated,
 )
+from detmtl.data.folder import FolderSource
 from detmtl.data.maps import MapClasses, MapFolder
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
@@ -142,6 +143,26 @@ def test_check_finds_copies_broken_pictures_and_wrong_sizes(tmp_path):
     assert len(check_source(source, decode=False)) == 2
     (images / "1.png").unlink()
     assert any("1.png" in p for p in check_source(source, decode=False))
+
+
+def test_of_copies_the_one_of_which_people_say_most_stays_where_faults_are_dropped(tmp_path):
+    save_coco(tmp_path, coco_data())
+    images, maps = tmp_path / "images", tmp_path / "maps"
+    maps.mkdir()
+    Image.fromarray(np.zeros((48, 64), np.uint8)).save(maps / "2.png")
+    (images / "2.png").write_bytes((images / "0.png").read_bytes())
+    boxes = CocoSource(images="images", annotations="coco.json", faults="drop")
+    with pytest.warns(UserWarning, match=r"1 of 3 pictures .* same bytes: .*2\.png is .*0\.png"):
+        source = boxes.load("here", tmp_path, LabelSpace.of(NAMES), tmp_path / "cache")
+    assert [source.files.name(i) for i in range(2)] == ["0.png", "1.png"], "which has boxes"
+    assert check_source(source) == []
+    folder = MapFolder(folder="maps", categories={0: "road"}, missing="absent")
+    mapped = FolderSource(images="images", maps=folder, faults="drop")
+    with pytest.warns(UserWarning, match=r"same bytes: .*0\.png is .*2\.png"):
+        source = mapped.load(
+            "here", tmp_path, LabelSpace.of(NAMES), tmp_path / "cache", MapClasses(classes=["road"])
+        )
+    assert source.maps.present().tolist() == [False, True], "which has a map"
 
 
 def test_check_opens_maps_and_depths(tmp_path):
