@@ -20,7 +20,13 @@ from detmtl.engine import distributed
 from detmtl.engine.distributed import Process
 from detmtl.pools import tags_of
 from detmtl.report.progress import bar
-from detmtl.run_teachers import audit_source, gold_by_models, gold_sources, learned_sources
+from detmtl.run_teachers import (
+    audit_source,
+    gold_by_models,
+    gold_sources,
+    learned_sources,
+    written_by_gold,
+)
 from detmtl.silver.card import Written
 from detmtl.silver.held_out import (
     given_dense,
@@ -173,11 +179,11 @@ def faults_between(settings: RunSettings, loaded: Mapping[str, Source]) -> list[
 
     def augmented() -> None:
         augment = settings.augment.build(settings.input)
-        to_come = {} if data.maps is None else _to_come(settings, labelled=False)
+        mapped = _to_be_mapped(settings)
         if misfits := [
             sentence
             for name in settings.mix_sources()
-            for sentence in augment.misfits(loaded[name], "maps" in to_come.get(name, ()))
+            for sentence in augment.misfits(loaded[name], name in mapped)
         ]:
             raise InputError(misfits)
 
@@ -231,12 +237,25 @@ def idle_weights(settings: RunSettings, sources: Sequence[Source], labelled: boo
 
 def _to_come(settings: RunSettings, labelled: bool) -> dict[str, list[Written]]:
     """Returns pool -> what a teacher has yet to write of it; where pools are not `labelled`, all that one can
-    write."""
+    write whose task is not known yet."""
     online = settings.when_online()
     to_come = {n: list(settings.online.labels) for n in online.pools} if online else {}
     if not labelled:
-        to_come |= {n: list(WRITTEN) for n in settings.offline_pools()}
+        known = settings.own_teacher() is not None
+        offline = [written_by_gold(settings)] if known else list(WRITTEN)
+        to_come |= {n: list(offline) for n in settings.offline_pools()}
     return to_come
+
+
+def _to_be_mapped(settings: RunSettings) -> set[str]:
+    """Returns the pools of which no picture is drawn before a teacher has written its map, as far as settings
+    tell: audits of mode online may leave pictures without one."""
+    online = settings.when_online()
+    if settings.data.maps is None:
+        return set()
+    audited = online.pools if online is not None and online.audit is not None else ()
+    to_come = _to_come(settings, labelled=False)
+    return {n for n, kinds in to_come.items() if "maps" in kinds and n not in audited}
 
 
 def to_be_labelled(

@@ -185,6 +185,34 @@ def test_steps_are_tried_with_the_maps_that_a_teacher_has_yet_to_write(settings,
         assert [text.split(": ")[0] for text in problems] == [str(tmp_path / x) for x in refused]
 
 
+def test_steps_are_tried_without_the_maps_that_a_teacher_may_not_write(settings, tmp_path):
+    """A teacher of boxes writes none, and mode online none before an audit tells enough."""
+    read = {
+        "gold": gold(pictures(tmp_path / "g", 2, first=20), []),
+        "written": replace(gold(pictures(tmp_path / "w", 2), []), grade=Grade.SILVER),
+        "pool": pictures(tmp_path / "u", 2, first=70),
+        "val": gold(pictures(tmp_path / "v", 2, first=60), []),
+    }
+    given = [
+        "data.maps={classes: [road]}",
+        "data.sources.checked.grade=silver",
+        "silver.audit=val",
+        "tasks.road={kind: semantic}",
+        "augment.steps=[{CropNonEmptyMaskIfExists: {height: 8, width: 8}}]",
+    ]
+    own = ["mix={mode: batch, shares: {written: 1, pool: 1}}", "silver.teacher.task="]
+    online = ["mix={mode: online, shares: {written: 1, pool: 1}}", "silver.teacher.task=boxes"]
+    online += ["online.labels=[maps]", "online.audit_every="]
+    for (*more, last), value, refused in (
+        (own, "boxes", True),
+        (own, "road", False),
+        (online, "200", True),
+        (online, "null", False),
+    ):
+        problems = faults_between(settings(*given, *more, last + value), read)
+        assert any(text.startswith(str(tmp_path / "u")) for text in problems) is refused
+
+
 def test_gold_of_two_sources_is_audited_by_both_where_they_share_pictures(settings, tmp_path):
     cats = gold(
         pictures(tmp_path / "p", 20), [(i, [1, 2, 9, 9], 0, 0) for i in range(20)], [[1, 0]]
