@@ -28,7 +28,7 @@ from detmtl.pools import label_pools
 from detmtl.report.run_summary import Summary
 from detmtl.run_folder import OpenRun, RunFolder
 from detmtl.run_online import online_gold
-from detmtl.run_sources import load_sources, render, to_be_labelled
+from detmtl.run_sources import drawn_sources, load_sources, render, to_be_labelled
 from detmtl.run_teachers import learned_sources, teacher_settings, written_offline
 from detmtl.run_training import build, fit_model, mixture_of, score
 from detmtl.structures.errors import InputError
@@ -166,14 +166,15 @@ def _check(run: OpenRun, sources: Mapping[str, Source], held_out: Iterable[Sourc
     if not run.folder.metrics.exists():
         settings.train.check(run.process.device)
         model = _check_parts(settings)
-        _check_sizes(settings, model, sources.values(), held_out)
+        drawn = drawn_sources(settings, sources).values()
+        _check_sizes(settings, model, drawn, [*sources.values(), *held_out])
 
 
 def _check_sizes(
     settings: RunSettings,
     model: MultiTask,
     sources: Iterable[Source],
-    held_out: Iterable[Source],
+    plain: Iterable[Source],
 ) -> None:
     """Tries the backbone on a picture of a size that is nobody's own: many networks of timm take one size
     alone, or pad their features. Such a one is fit for pictures that all come in a size that it takes.
@@ -182,7 +183,7 @@ def _check_sizes(
         settings: of the run.
         model: its network.
         sources: whose pictures come augmented, and as they are where a teacher labels them.
-        held_out: whose pictures come as they are.
+        plain: whose pictures come as they are.
 
     Raises:
         InputError: it does not fit.
@@ -191,7 +192,7 @@ def _check_sizes(
     if wrong is None:
         return
     drawn = _fitted(settings, sources)
-    found = _padded(drawn | _fitted(settings, held_out))
+    found = _padded(drawn | _fitted(settings, plain))
     if len(found) == 1:  # few sizes, since they pad to one, and each is tried
         augment = settings.augment.build(settings.input)
         found |= _padded(size for own in drawn for size in augment.tried(*own))

@@ -130,6 +130,21 @@ def sources_read(settings: RunSettings) -> list[str]:
     return [n for n in settings.data.sources if n in wanted]
 
 
+def drawn_sources(settings: RunSettings, sources: Mapping[str, Source]) -> dict[str, Source]:
+    """Returns the sources whose pictures are augmented, by name: those that the mix trains on, and what else
+    the run's own teacher learns from.
+
+    Args:
+        settings: of the run.
+        sources: all that it reads, see `sources_read`.
+    """
+    drawn = {n: sources[n] for n in settings.mix_sources()}
+    if settings.own_teacher() is None:
+        return drawn
+    learned = zip(gold_sources(settings), learned_sources(settings, sources), strict=True)
+    return {**drawn, **{n: source for n, source in learned if n not in drawn}}
+
+
 def faults_between(settings: RunSettings, loaded: Mapping[str, Source]) -> list[str]:
     """Returns a sentence for everything for which a run refuses sources that are sound each by itself: a
     picture to measure on is among those to train on, or stands twice in a labelled source, labels to measure
@@ -182,8 +197,8 @@ def faults_between(settings: RunSettings, loaded: Mapping[str, Source]) -> list[
         mapped = _to_be_mapped(settings)
         if misfits := [
             sentence
-            for name in settings.mix_sources()
-            for sentence in augment.misfits(loaded[name], name in mapped)
+            for name, source in drawn_sources(settings, loaded).items()
+            for sentence in augment.misfits(source, name in mapped)
         ]:
             raise InputError(misfits)
 

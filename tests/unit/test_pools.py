@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from PIL import Image
 from rich.console import Console
 from silver_stand_ins import card, gold, pictures
 
+from detmtl import recipe
 from detmtl.config import read_settings
 from detmtl.data.depth import DepthFolder
 from detmtl.data.maps import MapClasses, MapFolder
@@ -211,6 +213,35 @@ def test_steps_are_tried_without_the_maps_that_a_teacher_may_not_write(settings,
     ):
         problems = faults_between(settings(*given, *more, last + value), read)
         assert any(text.startswith(str(tmp_path / "u")) for text in problems) is refused
+
+
+def test_steps_are_tried_on_what_is_drawn_and_what_the_own_teacher_learns_from(
+    settings, tmp_path, monkeypatch
+):
+    """A picture too low for the crop, or of another size than the backbone takes after it, is refused in
+    these sources alone: in that of the audit it comes as it is."""
+    low = np.array([[38, 64]] * 2)
+    read = {
+        name: pictures(tmp_path / name, 2, name, first)
+        for name, first in (("gold", 0), ("checked", 9), ("written", 20), ("pool", 40), ("val", 60))
+    }
+    read = {n: replace(s, sizes=np.array([[64, 64]] * 2)) for n, s in read.items()}
+    read |= {n: gold(read[n], []) for n in ("gold", "checked", "written", "val")}
+    read["written"] = replace(read["written"], grade=Grade.SILVER)
+    asked = settings(
+        "mix={mode: silver}",
+        "input={short: 64, long: 64}",
+        "augment.steps=[{RandomCrop: {height: 40, width: 40}}]",
+    )
+    backbone = SimpleNamespace(misfit=lambda *size: None if size == (64, 64) else "no such size")
+    monkeypatch.setattr(recipe, "_check_parts", lambda _: SimpleNamespace(backbone=backbone))
+    run = OpenRun(asked, RunFolder(tmp_path), SimpleNamespace(device="cpu"), None)
+    for name, refused in (("gold", True), ("pool", True), ("checked", False)):
+        given = read | {name: replace(read[name], sizes=low)}
+        problems = faults_between(asked, given)
+        assert any("RandomCrop failed" in text for text in problems) is refused
+        with pytest.raises(InputError, match="RandomCrop") if refused else nullcontext():
+            recipe._check(run, {n: s for n, s in given.items() if n != "val"}, [given["val"]])
 
 
 def test_gold_of_two_sources_is_audited_by_both_where_they_share_pictures(settings, tmp_path):
