@@ -3,6 +3,8 @@
 Letters: I pictures, H and W pixels.
 """
 
+import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -70,11 +72,19 @@ def unit_told(folder: Path) -> float | None:
     """Returns the unit, in meters, that a folder of depths says of itself; None: it says none.
 
     Raises:
-        InputError: the file that says it is broken.
+        InputError: the file that says it is broken, or its unit is no number above 0.
     """
     legend = folder / LEGEND
     told = read_json(legend, str(legend)) if legend.is_file() else None
-    return told.get("unit") if isinstance(told, dict) else None
+    unit = told.get("unit") if isinstance(told, dict) else None
+    if unit is None:
+        return None
+    if isinstance(unit, bool) or not isinstance(unit, int | float) or not 0 < unit < math.inf:
+        raise InputError(
+            f"{legend}: unit: is {json.dumps(unit)}, and needs to be a number above 0: the meters that a "
+            "value of 1 means"
+        )
+    return unit
 
 
 def unit_for(farthest: float) -> float:

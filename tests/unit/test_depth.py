@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from detmtl.data.augment import Augment
 from detmtl.data.coco import CocoSource
-from detmtl.data.depth import DepthFolder
+from detmtl.data.depth import DepthFolder, unit_told
 from detmtl.data.flat import FileNames
 from detmtl.losses.depth import depth_errors
 from detmtl.metrics.depth import DepthMetric
@@ -38,6 +38,19 @@ def test_files_are_read_in_meters(tmp_path):
     kitti = DepthFolder(folder="depth", unit=1 / 256, unknown=[0])
     found = kitti.load(pictures, tmp_path, "", Grade.SILVER).labels(0, 2, 2)
     assert found.depth[1, 0] == pytest.approx(65535 / 256) and found.grade == Grade.SILVER
+
+
+@pytest.mark.parametrize("unit", ["mm", "0.01", [1], True, 0, -0.001, math.nan, math.inf])
+def test_a_unit_that_is_no_number_above_0_is_told(tmp_path, unit):
+    (tmp_path / "legend.json").write_text(json.dumps({"unit": unit}))
+    with pytest.raises(InputError, match=r"legend\.json: unit: is .* a number above 0"):
+        unit_told(tmp_path)
+
+
+@pytest.mark.parametrize("content", [{"unit": 1}, {"unit": None}, {}, [1]])
+def test_the_unit_of_a_folder_is_the_one_that_it_tells(tmp_path, content):
+    (tmp_path / "legend.json").write_text(json.dumps(content))
+    assert unit_told(tmp_path) == (1 if content == {"unit": 1} else None)
 
 
 def test_a_depth_of_another_size_is_told(tmp_path):
