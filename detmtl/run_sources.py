@@ -257,8 +257,8 @@ def _to_come(settings: RunSettings, labelled: bool) -> dict[str, list[Written]]:
     to_come = {n: list(settings.online.labels) for n in online.pools} if online else {}
     if not labelled:
         known = settings.own_teacher() is not None
-        offline = [written_by_gold(settings)] if known else list(WRITTEN)
-        to_come |= {n: list(offline) for n in settings.offline_pools()}
+        offline: list[Written] = [written_by_gold(settings)] if known else list(WRITTEN)
+        to_come |= dict.fromkeys(settings.offline_pools(), offline)
     return to_come
 
 
