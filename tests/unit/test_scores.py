@@ -285,10 +285,7 @@ def test_a_process_that_was_ended_while_idle_is_replaced():
         process.start(packed(os.getpid))
         first = process.result()
         os.kill(first, 9)
-        end = time.monotonic() + stand_ins.PATIENCE
-        while _state_of(first) != "Z":
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        os.waitid(os.P_PID, first, os.WEXITED | os.WNOWAIT)  # all its threads have ended
         process.start(packed(os.getpid))
         assert process.result() != first
 

@@ -161,7 +161,7 @@ def test_a_missing_picture_is_left_out_only_if_asked(tmp_path):
     with pytest.warns(UserWarning, match=r"1 pictures left out: .*1\.png: no such picture"):
         source = load(tmp_path, faults="drop")
     assert source.ids.tolist() == [10, 30] and source.annotations.classes.tolist() == [0]
-    save_picture(tmp_path / "images" / "1.png")
+    save_picture(tmp_path / "images" / "1.png", seed=1)
     assert len(load(tmp_path, faults="drop")) == 3
 
 

@@ -26,9 +26,9 @@ def thing(name="cat", box=(5, 6, 20, 30), difficult=0) -> str:
 def save(root, files: dict[str, str]) -> None:
     """Writes XML files (name -> what stands inside <annotation>) and their pictures."""
     (root / "xml").mkdir(parents=True, exist_ok=True)
-    for name, inside in files.items():
+    for i, (name, inside) in enumerate(files.items()):
         (root / "xml" / f"{name}.xml").write_text(f"<annotation>{inside}</annotation>")
-        save_picture(root / "images" / f"{name}.jpg")
+        save_picture(root / "images" / f"{name}.jpg", seed=i)
 
 
 def load(root, **settings):
