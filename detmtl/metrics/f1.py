@@ -1,50 +1,90 @@
-"""F1 of boxes at one score and one IoU, for all pictures at once.
+"""F1 of boxes at one IoU, for all pictures at once: at a score, and at the score where it is best.
 
 Letters: G boxes of truth, D detections, P pairs of a detection and a box of truth of its picture and
 category, C categories.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from detmtl.metrics.box_arrays import Boxes
 
 
-def f1(
-    truth: Boxes,
-    detections: Boxes,
-    categories: Sequence[int],
-    score_threshold: float = 0.5,
-    iou_threshold: float = 0.5,
-) -> float:
-    """Returns the mean over categories with truth of F1 = 2 TP / (2 TP + FP + FN), or NaN.
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """Detections that are right or wrong, whatever score they shall have: each takes, best first, the box of
+    truth of its picture and category with the highest IoU that is free. So those of a higher score are
+    judged as if there were no others.
+
+    Attributes:
+        categories: (D,) positions among the C categories; detections on a crowd are not there.
+        scores: (D,).
+        right: (D,) bool.
+        wanted: (C,) boxes of truth.
+    """
+
+    categories: np.ndarray
+    scores: np.ndarray
+    right: np.ndarray
+    wanted: np.ndarray
+
+    def f1(self, score: float) -> float:
+        """Returns the mean over categories with truth of F1 = 2 TP / (2 TP + FP + FN), detections of at
+        least that score counted; NaN without truth."""
+        kept, there = self.scores >= score, self.wanted > 0
+        tp = np.bincount(self.categories[kept & self.right], minlength=len(there))
+        found = np.bincount(self.categories[kept], minlength=len(there))
+        values = 2 * tp[there] / (found + self.wanted)[there]
+        return float(np.mean(values)) if there.any() else float("nan")
+
+    def best(self) -> list[tuple[float, float]]:
+        """Returns of each category the highest F1 that detections from some score on have, and that score,
+        the highest of several; NaN without truth, and a score of NaN where no detection is right."""
+        order = np.argsort(-self.scores, kind="stable")
+        found = []
+        for c, wanted in enumerate(self.wanted.tolist()):
+            own = order[self.categories[order] == c]
+            scores, tp = self.scores[own], np.cumsum(self.right[own])
+            # detections of one score come or go together
+            last = np.append(scores[1:] < scores[:-1], True)[: len(own)]
+            values = np.where(last, 2 * tp / np.maximum(1, np.arange(1, len(own) + 1) + wanted), 0)
+            if not wanted or not values.any():
+                found.append((0.0 if wanted else float("nan"), float("nan")))
+            else:
+                at = int(values.argmax())
+                found.append((float(values[at]), float(scores[at])))
+        return found
+
+
+def judged(
+    truth: Boxes, detections: Boxes, categories: Sequence[int], iou_threshold: float = 0.5
+) -> Judged:
+    """Judges detections.
 
     Pictures are told by their positions, or by other ids that 64 bits hold times the number of categories.
-    Detections of at least `score_threshold` take, best first, the box of truth of their category with
-    the highest IoU that is free; on a crowd box they do not count.
     """
     ids = np.unique(np.asarray(categories, dtype=np.int64))
-    kept = np.flatnonzero(detections.scores >= score_threshold)
-    kept = kept[np.argsort(-detections.scores[kept], kind="stable")]
-    found, order = _grouped(detections, kept, ids)
-    kept = kept[order]
+    by_score = np.argsort(-detections.scores, kind="stable")
+    found, order = _grouped(detections, by_score, ids)
+    rows_found = by_score[order]
     of_truth, rows = _grouped(truth, np.arange(len(truth.images)), ids)
-    right, wrong = _judged(
-        detections.boxes_xywh[kept],
+    right, wrong = _right_and_wrong(
+        detections.boxes_xywh[rows_found],
         found,
         truth.boxes_xywh[rows],
         of_truth,
         truth.crowd[rows],
         iou_threshold,
     )
-    num, of_found = len(ids), found % len(ids)
-    tp = np.bincount(of_found[right], minlength=num)
-    fp = np.bincount(of_found[wrong], minlength=num)
-    wanted = np.bincount((of_truth % num)[~truth.crowd[rows]], minlength=num)
-    there = wanted > 0
-    values = 2 * tp[there] / (tp + fp + wanted)[there]
-    return float(np.mean(values)) if there.any() else float("nan")
+    counted = right | wrong
+    return Judged(
+        (found % len(ids))[counted] if len(ids) else found[counted],
+        detections.scores[rows_found][counted],
+        right[counted],
+        np.bincount((of_truth % max(1, len(ids)))[~truth.crowd[rows]], minlength=len(ids)),
+    )
 
 
 def _grouped(boxes: Boxes, rows: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -55,7 +95,7 @@ def _grouped(boxes: Boxes, rows: np.ndarray, ids: np.ndarray) -> tuple[np.ndarra
     return keys[order], order
 
 
-def _judged(
+def _right_and_wrong(
     found: np.ndarray,
     of_found: np.ndarray,
     true: np.ndarray,

@@ -1,7 +1,7 @@
 """What a run leaves behind, as the tables that it ends with."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,12 @@ from rich.table import Table
 
 SHOWN = ("AP", "AP50", "AP75", "F1@.5", "mIoU", "accuracy", "mAP")
 """The numbers in the table at the end of a run; all others are in its files."""
+
+OF_CLASSES = {"AP": "AP", "IoU": "IoU", "F1": "best F1", "score": "at a score from"}
+"""The numbers of each class in the tables at the end of a run, and their columns."""
+
+MOST_CLASSES = 20
+"""A task with more has no such table."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Summary:
     trained_on: str
 
     def tables(self) -> list[Table]:
-        """Returns the table of scores and the table of files."""
+        """Returns the table of scores, those of the classes of each task, and the table of files."""
         scores = Table(title=f"Scores on {self.scored_on}", title_justify="left")
         by_task: dict[str, list[str]] = {}  # numbers of a task as a whole, none of a class
         for task, name in (k.split("/") for k in self.metrics if k.count("/") == 1):
@@ -52,7 +58,29 @@ class Summary:
         files.add_column("where", overflow="fold")
         for what, path in self.files.items():
             files.add_row(what, escape(str(path)))
-        return [scores, files]
+        return [scores, *self._of_classes(), files]
+
+    def _of_classes(self) -> Iterator[Table]:
+        """Yields a table for each task with classes, unless there are too many."""
+        tasks: dict[str, dict[str, dict[str, float]]] = {}
+        for key, value in self.metrics.items():
+            if key.count("/") > 1 and not key.startswith("teacher/"):
+                task, kind, name = key.split("/", 2)
+                if kind in OF_CLASSES:
+                    tasks.setdefault(task, {}).setdefault(name, {})[kind] = value
+        for task, classes in sorted(tasks.items()):
+            if len(classes) > MOST_CLASSES:
+                continue
+            title = escape(f"Classes of {task} on {self.scored_on}")
+            table = Table("class", title=title, title_justify="left")
+            kinds = [k for k in OF_CLASSES if any(k in numbers for numbers in classes.values())]
+            for kind in kinds:
+                table.add_column(OF_CLASSES[kind], justify="right")
+            for name, numbers in classes.items():
+                found = [numbers.get(kind, math.nan) for kind in kinds]
+                told = ["-" if value != value else f"{value:.3f}" for value in found]
+                table.add_row(escape(name), *told)
+            yield table
 
     def unscored(self) -> str | None:
         """Returns a sentence on the classes that have no part in the scores; None: all have."""

@@ -7,7 +7,7 @@ import pytest
 
 from detmtl.metrics.box_arrays import Boxes
 from detmtl.metrics.coco import score
-from detmtl.metrics.f1 import f1
+from detmtl.metrics.f1 import judged
 
 CATEGORIES = [3, 7, 20]
 
@@ -35,17 +35,19 @@ def like_a_detector(pictures: int, seed: int) -> tuple[Boxes, Boxes]:
     return truth, detections
 
 
-def by_hand(truth: Boxes, detections: Boxes) -> float:
+def by_hand(
+    truth: Boxes, detections: Boxes, least: float = 0.5, categories: list[int] = CATEGORIES
+) -> float:
     """Returns the mean F1 as the definition says it, box by box."""
     values = []
-    for c in CATEGORIES:
+    for c in categories:
         tp = fp = 0
         for image in np.unique(detections.images):
             g = np.flatnonzero((truth.images == image) & (truth.categories == c))
             d = np.flatnonzero(
                 (detections.images == image)
                 & (detections.categories == c)
-                & (detections.scores >= 0.5)
+                & (detections.scores >= least)
             )
             taken = set()
             for i in d[np.argsort(-detections.scores[d], kind="stable")]:
@@ -75,15 +77,43 @@ def test_f1_is_that_of_a_plain_loop(seed):
     truth, found = like_a_detector(12, seed)
     expected = by_hand(truth, found)
     assert 0.05 < expected < 0.9
-    assert f1(truth, found, CATEGORIES) == pytest.approx(expected, abs=1e-12)
+    assert judged(truth, found, CATEGORIES).f1(0.5) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_best_f1_of_a_class_is_the_highest_over_all_scores(seed):
+    truth, found = like_a_detector(8, seed)
+    best = judged(truth, found, CATEGORIES).best()
+    for c, (value, score_there) in zip(CATEGORIES, best, strict=True):
+        own = np.unique(found.scores[found.categories == c])
+        values = [by_hand(truth, found, least, [c]) for least in own]
+        assert value == pytest.approx(max(values), abs=1e-12) and 0.05 < value < 0.95
+        assert score_there == max(s for s, v in zip(own, values, strict=True) if v > value - 1e-12)
+    assert len({score_there for _, score_there in best}) == 3
+
+
+def test_the_best_f1_and_its_score_are_among_the_numbers():
+    truth, found = like_a_detector(8, 0)
+    some = replace(truth, categories=np.where(truth.categories == 7, 3, truth.categories))
+    ids = range(0, 40, 5)
+    numbers = score(some, found, ids, {3: "cat", 7: "dog", 20: "cow"})
+    assert np.isnan(numbers["F1/dog"]) and np.isnan(numbers["score/dog"])
+    (value, least), _, (_, other) = judged(some, found, CATEGORIES).best()
+    assert numbers["F1/cat"] == value and numbers["score/cat"] == least != other
+    assert numbers["score/cow"] == other and numbers["F1/cow"] >= numbers["AP/cow"]
 
 
 def test_f1_without_truth_or_detections():
     truth, found = like_a_detector(3, 0)
     nothing = Boxes(*(np.asarray(v)[:0] for v in vars(truth).values()))
-    assert np.isnan(f1(nothing, found, CATEGORIES))
-    assert f1(truth, nothing, CATEGORIES) == 0
-    assert np.isnan(f1(replace(truth, crowd=truth.crowd | True), found, CATEGORIES))
+    crowds = replace(truth, crowd=truth.crowd | True)
+    for none in (judged(nothing, found, CATEGORIES), judged(crowds, found, CATEGORIES)):
+        assert np.isnan(none.f1(0.5)) and np.isnan(none.best()).all()
+    blind = judged(truth, nothing, CATEGORIES)
+    assert blind.f1(0.5) == 0 and [value for value, _ in blind.best()] == [0, 0, 0]
+    assert np.isnan([score_there for _, score_there in blind.best()]).all()
+    of_no_class = judged(nothing, nothing, [])
+    assert np.isnan(of_no_class.f1(0.5)) and of_no_class.best() == []
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -84,14 +84,27 @@ def test_the_last_table_has_a_row_for_every_task():
         "boxes/AP_small": 0.1,
         "boxes/AP/person": 0.4,
         "boxes/AP/traffic light/red": math.nan,
+        "boxes/F1/person": 0.625,
+        "boxes/score/person": 0.375,
+        "boxes/other/person": 0.1,
+        "many/IoU/0": 0.5,
+        **{f"many/IoU/{i}": 0.1 for i in range(1, 21)},
         "depth/delta1": 0.9,
         "depth/RMSE": 2.0,
         "mine/found": 0.25,
         "mine/lost": 0.75,
         "map/mIoU": math.nan,
         "teacher/boxes/AP": 0.3,
+        "teacher/boxes/AP/person": 0.2,
     }
     all_of_it = Summary(metrics, {}, "test", "electrum")
+    _, classes, _ = all_of_it.tables()
+    assert classes.title == "Classes of boxes on test"
+    assert [c.header for c in classes.columns] == ["class", "AP", "best F1", "at a score from"]
+    assert list(zip(*(column.cells for column in classes.columns), strict=True)) == [
+        ("person", "0.400", "0.625", "0.375"),
+        ("traffic light/red", "-", "-", "-"),
+    ]
     scores = all_of_it.tables()[0]
     rows = list(zip(*(column.cells for column in scores.columns), strict=True))
     assert [column.header for column in scores.columns] == [
