@@ -46,7 +46,7 @@ from detmtl.structures.settings import Settings
 
 _ARRAYS = ("files", "ids", "sizes", "annotations", "coverage")
 
-READER_VERSION = 8
+READER_VERSION = 9
 """Part of every cache key: raise it when a reader gives other arrays for the same files."""
 
 

@@ -4,7 +4,8 @@ Letters: I pictures, N boxes of all pictures, C classes.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,8 @@ from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Grade, Ignore
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_NUMBER = re.compile(r"\s+-?\d+$")
+_DECLARED = re.compile(rb"\s*<\?xml[^>]*?encoding\s*=\s*[\"']([\w.:-]+)")
 _DIFFICULT = {"": False, "0": False, "false": False, "1": True, "true": True}
 
 
@@ -124,7 +127,7 @@ class VocSource(SourceSettings):
             lines = (root / self.list).read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as problem:
             raise InputError(f"{self.list}: cannot be read ({problem})") from problem
-        stems = [line.split()[0] for line in lines if line.strip()]
+        stems = [_listed(line, named) for line in lines if line.strip()]
         if not stems:
             raise InputError(f"{self.list}: is empty; it needs the name of a picture on each line")
         faults.add(*(f"{self.list}: '{s}' has no XML file" for s in stems if s not in named))
@@ -181,6 +184,14 @@ class VocSource(SourceSettings):
         )
 
 
+def _listed(line: str, known: Collection[str]) -> str:
+    """Returns the name on a line of a list, quoted or not: all of it if that is `known`, as names may have
+    blanks; otherwise without the number that VOC's lists of a class have behind each name."""
+    whole = line.strip()
+    name, bare = (form.strip('"') for form in (whole, _NUMBER.sub("", whole)))
+    return name if name in known else bare
+
+
 _Object = tuple[str, list[float] | None, bool, str]
 """Name ("" if it has none), box (None if it has none), difficult, and how sentences call it."""
 
@@ -229,9 +240,16 @@ def _tree(path: Path, where: str) -> ElementTree.Element:
         data = path.read_bytes()
         if not data.strip():
             raise InputError(f"{where}: the file is empty; it needs to be XML")
-        return ElementTree.fromstring(data)
+        declared = _DECLARED.match(data)
+        # The parser itself knows no encoding of several bytes but Unicode's, such as gb2312.
+        text = data.decode(declared[1].decode()) if declared else data
+        return ElementTree.fromstring(text)
     except OSError as problem:
         raise InputError(f"{where}: cannot be read ({problem.strerror})") from problem
+    except (LookupError, UnicodeDecodeError) as problem:
+        raise InputError(
+            f"{where}: is not in the encoding that it names ({problem}); save it as UTF-8"
+        ) from problem
     except ElementTree.ParseError as problem:
         raise InputError(f"{where}: is not XML ({problem})") from problem
 

@@ -61,6 +61,41 @@ def test_list_and_size_of_the_picture(tmp_path):
         load(tmp_path, list="train.txt")
 
 
+def test_names_in_a_list_may_have_blanks(tmp_path):
+    """As pictures of many tools do; cut at the blank, another picture was taken, or none."""
+    save(tmp_path, {"a": SIZE, "a b": SIZE + thing(), "c d": SIZE, "e": SIZE})
+    (tmp_path / "train.txt").write_text('a b\n"c d"\r\ne  -1\n')
+    source = load(tmp_path, list="train.txt")
+    assert [source.files.name(i) for i in range(len(source))] == ["a b.jpg", "c d.jpg", "e.jpg"]
+    (tmp_path / "train.txt").write_text("a b 1\na y 1\n")
+    with pytest.raises(InputError, match=r"train\.txt: 'a y' has no XML file"):
+        load(tmp_path, list="train.txt")
+    with pytest.warns(UserWarning, match="1 fault left out"):
+        assert load(tmp_path, list="train.txt", faults="drop").files.name(0) == "a b.jpg"
+
+
+@pytest.mark.parametrize("encoding", ["gb2312", "shift_jis", "iso-8859-1", "utf-16"])
+def test_files_in_the_encoding_that_they_name(tmp_path, encoding):
+    name = {"gb2312": "\u732b", "shift_jis": "\u732b"}.get(encoding, "\xfc")
+    save(tmp_path, {"a": ""})
+    text = (
+        f'<?xml version="1.0" encoding="{encoding}"?><annotation>{SIZE}{thing(name)}</annotation>'
+    )
+    (tmp_path / "xml" / "a.xml").write_bytes(text.encode(encoding))
+    classes = LabelSpace.of({"cat": [name]})
+    settings = VocSource(images="images", annotations="xml")
+    assert len(settings.load("voc", tmp_path, classes, tmp_path / "cache").boxes(0)) == 1
+
+
+@pytest.mark.parametrize(("named", "why"), [("utf-8", "can't decode"), ("klingon", "unknown")])
+def test_a_file_in_another_encoding_than_it_names(tmp_path, named, why):
+    save(tmp_path, {"a": SIZE + thing()})
+    text = f'<?xml version="1.0" encoding="{named}"?><annotation>\u72d7</annotation>'
+    (tmp_path / "xml" / "b.xml").write_bytes(text.encode("gb2312"))
+    with pytest.raises(InputError, match=rf"b\.xml: is not in the encoding .*{why}.* UTF-8"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("inside", "sentence"),
     [
