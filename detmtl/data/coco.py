@@ -39,6 +39,11 @@ from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade, Ignore
 
+_CROWDS = (
+    "crowds (`iscrowd: 1`) or ignored (`ignore: 1`), which give no loss: nothing learns the class from them, "
+    "or is scored on them. CVAT writes masks as crowds; where they are single objects, set `iscrowd: 0`"
+)
+
 
 class CocoSource(SourceSettings):
     """Pictures with a COCO annotation file; `images` is the folder that its file names start from.
@@ -102,6 +107,10 @@ class CocoSource(SourceSettings):
         kept = np.flatnonzero(found.keep)
         faults.add(*(s for i in kept[columns.bad[kept]].tolist() for s in columns.given_faults[i]))
         coverage = self._coverage(tables, info, classes)
+        people = kept[columns.grade[kept] == Grade.GOLD]
+        crowds = self.regions_alone(
+            classes, found.classes[people], columns.ignore[people] == Ignore.REGION, _CROWDS
+        )
         known = None if details is None else read_details(tables, rows, kept, details, classes)
         dropped = faults.settle(self.faults)
         return Parsed(
@@ -115,7 +124,7 @@ class CocoSource(SourceSettings):
             ),
             dropped=dropped,
             lost=found.lost,
-            notes=self.doubts(classes, categories.names),
+            notes=self.doubts(classes, categories.names) + crowds,
             looked_into=pictures.measured,
             unused=pictures.unused,
         )

@@ -265,6 +265,25 @@ class SourceSettings(Settings):
         kept = partly if self.keep is None else self.keep
         return partly_known({n: partly[n] for n in partly if n in kept}, "class", "covers")
 
+    def regions_alone(
+        self, classes: LabelSpace, of: np.ndarray, region: np.ndarray, marked: str
+    ) -> tuple[str, ...]:
+        """Returns a sentence for each class of which people's boxes are regions without loss, every one, as
+        are masks that a tool writes as crowds.
+
+        Args:
+            classes: the label space.
+            of: (N,) class of each box.
+            region: (N,) bool, whether it is a region.
+            marked: how the files mark regions, and what to do about it.
+        """
+        boxes, lost = (np.bincount(c, minlength=len(classes)) for c in (of, of[region]))
+        return tuple(
+            f"has of class '{name}' {n} boxes, all of them {marked}"
+            for name, n, gone in zip(classes.names, boxes.tolist(), lost.tolist(), strict=True)
+            if n and n == gone and (self.keep is None or name in self.keep)
+        )
+
     def _restricted(self, parsed: Parsed, root: Path, classes: LabelSpace) -> Parsed:
         """Returns what was read, cut down to what `keep` and `covers_file` say."""
         if self.covers_file is not None:

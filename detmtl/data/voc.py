@@ -29,6 +29,10 @@ from detmtl.structures.labels import BoxLabels, Grade, Ignore
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _NUMBER = re.compile(r"\s+-?\d+$")
 _DECLARED = re.compile(rb"\s*<\?xml[^>]*?encoding\s*=\s*[\"']([\w.:-]+)")
+_ALL_DIFFICULT = (
+    "`difficult`, which gives no loss: nothing learns the class from them, or is scored on them; where they "
+    "are ordinary objects, set `difficult` to 0"
+)
 _DIFFICULT = {"": False, "0": False, "false": False, "1": True, "true": True}
 
 
@@ -169,6 +173,10 @@ class VocSource(SourceSettings):
         annotations, lost = found.labels(class_of, self.first_pixel).kept(
             sizes, grade, lambda i: found.where[i], faults
         )
+        notes = self.doubts(classes, listed) + self._counted_from(found)
+        if grade == Grade.GOLD:
+            region = annotations.ignore == Ignore.REGION
+            notes += self.regions_alone(classes, annotations.classes, region, _ALL_DIFFICULT)
         dropped = faults.settle(self.faults)
         readable = np.flatnonzero(sizes.min(axis=1) > 0)
         return Parsed(
@@ -180,7 +188,19 @@ class VocSource(SourceSettings):
             silver=grade == Grade.SILVER,
             dropped=dropped,
             lost=lost,
-            notes=self.doubts(classes, listed),
+            notes=notes,
+        )
+
+    def _counted_from(self, found: "_Found") -> tuple[str, ...]:
+        """Returns a sentence if boxes begin before what is said to be the first pixel."""
+        corners = zip(found.boxes, found.faulty, strict=True)
+        before = sum(min(box[:2]) < self.first_pixel for box, faulty in corners if not faulty)
+        if not before or self.first_pixel == 0:  # before 0 they lie outside
+            return ()
+        return (
+            f"has {before} boxes whose xmin or ymin is below 1, from which VOC counts pixels; if your tool "
+            "counts from 0, as CVAT and Label Studio do, set `first_pixel: 0`: as it is, every box begins a "
+            "pixel too early",
         )
 
 

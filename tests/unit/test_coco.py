@@ -112,6 +112,20 @@ def test_iscrowd_says_whether_and_attributes_how_an_annotation_is_ignored(tmp_pa
     assert [is_object(row) for row in data["annotations"]] == [True, False, False, False]
 
 
+def test_a_class_of_crowds_alone_is_told(tmp_path):
+    """As CVAT writes masks: such a file taught nothing, and neither `check` nor a run said so."""
+    data = coco_data()
+    for row in data["annotations"]:
+        row["iscrowd"] = int(row["category_id"] != 1)
+    notes = load(save_coco(tmp_path, data)).notes
+    assert [note.split(",")[0] for note in notes] == [
+        f"source 'here': has of class '{name}' 1 boxes" for name in ("dog", "bird")
+    ]
+    assert "`iscrowd: 1`" in notes[0] and "CVAT" in notes[0]
+    assert len(load(tmp_path, keep=["cat", "dog"]).notes) == 1
+    assert load(tmp_path, grade="silver").notes == ()
+
+
 @pytest.mark.parametrize("key", ["iscrowd", "ignore"])
 def test_what_is_neither_true_nor_false_ignores_nothing_in_silence(tmp_path, key):
     data = coco_data()

@@ -74,6 +74,23 @@ def test_names_in_a_list_may_have_blanks(tmp_path):
         assert load(tmp_path, list="train.txt", faults="drop").files.name(0) == "a b.jpg"
 
 
+def test_boxes_before_the_first_pixel_tell_that_a_tool_counts_from_0(tmp_path):
+    save(tmp_path, {"a": SIZE + thing(box=(0, 6, 20, 30)) + thing(), "b": SIZE + thing()})
+    (note,) = load(tmp_path).notes
+    assert "has 1 boxes whose xmin or ymin is below 1" in note and "`first_pixel: 0`" in note
+    assert load(tmp_path, first_pixel=0).notes == ()
+
+
+def test_a_class_of_difficult_objects_alone_is_told(tmp_path):
+    save(
+        tmp_path,
+        {"a": SIZE + thing() + thing("dog", difficult=1), "b": SIZE + thing("dog", difficult=1)},
+    )
+    (note,) = load(tmp_path).notes
+    assert "has of class 'dog' 2 boxes, all of them `difficult`" in note
+    assert load(tmp_path, keep=["cat"]).notes == load(tmp_path, grade="silver").notes == ()
+
+
 @pytest.mark.parametrize("encoding", ["gb2312", "shift_jis", "iso-8859-1", "utf-16"])
 def test_files_in_the_encoding_that_they_name(tmp_path, encoding):
     name = {"gb2312": "\u732b", "shift_jis": "\u732b"}.get(encoding, "\xfc")
