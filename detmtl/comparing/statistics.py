@@ -1,8 +1,8 @@
 """What a difference between two arms says, with what certainty.
 
 Two things are left to chance: the seed of a training, and the pictures that happen to be in the test
-set. An arm is called better only if neither alone could have made the difference; where pictures
-cannot be resampled, seeds decide, and the verdict says so.
+set. An arm is called better only if neither alone nor both together could have made the difference; where
+pictures cannot be resampled, seeds decide, and the verdict says so.
 
 Letters: S seeds, B resamples of the pictures, K comparisons.
 """
@@ -52,7 +52,7 @@ class Verdict:
     Attributes:
         word: see `verdict`.
         reason: a sentence.
-        p: the larger of the two probabilities, before and
+        p: the probability by which it is judged, see `joint_p`, before and
         corrected: after Holm's correction.
     """
 
@@ -160,15 +160,36 @@ def resamples_for(comparisons: int) -> int:
 
 
 def joint_p(seeds: Estimate, pictures: Estimate) -> float:
-    """Returns the probability by which a difference is judged: the larger of the two, so that neither
-    source of chance explains it (NaN without several seeds; seeds alone where nothing per picture is
-    kept).
+    """Returns the probability by which a difference is judged: the largest of those over seeds, over pictures
+    and over both, so that neither source of chance nor their sum explains it (NaN without several seeds;
+    seeds alone where nothing per picture is kept).
 
     Source: Berger 1982, Multiparameter hypothesis testing and acceptance sampling (intersection-union).
     """
     if math.isnan(seeds.p) or not pictures.known:
         return seeds.p
-    return max(seeds.p, pictures.p)
+    return max(seeds.p, pictures.p, _summed_p(seeds, pictures))
+
+
+def _summed_p(seeds: Estimate, pictures: Estimate) -> float:
+    """Returns the two-sided probability of a mean at least as far from 0 if the true one were 0 and it
+    varied with the seeds and the pictures alike: each alone is only a part of its error.
+
+    The error over pictures is that of the interval's end toward 0, as if from a normal distribution.
+    Source: Satterthwaite 1946, An approximate distribution of estimates of variance components.
+    """
+    from scipy.stats import norm  # slow to import, and of no use to other verbs
+    from scipy.stats import t as student
+
+    mean, free = seeds.mean, seeds.count - 1
+    of_seeds = (seeds.high - mean) / float(student.ppf(1 - LEVEL / 2, free))
+    toward = mean - pictures.low if mean > 0 else pictures.high - mean
+    of_pictures = max(0.0, toward) / float(norm.ppf(1 - LEVEL / 2))
+    error = math.hypot(of_seeds, of_pictures)
+    if error == 0:
+        return seeds.p
+    freedom = free * (error / of_seeds) ** 4 if of_seeds > 0 else math.inf
+    return float(2 * student.sf(abs(mean) / error, freedom))
 
 
 def verdicts(pairs: Sequence[tuple[Estimate, Estimate]]) -> list[Verdict]:
@@ -228,5 +249,7 @@ def _verdict(
         reason += "hold 0" if len(holding) > 1 else "holds 0"
     else:
         arms = f"{comparisons} comparisons" if comparisons > 1 else "one comparison"
-        reason = f"p = {told_p(p)} alone, {told_p(corrected)} corrected for {arms}"
+        alone = p <= LEVEL or max(seeds.p, pictures.p) > LEVEL
+        reason = "" if alone else "seeds and pictures together may explain it: "
+        reason += f"p = {told_p(p)} alone, {told_p(corrected)} corrected for {arms}"
     return Verdict("cannot tell", reason, p, corrected)

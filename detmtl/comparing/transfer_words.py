@@ -185,6 +185,10 @@ def _unknown(found: Evidence) -> Named:
         advice = (
             "More test pictures are needed; of seeds there are enough for an effect of this size."
         )
+    elif found.needed == 0:
+        advice = (
+            "More seeds or more test pictures: each alone does not explain it, both together may."
+        )
     elif found.needed > MANY:
         advice = f"It would take more than {MANY} seeds: for practice there is no effect."
     elif found.needed > 0:

@@ -30,11 +30,12 @@ METHOD = (
     "by seed. Two things are left to chance, and each has an interval of its own (95 %): the seed "
     "(Student's t over seeds) and the pictures that happen to be scored (percentiles of a "
     "bootstrap over pictures, the same resamples for all runs). An arm is called better or worse only if "
-    "neither alone could have made the difference: its probability is the larger of the two, corrected "
-    "for the number of arms that are compared with one baseline in one cell (Holm). Otherwise the verdict "
-    "is that one cannot tell, which is not the same as equal. A share of the way has one interval, which "
-    "holds those over seeds (Fieller's) and over pictures. Of some metrics nothing is kept picture by "
-    "picture ('-' over pictures): the verdict on these, marked 'seeds alone', has only ruled out the seeds."
+    "neither alone nor both together could have made the difference: its probability is the largest of "
+    "the three, corrected for the number of arms that are compared with one baseline in one cell (Holm). "
+    "Otherwise the verdict is that one cannot tell, which is not the same as equal. A share of the way "
+    "has one interval, which holds those over seeds (Fieller's) and over pictures. Of some metrics nothing "
+    "is kept picture by picture ('-' over pictures): the verdict on these, marked 'seeds alone', has only "
+    "ruled out the seeds."
 )
 
 

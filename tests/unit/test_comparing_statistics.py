@@ -113,11 +113,40 @@ def test_both_sources_of_chance_must_be_ruled_out():
 
 
 def test_a_correction_may_take_a_finding_away_and_says_so():
-    close = estimate(0.1, 0.09, 0.03)
-    assert verdicts([(close, close)])[0].word == "better"
-    three = verdicts([(close, close)] * 3)
+    pair = estimate(0.1, 0.09, 0.037), estimate(0.1, 0.002, 0.001)
+    assert verdicts([pair])[0].word == "better"
+    three = verdicts([pair] * 3)
     assert [v.word for v in three] == ["cannot tell"] * 3
-    assert three[0].reason == "p = .030 alone, .090 corrected for 3 comparisons"
+    assert three[0].reason == "p = .037 alone, .111 corrected for 3 comparisons"
+
+
+def test_what_neither_source_of_chance_explains_both_together_may():
+    seeds, pictures = estimate(0.1, 0.09, 0.037), estimate(0.1, 0.09, 0.03)
+    (found,) = verdicts([(seeds, pictures)])
+    assert found.word == "cannot tell"
+    # errors .09 / t(.975, 4) and .09 / 1.96; by hand: t = 1.780 with 4 (.05620 / .03242) ** 4 = 36.1 degrees
+    assert found.p == pytest.approx(2 * stats.t.sf(1.780, 36.1), abs=2e-4)
+    assert found.reason == (
+        "seeds and pictures together may explain it: p = .084 alone, .084 corrected for one comparison"
+    )
+    # the end of the pictures' interval toward 0 counts, on either side of it
+    lopsided = Estimate(-0.1, -0.9, -0.08, 0.001, 5)
+    assert joint_p(estimate(-0.1, 0.02, 0.001), lopsided) == 0.001
+    same = Estimate(0.1, 0.1, 0.1, 0.0, 5)
+    assert joint_p(same, same) == 0
+
+
+@pytest.mark.parametrize("of_pictures", [0.1, 0.3, 1.0])
+def test_two_sources_of_chance_of_any_size_keep_the_level(of_pictures):
+    rng = np.random.default_rng(0)
+    told = 0
+    for _ in range(1000):
+        by_chance = rng.normal(0, of_pictures)
+        seeds = over_seeds(by_chance + rng.normal(0, math.sqrt(10) * 0.3, 10))
+        p = 2 * stats.norm.sf(abs(seeds.mean) / of_pictures)
+        told += joint_p(seeds, estimate(seeds.mean, 1.96 * of_pictures, p)) <= LEVEL
+    # three standard errors of a rate of .05 over 1000 experiments are .021
+    assert 0.029 < told / 1000 < 0.071
 
 
 def test_one_seed_cannot_tell():

@@ -106,6 +106,7 @@ def test_what_would_tell_an_effect_that_one_cannot_tell():
     assert advice(needed=0.0, few_pictures=True).startswith(
         "More test pictures are needed; of seeds"
     )
+    assert advice(needed=0.0).startswith("More seeds or more test pictures")
     assert "no effect" in advice(needed=math.inf, few_pictures=True)
     assert advice() == "More seeds."
 
