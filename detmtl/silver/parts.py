@@ -17,7 +17,7 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -45,7 +45,7 @@ class Part:
 
     path: Path
     sha256: str
-    keys: bytes
+    keys: bytes = field(repr=False)
     sum: int
     teacher: str
 

@@ -14,7 +14,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Container, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import compress
 from pathlib import Path
@@ -60,7 +60,7 @@ class Store:
     path: Path
     card: TeacherCard
     floor: float
-    _parts: tuple[Part, ...] = ()
+    _parts: tuple[Part, ...] = field(default=(), repr=False)
 
     @classmethod
     def teachers(cls, path: Path | str) -> list[str]:

@@ -63,6 +63,11 @@ def test_records_return_as_written_and_empty_ones_too(tmp_path):
     assert found[record(4).content_hash].boxes.shape == (0, 4)
 
 
+def test_a_store_is_shown_in_a_few_lines_however_many_pictures_it_has(tmp_path):
+    store = fill(tmp_path, range(200))
+    assert len(store) == 200 and len(repr(store)) < 1000 + len(str(tmp_path))
+
+
 def test_a_line_survives_decoding_and_encoding():
     for n in range(8):
         assert encode(decode(encode(record(n)))) == encode(record(n))
