@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from detmtl.comparing.scores import RunScores
-from detmtl.comparing.statistics import Estimate, over_pictures, over_seeds, ratio
+from detmtl.comparing.statistics import Estimate, over_both, over_pictures, over_seeds, ratio
 from detmtl.metrics.direction import lower_is_better
 
 Runs = Mapping[str, Mapping[int, RunScores]]
@@ -73,8 +73,8 @@ def share(runs: Runs, way: tuple[str, str, str], metric: str) -> Estimate:
     """Returns (arm - floor) / (top - floor) of the means over seeds; unknown where the top is not surely
     better than the floor.
 
-    Its interval holds the one over seeds and, where something is kept of each picture, the one over pictures:
-    neither alone explains what lies outside.
+    Its interval is over seeds and, where something is kept of each picture, over pictures: neither these nor
+    both together explain what lies outside.
 
     Args:
         way: arm, floor and top.
@@ -90,6 +90,4 @@ def share(runs: Runs, way: tuple[str, str, str], metric: str) -> Estimate:
     if any(values is None for of in each for values in of):
         return found
     a, f, t = np.array(each, dtype=float).mean(axis=1)
-    over = over_pictures(found.mean, (a - f) / np.where(t == f, nan, t - f))
-    low, high = np.fmin(found.low, over.low), np.fmax(found.high, over.high)
-    return replace(found, low=float(low), high=float(high))
+    return over_both(found, over_pictures(found.mean, (a - f) / np.where(t == f, nan, t - f)))

@@ -9,7 +9,7 @@ Letters: S seeds, B resamples of the pictures, K comparisons.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -125,6 +125,19 @@ def over_pictures(mean: float, resampled: np.ndarray | None) -> Estimate:
     beyond = 1 + min(np.count_nonzero(resampled <= 0), np.count_nonzero(resampled >= 0))
     p = min(1.0, 2 * beyond / (len(resampled) + 1))
     return Estimate(mean, float(low), float(high), p, len(resampled))
+
+
+def over_both(seeds: Estimate, pictures: Estimate) -> Estimate:
+    """Returns an estimate over seeds with an interval that holds what pictures add: the distances of the ends
+    from the mean are added as squares. As it is where there is no interval over pictures.
+
+    Source: Zou and Donner 2008, Construction of confidence limits about effect measures.
+    """
+    if not pictures.known:
+        return seeds
+    below = math.hypot(seeds.mean - seeds.low, max(0.0, seeds.mean - pictures.low))
+    above = math.hypot(seeds.high - seeds.mean, max(0.0, pictures.high - seeds.mean))
+    return replace(seeds, low=seeds.mean - below, high=seeds.mean + above)
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -33,8 +33,8 @@ METHOD = (
     "neither alone nor both together could have made the difference: its probability is the largest of "
     "the three, corrected for the number of arms that are compared with one baseline in one cell (Holm). "
     "Otherwise the verdict is that one cannot tell, which is not the same as equal. A share of the way "
-    "has one interval, which holds those over seeds (Fieller's) and over pictures. Of some metrics nothing "
-    "is kept picture by picture ('-' over pictures): the verdict on these, marked 'seeds alone', has only "
+    "has one interval, over seeds (Fieller's) and pictures together. Of some metrics nothing is "
+    "kept picture by picture ('-' over pictures): the verdict on these, marked 'seeds alone', has only "
     "ruled out the seeds."
 )
 

@@ -12,6 +12,7 @@ from detmtl.comparing.statistics import (
     holm,
     joint_p,
     level_left,
+    over_both,
     over_pictures,
     over_seeds,
     ratio,
@@ -53,6 +54,24 @@ def test_interval_of_a_ratio_holds_the_true_one_as_often_as_it_says():
         # three standard errors of a rate of .95 over these are .015; at 3 seeds one in ten is left out
         assert 0.935 < held < 0.975, (seeds, held)
         assert all(e.low <= e.mean <= e.high for e in found)
+
+
+def test_interval_over_seeds_and_pictures_holds_the_true_share():
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(600):
+        # of 10 seeds and of the pictures, each as large a part of the error of an arm's mean
+        of_pictures = rng.normal([0.5, 0.6, 0.7], 0.01)
+        floor, arm, top = of_pictures[:, None] + rng.normal(0, 0.03, (3, 10))
+        others = rng.normal([floor.mean(), arm.mean(), top.mean()], 0.01, (200, 3)).T
+        shares = (others[1] - others[0]) / (others[2] - others[0])
+        over_seeds_alone = ratio(arm - floor, top - floor)
+        found = over_both(over_seeds_alone, over_pictures(over_seeds_alone.mean, shares))
+        assert found.low < over_seeds_alone.low and found.high > over_seeds_alone.high
+        held += found.low <= 0.5 <= found.high
+    # three standard errors of a rate of .95 over 600 are .027; the wider of the two intervals holds .87
+    assert 0.923 < held / 600 < 0.977
+    assert over_both(over_seeds_alone, over_pictures(0.5, None)) is over_seeds_alone
 
 
 def test_interval_of_a_ratio_ends_where_a_difference_holds_0():
