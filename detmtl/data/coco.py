@@ -197,12 +197,15 @@ def _annotations(
     )
 
 
-def read_labels(annotations: Path, classes: Sequence[str] | None = None) -> Source:
+def read_labels(
+    annotations: Path, classes: Sequence[str] | None = None, drop_others: bool = False
+) -> Source:
     """Returns what an annotation file says, as a source whose pictures need not be there.
 
     Args:
         annotations: the file; file names that are not absolute are relative to its folder.
         classes: the categories' names in the wanted order; None: the file's own.
+        drop_others: whether the file may have other categories, whose boxes are left out.
 
     Raises:
         InputError: with everything that is wrong in the file.
@@ -210,7 +213,7 @@ def read_labels(annotations: Path, classes: Sequence[str] | None = None) -> Sour
     names = list(classes) if classes is not None else category_names(annotations)
     settings = CocoSource(annotations=annotations.name, images=".", covers=None)
     folder = annotations.absolute().parent
-    parsed = settings.read(folder, LabelSpace.of(names), pictures_needed=False)
+    parsed = settings.read(folder, LabelSpace.of(names, drop_others), pictures_needed=False)
     return Source(
         name=annotations.stem,
         classes=tuple(names),

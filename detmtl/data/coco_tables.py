@@ -150,7 +150,8 @@ def file_names(images: Sequence[Any], bad: np.ndarray, folder: Path) -> list[str
     JSON object has to be.
 
     LVIS (from its version 1 on) has no file names, but COCO's addresses, .../train2017/1.jpg: the
-    picture is `train2017/1.jpg` where `folder` has such a folder, `1.jpg` otherwise.
+    picture is `train2017/1.jpg` where `folder` has such a folder, `1.jpg` otherwise. Tools on Windows write
+    `images\\1.jpg`: that is `images/1.jpg` where `folder` has this and no file of the very name.
     """
 
     @cache
@@ -159,7 +160,11 @@ def file_names(images: Sequence[Any], bad: np.ndarray, folder: Path) -> list[str
 
     def named(row: dict[str, Any]) -> str:
         if (given := row.get("file_name")) is not None:
-            return given if isinstance(given, str) else ""
+            if not isinstance(given, str):
+                return ""
+            ours = given.replace("\\", "/")
+            foreign = ours != given and (folder / ours).exists() and not (folder / given).exists()
+            return ours if foreign else given
         url = row.get("coco_url")
         *_, split, last = ["", *url.split("/")] if isinstance(url, str) else ["", ""]
         return f"{split}/{last}" if last and has(split) else last

@@ -6,10 +6,8 @@ matched by name, categories by name, and boxes by where they are.
 Letters: I pictures, N boxes, P pairs, C classes.
 """
 
-import os
-import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
-from detmtl.data.coco import category_names, read_labels
+from detmtl.data.coco import read_labels
 from detmtl.data.coco_rows import read_said
 from detmtl.data.coco_writer import write_coco
 from detmtl.data.flat import Annotations
@@ -26,6 +24,7 @@ from detmtl.data.json_file import read_in_blocks
 from detmtl.data.source import Source
 from detmtl.silver.audit_estimates import wilson
 from detmtl.silver.overlay import Overlay, OverlaySettings, images_of, overlay, pairs_of
+from detmtl.silver.returned_names import finder
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade, Ignore
 
@@ -34,9 +33,6 @@ IOU = 0.5
 
 UNMOVED = 1.0
 """Pixels: tools round, so a box whose corners are this close is the one that was sent."""
-
-_UPLOADED = re.compile("^[0-9a-f]{8}-")
-"""What Label Studio writes before the name of each picture that it is given."""
 
 MANY = 10
 """So many pictures may be as they were without a word."""
@@ -124,7 +120,7 @@ def take_back(
         InputError: a picture, its size, a category or a name fits nothing that was sent.
     """
     was = read_labels(sent)
-    strange = set(category_names(back)) - set(was.classes)
+    strange = _used(back) - set(was.classes)
     if strange:
         raise InputError(
             f"{back}: has the categories {', '.join(sorted(strange))}, which were not sent; {sent} has "
@@ -132,8 +128,8 @@ def take_back(
             "corrections: take them out of this file, and into one of their own that a run reads as gold, "
             "with the class in `covers`"
         )
-    now = read_labels(back, was.classes)
-    find = _finder([was.files.name(i) for i in range(len(was))], str(sent))
+    now = read_labels(back, was.classes, drop_others=True)
+    find = finder([was.files.name(i) for i in range(len(was))], str(sent))
     at = find([now.files.name(i) for i in range(len(now))], str(back))
     _same_sizes(was, now, at, back)
     done = np.ones(len(now), dtype=bool)
@@ -153,6 +149,20 @@ def take_back(
             stacklevel=2,
         )
     return corrections
+
+
+def _used(back: Path) -> set[str]:
+    """Returns the names of the categories of which a file has boxes: tools write all that they know."""
+    used: set[Any] = set()
+    data = read_in_blocks(
+        back,
+        str(back),
+        "annotations",
+        lambda rows: used.update(r.get("category_id") for r in rows if isinstance(r, dict)),
+    )
+    listed = data.get("categories") if isinstance(data, dict) else None
+    known = [c for c in listed or () if isinstance(c, dict) and isinstance(c.get("name"), str)]
+    return {c["name"] for c in known if c.get("id") in used}
 
 
 def left_behind(back: Path) -> int:
@@ -308,50 +318,6 @@ def _matched(
         if match[one[k]] < 0 and free[other[k]]:
             match[one[k]], free[other[k]] = other[k], False
     return match
-
-
-def _finder(names: Sequence[str], sent: str) -> Callable[[Sequence[str], str], np.ndarray]:
-    """Returns a function from names to positions in `names`: as they are; without their endings, which
-    some tools cut off; or by the last part alone where that is unique, for tools that know no folders, and
-    without what a tool has put before it."""
-
-    def forms(name: str) -> list[str]:
-        path = name.replace(os.sep, "/")
-        return [path, os.path.splitext(path)[0], os.path.basename(os.path.splitext(path)[0])]
-
-    tables: list[dict[str, int]] = [{}, {}, {}]
-    for i, name in enumerate(names):
-        for table, form in zip(tables, forms(name), strict=True):
-            table[form] = -1 if form in table else i
-
-    def find(asked: Sequence[str], where: str) -> np.ndarray:
-        at: list[int] = []
-        problems: list[str] = []
-        for name in asked:
-            given = forms(name)
-            keys = [*zip(tables, given, strict=True), (tables[1], given[0]), (tables[2], given[0])]
-            keys += [(tables[2], _UPLOADED.sub("", given[2]))]
-            found = [table[key] for table, key in keys if key in table]
-            at.append(next((i for i in found if i >= 0), -1))
-            if at[-1] < 0 and found:
-                problems.append(
-                    f"{where}: the picture '{name}' has a name that fits several of {sent}; give it the "
-                    "folder that it has there"
-                )
-            elif at[-1] < 0:
-                problems.append(
-                    f"{where}: the picture '{name}' is not among those of {sent}; give it the name that it "
-                    "has there, or take it out"
-                )
-        seen = np.asarray(at, dtype=np.int64)
-        single, times = np.unique(seen[seen >= 0], return_counts=True)
-        again = [names[i] for i in single[times > 1].tolist()]
-        problems += [f"{where}: has the picture '{name}' twice" for name in again]
-        if problems:
-            raise InputError(problems)
-        return seen
-
-    return find
 
 
 def _same_sizes(was: Source, now: Source, at: np.ndarray, back: Path) -> None:

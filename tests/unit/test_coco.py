@@ -343,6 +343,20 @@ def test_pictures_that_move_into_the_folder_of_their_split_are_found_again(tmp_p
     assert load(tmp_path).files.name(0) == "train2017/0.png"
 
 
+def test_names_with_backslashes_as_tools_on_windows_write_them(tmp_path):
+    data = coco_data()
+    for row in data["images"]:
+        row["file_name"] = "images\\" + row["file_name"]
+    save_coco(tmp_path, data)
+    settings = CocoSource(images=".", annotations="coco.json")
+    source = settings.load("here", tmp_path, CLASSES, tmp_path / "cache")
+    assert source.files.name(0) == "images/0.png"
+    save_picture(tmp_path / "images\\1.png", seed=9)  # here that is a name like any other
+    (tmp_path / "coco.json").write_text(json.dumps(data, indent=1))
+    source = settings.load("here", tmp_path, CLASSES, tmp_path / "cache")
+    assert [source.files.name(i) for i in range(2)] == ["images/0.png", "images\\1.png"]
+
+
 @pytest.mark.parametrize("change", [{}, {"coco_url": "http://x/"}, {"file_name": 5}])
 def test_a_picture_without_a_name(tmp_path, change):
     data = coco_data()

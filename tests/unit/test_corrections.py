@@ -386,7 +386,7 @@ def test_an_untouched_file_is_all_accepted(sent):
             ("cat", "dog"),
             r"b\.json: has the picture 'a/1\.jpg' twice",
         ),
-        ([(1, "1.jpg")], ("cat", "cow"), r"b\.json: has the categories cow, which were not sent"),
+        ([(1, "1.jpg")], ("cow", "cat"), r"b\.json: has the categories cow, which were not sent"),
     ],
 )
 def test_what_fits_nothing_that_was_sent(sent, tmp_path, images, names, sentence):
@@ -395,10 +395,33 @@ def test_what_fits_nothing_that_was_sent(sent, tmp_path, images, names, sentence
         take_back(sent, back)
 
 
-def test_names_as_label_studio_returns_them(sent, tmp_path):
-    images = [(1, "images/895c3330-1.jpg"), (2, "images/0a1b2c3d-2.jpg")]
-    corrections = take_back(sent, write(tmp_path / "b.json", [], images))
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("images/895c3330-1.jpg", "images/0a1b2c3d-a_photo_2.jpg"),  # Label Studio
+        (r"images\895c3330-1.jpg", r"images\0a1b2c3d-a_photo_2.jpg"),  # on Windows
+        ("1_jpg.rf.2f1c8b8d.jpg", "a photo (2)_JPG.rf.Xy3Z.jpg"),  # Roboflow
+    ],
+)
+def test_names_as_tools_return_them(tmp_path, names):
+    sent = write(tmp_path / "sent.json", [], [(1, "a/1.jpg"), (2, "a/a photo (2).jpg")])
+    corrections = take_back(sent, write(tmp_path / "b.json", [], [*enumerate(names, 1)]))
     assert corrections.pictures == 2 and corrections.verified.source.ids.tolist() == [1, 2]
+
+
+def test_finished_pictures_may_be_listed_on_windows(sent, back, tmp_path):
+    (tmp_path / "done.txt").write_text("a\\1.jpg\r\n")
+    assert take_back(sent, back, finished=tmp_path / "done.txt").pictures == 1
+
+
+def test_categories_without_a_box_are_no_new_classes(sent, tmp_path):
+    """Tools write all labels of their project, and Roboflow the project's own name."""
+    rows, images = [box(1, 1, DOG + 1, (10, 10, 30, 30))], [(1, "1.jpg")]
+    names = ("pets", "cat", "dog", "cow")
+    assert take_back(sent, write(tmp_path / "b.json", rows, images, names)).pictures == 1
+    rows = [box(1, 1, DOG + 2, (10, 10, 30, 30))]
+    with pytest.raises(InputError, match=r"has the categories cow, which were not sent"):
+        take_back(sent, write(tmp_path / "b.json", rows, images, names))
 
 
 @pytest.mark.parametrize(("touched", "warned"), [(0, True), (9, True), (11, False)])
