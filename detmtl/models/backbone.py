@@ -4,7 +4,6 @@ Letters: B pictures, C channels, H and W pixels.
 """
 
 import difflib
-import importlib
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from detmtl.models.fold import fold_batch_norms, has_batch_norm
 from detmtl.models.pretrained import load_weights, read_weights, renamed_by_order, weights_path
 from detmtl.structures.errors import InputError
+from detmtl.structures.outside import imported
 from detmtl.structures.settings import Settings
 
 STRIDES = [8, 16, 32]
@@ -365,7 +365,7 @@ def _factory(name: str) -> Callable[..., Any]:
         return lambda **args: timm.create_model(name, **args)
     module_name, _, function_name = name.partition(":")
     try:
-        module = importlib.import_module(module_name)
+        module = imported(module_name)
     except ImportError as error:
         raise InputError(f"backbone.name: cannot import {module_name}: {error}") from error
     function = getattr(module, function_name, None)

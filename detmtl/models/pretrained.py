@@ -3,7 +3,6 @@
 import os
 import pickle
 from collections.abc import Mapping
-from importlib import import_module
 from operator import attrgetter
 from pathlib import Path
 from urllib.parse import urlparse
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
 from detmtl.structures.errors import InputError, first_few
+from detmtl.structures.outside import imported
 
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Keys below which training programs keep the weights; the first that is there counts."""
@@ -31,7 +31,7 @@ def weights_path(weights: str) -> str:
     if not colon or not all(part.isidentifier() for part in dotted):
         return weights
     try:
-        return str(attrgetter(function)(import_module(module))())
+        return str(attrgetter(function)(imported(module))())
     except (ImportError, AttributeError, TypeError) as error:
         package = module.partition(".")[0].replace("_", "-")
         raise InputError(

@@ -1,11 +1,11 @@
 """The union of all tasks' settings: the only list of tasks there is."""
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Tag, WithJsonSchema
 
+from detmtl.structures.outside import imported
 from detmtl.structures.settings import Settings
 from detmtl.tasks.attributes import AttributesConfig
 from detmtl.tasks.depth import DepthConfig
@@ -34,7 +34,7 @@ def _from_elsewhere(value: Any) -> Settings:
         return value
     module, _, name = value["kind"].partition(":")
     try:
-        config = getattr(import_module(module), name)
+        config = getattr(imported(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"cannot import '{value['kind']}': {error}") from error
     if not (isinstance(config, type) and issubclass(config, Settings)):

@@ -115,6 +115,15 @@ def test_pictures_that_nobody_looked_at_mean_no_term(module):
     assert task.loss(task([torch.zeros(1, 8, 2, 2)]), batch) == {}
 
 
+def test_it_is_found_in_the_folder_that_a_script_is_called_from(module, monkeypatch):
+    of_a_script = [p for p in sys.path if p not in ("", str(module))]
+    monkeypatch.setattr(sys, "path", of_a_script)
+    monkeypatch.chdir(module)
+    found = settings(module, {"busy": {"kind": "busy:BusyConfig", "most": 2}})
+    assert found.tasks["busy"].most == 2
+    assert sys.path[-1] == str(module)  # nothing in it hides what is installed
+
+
 def test_a_setting_of_it_that_is_unknown_is_told(module, tmp_path):
     with pytest.raises(InputError, match="mots"):
         settings(tmp_path, {"busy": {"kind": "busy:BusyConfig", "mots": 3}})
