@@ -23,6 +23,7 @@ from rich.progress import (
 from torch import Tensor
 
 from detmtl.data.source import Source
+from detmtl.engine import distributed
 from detmtl.silver.store import Store
 from detmtl.structures.errors import InputError
 from detmtl.structures.sample import ImageInfo
@@ -63,7 +64,8 @@ def annotate(
         store_path: folder of the store, made if it is not there; it may hold other teachers' labels.
         floor: the lowest score of a box that is kept; low, since the choice comes later.
         batch_size: pictures that the teacher sees at once.
-        rank, world: this process labels the pictures i with i % world == rank (torchrun).
+        rank, world: this process labels the pictures i with i % world == rank (torchrun); where they are
+            those of a group of processes, all of it have to call this.
         root: file names are kept relative to this folder (None: absolute); only used when a selection
             is made without sources.
         part_pictures, part_seconds: a part is written after so many pictures or so much time,
@@ -73,12 +75,12 @@ def annotate(
     Raises:
         InputError: the store has labels of another teacher of that name, or with another floor; it
             cannot be written; the teacher cannot tell two pictures apart, or gives what no label can be; or
-            pictures could not be read, and then all others are labelled first.
+            pictures could not be read, and then all others are labelled first, by every process.
     """
     assert 0 <= rank < world and batch_size > 0
     store = Store.create(Path(store_path), teacher.card, floor)
     bar = None if console is None or rank else _bar(console)
-    unreadable: list[InputError] = []
+    unreadable: list[str] = []
     with bar or nullcontext(), store.writer(rank, part_pictures, part_seconds) as writer:
         todo, hashes = _todo(sources, store, rank, world, bar)
         teacher.expect(
@@ -89,7 +91,8 @@ def annotate(
         number = None if bar is None else bar.add_task("labelling", total=len(todo))
         reading = _read_ahead(sources, todo, hashes, 4 * batch_size)
         while chunk := list(islice(reading, batch_size)):
-            unreadable += [read.fault for read in chunk if read.fault is not None]
+            for read in chunk:
+                unreadable += [] if read.fault is None else read.fault.problems
             good = [(read.image, read.info) for read in chunk if read.image is not None]
             images, infos = [image for image, _ in good], [info for _, info in good]
             labels = teacher.annotate(images, infos, floor) if good else []
@@ -97,8 +100,9 @@ def annotate(
                 writer.add(record_of(found, info, teacher.card, floor, root))
             if bar is not None and number is not None:
                 bar.advance(number, len(chunk))
-    if unreadable:
-        raise InputError([problem for fault in unreadable for problem in fault.problems])
+    # no process fails before the others are done: torchrun would end them
+    if problems := [problem for of_rank in distributed.gather(unreadable) for problem in of_rank]:
+        raise InputError(problems)
     return Store.open(store.path, teacher.card.name)
 
 

@@ -1,10 +1,12 @@
 """Maps and tags labelled by two processes into one store equal those of one process."""
 
 import json
+import time
 
 import pytest
 import torch
 from silver_stand_ins import HEIGHT, WIDTH, ColorTeacher, pictures
+from torch import distributed as dist
 from torch import multiprocessing
 
 from detmtl.data.maps import MapClasses
@@ -14,6 +16,7 @@ from detmtl.silver.maps import ChosenMaps
 from detmtl.silver.store import Store
 from detmtl.silver.tag_policy import TagSelection
 from detmtl.silver.tags import ChosenTags
+from detmtl.structures.errors import InputError
 from detmtl.structures.labels import OTHER, MapLabels, TagLabels
 from detmtl.teachers.annotate import annotate
 
@@ -81,3 +84,29 @@ def test_two_processes_equal_one(tmp_path, task, shared):
     assert sum(written) == 13 if not shared else 13 <= sum(written) <= 26
     assert len(written) >= 4 and max(written) == 3
     assert _choice(task, two, sources[0]) == _choice(task, one, sources[0])
+
+
+class SlowTeacher(ColorTeacher):
+    """Takes its time."""
+
+    def annotate(self, images, infos, floor=0.05):
+        time.sleep(0.5)
+        return super().annotate(images, infos, floor)
+
+
+def _of_group(rank, folder, source):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    teacher = SlowTeacher() if rank else ColorTeacher()
+    with pytest.raises(InputError, match=r"000\.png"):
+        annotate(teacher, [source], folder / "s", batch_size=1, rank=rank, world=2)
+    (folder / f"{rank}.txt").write_text(str(len(Store.open(folder / "s"))))
+    dist.destroy_process_group()
+
+
+@pytest.mark.distributed
+def test_no_process_fails_for_an_unreadable_picture_before_the_others_are_done(tmp_path):
+    source = pictures(tmp_path / "a", 6)
+    (tmp_path / "a" / "000.png").write_bytes(b"no picture")
+    words = (tmp_path, source)
+    multiprocessing.start_processes(_of_group, words, nprocs=2, start_method="fork")
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in (0, 1)] == ["5", "5"]
