@@ -5,6 +5,7 @@ the same folder goes on where the last one stopped, wherever that was.
 """
 
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -89,8 +90,9 @@ def run(
     folder = RunFolder(Path(out))
     try:
         folder.claim(settings, teacher_settings(settings) if settings.own_teacher() else None)
-        distributed.barrier()
-        summary = _run(OpenRun(settings, folder, process, console), frozen)
+        with ExitStack() as held:
+            distributed.on_first(lambda: held.enter_context(folder.alone()))
+            summary = _run(OpenRun(settings, folder, process, console), frozen)
     except BaseException:
         distributed.leave()
         raise

@@ -4,6 +4,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from rich.console import Console
 from detmtl.config import RunSettings, read_settings, write_settings
 from detmtl.engine import distributed
 from detmtl.engine.distributed import Process
+from detmtl.structures.alone import alone_in
 from detmtl.structures.errors import InputError
 from detmtl.structures.whole import whole, write_whole
 
@@ -120,6 +122,11 @@ class RunFolder:
             self._write(settings)
         if teacher is not None and self.teacher.settings.exists():
             self.teacher._refuse_others(teacher)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Keeps other runs away from a claimed folder, in which two would write over each other's files; see
+        `alone_in`."""
+        return alone_in(self.path, "trains", "or give another --out")
 
     def settle(self, settings: RunSettings) -> None:
         """Writes down the settings by which a claimed folder goes on, once nothing speaks against them, and

@@ -1,6 +1,10 @@
 """Fixtures and the environment that all tests share."""
 
 import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -37,6 +41,26 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ):  # fmt: skip
         monkeypatch.setattr(torch.Tensor, name, told(name))
     return names
+
+
+@pytest.fixture
+def taken() -> Callable[[Path], AbstractContextManager[int]]:
+    """Has another process work in a folder, alone; gives its number."""
+    code = (
+        "import sys; from pathlib import Path; from detmtl.structures.alone import alone_in\n"
+        "with alone_in(Path(sys.argv[1]), '', ''): print(flush=True); sys.stdin.read()"
+    )
+
+    @contextmanager
+    def other(folder: Path) -> Iterator[int]:
+        words = [sys.executable, "-c", code, str(folder)]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(words, stdin=pipe, stdout=pipe) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline()
+            yield process.pid
+
+    return other
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,15 @@
 """How a comparison starts: alone in its folder; and the weights that a training starts from, as a hash."""
 
-import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from detmtl.config import RunSettings
 from detmtl.engine import distributed
 from detmtl.engine.distributed import Process
 from detmtl.run_training import build
+from detmtl.structures import alone
 from detmtl.structures.errors import InputError
 
 
@@ -30,29 +29,11 @@ def start_alone() -> Process:
     return distributed.start("cpu")
 
 
-@contextmanager
-def alone_in(out: Path) -> Iterator[None]:
-    """Keeps other comparisons away from a folder; the system forgets it with this process, however that
-    ends.
-
-    Raises:
-        InputError: another process works there.
-    """
-    with (out / "lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise InputError(
-                f"--out {out}: process {file.read().strip() or 'of another machine'} does runs there; wait "
-                "for it, give another --out, or --report-only for what is finished"
-            ) from None
-        except OSError:  # a file system without locks: two at once are the user's to avoid
-            pass
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+def alone_in(out: Path) -> AbstractContextManager[None]:
+    """Keeps other comparisons away from a folder; see `alone.alone_in`."""
+    return alone.alone_in(
+        out, "does runs", "give another --out, or --report-only for what is finished"
+    )
 
 
 def start_digest(settings: RunSettings) -> str:

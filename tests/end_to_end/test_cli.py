@@ -47,6 +47,19 @@ def test_the_same_command_again_only_prints_the_table(finished, data, detmtl):
     assert {p: p.stat().st_mtime_ns for p in finished.rglob("*.pt")} == times
 
 
+def test_two_runs_at_once_in_one_folder_are_refused(data, detmtl, tmp_path, taken):
+    """Each would write over the other's checkpoints, and the first to miss its file would end."""
+    run = tmp_path / "run"
+    run.mkdir()
+    with taken(run) as process:
+        done = detmtl("train", "--config", data / "recipe.yaml", *GOLD_ALONE, "--out", run)
+    assert done.status == 2
+    assert done.errors == [
+        f"--out {run}: process {process} trains there; wait for it, or give another --out"
+    ]
+    assert not (run / "cache").exists()
+
+
 def test_a_run_goes_on_by_its_folder_alone(data, detmtl, tmp_path, monkeypatch):
     run, original = tmp_path / "run", Ema.update
     words = [*GOLD_ALONE, *settings_words(train__steps=6, train__save_every=2, device="cpu")]

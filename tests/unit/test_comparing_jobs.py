@@ -37,15 +37,15 @@ def test_several_processes_of_torchrun_are_refused(monkeypatch):
     assert start_alone().world == 1
 
 
-def test_a_folder_is_one_comparisons_at_a_time(tmp_path):
+def test_a_folder_is_one_comparisons_at_a_time(tmp_path, taken):
     with (
-        alone_in(tmp_path),
-        pytest.raises(InputError, match=f"process {os.getpid()} does runs there"),
+        taken(tmp_path) as process,
+        pytest.raises(InputError, match=f"process {process} does runs there.* --report-only"),
         alone_in(tmp_path),
     ):
         pass
     with alone_in(tmp_path):  # what is left of an earlier one keeps nobody away
-        pass
+        assert (tmp_path / "lock").read_text() == str(os.getpid())
 
 
 def test_runs_at_once_take_the_gpus_in_turn(tmp_path, monkeypatch, pool):
