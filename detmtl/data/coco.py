@@ -105,6 +105,7 @@ class CocoSource(SourceSettings):
         found = Found.of(columns, pictures, categories, where, faults)
         tables = CocoTables(where, faults, categories, pictures, found)
         kept = np.flatnonzero(found.keep)
+        _refuse_fractions(found.boxes[kept], where)
         faults.add(*(s for i in kept[columns.bad[kept]].tolist() for s in columns.given_faults[i]))
         coverage = self._coverage(tables, info, classes)
         people = kept[columns.grade[kept] == Grade.GOLD]
@@ -195,6 +196,20 @@ def _annotations(
         grade=columns.grade[kept],
         details=details,
     )
+
+
+def _refuse_fractions(boxes: np.ndarray, where: str) -> None:
+    """Refuses boxes (N, 4) xyxy that all lie within the first pixel of their pictures.
+
+    Raises:
+        InputError: they do.
+    """
+    if len(boxes) and boxes.max() <= 1:
+        raise InputError(
+            f"{where}: all of its boxes lie within the first pixel of their pictures, as fractions of width "
+            "and height do; COCO's are pixels: multiply x and width by the picture's width, y and height by "
+            "its height"
+        )
 
 
 def read_labels(

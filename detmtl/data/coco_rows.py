@@ -3,7 +3,7 @@
 Letters: N annotations.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ class Columns:
             return f"{where}: annotation {ids[i]} of image {images[i]}"
 
         kinds, no_kind, p3 = number_column(rows, "category_id", name, whole=True)
-        boxes, no_box, p4 = number_column(rows, "bbox", name, width=4)
+        boxes, no_box, p4 = _boxes(rows, name)
         objects = [row if isinstance(row, dict) else {} for row in rows]
         scores, bad, p5 = number_column(objects, "score", name, default=1.0)
         given = dict(zip(positions(bad), ([sentence] for sentence in p5), strict=True))
@@ -131,6 +131,43 @@ class Columns:
                 for i, sentences in block.given_faults.items()
             },
         )
+
+
+def _boxes(
+    rows: Sequence[Any], name: Callable[[int], str]
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Returns the boxes (N, 4) xywh of annotations, where they have none (N,) bool, and a sentence for each
+    of those. One that says no box has that around its polygons: some converters write these alone.
+
+    Args:
+        rows: their JSON objects.
+        name: how sentences call each.
+    """
+    boxes, missing, problems = number_column(rows, "bbox", name, width=4)
+    told = []
+    for i, problem in zip(positions(missing), problems, strict=True):
+        around = _around(rows[i])
+        if around is None:
+            told.append(problem)
+        else:
+            boxes[i], missing[i] = around, False
+    return boxes, missing, told
+
+
+def _around(row: Any) -> list[float] | None:
+    """Returns the box xywh around an annotation's polygons, None if it has others than polygons, or a box."""
+    shape = row.get("segmentation") if isinstance(row, dict) and not row.get("bbox") else None
+    if not isinstance(shape, list) or not shape:
+        return None
+    rings = shape if isinstance(shape[0], list) else [shape]
+    try:
+        points = np.concatenate([np.array(ring, np.float64).reshape(-1, 2) for ring in rings])
+    except (TypeError, ValueError):
+        return None
+    if not len(points):
+        return None
+    first, last = points.min(axis=0), points.max(axis=0)
+    return [*first.tolist(), *(last - first).tolist()]
 
 
 def is_object(row: Mapping[str, Any]) -> bool:

@@ -343,6 +343,36 @@ def test_pictures_that_move_into_the_folder_of_their_split_are_found_again(tmp_p
     assert load(tmp_path).files.name(0) == "train2017/0.png"
 
 
+@pytest.mark.parametrize("given", [{}, {"bbox": None}, {"bbox": []}])
+def test_a_box_that_is_not_given_is_that_around_the_polygons(tmp_path, given):
+    data = coco_data()
+    square, corner = [4, 4, 14, 4, 14.5, 24, 4, 20], [30, 2, 20, 8, 25, 30]
+    shapes = {7: [square], 3: [square, corner], 5: corner}  # VIA writes one polygon without a list
+    rows = [{k: v for k, v in row.items() if k != "bbox"} for row in data["annotations"]]
+    data["annotations"] = [row | given | {"segmentation": shapes[row["id"]]} for row in rows]
+    source = load(tmp_path, data)
+    assert source.boxes(0).boxes.tolist() == [[4, 2, 30, 30]]
+    assert source.boxes(1).boxes.tolist() == [[4, 4, 14.5, 24], [20, 2, 30, 30]]
+
+
+@pytest.mark.parametrize("shape", [[], [[]], [[1, 2, "x", 4]], [[1, 2, 3]], {"counts": [0]}, None])
+def test_a_box_that_no_polygon_tells(tmp_path, shape):
+    data = coco_data()
+    data["annotations"][1] |= {"bbox": None, "segmentation": shape}
+    (_, problem) = problems_of(tmp_path, data)
+    assert "annotation 3 of image 10: 'bbox' is None; it needs 4 numbers" in problem
+
+
+def test_boxes_in_fractions_are_refused(tmp_path):
+    data = coco_data()
+    for row in data["annotations"]:
+        row["bbox"] = [0.1, 0.2, 0.5, 0.8]
+    (problem,) = problems_of(tmp_path, data)
+    assert "all of its boxes lie within the first pixel" in problem
+    data["annotations"][0]["bbox"] = [1, 2, 10, 20]
+    assert len(load(tmp_path, data).annotations) == 3
+
+
 def test_names_with_backslashes_as_tools_on_windows_write_them(tmp_path):
     data = coco_data()
     for row in data["images"]:
