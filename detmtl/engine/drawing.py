@@ -37,7 +37,7 @@ def draw(
     Boxes with class names and scores: ignored ones are hatched, a score is written unless it is 1.
     Maps as a film of the classes' colors, with the names of the largest. Tags as a list. Depth as a film of
     grays, near is bright. Of boxes also what is known of them: shapes as a film, keypoints as dots,
-    attributes behind the class name.
+    attributes behind the class name. Labels of a kind of a task's own are not drawn.
 
     Args:
         colors: of boxes: "grade": gold ones in gold, silver ones in silver; "class": a color for each
@@ -50,6 +50,8 @@ def draw(
         return _draw_tags(image, labels, names)
     if isinstance(labels, DepthLabels):
         return _draw_depth(image, labels)
+    if not isinstance(labels, BoxLabels):
+        return image.clone()
     picture = Image.fromarray(image.permute(1, 2, 0).cpu().contiguous().numpy())
     if labels.details is not None:
         picture = _with_shapes(picture, labels)

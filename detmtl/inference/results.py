@@ -31,7 +31,7 @@ from detmtl.inference.written import Files, map_file, settled
 from detmtl.structures.boxes import area, xyxy_to_xywh
 from detmtl.structures.depth import DepthLabels
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import OTHER, Grade, Labels, MapLabels, TagLabels
+from detmtl.structures.labels import OTHER, BoxLabels, Grade, Labels, MapLabels, TagLabels
 from detmtl.structures.whole import whole, write_whole
 
 T = TypeVar("T")
@@ -55,7 +55,8 @@ def predict_to_files(
     images, and those that two tasks have in common as `task/name`. `file_name` is relative to the folder
     that all sources have in common; a frame of a video has the video's name and its number, `frame`. The
     map of `a/b.jpg` is `<task>/a/b.png`. Where several tasks find boxes it has those of the first, as a run's
-    `detections.json` does; each further one's are in `out`/results_<task>.json, and a warning says so.
+    `detections.json` does; each further one's are in `out`/results_<task>.json, and a warning says so. What
+    a task of one's own finds that is no boxes, maps, tags or depth is not written, with a warning.
 
     Args:
         predictor: from `load_predictor`.
@@ -143,6 +144,7 @@ class _Results:
         points: class -> names of its keypoints.
         owners: file of a map -> name of its picture.
         mapped: tasks that have given a map.
+        unwritten: tasks whose labels are of a kind of their own.
     """
 
     class_names: Sequence[str]
@@ -156,6 +158,7 @@ class _Results:
     points: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     owners: dict[Path, str] = field(default_factory=dict)
     mapped: set[str] = field(default_factory=set)
+    unwritten: dict[str, None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.images = _Rows.of(self.out, self.stack)
@@ -174,7 +177,9 @@ class _Results:
             if isinstance(labels, DepthLabels):
                 self._add_depth(task, name if frame is None else f"{name}/{frame:06d}", labels)
                 continue
-            if isinstance(labels, TagLabels):
+            if not isinstance(labels, BoxLabels):
+                if not isinstance(labels, TagLabels):
+                    self.unwritten[task] = None
                 continue
             if labels.details is not None and labels.details.keypoint_names:
                 self.points = keypoints_by_class(labels.details.keypoint_names)
@@ -246,6 +251,12 @@ class _Results:
             names = ", ".join(files[task].name for task in others)
             warnings.warn(
                 f"{path} has the boxes of {first}; the other tasks' are in {names}", stacklevel=3
+            )
+        if self.unwritten:
+            warnings.warn(
+                f"{', '.join(self.unwritten)}: labels of a kind of their own, for which there is no file; in "
+                "Python load_predictor(...).predict gives them",
+                stacklevel=3,
             )
         return path
 

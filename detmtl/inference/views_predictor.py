@@ -27,7 +27,8 @@ class ViewsPredictor:
     views, weighted by their confidence. A tag's probability is the mean over the views that show the whole
     picture, since a tile need not show what the picture does. A depth is the mean over all views. Tasks
     that say something of each box (masks, keypoints, attributes) are left out, with a warning: boxes of
-    several views become one, what is said of them does not.
+    several views become one, what is said of them does not. Of labels of a kind of a task's own, those of
+    the picture seen alone count.
 
     Attributes:
         left_out: names of these tasks.
@@ -73,8 +74,15 @@ class ViewsPredictor:
         for first in range(0, len(seen), self._batch_size):
             chunk = seen[first : first + self._batch_size]
             found += self._predictor.predict([view.of(image) for view in chunk])
+        alone: Mapping[str, Labels] = {}
+        if own := [name for name, labels in found[0].items() if not isinstance(labels, Labels)]:
+            plain = View(0, 0, size[1], size[0], False)
+            seen_alone = plain in seen
+            alone = found[seen.index(plain)] if seen_alone else self._predictor.predict([image])[0]
         return {
-            name: self._merged(name, [of_view[name].to("cpu") for of_view in found], seen, size)
+            name: alone[name].to("cpu")
+            if name in own
+            else self._merged(name, [of_view[name].to("cpu") for of_view in found], seen, size)
             for name in found[0]
             if name not in self.left_out
         }

@@ -1,8 +1,11 @@
+from dataclasses import dataclass
+
 import pytest
 import torch
 
 from detmtl.engine.drawing import GOLD, SILVER, class_color, draw, side_by_side
 from detmtl.structures.labels import BoxLabels, Grade, Ignore
+from detmtl.structures.tensors import Tensors
 
 NAMES = ["cat", "dog"]
 BOX = [20.0, 40.0, 90.0, 80.0]
@@ -17,6 +20,15 @@ def labels(box=BOX, grade=Grade.GOLD, ignore=Ignore.NO, score=1.0, c=0):
         ignore=torch.tensor([int(ignore)]),
         grade=grade,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Count(Tensors):
+    objects: torch.Tensor
+
+
+def test_labels_of_ones_own_kind_are_not_drawn(image):
+    assert torch.equal(draw(image, Count(torch.tensor(3)), NAMES), image)
 
 
 @pytest.fixture

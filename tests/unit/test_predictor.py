@@ -1,4 +1,5 @@
 import json
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -22,6 +23,7 @@ from detmtl.models.fpn import FPNSettings
 from detmtl.structures.depth import DepthLabels
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Grade, MapLabels, TagLabels
+from detmtl.structures.tensors import Tensors
 from detmtl.tasks.detection import DetectionConfig
 from detmtl.tasks.multitask import ModelSettings, build_model
 from detmtl.tasks.tasks import TaskConfig
@@ -318,6 +320,26 @@ def test_boxes_of_several_tasks_have_files_of_their_own(tmp_path):
     boxes = [[a.pop("bbox") for a in content["annotations"]] for content in contents]
     assert boxes == [[[15, 10, 15, 10]] * 2, [[16, 11, 15, 10]] * 2]
     assert contents[0] == contents[1] and [a["id"] for a in contents[0]["annotations"]] == [1, 2]
+
+
+def test_labels_of_ones_own_kind_are_left_out_with_a_word(tmp_path):
+    write_picture(tmp_path / "a.png")
+
+    @dataclass(frozen=True, eq=False)
+    class Count(Tensors):
+        objects: torch.Tensor
+
+    class Counts(Everywhere):
+        names = Everywhere.names | {"count": ()}
+        kinds = Everywhere.kinds | {"count": "boxes"}  # that it learns from
+
+        def predict(self, images):
+            return [{"count": Count(torch.tensor(3))} | found for found in super().predict(images)]
+
+    with pytest.warns(UserWarning, match=r"^count: labels of a kind of their own, .* no file"):
+        path = predict_to_files(Counts(), [tmp_path / "a.png"], tmp_path / "out")
+    assert len(json.loads(path.read_text())["annotations"]) == 1
+    assert (tmp_path / "out" / "drawn" / "a.png").is_file()
 
 
 def test_tags_of_several_tasks_stand_together(tmp_path):

@@ -1,6 +1,6 @@
 """Prediction from several views: mirrored, at other scales, in tiles whose cut boxes are joined."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import cv2
@@ -23,6 +23,7 @@ from detmtl.structures.depth import DepthLabels
 from detmtl.structures.details import Details
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import UNKNOWN, BoxLabels, MapLabels, TagLabels
+from detmtl.structures.tensors import Tensors
 from detmtl.tasks.detection import DetectionConfig
 
 
@@ -206,6 +207,23 @@ def test_a_task_of_ones_own_has_the_usual_suppression():
             return {}
 
     assert len(found_in(picture((10, 10, 50, 50)), Own(), flip=True)["boxes"]) == 1
+
+
+@dataclass(frozen=True, eq=False)
+class Count(Tensors):
+    """Labels of a kind of a task's own: how many pixels are bright."""
+
+    pixels: torch.Tensor
+
+
+@pytest.mark.parametrize("settings", [{"flip": True, "tile": 64}, {"scales": (1.5,)}])
+def test_of_labels_of_ones_own_kind_those_of_the_picture_alone_count(settings):
+    class Counts(Bright):
+        def predict(self, images):
+            counted = [Count((image[0] > 128).sum()) for image in images]
+            return [x | {"count": c} for x, c in zip(super().predict(images), counted, strict=True)]
+
+    assert found_in(picture((3, 5, 13, 17)), Counts(), **settings)["count"].pixels == 120
 
 
 def test_maps_vote_and_tags_are_the_mean_of_whole_views():
