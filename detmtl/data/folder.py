@@ -11,12 +11,23 @@ from detmtl.data.coco_tables import file_names
 from detmtl.data.details import DetailClasses
 from detmtl.data.faults import Faults
 from detmtl.data.flat import FileNames
-from detmtl.data.images import content_hashes, image_sizes, list_pictures
+from detmtl.data.images import (
+    PICTURE_SUFFIXES,
+    content_hashes,
+    image_sizes,
+    list_files,
+    list_pictures,
+)
 from detmtl.data.json_file import read_in_blocks
 from detmtl.data.parsed import Parsed, nothing_covered
 from detmtl.data.source_settings import SourceSettings
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
+
+UNREAD_SUFFIXES = frozenset(
+    {".heic", ".heif", ".avif", ".jxl", ".jp2", ".dng", ".cr2", ".cr3", ".nef", ".arw"}
+)
+"""Pictures as telephones and cameras write them, which are not read."""
 
 
 class FolderSource(SourceSettings):
@@ -31,8 +42,9 @@ class FolderSource(SourceSettings):
     listed: str | None = None
 
     def fingerprint(self, root: Path, cache: Path) -> Any:
-        """Returns name, size and time of change of every picture."""
-        own = stamps(root / self.images, list_pictures(root / self.images))
+        """Returns name, size and time of change of every picture, those that are passed over too."""
+        folder = root / self.images
+        own = stamps(folder, list_files(folder, PICTURE_SUFFIXES | UNREAD_SUFFIXES))
         return own if self.listed is None else [own, stamps(root, [self.listed])]
 
     def contents(self, root: Path, cache: Path) -> Any:
@@ -66,8 +78,20 @@ class FolderSource(SourceSettings):
             annotations=None,
             coverage=nothing_covered(len(classes)),
             silver=self.grade == "silver",
-            dropped=dropped,
+            dropped="; ".join(text for text in (dropped, passed_over(folder)) if text),
         )
+
+
+def passed_over(folder: Path) -> str:
+    """Returns a sentence on pictures below a folder whose formats are not read, "" if there are none."""
+    names = list_files(folder, UNREAD_SUFFIXES)
+    if not names:
+        return ""
+    kinds = sorted({os.path.splitext(name)[1].lower() for name in names})
+    return (
+        f"{folder}: {len(names)} pictures are passed over, as {' and '.join(kinds)} are not read; convert "
+        "them to JPEG or PNG"
+    )
 
 
 def _listed(names: list[str], file: Path, where: str, folder: Path) -> list[str]:

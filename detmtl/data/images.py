@@ -19,7 +19,9 @@ from detmtl.structures.errors import InputError
 Progress = Callable[[int, int], None]
 """Called now and then with (how many are done, how many there are)."""
 
-PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
+PICTURE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
+)
 
 _JPEG = b"\xff\xd8"
 _ORIENTATION = 0x0112  # EXIF tag; values 5 to 8 swap height and width
@@ -242,10 +244,12 @@ def wrong_size(
     path: str, found: Sequence[int], stated: Sequence[int] | np.ndarray, who: str
 ) -> str:
     """Returns a sentence on a picture whose height and width are not what `who` says."""
+    turned = found[0] != found[1] and (found[0], found[1]) == (stated[1], stated[0])
+    exif = " (as where EXIF turns it, which counts: sizes and boxes are those that people see)"
     return (
         f"{path}: the picture is {found[1]} x {found[0]} pixels (width x height), but {who} says "
-        f"{stated[1]} x {stated[0]}; its boxes would be misplaced: correct the annotations, or bring "
-        "back the picture that was annotated"
+        f"{stated[1]} x {stated[0]}{exif * turned}; its boxes would be misplaced: correct the annotations, "
+        "or bring back the picture that was annotated"
     )
 
 

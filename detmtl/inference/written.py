@@ -1,10 +1,12 @@
 """The files that a prediction reads, and those that it writes: settled before the work."""
 
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from detmtl.data.folder import passed_over
 from detmtl.data.images import PICTURE_SUFFIXES, list_files
 from detmtl.structures.errors import InputError
 
@@ -65,6 +67,8 @@ def find_sources(sources: Sequence[str | Path]) -> tuple[Path, list[Path]]:
             found = [place / name for name in list_files(place, PICTURE_SUFFIXES | VIDEO_SUFFIXES)]
             if not found:
                 problems.append(f"{source}: no pictures and no videos in this folder")
+            if unread := passed_over(place):
+                warnings.warn(unread, stacklevel=3)
             folders.append(place)
         elif not source.is_file():
             problems.append(f"{source}: there is no such file or folder")

@@ -22,6 +22,7 @@ from detmtl.data.images import (
     read_image,
     read_reduced,
     reduction,
+    wrong_size,
 )
 from detmtl.structures.errors import InputError
 
@@ -160,6 +161,11 @@ def test_pictures_of_32_bits_are_refused(tmp_path, kind):
         read_image(path)
     Image.fromarray(np.full((4, 6), 100 << 8, np.uint16)).save(path)
     assert (read_image(path) == 100).all()
+
+
+def test_a_picture_whose_sides_are_exchanged_is_told_to_be_turned_by_exif():
+    assert "EXIF" in wrong_size("a.jpg", (64, 48), (48, 64), "gold.json")
+    assert "EXIF" not in wrong_size("a.jpg", (64, 48), (48, 63), "gold.json")
 
 
 def test_list_pictures_goes_deep_and_leaves_the_rest(tmp_path, picture):

@@ -524,6 +524,13 @@ def test_unreadable_files_are_named_and_the_others_done(tmp_path):
     assert [i["file_name"] for i in results["images"]] == ["good.jpg"]
 
 
+def test_pictures_that_are_not_read_are_told(tmp_path):
+    write_picture(tmp_path / "in/good.jpg")
+    (tmp_path / "in/IMG_1.HEIC").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"in: 1 pictures are passed over, as \.heic are not read"):
+        assert len(find_sources([tmp_path / "in"])[1]) == 1
+
+
 def test_wrong_sources_are_all_named(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("x")

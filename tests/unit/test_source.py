@@ -192,6 +192,22 @@ def test_folder_is_unlabelled(tmp_path):
     assert len(FolderSource(images="pool").load("pool", tmp_path, CLASSES, tmp_path / "cache")) == 4
 
 
+def test_pictures_of_telephones_that_a_pool_leaves_out_are_told(tmp_path):
+    """At every start, also where they come after the others have been read."""
+    settings = FolderSource(images="pool")
+    for i, name in enumerate(("a.jpg", "b.jpg")):
+        save_picture(tmp_path / "pool" / name, seed=i)
+    (tmp_path / "pool/b.jpg").rename(tmp_path / "pool/b.JFIF")  # a JPEG
+    assert len(settings.load("pool", tmp_path, CLASSES, tmp_path / "cache")) == 2
+    for name in ("c.HEIC", "d.heic", "e.dng"):
+        (tmp_path / "pool" / name).write_bytes(b"")
+    for _ in range(2):
+        with pytest.warns(
+            UserWarning, match=r"3 pictures are passed over, as \.dng and \.heic are"
+        ):
+            assert len(settings.load("pool", tmp_path, CLASSES, tmp_path / "cache")) == 2
+
+
 def test_folder_with_faults(tmp_path):
     (tmp_path / "pool").mkdir()
     settings = FolderSource(images="pool")
