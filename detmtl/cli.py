@@ -4,6 +4,7 @@ Exit status: 0 done; 1 the run failed; 2 what the user gave is wrong, told in a 
 """
 
 import argparse
+import errno
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -44,14 +45,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (TrainingDiverged, ExportError) as error:
         errors.print(f"failed: {error}", markup=False)
         return 1
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        where = "" if error.filename is None else f" ({error.filename})"
+        errors.print(f"failed: {error.strerror}{where}: make room{_going_on(args)}", markup=False)
+        return 1
     except KeyboardInterrupt:
-        goes_on = args.verb in _GO_ON
-        errors.print(
-            "stopped" + ("; the same command goes on from what is saved" if goes_on else "")
-        )
+        errors.print(f"stopped{_going_on(args)}")
         return 130
     finally:
         distributed.leave()
+
+
+def _going_on(args: argparse.Namespace) -> str:
+    return "; the same command goes on from what is saved" if args.verb in _GO_ON else ""
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -121,6 +129,8 @@ _VERBS: dict[str, Verb] = {
 
 _GO_ON: tuple[Verb, ...] = (_train, _compare, _transfer, annotate_verb)
 """The others begin anew."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the system says of a disk, or a quota, that can hold no more."""
 
 
 def _one_line(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -194,10 +194,17 @@ class State:
 
 
 def write_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Writes a file that appears whole or not at all."""
+    """Writes a file that appears whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as part, open(part, "wb") as file:
-        torch.save(content, file)
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # that the archive cannot be closed hides why
+            raise error.__context__ or error from None
         file.flush()
         os.fsync(file.fileno())
 

@@ -1,5 +1,6 @@
 """Reading and writing TorchScript files, with what belongs to the model inside."""
 
+import io
 import json
 import warnings
 import zipfile
@@ -55,9 +56,15 @@ def refuse_exported(path: Path) -> None:
 
 
 def save_torchscript(module: torch.jit.ScriptModule, path: Path, about: Mapping[str, Any]) -> None:
-    """Writes a module with a JSON object beside it in the same file."""
+    """Writes a module with a JSON object beside it in the same file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    content = io.BytesIO()  # torch ends the process where it writes to a full disk itself
     with deprecation_expected():
-        torch.jit.save(module, str(path), _extra_files={EXTRA_FILE: json.dumps(about)})
+        torch.jit.save(module, content, _extra_files={EXTRA_FILE: json.dumps(about)})
+    path.write_bytes(content.getbuffer())
 
 
 def load_torchscript(

@@ -60,6 +60,18 @@ def test_two_runs_at_once_in_one_folder_are_refused(data, detmtl, tmp_path, take
     assert not (run / "cache").exists()
 
 
+def test_a_run_that_fills_the_disk_says_so(data, detmtl, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "last.pt.part").symlink_to("/dev/full")
+    words = [*GOLD_ALONE, *settings_words(train__steps=2, train__save_every=1, device="cpu")]
+    done = detmtl("train", "--config", data / "recipe.yaml", *words, "--out", run)
+    assert done.status == 1
+    assert done.err.endswith(
+        "failed: No space left on device: make room; the same command goes on from what is saved\n"
+    )
+
+
 def test_a_run_goes_on_by_its_folder_alone(data, detmtl, tmp_path, monkeypatch):
     run, original = tmp_path / "run", Ema.update
     words = [*GOLD_ALONE, *settings_words(train__steps=6, train__save_every=2, device="cpu")]

@@ -239,6 +239,21 @@ def test_unavailable_format_names_those_available(checkpoint, tmp_path):
         export(checkpoint, tmp_path / "m.xml", "openvino")
 
 
+def test_a_full_disk_is_told():
+    """Where torch opens the file itself, it ends the process."""
+    code = (
+        "import warnings; warnings.simplefilter('ignore')\n"
+        "import errno, torch\n"
+        "from pathlib import Path\n"
+        "from detmtl.inference.torchscript import save_torchscript\n"
+        "module = torch.jit.script(torch.nn.Linear(100, 100))\n"
+        "try: save_torchscript(module, Path('/dev/full'), {})\n"
+        "except OSError as error: print(error.errno == errno.ENOSPC)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
+
+
 def test_padding_and_the_way_back():
     images = [torch.full((3, 40, 70), 9, dtype=torch.uint8), torch.full((3, 64, 20), 7).byte()]
     batch, sizes = pad_images(images, 32)

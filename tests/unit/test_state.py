@@ -1,5 +1,6 @@
 import os
 import random
+import resource
 import sys
 
 import numpy as np
@@ -84,6 +85,17 @@ def test_kill_while_writing_leaves_the_previous_file(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_checkpoint(path, {"format": 1, "model": {}, "step": 2})
     assert read_checkpoint(path)["step"] == 1
+
+
+def test_a_checkpoint_that_finds_no_room_tells_what_the_system_says(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_checkpoint(tmp_path / "last.pt", {"format": 1, "model": {"w": torch.ones(10**6)}})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", None, {"a": 1}, {"format": 2, "model": {}}])
