@@ -31,7 +31,7 @@ from detmtl.structures.settings import Settings
 from detmtl.tasks.multitask import ModelSettings
 from detmtl.tasks.presets import PresetName, filled_in
 from detmtl.tasks.tasks import TaskConfig
-from detmtl.teachers.teacher import WRITTEN, the_one
+from detmtl.teachers.teacher import the_one
 from detmtl.yaml_settings import checked, listed, override, read_yaml
 
 LABELS = ("boxes", "maps", "tags", "depth")
@@ -112,12 +112,8 @@ class RunSettings(Settings):
 
     def silver_tasks(self) -> dict[str, Written]:
         """Returns the tasks whose labels a teacher that the run trains itself may write -> their kind."""
-        return {
-            name: kind
-            for name, task in self.tasks.items()
-            for kind in WRITTEN
-            if kind == getattr(task, "labels", "boxes") and getattr(task, "of", None) is None
-        }
+        found = {name: getattr(task, "finds", None) for name, task in self.tasks.items()}
+        return {name: kind for name, kind in found.items() if kind}
 
     def _pools(self) -> set[str]:
         return set(self.silver.pools) if self.silver else set()
@@ -220,7 +216,7 @@ class RunSettings(Settings):
             return []
         return [
             f"silver.teacher.task: is {teacher.task!r}, and the tasks whose labels a teacher can write are: "
-            f"{listed(tasks)}; name one"
+            f"{listed(tasks)}; name one (a task of one's own says by `finds` what it writes)"
         ]
 
     def _unread(self) -> list[str]:

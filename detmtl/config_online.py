@@ -12,8 +12,6 @@ from detmtl.silver.overlay import OverlaySettings
 from detmtl.silver.selection import SelectionSettings
 from detmtl.silver.tag_policy import TagSelection, unresolvable_tags
 from detmtl.tasks.detection import DetectionConfig
-from detmtl.tasks.semantic import SemanticConfig
-from detmtl.tasks.tags import TagsConfig
 from detmtl.tasks.tasks import TaskConfig
 from detmtl.yaml_settings import listed
 
@@ -83,11 +81,10 @@ class OnlineChoice:
     @property
     def finders(self) -> dict[str, str]:
         """The kinds of labels that could be written -> the first task that finds them."""
-        known = {DetectionConfig: "boxes", SemanticConfig: "maps", TagsConfig: "tags"}
         found: dict[str, str] = {}
-        for name, task in self.tasks.items():  # what a task of another kind finds is not known here
-            if type(task) in known:
-                found.setdefault(known[type(task)], name)
+        for name, task in self.tasks.items():
+            if kind := getattr(task, "finds", None):
+                found.setdefault(kind, name)
         return found
 
     def problems(self, trained: Collection[str], averaged: bool) -> list[str]:
@@ -111,7 +108,8 @@ class OnlineChoice:
             problems.append("train.ema: mode online needs it: the averaged model is the teacher")
         problems += [
             f"online.labels: has {kind}, and no task finds {kind}; the teacher is the model itself: "
-            f"add such a task, or list kinds of which there are some: {listed(self.finders)}"
+            f"add such a task, or list kinds of which there are some: {listed(self.finders)} (a task of "
+            "one's own says by `finds` what it writes)"
             for kind in self.online.labels
             if kind not in self.finders
         ]

@@ -8,7 +8,7 @@ Source: Lin et al. 2017 (RetinaNet), arXiv 1708.02002.
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -20,6 +20,7 @@ from detmtl.models.anchors import Anchors, AnchorSettings
 from detmtl.models.decoding import Decoder
 from detmtl.models.matching import Forced, Rules
 from detmtl.models.retina_head import HeadSettings
+from detmtl.silver.card import Written
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Grade, PaddedBoxes
 from detmtl.structures.sample import Batch
@@ -137,6 +138,7 @@ class DetectionConfig(Settings):
         labels: the key of a picture's labels that the task learns from.
     """
 
+    finds: ClassVar[Written] = "boxes"
     kind: Literal["detection"] = "detection"
     labels: Literal["boxes"] = "boxes"
     head: HeadSettings = HeadSettings()

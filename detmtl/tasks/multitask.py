@@ -45,8 +45,9 @@ class BuildsTask(Protocol):
     """Settings of a task.
 
     They may have `at`, which says where the task hangs: `fpn`, the pyramid (as without it), or one
-    feature map, such as p3 or c5; `labels`, the key of the labels that it learns from; `of`, the detection
-    task whose boxes it describes; and `vocabulary`, the key of names that `build` gets as `names`.
+    feature map, such as p3 or c5; `labels`, the key of the labels that it learns from; `finds`, which labels
+    its `decode` gives where these can become silver, boxes, maps or tags; `of`, the detection task whose
+    boxes it describes; and `vocabulary`, the key of names that `build` gets as `names`.
     """
 
     def build(

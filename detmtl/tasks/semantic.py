@@ -5,7 +5,7 @@ Letters: B pictures, C classes, H and W positions.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import model_validator
@@ -17,6 +17,7 @@ from detmtl.losses.normalizer import OfBatch, skip_normalizer
 from detmtl.losses.terms import LossTerms
 from detmtl.metrics.dense import MapMetric
 from detmtl.models.semantic_head import SemanticHeadSettings
+from detmtl.silver.card import Written
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade, MapLabels, PaddedMaps
 from detmtl.structures.sample import Batch
@@ -48,6 +49,7 @@ class SemanticConfig(Settings):
         subsets: name -> classes whose mean IoU is reported by itself, as `mIoU/<name>`.
     """
 
+    finds: ClassVar[Written] = "maps"
     kind: Literal["semantic"] = "semantic"
     labels: Literal["maps"] = "maps"
     at: str = "fpn"

@@ -9,7 +9,7 @@ Letters: B pictures, T tags, H and W positions.
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from detmtl.losses.normalizer import OfBatch, normalizer, skip_normalizer
 from detmtl.losses.terms import LossTerms
 from detmtl.metrics.tags import TagMetric
+from detmtl.silver.card import Written
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade, PaddedTags, TagLabels
 from detmtl.structures.sample import Batch
@@ -37,6 +38,7 @@ class TagsConfig(Settings):
             are the tags that are known.
     """
 
+    finds: ClassVar[Written] = "tags"
     kind: Literal["tags"] = "tags"
     labels: Literal["tags"] = "tags"
     at: str = "c5"

@@ -1,10 +1,11 @@
 """The union of all tasks' settings: the only list of tasks there is."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import BeforeValidator, Discriminator, Tag, WithJsonSchema
 
+from detmtl.silver.card import Written
 from detmtl.structures.outside import imported
 from detmtl.structures.settings import Settings
 from detmtl.tasks.attributes import AttributesConfig
@@ -39,7 +40,14 @@ def _from_elsewhere(value: Any) -> Settings:
         raise ValueError(f"cannot import '{value['kind']}': {error}") from error
     if not (isinstance(config, type) and issubclass(config, Settings)):
         raise ValueError(f"'{value['kind']}' is no subclass of detmtl.structures.settings.Settings")
-    return config.model_validate(value)
+    task: Any = config.model_validate(value)
+    finds = getattr(task, "finds", None)
+    if finds not in (None, *get_args(Written)):
+        raise ValueError(
+            f"'{value['kind']}' has finds {finds!r}; silver is of {', '.join(get_args(Written))}; leave it "
+            "out where its labels are others"
+        )
+    return task
 
 
 _SCHEMA_ELSEWHERE = {

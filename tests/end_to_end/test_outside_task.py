@@ -124,6 +124,42 @@ def test_it_is_found_in_the_folder_that_a_script_is_called_from(module, monkeypa
     assert sys.path[-1] == str(module)  # nothing in it hides what is installed
 
 
+OWN_DETECTION = """
+from detmtl.tasks.detection import DetectionConfig
+
+class Config(DetectionConfig):
+    kind: str
+"""
+
+
+@pytest.mark.slow
+def test_a_detection_task_of_ones_own_labels_its_pool_online(module, tmp_path):
+    (module / "busy.py").write_text((module / "busy.py").read_text() + OWN_DETECTION)
+    tasks = {"busy": {"kind": "busy:BusyConfig"}, "boxes": {"kind": "busy:Config"}}
+    own = settings(tmp_path / "data", tasks).resolved()
+    own["data"]["scenes"]["pool"] = 2
+    own["data"]["sources"]["pool"] = {"kind": "folder", "images": "images/pool"}
+    own["mix"], own["train"]["steps"] = {"mode": "online"}, 1
+    online = settings_from(own).when_online()
+    assert online is not None and online.finders == {"boxes": "boxes"}
+    run(settings_from(own), tmp_path / "run")
+    own["tasks"].pop("boxes")
+    with pytest.raises(InputError, match=r"no task finds boxes.*says by `finds` what it writes"):
+        settings_from(own)
+
+
+def test_only_tasks_that_say_what_they_find_write_silver(module, tmp_path):
+    tasks = {"busy": {"kind": "busy:BusyConfig"}, "boxes": {"kind": "detection"}}
+    assert settings(tmp_path, tasks).silver_tasks() == {"boxes": "boxes"}
+    text = (module / "busy.py").read_text()
+    (module / "busy.py").write_text(
+        text.replace("    kind: str\n", '    finds: str = "tag"\n    kind: str\n')
+    )
+    sys.modules.pop("busy")
+    with pytest.raises(InputError, match="has finds 'tag'; silver is of boxes, maps, tags"):
+        settings(tmp_path, tasks)
+
+
 def test_a_setting_of_it_that_is_unknown_is_told(module, tmp_path):
     with pytest.raises(InputError, match="mots"):
         settings(tmp_path, {"busy": {"kind": "busy:BusyConfig", "mots": 3}})
