@@ -80,6 +80,49 @@ class ReadLabels:
         return annotations, lost_labels(place[gone], self.classes[gone])
 
 
+def listed_lines(file: Path, where: str) -> Sequence[str]:
+    """Returns the lines of a list of pictures, without blank ones.
+
+    Args:
+        file: the list.
+        where: it is, for sentences.
+
+    Raises:
+        InputError: it cannot be read, or is empty.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise InputError(f"{where}: cannot be read ({problem})") from problem
+    lines = [line.strip() for line in lines if line.strip()]
+    if not lines:
+        raise InputError(f"{where}: is empty; it needs the name of a picture on each line")
+    return lines
+
+
+def listed_pictures(
+    pictures: Sequence[str], file: Path, where: str, folder: Path, faults: Faults
+) -> list[str]:
+    """Returns those of `pictures` in `folder` that a list names, by paths that end in their names: of
+    `images/train/a.jpg` the longest such end counts, so that the list may start from another folder.
+
+    Raises:
+        InputError: it names none of them.
+    """
+    known, taken = set(pictures), set()
+    for line in listed_lines(file, where):
+        parts = line.replace("\\", "/").split("/")
+        ends = ("/".join(parts[i:]) for i in range(len(parts)))
+        found = next((end for end in ends if end in known), None)
+        if found is None:
+            faults.add(f"{where}: {line} is no picture below {folder}")
+        else:
+            taken.add(found)
+    if not taken:
+        raise InputError([f"{where}: names no picture below {folder}", *faults.problems])
+    return [picture for picture in pictures if picture in taken]
+
+
 def picture_names(source: Source, suffix: str) -> list[str]:
     """Returns the names of the pictures relative to the source's folder, or to their common one where
     names are absolute; a label file has its picture's name with the suffix.

@@ -136,7 +136,8 @@ class SourceSettings(Settings):
         root, cache = Path(root).absolute(), Path(cache).absolute()
         folder = root / self.images
         if not folder.is_dir():
-            raise InputError(f"source '{name}': the folder of pictures {folder} does not exist")
+            what = "is a file" if folder.exists() else "does not exist"
+            raise InputError(f"source '{name}': the folder of pictures {folder} {what}")
         key = digest(
             [
                 READER_VERSION,

@@ -18,7 +18,13 @@ from detmtl.data.faults import Faults
 from detmtl.data.flat import FileNames
 from detmtl.data.folder import file_hashes, file_sizes, require_labels, require_pictures, stamps
 from detmtl.data.images import image_sizes, list_files, list_pictures
-from detmtl.data.label_files import ReadLabels, picture_names, tell_losses, write_coverage
+from detmtl.data.label_files import (
+    ReadLabels,
+    listed_lines,
+    picture_names,
+    tell_losses,
+    write_coverage,
+)
 from detmtl.data.parsed import Parsed
 from detmtl.data.source import Source
 from detmtl.data.source_settings import SourceSettings
@@ -127,13 +133,8 @@ class VocSource(SourceSettings):
             )
         if self.list is None:
             return self._single(named)
-        try:
-            lines = (root / self.list).read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as problem:
-            raise InputError(f"{self.list}: cannot be read ({problem})") from problem
-        stems = [_listed(line, named) for line in lines if line.strip()]
-        if not stems:
-            raise InputError(f"{self.list}: is empty; it needs the name of a picture on each line")
+        lines = listed_lines(root / self.list, self.list)
+        stems = [_listed(line, named) for line in lines]
         faults.add(*(f"{self.list}: '{s}' has no XML file" for s in stems if s not in named))
         return self._single({s: named[s] for s in stems if s in named})
 
@@ -207,8 +208,7 @@ class VocSource(SourceSettings):
 def _listed(line: str, known: Collection[str]) -> str:
     """Returns the name on a line of a list, quoted or not: all of it if that is `known`, as names may have
     blanks; otherwise without the number that VOC's lists of a class have behind each name."""
-    whole = line.strip()
-    name, bare = (form.strip('"') for form in (whole, _NUMBER.sub("", whole)))
+    name, bare = (form.strip('"') for form in (line, _NUMBER.sub("", line)))
     return name if name in known else bare
 
 

@@ -21,7 +21,13 @@ from detmtl.data.faults import Faults, lost_labels, positions
 from detmtl.data.flat import FileNames
 from detmtl.data.folder import file_hashes, file_sizes, require_labels, require_pictures, stamps
 from detmtl.data.images import image_sizes, list_files, list_pictures
-from detmtl.data.label_files import ReadLabels, picture_names, tell_losses, write_coverage
+from detmtl.data.label_files import (
+    ReadLabels,
+    listed_pictures,
+    picture_names,
+    tell_losses,
+    write_coverage,
+)
 from detmtl.data.parsed import Parsed
 from detmtl.data.source import Source
 from detmtl.data.source_settings import SourceSettings
@@ -37,6 +43,7 @@ class YoloSource(SourceSettings):
         labels: folder of the text files.
         names: the class names in the order of their numbers; or a file that has them: YAML with `names`
             (list, or number -> name), or text with a name on each line.
+        list: text file (train.txt) with the path of a picture on each line: those are taken; None: all.
         unlabelled: what a picture without a text file is: "empty", as YOLO's tools write no file where
             there is nothing; or "skip": nobody looked, and the picture is left aside.
         kpt_shape: number of keypoints and of numbers of each that stand behind every box, as in YOLO's
@@ -49,6 +56,7 @@ class YoloSource(SourceSettings):
     names: str | list[str]
     unlabelled: Literal["empty", "skip"] = "empty"
     kpt_shape: tuple[int, int] | None = None
+    list: str | None = None
 
     def has_labels(self) -> bool:
         """Returns True: the boxes."""
@@ -64,6 +72,7 @@ class YoloSource(SourceSettings):
             list_files(root / self.labels, {".txt"}),
             stamps(root / self.images, pictures),
             stamps(root / self.labels, texts),
+            *([] if self.list is None else [stamps(root, [self.list])]),
         ]
 
     def contents(self, root: Path, cache: Path) -> Any:
@@ -74,6 +83,7 @@ class YoloSource(SourceSettings):
             self._numbers_of_keypoints(root),
             file_sizes(root / self.images, pictures),
             file_hashes(root / self.labels, [_text_name(name) for name in pictures], cache),
+            *([] if self.list is None else [file_hashes(root, [self.list], cache)]),
         ]
 
     def parse(
@@ -112,18 +122,20 @@ class YoloSource(SourceSettings):
             notes=self.doubts(classes, names),
         )
 
-    def _pictures(self, root: Path, faults: Faults) -> list[str]:
+    def _pictures(self, root: Path, faults: Faults) -> Sequence[str]:
         """Returns the names of the pictures that are taken; text files without a picture, or with several,
         are faults."""
         folder = root / self.images
         pictures = require_pictures(folder)
+        faults.add(*self._without_picture(root, {_text_name(p) for p in pictures}))
+        if self.list is not None:
+            pictures = listed_pictures(pictures, root / self.list, self.list, folder, faults)
         there = [(root / self.labels / _text_name(p)).is_file() for p in pictures]
         if not any(there):
             raise InputError(
                 f"{root / self.labels}: no picture of {folder} has a text file there; {pictures[0]} would "
                 f"have {_text_name(pictures[0])}"
             )
-        faults.add(*self._without_picture(root, {_text_name(p) for p in pictures}))
         of_text: dict[str, list[str]] = {}
         for picture, here in zip(pictures, there, strict=True):
             if here:
@@ -141,7 +153,7 @@ class YoloSource(SourceSettings):
             if (here or self.unlabelled == "empty") and _text_name(picture) not in several
         ]
 
-    def _without_picture(self, root: Path, known: set[str]) -> list[str]:
+    def _without_picture(self, root: Path, known: set[str]) -> Sequence[str]:
         """Returns a sentence for each text file that belongs to no picture."""
         names = root / self.names if isinstance(self.names, str) else None
         return [
@@ -167,9 +179,9 @@ class YoloSource(SourceSettings):
             ) from None
         return points * numbers
 
-    def _class_names(self, root: Path) -> list[str]:
+    def _class_names(self, root: Path) -> Sequence[str]:
         if not isinstance(self.names, str):
-            return list(self.names)
+            return self.names
         return read_names(root / self.names, self.names)
 
 
@@ -191,6 +203,11 @@ def read_names(path: Path, where: str) -> list[str]:
         InputError: it cannot be read, or has no names.
     """
     try:
+        if path.suffix.lower() == ".json":
+            raise InputError(
+                f"{where}: is JSON; class names are read from YAML with `names`, as data.yaml, or from text "
+                "with one name a line, as classes.txt"
+            )
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix.lower() not in (".yaml", ".yml"):
             names = [line.strip() for line in text.rstrip().splitlines()]
@@ -247,7 +264,8 @@ class _Lines:
         needs = (
             f"`class x y width height` and {keypoints} numbers of keypoints"
             if keypoints
-            else "`class x y width height [score]` or `class` and a polygon of three points or more"
+            else "`class x y width height [score]` or `class` and a polygon of three points or more (for "
+            "keypoints behind boxes set `kpt_shape`)"
         )
         names = [_text_name(picture) for picture in pictures]
         rows: list[list[float]] = []

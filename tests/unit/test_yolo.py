@@ -27,7 +27,8 @@ def save(root, files: dict[str, str]) -> None:
 
 
 def load(root, **settings):
-    settings = YoloSource(images="images", labels="labels", **{"names": NAMES, **settings})
+    usual = {"images": "images", "labels": "labels", "names": NAMES}
+    settings = YoloSource(**(usual | settings))
     return settings.load("yolo", root, CLASSES, root / "cache")
 
 
@@ -82,6 +83,12 @@ def test_names_that_cannot_be_used(tmp_path, text):
     (tmp_path / "data.yaml").write_text(text)
     with pytest.raises(InputError, match=r"data\.yaml: "):
         read_names(tmp_path / "data.yaml", "data.yaml")
+
+
+def test_names_in_json_are_refused(tmp_path):
+    (tmp_path / "notes.json").write_text('{"categories": [{"id": 0, "name": "cat"}]}')
+    with pytest.raises(InputError, match=r"notes\.json: is JSON; class names are read from YAML"):
+        read_names(tmp_path / "notes.json", "notes.json")
 
 
 def test_names_after_a_blank_line_are_refused(tmp_path):
@@ -155,9 +162,33 @@ def test_boxes_of_lines_with_keypoints(tmp_path):
     assert load(tmp_path, names="data.yaml").boxes(0).boxes.tolist() == [[24, 12, 40, 36]]
     with pytest.raises(InputError, match="needs `class x y width height` and 9 numbers of keypoi"):
         load(tmp_path, kpt_shape=(3, 3))
+    save(tmp_path, {"a": "0 .5 .5 .25 .5 " + ".5 .5 2 " * 17})
+    with pytest.raises(InputError, match="for keypoints behind boxes set `kpt_shape`"):
+        load(tmp_path)
     (tmp_path / "data.yaml").write_text("names: [cat, dog, bird]\nkpt_shape: many\n")
     with pytest.raises(InputError, match="kpt_shape is 'many'; it needs two numbers"):
         load(tmp_path, names="data.yaml")
+
+
+def test_a_list_names_the_pictures_that_are_taken(tmp_path):
+    """As darknet's, CVAT's and Ultralytics' train.txt, whose paths start somewhere else."""
+    line = "0 0.5 0.5 0.25 0.5\n"
+    save(tmp_path, {"a": line, "deep/a": line, "deep/b c": line, "d": line})
+    listing = tmp_path / "train.txt"
+    listing.write_bytes(b"./images/deep/b c.jpg\r\n\ndata\\deep\\a.jpg\r\nd.jpg\nd.jpg\n")
+    source = load(tmp_path, list="train.txt")
+    names = [source.files.name(i) for i in range(len(source))]
+    assert names == ["d.jpg", "deep/a.jpg", "deep/b c.jpg"] and len(source.annotations) == 3
+    listing.write_text("/somewhere/else/a.jpg\n")
+    assert load(tmp_path, list="train.txt").files.name(0) == "a.jpg"
+    listing.write_text("images/a.jpg\nimages/e.jpg\n")
+    with pytest.raises(InputError, match=r"train\.txt: images/e\.jpg is no picture below .*images"):
+        load(tmp_path, list="train.txt")
+    listing.write_text("e.jpg\n")
+    with pytest.raises(InputError, match=r"train\.txt: names no picture below"):
+        load(tmp_path, list="train.txt", faults="drop")
+    with pytest.raises(InputError, match=r"source 'yolo': the folder of pictures .* is a file"):
+        load(tmp_path, images="train.txt")
 
 
 def test_label_files_without_a_picture_are_told(tmp_path):
