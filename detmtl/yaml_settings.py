@@ -142,6 +142,8 @@ def _sentences(
             yield f"{line}: {name}: unknown setting; {hint}"
         elif e["type"] == "missing":
             yield f"{line}: {'.'.join((*path, loc[-1]))}: is required and missing"
+        elif e["type"] == "union_tag_not_found":
+            yield f"{line}: {name}: has no `kind`; it needs one of {listed(_kinds_at(loc, kind))}"
         elif e["type"] == "value_error" or e["type"] == "assertion_error":
             for problem in str(e.get("ctx", {}).get("error", e["msg"])).splitlines():
                 yield f"{line}: {name + ': ' if name else ''}{problem}"
@@ -166,10 +168,20 @@ def _locate(loc: tuple, lines: Mapping[tuple, str], where: str) -> tuple[tuple, 
 
 def _fields_at(loc: tuple, kind: type[BaseModel]) -> set[str]:
     """Returns the names of the settings that are known at a location."""
+    return {name for model in _models_at(loc, kind) for name in model.model_fields}
+
+
+def _kinds_at(loc: tuple, kind: type[BaseModel]) -> set[str]:
+    """Returns the kinds of settings that there may be at a location."""
+    fields = [model.model_fields.get("kind") for model in _models_at(loc, kind)]
+    return {name for field in fields if field for name in get_args(field.annotation)}
+
+
+def _models_at(loc: tuple, kind: type[BaseModel]) -> list[type[BaseModel]]:
     found: list[Any] = [kind]
     for part in loc:
         found = [inner for annotation in found for inner in _descend(annotation, part)]
-    return {name for a in found for model in _models(a) for name in model.model_fields}
+    return [model for annotation in found for model in _models(annotation)]
 
 
 def _descend(annotation: Any, part: str) -> Iterator[Any]:

@@ -120,6 +120,24 @@ def test_unknown_setting_inside_a_union_names_its_neighbors(write):
     assert any("tasks.boxes.anchor" in p and "'anchors'" in p for p in found)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            ("gold: {kind: coco, ", "gold: {"),
+            "data.sources.gold: has no `kind`; it needs one of coco, folder",
+        ),
+        (
+            ("boxes: {kind: detection}", "boxes: {}"),
+            "tasks.boxes: has no `kind`; it needs one of attributes, de",
+        ),
+    ],
+)
+def test_a_missing_kind_lists_the_known(write, change, told):
+    (problem,) = problems(write(MINIMAL.replace(*change)))
+    assert told in problem
+
+
 def test_unknown_kind_lists_the_known(write):
     found = problems(write(MINIMAL.replace("gold: {kind: coco", "gold: {kind: cocoa")))
     assert any("coco" in p and "voc" in p and "yolo" in p for p in found)
