@@ -28,7 +28,9 @@ class GraphDetector(nn.Module):
     """Network, decoding and suppression for one picture of the size H x W.
 
     It finds what `Decoder` finds, but for ties: classes are kept apart by shifting boxes in float32,
-    since ONNX suppresses in nothing else, which moves corners by some hundredths of a pixel.
+    since ONNX suppresses in nothing else, which moves corners by some hundredths of a pixel. And boxes that
+    lie beside the picture alone, of which nothing is left once they are clipped, are left out: most of the
+    canvas may be padding, whose boxes would take the places of others among the D.
 
     Args:
         network: (1, 3, H, W) uint8 -> what `Decoder.forward` takes.
@@ -64,11 +66,11 @@ class GraphDetector(nn.Module):
         sides = torch.stack([size[1], size[0], size[1], size[0]]).to(boxes.dtype)
         boxes, classes = torch.minimum(boxes[order].clamp(min=0), sides), classes[order]
         apart = boxes
+        good = (scores > threshold) & with_area(boxes)
         if not self.decoder.class_agnostic:
             apart = boxes + (classes.to(boxes.dtype) * (boxes.max() + 1)).unsqueeze(1)
-        # all that are too bad lie on one spot away from the rest, where they suppress each other at once
+        # all that are not good lie on one spot away from the rest, where they suppress each other at once
         aside = torch.tensor([-9.0, -9.0, -5.0, -5.0])
-        good = scores > threshold
         apart = torch.where(good.unsqueeze(1), apart, aside)
         # torch.export takes it for certain that two are kept at least: two that nothing else touches
         always = torch.tensor([[-19.0, -19.0, -15.0, -15.0], [-29.0, -29.0, -25.0, -25.0]])
@@ -97,6 +99,12 @@ class GraphDetector(nn.Module):
             scores = torch.where(scores > threshold, both, torch.zeros_like(both))
         boxes = decoder.decoded(self.get_buffer(f"anchors{level}")[row], said[row])
         return boxes, scores, place - row * decoder.num_classes
+
+
+def with_area(boxes: Tensor) -> Tensor:
+    """Returns which of the clipped boxes (N, 4) are left with an area."""
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return (sides[:, 0] > 0) & (sides[:, 1] > 0)
 
 
 def canvas_size(short: int, long: int) -> tuple[int, int]:

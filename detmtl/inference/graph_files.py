@@ -4,9 +4,11 @@ What a file takes and gives: `detmtl.inference.graph.GraphDetector`. Class names
 inside under the key of `EXTRA_FILE`.
 """
 
+import copy
 import importlib.util
 import json
 import os
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -25,6 +27,7 @@ from detmtl.inference.graph import (
     canvas_size,
     detections_of,
     on_canvas,
+    with_area,
 )
 from detmtl.inference.parity import (
     BFLOAT16,
@@ -167,12 +170,6 @@ def check_graph(
         for image in images
     ]
 
-    def model(images: list[Tensor]) -> list[BoxLabels]:
-        canvas, size = on_canvas(images[0], loaded.short, loaded.long)
-        with torch.inference_mode():
-            boxes, scores, classes = decoder(loaded.model(canvas)[task.name], size[None])[0]
-        return [BoxLabels.of(boxes, classes, num_classes, scores=scores, grade=Grade.SILVER)]
-
     def of(graph: Graph) -> Detect:
         def detect(images: list[Tensor]) -> list[BoxLabels]:
             canvas, size = on_canvas(images[0], loaded.short, loaded.long)
@@ -182,6 +179,7 @@ def check_graph(
 
         return detect
 
+    model = _model_on_canvas(loaded, task)
     file, problems, outputs = of(load_graph(path, format)[0]), [], None
     pairs = [(model, file)]
     if network.model is not loaded.model:
@@ -200,6 +198,26 @@ def check_graph(
     if not at_zero[0].detections:
         problems.append(f"{task.name}: nothing was found to compare, at any score")
     return replace(at_zero[0], outputs=outputs, problems=tuple(problems))
+
+
+def _model_on_canvas(loaded: LoadedModel, task: DetectionTask) -> Detect:
+    """Returns what finds in one picture on its canvas what the model's decoder finds, without the boxes that
+    a graph leaves out, see `GraphDetector`."""
+    decoder = task.decoder
+
+    def detect(images: list[Tensor]) -> list[BoxLabels]:
+        canvas, size = on_canvas(images[0], loaded.short, loaded.long)
+        every = copy.copy(decoder)
+        every.detections = sys.maxsize
+        with torch.inference_mode():
+            boxes, scores, classes = every(loaded.model(canvas)[task.name], size[None])[0]
+        kept = torch.nonzero(with_area(boxes)).squeeze(1)[: decoder.detections]
+        grade, num_classes = Grade.SILVER, len(task.class_names)
+        return [
+            BoxLabels.of(boxes[kept], classes[kept], num_classes, scores=scores[kept], grade=grade)
+        ]
+
+    return detect
 
 
 def unfinished_name(path: Path, format: str) -> Path:

@@ -45,6 +45,21 @@ def exported(request, checkpoint, tmp_path_factory):
     return request.param, path, export(checkpoint, path, request.param)
 
 
+def _decoded(checkpoint: Path, canvas: torch.Tensor, size: torch.Tensor) -> list[torch.Tensor]:
+    """Returns all boxes, scores and classes that the model's own decoder finds on a canvas."""
+    loaded = load_checkpoint(checkpoint)
+    decoder = loaded.model.tasks["boxes"].decoder
+    decoder.detections = 10_000
+    with torch.inference_mode():
+        return list(decoder(loaded.model(canvas)["boxes"], size[None])[0])
+
+
+def _with_area(found: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Returns what is found, without the boxes that lie in the padding alone."""
+    there = (found[0][:, 2:] > found[0][:, :2]).all(1)
+    return [x[there] for x in found]
+
+
 def test_the_file_agrees_with_the_model_and_says_so(exported, checkpoint):
     format, path, report = exported
     assert report.method == "exported" and report.difference.detections > 100
@@ -54,14 +69,11 @@ def test_the_file_agrees_with_the_model_and_says_so(exported, checkpoint):
     graph, about = load_graph(path, format)
     assert about["classes"] == CLASSES and about["test"]["score_threshold"] == 0.05
     assert about["input"] == {"short": SHORT, "long": LONG, "height": 96, "width": 128}
-    loaded = load_checkpoint(checkpoint)
     g = torch.Generator().manual_seed(5)
     picture = torch.randint(0, 256, (3, 60, 90), dtype=torch.uint8, generator=g)
     canvas, size = on_canvas(picture, SHORT, LONG)
     boxes, scores, labels = (torch.as_tensor(x) for x in graph(canvas, size, torch.tensor([0.05])))
-    task = loaded.model.tasks["boxes"]
-    with torch.inference_mode():
-        expected = task.decoder(loaded.model(canvas)["boxes"], size[None])[0]
+    expected = [x[:100] for x in _with_area(_decoded(checkpoint, canvas, size))]
     n = len(expected[1])
     assert 3 < n <= 100 and boxes.shape == (100, 4)
     torch.testing.assert_close(scores[:n], expected[1], atol=1e-4, rtol=0)
@@ -122,6 +134,20 @@ def test_the_program_of_the_page_finds_the_same(exported, tmp_path, size, orient
         for name, score, *box in found
     ]
     assert sum(near) >= 0.9 * len(near)
+
+
+def test_what_lies_in_the_padding_takes_no_place(exported, checkpoint):
+    format, path, _ = exported
+    graph, _ = load_graph(path, format)
+    g = torch.Generator().manual_seed(5)
+    picture = torch.randint(0, 256, (3, 20, 300), dtype=torch.uint8, generator=g)
+    canvas, size = on_canvas(picture, SHORT, LONG)
+    boxes, scores, labels = (torch.as_tensor(x) for x in graph(canvas, size, torch.tensor([0.05])))
+    found = _decoded(checkpoint, canvas, size)
+    assert len(_with_area([x[:100] for x in found])[1]) < 80
+    expected, n = _with_area(found)[1][:100], int((labels >= 0).sum())
+    assert (boxes[:n, 2:] > boxes[:n, :2]).all() and n == len(expected) > 20
+    torch.testing.assert_close(scores[:n], expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("few", [0, 1, 2])
