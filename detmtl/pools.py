@@ -177,10 +177,13 @@ def fitted(
 def show_others(
     others: Chosen, checked: MapAudit | TagAudit, gold: Source, console: Console, page: bool
 ) -> MapMeasures | TagMeasures:
-    """Prints the table of an audit of maps or tags, and writes its summary, and its page if it is wanted;
-    returns what the audit says."""
+    """Prints the table of an audit of maps or tags and what to know beside it, and writes its summary, and
+    its page if it is wanted; returns what the audit says."""
     measures = others.measures(checked)
     console.print(measures.table())
+    if isinstance(measures, MapMeasures):
+        for sentence in measures.remarks():
+            console.print(sentence, markup=False)
     calibrated = fitted(checked.evidence, others.policy.calibration, console)
     plain = others.settings.model_dump(mode="json")
     if isinstance(measures, MapMeasures):

@@ -101,6 +101,8 @@ def _remarks(measures: MapMeasures) -> "Iterator[str | Markup]":
         )
     if unknown := [n for n, known in zip(audit.classes, audit.known, strict=True) if not known]:
         yield note(f"The teacher does not look for: {listed(unknown)}.", "warn")
+    for sentence in measures.remarks():
+        yield note(sentence, "warn")
 
 
 def _classes(measures: MapMeasures) -> "Iterator[str | Markup]":

@@ -188,6 +188,27 @@ class MapMeasures:
                 )
         return problems
 
+    def remarks(self) -> list[str]:
+        """Returns what to know of classes that the teacher does not look for and yet gives a name, a sentence
+        each: its classes may mean more than ours, as Pascal VOC's dining tables hold the food on them.
+
+        Told where gold has it in several pictures, of at least a third of the class's pixels and a tenth of
+        those that the teacher gives the name.
+        """
+        audit, names, told = self.audit, self.audit.classes, []
+        true, given = self.pixels.sum(1), self.pixels.sum(0)
+        for c in np.flatnonzero(~audit.gives & (self.shown > 1)).tolist():
+            k = int(self.pixels[c, :-1].argmax())
+            pixels = int(self.pixels[c, k])
+            if 3 * pixels >= true[c] > 0 and 10 * pixels >= given[k]:
+                told.append(
+                    f"The teacher, which does not look for '{names[c]}', calls {pixels / true[c]:.0%} "
+                    f"of its pixels '{names[k]}', and these are {pixels / given[k]:.0%} of what it calls so; "
+                    "silver teaches that. If one of its classes means more than yours, list it in "
+                    "select_maps.background; least_precision leaves out all that it calls so"
+                )
+        return told
+
     def problems_alone(self) -> list[str]:
         """Returns reasons not to trust one of several teachers; [] where there are none, also where gold
         hardly shows its classes: it says nothing against the teacher then."""

@@ -59,8 +59,8 @@ class MapSelection(Settings):
     """
 
     background: list[str] = ["background"]
-    """Classes of the teacher that mean none of its others. Their pixels may be of any class that it
-    does not know."""
+    """Classes of the teacher that mean none of its others, or more than ours: a dining table of Pascal VOC
+    has the food on it. Their pixels may be of any class that it does not know."""
     confidence: Threshold = 0.0
     """Pixels of a class of which the teacher is less sure are unknown. A number holds for background pixels
     too; how far those can be trusted where precision or probability is asked for is `coverage`."""

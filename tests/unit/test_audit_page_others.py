@@ -135,6 +135,17 @@ def test_gates_and_pictures_that_are_missing_stand_on_the_page(tmp_path):
     assert "The teacher does not look for: sky, rest" in html
 
 
+def test_a_class_that_means_more_than_ours_stands_on_the_page_and_in_the_terminal(tmp_path):
+    truth, found = [halves(2, 3)] * 4, [halves(2, 2)] * 2 + [halves(2, 0)] * 2
+    gold = gold_maps(tmp_path, pictures(tmp_path / "p", 4), truth)
+    others = ChosenMaps(store_of_maps(tmp_path / "store", gold, found), MAPS, MapSelection())
+    console = Console(record=True, width=1000)
+    show_others(others, others.audit(gold), gold, console, page=False)
+    html = others_page(others, others.audit(gold), gold, None)
+    assert "not look for 'sky', calls 50% of its pixels 'vehicle'" in console.export_text()
+    assert "not look for &#39;sky&#39;, calls 50% of its pixels &#39;vehicle&#39;" in html
+
+
 def test_nothing_wrong_is_said(tmp_path):
     source = gold_maps(tmp_path, pictures(tmp_path / "p", 3), [halves(2, 1)] * 3)
     store = store_of_maps(tmp_path / "store", source, [halves(2, 1)] * 3)

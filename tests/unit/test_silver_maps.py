@@ -354,6 +354,38 @@ def test_empty_maps_are_noticed(tmp_path):
     assert any("all background" in p for p in measures.problems())
 
 
+def test_a_class_of_the_teacher_that_means_more_than_ours_is_noticed(tmp_path):
+    # half of the sky, which it does not look for, is called a car, as cars are
+    truth, found = [halves(2, 3)] * 4, [halves(2, 2)] * 2 + [halves(2, 0)] * 2
+    _, measures = _audited(tmp_path, truth, found)
+    (told,) = measures.remarks()
+    assert (
+        "does not look for 'sky', calls 50% of its pixels 'vehicle', and these are 33% of" in told
+    )
+    assert "select_maps.background" in told and measures.problems() == []
+    wider = MapSelection(background=["background", "car"])
+    _, measures = _audited(tmp_path / "wider", truth, found, wider)
+    assert measures.remarks() == []
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        [halves(2, 2)] + [halves(2, 0)] * 3,  # a quarter of the sky
+        [halves(1, 1)] * 4,  # what it knows is for the gates, see below
+    ],
+)
+def test_what_is_rare_or_known_is_no_class_that_means_more(tmp_path, found):
+    truth = [halves(2, 3)] * 4 if (found[0] == 2).any() else [halves(2, 1)] * 4
+    _, measures = _audited(tmp_path, truth, found)
+    assert measures.remarks() == []
+
+
+def test_one_picture_tells_of_no_class_that_means_more(tmp_path):
+    _, measures = _audited(tmp_path, [halves(2, 3)] + [halves(2, 2)] * 3, [halves(2, 2)] * 4)
+    assert measures.remarks() == [] and measures.shown[SKY] == 1
+
+
 def test_gold_without_the_teacher_s_classes_cannot_judge(tmp_path):
     _, measures = _audited(tmp_path, [halves(3, 3)] * 6, [halves(0, 0)] * 6)
     assert "cannot be judged" in measures.problems()[0]
