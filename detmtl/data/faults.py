@@ -155,7 +155,7 @@ def number_column(
     try:
         values = [r[key] for r in rows] if default is None else [r.get(key, default) for r in rows]
         array = np.array(values)
-        if array.shape == shape and array.dtype.kind in ("iu" if whole else "iuf"):
+        if array.shape == shape and array.dtype.kind in ("i" if whole else "iuf"):
             return array.astype(kind), bad, []
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
         pass
@@ -175,7 +175,7 @@ def _careful_column(
     out = np.zeros((len(rows),) if width is None else (len(rows), width), kind)
     bad = np.zeros(len(rows), dtype=bool)
     problems = []
-    need = f"{width} numbers" if width else "a whole number" if whole else "a number"
+    need = f"{width} numbers" if width else "a whole number below 2**63" if whole else "a number"
     for i, row in enumerate(rows):
         if not isinstance(row, dict):
             problems.append(f"{names(i)}: is {_short(row)}; it needs to be a JSON object")

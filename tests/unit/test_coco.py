@@ -297,6 +297,10 @@ def test_a_faulty_annotation_is_named_or_dropped(tmp_path, change, sentence):
     [
         ({"id": 20}, "the image id 20 is listed twice"),
         ({"id": "x"}, "image at position 2: 'id' is 'x'; it needs a whole number"),
+        (
+            {"id": 2**63 + 1},
+            "image at position 2: 'id' is 9223372036854775809; it needs a whole number below",
+        ),
         ({"file_name": None}, "image 30: has no 'file_name'"),
         ({"height": 0}, "image 30: height is 0; it needs a whole number of pixels > 0"),
         ({"file_name": "gone.png"}, r"images/gone\.png: no such picture"),
