@@ -25,6 +25,7 @@ from detmtl.run_teachers import (
     gold_by_models,
     gold_sources,
     learned_sources,
+    without_audit,
     written_by_gold,
 )
 from detmtl.silver.card import Written
@@ -148,8 +149,8 @@ def drawn_sources(settings: RunSettings, sources: Mapping[str, Source]) -> dict[
 def faults_between(settings: RunSettings, loaded: Mapping[str, Source]) -> list[str]:
     """Returns a sentence for everything for which a run refuses sources that are sound each by itself: a
     picture to measure on is among those to train on, or stands twice in a labelled source, labels to measure
-    on were written by a model, none of the sources says anything of some details, or an augmentation cannot
-    work on a picture.
+    on were written by a model, or those that the run's own teacher is audited by are not there, none of the
+    sources says anything of some details, or an augmentation cannot work on a picture.
 
     Args:
         settings: of the run.
@@ -161,20 +162,8 @@ def faults_between(settings: RunSettings, loaded: Mapping[str, Source]) -> list[
         known = [loaded[n].annotations for n in chosen]
         details = [None if a is None else a.details for a in known]
         problems += nowhere_known(data.details, details, "none of data.sources")
-    audited = settings.silver.audit if settings.silver else None
-    if isinstance(audited, str) and audited != "val":
-        problems += [
-            f"silver.audit: {what} of source '{audited}' were written by a model; a teacher is judged by "
-            "people's"
-            for what in _by_models(loaded[audited])
-        ]
-    problems += gold_by_models(settings, loaded)
     held_out = [loaded[name] for name in ("val", "test") if name in loaded]
-    problems += [
-        f"data.{source.name}: its {what} were written by a model; measure on people's"
-        for source in held_out
-        for what in _by_models(source)
-    ]
+    problems += _not_by_people(settings, loaded, held_out)
 
     def audited_apart() -> None:
         if settings.silver and isinstance(settings.silver.teacher, GoldTeacher):
@@ -215,6 +204,26 @@ def faults_between(settings: RunSettings, loaded: Mapping[str, Source]) -> list[
         except InputError as error:
             problems += error.problems
     return [*dict.fromkeys(problems)]
+
+
+def _not_by_people(
+    settings: RunSettings, loaded: Mapping[str, Source], held_out: Sequence[Source]
+) -> list[str]:
+    """Returns a sentence for each source that is to measure something without labels by people."""
+    problems: list[str] = []
+    audited = settings.silver.audit if settings.silver else None
+    if isinstance(audited, str) and audited != "val":
+        problems += [
+            f"silver.audit: {what} of source '{audited}' were written by a model; a teacher is judged by "
+            "people's"
+            for what in _by_models(loaded[audited])
+        ]
+    problems += gold_by_models(settings, loaded) + without_audit(settings, loaded)
+    return problems + [
+        f"data.{source.name}: its {what} were written by a model; measure on people's"
+        for source in held_out
+        for what in _by_models(source)
+    ]
 
 
 def _by_models(source: Source) -> list[str]:

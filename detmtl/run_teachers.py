@@ -126,6 +126,27 @@ def gold_by_models(settings: RunSettings, sources: Mapping[str, Source]) -> list
     ]
 
 
+def without_audit(settings: RunSettings, sources: Mapping[str, Source]) -> list[str]:
+    """Returns a sentence if nobody said anything, of what the run's own teacher writes, of the pictures on
+    which it is audited: it would be told after the teacher has learned and labelled.
+
+    Args:
+        settings: of the run.
+        sources: as they were read, "val" among them.
+    """
+    if settings.silver is None or settings.own_teacher() is None:
+        return []
+    audit, written = settings.silver.audit, written_by_gold(settings)
+    names = [audit] if isinstance(audit, str) else gold_sources(settings)
+    labels = "annotations" if written == "boxes" else written
+    if any(getattr(sources[name], labels) is not None for name in names):
+        return []
+    return [
+        f"silver.audit: {', '.join(names)} has no {written}, by which the teacher is audited; give it some, "
+        "or name a source that has"
+    ]
+
+
 def _by_a_model(source: Source) -> bool:
     """Returns whether a model wrote the boxes of a source, some of them, or all else that is known of it."""
     if source.grade is Grade.SILVER:

@@ -168,6 +168,17 @@ def test_a_file_that_a_model_wrote_is_no_gold_though_no_setting_says_so(settings
         assert faults_between(settings(*given), read) == []
 
 
+def test_an_audit_without_what_the_teacher_writes_is_told_before_it_learns(settings, tmp_path):
+    people = gold(pictures(tmp_path / "p", 4), [(0, [1, 2, 9, 9], 0, 0)])
+    val = gold(pictures(tmp_path / "v", 2, first=60), [])
+    read = {"gold": people, "checked": people, "pool": pictures(tmp_path / "u", 2, first=70)}
+    read |= {"val": val}
+    tags = "tasks.night={kind: tags}", "data.tags={classes: [night]}", "silver.audit=val"
+    assert faults_between(settings(*tags), read) == []
+    (problem,) = faults_between(settings(*tags, "silver.teacher.task=night"), read)
+    assert problem.startswith("silver.audit: val has no tags, by which the teacher is audited")
+
+
 def test_steps_are_tried_with_the_maps_that_a_teacher_has_yet_to_write(settings, tmp_path):
     read = {
         "written": replace(gold(pictures(tmp_path / "w", 2), []), grade=Grade.SILVER),
