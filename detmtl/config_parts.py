@@ -97,8 +97,9 @@ class SilverSettings(Settings):
         pools: names of the sources that the teacher labels. Gold labels that they have stay: silver
             fills in the classes that people did not look for.
         audit: the gold pictures on which the teacher is audited: `val`, a source's name, or a part of the
-            gold sources, such as {share: 0.2}. A teacher trained by the run must not be audited on
-            what it was trained on: of kind `gold` it does not learn from them.
+            gold sources, such as {share: 0.2}. A teacher must not be audited on what it was trained on:
+            of kind `gold` it does not learn from them, a checkpoint that did is told, and of other files
+            nobody but you can know.
         floor: lowest score that is kept in the store.
         store: folder of the store; by default `silver/` in the run folder. A store can serve many runs.
         batch_size: pictures that the teacher sees at once.

@@ -22,6 +22,7 @@ from detmtl.pools import tags_of
 from detmtl.report.progress import bar
 from detmtl.run_teachers import (
     audit_source,
+    audited_on_its_own,
     gold_by_models,
     gold_sources,
     learned_sources,
@@ -84,6 +85,9 @@ def load_sources(
         problems = faults_between(settings, loaded)
     if problems := distributed.from_first(problems):
         raise InputError(problems)
+    if process.rank == 0:
+        for sentence in audited_on_its_own(settings, loaded, loaded["val"], cache):
+            warnings.warn(sentence, stacklevel=2)
     return {n: loaded[n] for n in chosen}, loaded["val"], loaded.get("test")
 
 

@@ -3,13 +3,20 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from detmtl.config import RunSettings, settings_from
 from detmtl.config_parts import GoldTeacher
 from detmtl.data.joined import joined
+from detmtl.data.mixture import SHARED
 from detmtl.data.source import Source
+from detmtl.data.source_settings import SourceSettings
+from detmtl.data.sources import AnySource
 from detmtl.data.subset import Subset
 from detmtl.data.tags import Tags
+from detmtl.engine.state import read_checkpoint
 from detmtl.run_folder import OpenRun
 from detmtl.silver.card import TeacherCard, Written
 from detmtl.silver.held_out import each_once
@@ -157,6 +164,66 @@ def _by_a_model(source: Source) -> bool:
     told = [] if maps is None else [(maps.present(), maps.by_people())]
     told += [(tags.present, tags.by_people())] if isinstance(tags, Tags) else []
     return any(p.any() for p, _ in told) and not any(own.any() for _, own in told)
+
+
+def audited_on_its_own(
+    settings: RunSettings, sources: Mapping[str, Source], val: Source, cache: Path
+) -> list[str]:
+    """Returns a sentence for each checkpoint among a run's teachers that learned from pictures on which it is
+    audited, as its own settings tell: they are looked for in the folders that the audit's pictures are in.
+
+    Args:
+        settings: of the run.
+        sources, val: as they were read.
+        cache: folder for parsed arrays and content hashes.
+    """
+    silver, data = settings.silver, settings.data
+    if silver is None or not {*silver.pools} & {*settings.mix_sources()}:
+        return []
+    teachers = silver.teachers if silver.teacher is None else [silver.teacher]
+    paths = [t.path for t in teachers if isinstance(t, CheckpointTeacherSettings)]
+    if not paths:
+        return []
+    gold, told, audit = audit_source(settings, sources, val), [], silver.audit
+    names = [audit] if isinstance(audit, str) else gold_sources(settings)
+    audited = [data.val if name == "val" else data.sources[name] for name in names]
+    folders = {(data.root / source.images).resolve() for source in audited}
+    for path in paths:
+        seen: set[str] = set()
+        for root, source in _learned_from(Path(path)):
+            if (root / source.images).resolve() in folders:
+                try:
+                    own = source.load("learned", root, data.label_space(), cache)
+                except InputError:  # its files have changed: nobody can tell any more
+                    continue
+                seen |= {*own.hashes()}
+        both = [i for i, content_hash in enumerate(gold.hashes()) if content_hash in seen]
+        if both:
+            told.append(
+                f"silver.teacher: {path} learned from {len(both)} of the {len(gold)} pictures on which it is "
+                f"audited, such as {gold.path(both[0])}; it is better there than elsewhere, and what follows "
+                "from the audit (thresholds, calibration, weights, coverage) promises too much: audit on "
+                "pictures that it has not seen"
+            )
+    return told
+
+
+def _learned_from(checkpoint: Path) -> Iterator[tuple[Path, SourceSettings]]:
+    """Yields the sources that a checkpoint's training drew from, each with the folder that its paths start
+    from; none where the file does not tell."""
+    try:
+        tree: Any = read_checkpoint(checkpoint).get("settings")
+        data, mix = tree["data"], tree["mix"]
+        pools = (tree["silver"] or {}).get("pools", ())
+        for name, own in data["sources"].items():
+            source: SourceSettings = TypeAdapter(AnySource).validate_python(own)
+            by_people = source.has_labels() and source.grade == "gold"
+            shares = mix["shares"] if mix["mode"] in SHARED else None
+            drawn = {"gold": by_people, "silver": not by_people or name in pools}
+            if drawn.get(mix["mode"], not shares or name in shares):
+                yield Path(data["root"]), source
+    except (InputError, KeyError, TypeError, AttributeError, ValidationError):
+        return  # what is wrong with the file is told when it is loaded
 
 
 def teacher_settings(settings: RunSettings) -> RunSettings:

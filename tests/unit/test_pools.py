@@ -23,6 +23,7 @@ from detmtl.data.depth import DepthFolder
 from detmtl.data.maps import MapClasses, MapFolder
 from detmtl.data.subset import Subset
 from detmtl.data.tags import BoxTags, TagClasses
+from detmtl.engine.state import write_checkpoint
 from detmtl.pools import (
     read_selection,
     show_audit,
@@ -31,6 +32,7 @@ from detmtl.run_folder import OpenRun, RunFolder
 from detmtl.run_sources import faults_between
 from detmtl.run_teachers import (
     audit_source,
+    audited_on_its_own,
     gold_by_models,
     gold_sources,
     learned_sources,
@@ -75,6 +77,43 @@ train: {steps: 3}
 def settings(tmp_path):
     (tmp_path / "run.yaml").write_text(TEXT)
     return lambda *overrides: read_settings(tmp_path / "run.yaml", overrides)
+
+
+def test_a_checkpoint_that_learned_from_pictures_of_its_audit_is_told(settings, tmp_path):
+    there = pictures(tmp_path / "images", 6)
+    row = {"id": 1, "image_id": 100, "category_id": 1, "bbox": [2, 2, 8, 8], "iscrowd": 0}
+    file = {
+        "images": [
+            {"id": int(i), "file_name": there.files.name(k), "height": h, "width": w}
+            for k, (i, (h, w)) in enumerate(zip(there.ids, there.sizes.tolist(), strict=True))
+        ],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+        "annotations": [row],
+    }
+    (tmp_path / "gold.json").write_text(json.dumps(file))
+    root, cache = f"data.root={tmp_path}", tmp_path / "cache"
+    four = settings(root, "data.sources.gold.subset={count: 4}", "silver=null", "mix={mode: gold}")
+    saved = {"format": 1, "model": {}, "settings": four.resolved()}
+    write_checkpoint(tmp_path / "teacher.pt", saved)
+
+    def told(subset, *words):
+        own = [root, f"silver.teacher={{kind: checkpoint, path: {tmp_path}/teacher.pt}}", *words]
+        own += ["data.sources.checked.annotations=gold.json"]
+        run = settings(*own, f"data.sources.checked.subset={subset}")
+        gold = run.data.sources["checked"].load("checked", tmp_path, run.data.label_space(), cache)
+        return audited_on_its_own(run, {"checked": gold}, gold, cache)
+
+    (sentence,) = told("{count: 5}")
+    assert "teacher.pt learned from 4 of the 5 pictures on which it is audited" in sentence
+    assert told("{count: 4, rest: true}") == [], "others of the same folder"
+    assert told("{count: 5}", "mix={mode: gold}") == [], "no teacher is asked"
+    for mode, count in (("silver", 0), ("concat", 1)):  # what it was not trained on says nothing
+        saved["settings"]["mix"]["mode"] = mode
+        saved["settings"]["mix"]["shares"] = {}
+        write_checkpoint(tmp_path / "teacher.pt", saved)
+        assert len(told("{count: 5}")) == count
+    write_checkpoint(tmp_path / "teacher.pt", {"format": 1, "model": {}})
+    assert told("{count: 5}") == [], "a file that does not tell"
 
 
 def test_a_teacher_that_the_run_trains_writes_the_task_that_is_named(
