@@ -12,7 +12,13 @@ from detmtl.engine import distributed
 from detmtl.engine.evaluator import evaluate
 from detmtl.engine.memory import keep_freed_memory
 from detmtl.inference.export import export
-from detmtl.inference.predictor import Predictor, change_test, load_checkpoint, load_predictor
+from detmtl.inference.predictor import (
+    LoadedModel,
+    Predictor,
+    change_test,
+    load_checkpoint,
+    load_predictor,
+)
 from detmtl.inference.results import predict_to_files
 from detmtl.inference.scoring import evaluate_predictor
 from detmtl.inference.torchscript import is_torchscript
@@ -25,6 +31,7 @@ from detmtl.run_training import truth_of
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
 from detmtl.structures.whole import write_json
+from detmtl.tasks.task import Task
 from detmtl.verbs.options import (
     assignments,
     cache_beside,
@@ -99,6 +106,7 @@ def _scores(
     seen = _views(args)
     keep_freed_memory()
     loaded = load_checkpoint(args.checkpoint, args.trust)
+    _refuse_unscored(args, loaded)
     source = gold_source(args, loaded.settings["data"], cache)
     if source.annotations is not None and source.grade == Grade.SILVER:
         warn_of_silver(str(args.annotations))
@@ -130,6 +138,24 @@ def _scores(
             truth=truth_of(source),
             on_batch=lambda batch, _: done(len(batch)),
         )
+
+
+def _refuse_unscored(args: argparse.Namespace, loaded: LoadedModel) -> None:
+    """Refuses gold on which no task of the model is scored."""
+    read = {
+        name: task.labels for name, task in loaded.model.tasks.items() if isinstance(task, Task)
+    }
+    told = ", ".join(f"{name} ({labels})" for name, labels in read.items())
+    why = f"no task of {args.checkpoint} is scored on it; its tasks, and what they read, are {told}"
+    refuse_given(
+        args, [kind for kind in ("maps", "tags", "depth") if kind not in read.values()], why
+    )
+    tags = loaded.settings["data"].get("tags") or {}
+    alone = not (
+        args.maps or args.tags or args.depth
+    )  # beside them it says which pictures there are
+    if alone and "boxes" not in read.values() and not tags.get("from_boxes"):
+        refuse_given(args, ["annotations"], why)
 
 
 def _views(args: argparse.Namespace) -> ViewSettings:

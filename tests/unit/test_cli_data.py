@@ -57,9 +57,9 @@ def settings_of(root, **data):
     }
 
 
-def save_checkpoint(folder, root):
+def save_checkpoint(folder, root, **changes):
     """Saves an untrained model of the data below `root`."""
-    settings = settings_from(settings_of(root))
+    settings = settings_from(settings_of(root) | changes)
     torch.manual_seed(0)
     model = build_model(
         settings.model, settings.tasks, ["man", "cup"], other_names=settings.data.names()
@@ -157,6 +157,17 @@ def test_evaluate_refuses_an_option_without_the_one_that_it_is_of(tmp_path, word
     model = ["--checkpoint", tmp_path / "best.pt", "--images", tmp_path]
     assert run("evaluate", *model, "--annotations", tmp_path / "a.json", *words) == 2
     assert f"error: {told}" in capsys.readouterr().err
+
+
+def test_evaluate_refuses_gold_that_no_task_is_scored_on(tmp_path, capsys):
+    save_checkpoint(tmp_path / "depth", tmp_path, tasks={"far": {"kind": "depth", "at": "p3"}})
+    save_checkpoint(tmp_path / "boxes", tmp_path, tasks={"boxes": {"kind": "detection"}})
+    for which, option in (("depth", "annotations"), ("boxes", "tags"), ("boxes", "depth")):
+        model = ["--checkpoint", tmp_path / which / "best.pt", "--images", tmp_path]
+        assert run("evaluate", *model, f"--{option}", tmp_path / "a.json") == 2
+        told = capsys.readouterr().err
+        assert f"error: --{option}: no task of " in told
+        assert ("boxes (boxes)" if which == "boxes" else "far (depth)") in told
 
 
 def test_predict_refuses_a_precision_that_an_exported_file_has_not(tmp_path, capsys):
