@@ -36,6 +36,9 @@ from detmtl.structures.whole import whole, write_whole
 
 T = TypeVar("T")
 
+JPEG_SIDE = 65500
+"""The most pixels of a JPEG's side that libjpeg writes."""
+
 Progress = Callable[[int, int], None]
 """Called with (how many sources are done, how many there are)."""
 
@@ -430,6 +433,14 @@ def _tags(labels: TagLabels, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _write_picture(path: Path, image: Tensor) -> None:
+    """Writes a drawing; of one too large for a JPEG, as those of TIFF and GIF are, a warning tells."""
+    if path.suffix.lower() in (".jpg", ".jpeg") and max(image.shape) > JPEG_SIDE:
+        warnings.warn(
+            f"{path}: not written, since no side of a JPEG is above {JPEG_SIDE} pixels; what was found is "
+            "among the results",
+            stacklevel=3,
+        )
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     written, data = cv2.imencode(path.suffix.lower(), _bgr(image))
     assert written, path

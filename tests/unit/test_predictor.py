@@ -218,6 +218,17 @@ def test_pictures_of_a_folder_to_files(tmp_path):
     assert calls == [(2, 3), (3, 3)]
 
 
+def test_a_picture_too_large_to_be_drawn_is_among_the_results(tmp_path):
+    write_picture(tmp_path / "in/a.tif", 40, 65_501)
+    write_picture(tmp_path / "in/b.tif")
+    with pytest.warns(UserWarning, match=r"a\.tif\.jpg: not written, since no side of a JPEG"):
+        path = predict_to_files(Everywhere(), [tmp_path / "in"], tmp_path / "out")
+    results = json.loads(path.read_text())
+    assert [i["file_name"] for i in results["images"]] == ["a.tif", "b.tif"]
+    assert {a["image_id"] for a in results["annotations"]} == {1, 2}
+    assert [p.name for p in (tmp_path / "out/drawn").iterdir()] == ["b.tif.jpg"]
+
+
 def test_sources_above_the_working_directory_are_written_below_the_output(tmp_path, monkeypatch):
     for name in ("pool/1.jpg", "work/here/data/2.jpg"):
         write_picture(tmp_path / name)
