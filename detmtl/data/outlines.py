@@ -7,7 +7,7 @@ Letters: N boxes, P points, R rings, E edges, S side of a mask, H and W pixels.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -246,16 +246,25 @@ def pasted(masks: Tensor, boxes: Tensor, height: int, width: int) -> list[dict[s
         height, width: of the picture.
     """
     found = []
-    for mask_in_box, box in zip(masks.float().numpy(), boxes.double().numpy(), strict=True):
+    for rows, columns, inside in pasted_parts(masks, boxes, height, width):
         canvas = np.zeros((height, width), dtype=np.uint8, order="F")
+        canvas[rows, columns] = inside
+        found.append(_coco.encode(canvas))
+    return found
+
+
+def pasted_parts(
+    masks: Tensor, boxes: Tensor, height: int, width: int
+) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    """Yields what `pasted` encodes: of each mask the rows and columns of its box, and which of the pixels
+    there are inside."""
+    for mask_in_box, box in zip(masks.float().numpy(), boxes.double().numpy(), strict=True):
         (left, across), (top, down) = (
             _stretched(box[0], box[2], len(mask_in_box), width),
             _stretched(box[1], box[3], len(mask_in_box), height),
         )
         inside = down @ mask_in_box @ across.T >= 0.5
-        canvas[top : top + len(down), left : left + len(across)] = inside
-        found.append(_coco.encode(canvas))
-    return found
+        yield slice(top, top + len(down)), slice(left, left + len(across)), inside
 
 
 def _stretched(low: float, high: float, side: int, limit: int) -> tuple[int, np.ndarray]:

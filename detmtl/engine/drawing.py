@@ -1,14 +1,14 @@
 """Pictures with labels on them."""
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from detmtl.data.outlines import decoded, encoded, pasted
+from detmtl.data.outlines import decoded, encoded, pasted_parts
 from detmtl.structures.depth import DepthLabels
 from detmtl.structures.details import NO_MASK, value_groups
 from detmtl.structures.labels import (
@@ -76,20 +76,30 @@ def draw(
 
 def _with_shapes(picture: Image.Image, labels: BoxLabels) -> Image.Image:
     """Returns the picture with each shape half covered by a color of its own."""
+    pixels = np.array(picture).astype(np.uint16)
+    for i, rows, columns, inside in _shapes(labels, *pixels.shape[:2]):
+        part = pixels[rows, columns]
+        part[inside] = (part[inside] + np.array(class_color(i), np.uint16)) // 2
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def _shapes(
+    labels: BoxLabels, height: int, width: int
+) -> Iterator[tuple[int, slice, slice, np.ndarray]]:
+    """Yields of each shape its number, rows and columns of a picture, and which pixels there are inside.
+
+    Of masks these are the rows and columns of the box: where the picture is large, the box seldom is.
+    """
     assert labels.details is not None
-    width, height = picture.size
-    shapes: list[dict[str, Any] | None] = []
     if labels.details.outlines is not None:
-        shapes = encoded(labels.details.outlines, height, width)
+        for i, shape in enumerate(encoded(labels.details.outlines, height, width)):
+            if shape is not None:
+                yield i, slice(None), slice(None), decoded(shape)
     elif labels.details.masks is not None:
         known = labels.details.masks[:, 0, 0] != NO_MASK
-        shapes = list(pasted(labels.details.masks[known], labels.boxes[known], height, width))
-    pixels = np.array(picture).astype(np.uint16)
-    for i, shape in enumerate(shapes):
-        if shape is not None:
-            inside = decoded(shape)
-            pixels[inside] = (pixels[inside] + np.array(class_color(i), np.uint16)) // 2
-    return Image.fromarray(pixels.astype(np.uint8))
+        masks, boxes = labels.details.masks[known], labels.boxes[known]
+        for i, part in enumerate(pasted_parts(masks, boxes, height, width)):
+            yield i, *part
 
 
 def _values(labels: BoxLabels, i: int) -> str:

@@ -1,9 +1,11 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 
+from detmtl.data.outlines import decoded, pasted
 from detmtl.engine.drawing import GOLD, SILVER, class_color, draw, side_by_side
+from detmtl.structures.details import Details
 from detmtl.structures.labels import BoxLabels, Grade, Ignore
 from detmtl.structures.tensors import Tensors
 
@@ -84,3 +86,18 @@ def test_no_boxes(image):
 
 def test_side_by_side(image):
     assert side_by_side(image, image + 1).shape == (3, 120, 324)
+
+
+def test_a_mask_covers_the_pixels_that_its_encoding_has(image):
+    g = torch.Generator().manual_seed(0)
+    masks, names = torch.rand(3, 7, 7, generator=g), ["cat", "dog"]
+    boxes = torch.tensor([[20.0, 40, 90, 80], [0, 0, 160, 120], [150.3, 100.2, 160, 120]])
+    known = BoxLabels.of(boxes, torch.tensor([0, 1, 0]), 2)
+    drawn = draw(image, replace(known, details=Details(masks=masks)), names)
+    expected = image.permute(1, 2, 0).numpy().astype(int)
+    for i, shape in enumerate(pasted(masks, boxes, 120, 160)):
+        inside = decoded(shape)
+        assert inside.any()
+        expected[inside] = (expected[inside] + class_color(i)) // 2
+    covered = torch.from_numpy(expected).permute(2, 0, 1).to(torch.uint8)
+    assert torch.equal(draw(covered, known, names), drawn)
