@@ -188,7 +188,7 @@ def _check_sizes(
         plain: whose pictures come as they are.
 
     Raises:
-        InputError: it does not fit.
+        InputError: it does not fit, or there is to be a file for pictures of any size.
     """
     wrong = model.backbone.misfit(*TRIAL)
     if wrong is None:
@@ -199,7 +199,13 @@ def _check_sizes(
         augment = settings.augment.build(settings.input)
         found |= _padded(size for own in drawn for size in augment.tried(*own))
     if len(found) == 1 and model.backbone.misfit(*found.pop()) is None:
-        return
+        if settings.export.format is None:
+            return
+        raise InputError(
+            f"export.format: a {settings.export.format} file takes pictures of any size, and "
+            f"{settings.model.backbone.name} does not ({TRIAL[0]} x {TRIAL[1]} pixels: {wrong}); set "
+            "export.format: null, and make a file for the one size by export --format pt2"
+        )
     raise InputError(
         f"model.backbone: {settings.model.backbone.name} does not take pictures of any size (of one of "
         f"{TRIAL[0]} x {TRIAL[1]} pixels: {wrong}), and those of this run, as they are and after "

@@ -28,6 +28,7 @@ from detmtl.inference.detector import (
 from detmtl.inference.frozen import compiled
 from detmtl.inference.torchscript import is_torchscript, load_torchscript, refuse_exported
 from detmtl.inference.trust import refuse_foreign
+from detmtl.models.backbone import FAILURES
 from detmtl.models.decoding import least_logit
 from detmtl.structures.depth import DepthLabels
 from detmtl.structures.details import KINDS, details_of
@@ -131,6 +132,7 @@ class Predictor:
 
         Raises:
             ValueError: a picture has another shape or type.
+            InputError: the backbone takes no pictures of such a size.
         """
         check_images(list(images))
         if not images:
@@ -160,16 +162,29 @@ class Predictor:
     def _predict_together(self, fitted: list[Tensor]) -> list[dict[str, Labels]]:
         """Returns labels of pictures of one padded size, in their own pixels."""
         batch, sizes = pad_images(fitted, DIVISOR)
-        if self._compiled is not None:
-            outputs = self._compiled(batch)
-        else:
-            with autocast(self.device, self.dtype):
-                outputs = self.model(batch)
+        try:
+            outputs = self._outputs(batch)
+        except torch.cuda.OutOfMemoryError:
+            raise
+        except FAILURES:
+            height, width = batch.shape[-2:]
+            if (why := self.model.backbone.misfit(height, width)) is None:
+                raise
+            raise InputError(
+                f"the network takes no pictures that come to {height} x {width} pixels: {why}; the "
+                "backbone may be one for pictures of one size"
+            ) from None
         results: list[dict[str, Labels]] = [{} for _ in fitted]
         for name, found in decode_all(dict(self.model.tasks.items()), outputs, sizes).items():
             for i, labels in enumerate(found):
                 results[i][name] = labels
         return results
+
+    def _outputs(self, batch: Tensor) -> dict[str, list[Tensor]]:
+        if self._compiled is not None:
+            return self._compiled(batch)
+        with autocast(self.device, self.dtype):
+            return self.model(batch)
 
 
 class ScriptPredictor:

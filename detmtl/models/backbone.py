@@ -51,7 +51,8 @@ class BackboneSettings(Settings):
         name: a model of timm, or `package.module:function` of a function that takes timm's
             `features_only` (such as `timm.models.efficientnet:_gen_mobilenet_v1`).
         args: keyword arguments for it, such as {pad_type: same}, or {strict_img_size: false}, with which a
-            Swin transformer takes pictures of any size.
+            Swin transformer takes pictures of any size; {img_size: [320, 416]} makes those of one size for
+            that size, height and width.
         pretrained: whether timm downloads its weights.
         weights: a local file of weights instead, .pth or .safetensors, of the whole classifier or of
             its features; half precision is cast. `package.module:function` is called for the path of
@@ -123,9 +124,7 @@ class BackboneSettings(Settings):
             std=self.std or config.get("std", IMAGENET_DEFAULT_STD),
             frozen_stages=self.frozen_stages,
             fold=self.norm == "frozen",
-            example_size=config.get("input_size", (3, 64, 64))[-1]
-            if config.get("fixed_input_size")
-            else 64,
+            example_size=_example_size(self.args, config),
             strides=strides,
         )
 
@@ -149,7 +148,7 @@ class Backbone(nn.Module):
         std: tuple[float, ...],
         frozen_stages: int = 0,
         fold: bool = True,
-        example_size: int = 64,
+        example_size: tuple[int, int] = (64, 64),
         strides: Sequence[int] = STRIDES,
     ):
         """Prepares timm's feature extractor; it is changed in place.
@@ -159,7 +158,7 @@ class Backbone(nn.Module):
             mean, std: kept for whoever normalizes the pictures.
             frozen_stages: see `BackboneSettings`.
             fold: whether all batch norms are frozen; if not, those of frozen stages.
-            example_size: side in pixels of the picture that the network is tried with.
+            example_size: height and width in pixels of the picture that the network is tried with.
             strides: of the features that `forward` gives, rising.
 
         Raises:
@@ -171,19 +170,17 @@ class Backbone(nn.Module):
         self.network = network
         self._channels_first = str(_output_format(network)) != "NHWC"
         self._example_size = example_size
-        example = torch.randn(
-            2, 3, example_size, example_size, generator=torch.Generator().manual_seed(0)
-        )
+        example = torch.randn(2, 3, *example_size, generator=torch.Generator().manual_seed(0))
         network.eval()  # the trial must not move the statistics of trained batch norms
         with torch.enable_grad():
             try:
                 features = self._all_features(example)
             except FAILURES as error:
                 raise InputError(
-                    f"backbone: the network is tried on a picture of {example_size} x {example_size} "
+                    f"backbone: the network is tried on a picture of {example_size[0]} x {example_size[1]} "
                     f"pixels, and fails: {type(error).__name__}: {error}"
                 ) from error
-            reductions = [round(example_size / f.shape[-1]) for f in features]
+            reductions = [round(example_size[1] / f.shape[-1]) for f in features]
             self._indices = _levels(reductions, self.strides)
             self.channels = [features[i].shape[1] for i in self._indices]
             frozen = self._freeze(features, reductions, frozen_stages)
@@ -228,9 +225,8 @@ class Backbone(nn.Module):
         """Makes all weights constants, batch norms with their running statistics included."""
         if has_batch_norm(self.network):
             first = next(self.parameters())
-            side = self._example_size
             generator = torch.Generator().manual_seed(0)
-            example = torch.randn(2, 3, side, side, generator=generator).to(first)
+            example = torch.randn(2, 3, *self._example_size, generator=generator).to(first)
             fold_batch_norms(self.network, example)
         self.requires_grad_(False)
 
@@ -241,11 +237,11 @@ class Backbone(nn.Module):
         Tries the network once; neither statistics nor random generators move.
         """
         first = next(self.parameters())
-        side, training = self._example_size, self.training
+        size, training = self._example_size, self.training
         self.eval()
         try:
             with torch.enable_grad():
-                example = torch.zeros(1, 3, side, side, dtype=first.dtype, device=first.device)
+                example = torch.zeros(1, 3, *size, dtype=first.dtype, device=first.device)
                 features = self._all_features(example)
         finally:
             self.train(training)
@@ -257,7 +253,7 @@ class Backbone(nn.Module):
             used = torch.autograd.grad(
                 feature.sum(), list(left.values()), retain_graph=True, allow_unused=True
             )
-            name = f"c{round(side / feature.shape[-1]).bit_length() - 1}"
+            name = f"c{round(size[1] / feature.shape[-1]).bit_length() - 1}"
             for p, gradient in zip(list(left.values()), used, strict=True):
                 if gradient is not None:
                     found.setdefault(name, []).append(left.pop(id(p)))
@@ -301,6 +297,15 @@ def _levels(reductions: list[int], strides: list[int]) -> list[int]:
             "are needed (ResNet, RegNet, MobileNet, EfficientNet, ConvNeXt, Swin ...)"
         )
     return [len(reductions) - 1 - reductions[::-1].index(s) for s in strides]
+
+
+def _example_size(args: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[int, int]:
+    """Returns height and width of a picture that a network of timm's takes: what it was made for, by its
+    arguments or, where it takes one size alone, by its `default_cfg`."""
+    made_for = args.get("img_size")
+    if made_for is None:
+        made_for = config["input_size"][-2:] if config.get("fixed_input_size") else 64
+    return (made_for, made_for) if isinstance(made_for, int) else tuple(made_for)
 
 
 def _output_format(network: nn.Module) -> str:

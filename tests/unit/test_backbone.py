@@ -261,6 +261,13 @@ def test_a_network_of_some_sizes_alone_says_so(size, told):
         Backbone(Whole(96), (0, 0, 0), (1, 1, 1))
 
 
+@pytest.mark.parametrize("name", ["hiera_tiny_224", "swin_tiny_patch4_window7_224"])
+def test_a_network_of_one_size_is_made_for_the_size_that_is_asked_for(name):
+    backbone = BackboneSettings(name=name, args={"img_size": [64, 96]}).build()
+    assert backbone.misfit(64, 96) is None and backbone.misfit(96, 160) is not None
+    assert list(backbone.stages()) == ["c2", "c3", "c4", "c5"]
+
+
 def test_mean_and_std():
     assert BackboneSettings(name="mobilenetv2_035").build().mean == (0.485, 0.456, 0.406)
     other = BackboneSettings(name="mobilenetv2_035", mean=(0, 0, 0), std=(1, 1, 1)).build()

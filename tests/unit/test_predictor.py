@@ -166,6 +166,22 @@ def test_an_exported_file_is_not_compiled(tmp_path, monkeypatch):
         load_predictor(path, compile=True)
 
 
+def test_pictures_of_a_size_that_the_backbone_does_not_take_are_told(checkpoint):
+    predictor = Predictor(load_checkpoint(checkpoint))
+    network = predictor.model.backbone.network
+    usual = network.forward
+
+    def one_size(images):
+        if images.shape[-1] != 64:
+            raise RuntimeError("made for 64")
+        return usual(images)
+
+    network.forward = one_size
+    assert predictor.predict([torch.zeros(3, 64, 64, dtype=torch.uint8)])
+    with pytest.raises(InputError, match=r"no pictures that come to 64 x 96 pixels.*made for 64"):
+        predictor.predict([torch.zeros(3, 64, 96, dtype=torch.uint8)])
+
+
 def test_wrong_pictures_are_refused(checkpoint):
     predictor = load_predictor(checkpoint)
     assert predictor.predict([]) == []

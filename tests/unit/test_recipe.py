@@ -39,11 +39,12 @@ def test_a_backbone_of_one_size_is_for_pictures_of_that_size():
     )
     slight = {"RandomCrop": {"height": 60, "width": 60}}
 
-    def check(sources, held_out, *steps):
+    def check(sources, held_out, *steps, format=None):
         settings = SimpleNamespace(
             input=InputSettings(short=64, long=128),
             augment=AugmentSettings(steps=steps),
             model=SimpleNamespace(backbone=SimpleNamespace(name="one")),
+            export=SimpleNamespace(format=format),
         )
         _check_sizes(settings, model, sources, held_out)
 
@@ -51,6 +52,10 @@ def test_a_backbone_of_one_size_is_for_pictures_of_that_size():
     wide = SimpleNamespace(sizes=np.array([[100, 200]]))
     check([square], [square], flip)
     check([square], [square], flip, slight)
+    with pytest.raises(
+        InputError, match=r"^export.format: a torchscript file .* one does not .*format: null"
+    ):
+        check([square], [square], flip, format="torchscript")
     for case in (
         ([square, wide], [square]),
         ([wide], [wide]),
