@@ -5,6 +5,7 @@ Exit status: 0 done; 1 the run failed; 2 what the user gave is wrong, told in a 
 
 import argparse
 import errno
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -35,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = build_parser(_VERBS).parse_args(arguments)
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
+        _refuse_several(args)
         status = args.verb(args) or 0
         distributed.stop()
         return status
@@ -56,6 +58,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     finally:
         distributed.leave()
+
+
+def _refuse_several(args: argparse.Namespace) -> None:
+    """Refuses processes of torchrun that would share nothing but the files that they write."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1 and args.verb in _OF_ONE_PROCESS:
+        raise InputError(
+            f"WORLD_SIZE: is {world}, as torchrun sets it; train, annotate and evaluate share their work "
+            "among processes, this verb does not: each would do all of it and write the same files; start "
+            "it without torchrun"
+        )
 
 
 def _going_on(args: argparse.Namespace) -> str:
@@ -129,6 +142,13 @@ _VERBS: dict[str, Verb] = {
 
 _GO_ON: tuple[Verb, ...] = (_train, _compare, _transfer, annotate_verb)
 """The others begin anew."""
+_OF_ONE_PROCESS: tuple[Verb, ...] = (
+    predict_verb,
+    export_verb,
+    audit_verb,
+    select_verb,
+    import_verb,
+)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 """What the system says of a disk, or a quota, that can hold no more."""
 

@@ -10,6 +10,7 @@ some picture of its training, "step", "model", "ema", "optimizer", "scaler", "ba
 import copy
 import os
 import random
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from detmtl.balancing.balancer import Balancer
 from detmtl.engine import distributed
 from detmtl.structures.errors import InputError, first_few
+from detmtl.structures.processes import world_size
 from detmtl.structures.whole import whole
 
 FORMAT = 1
@@ -145,7 +147,7 @@ class State:
             )
 
     def load(self, path: Path) -> None:
-        """Continues from a file that `save` wrote.
+        """Continues from a file that `save` wrote, with a warning where another number of processes did.
 
         The random generators are set by `restore_random`, which `train` calls once the loader runs.
 
@@ -183,7 +185,14 @@ class State:
             self.scaler.load_state_dict(saved["scaler"])
         self.step, self.best = saved["step"], saved["best"]
         self.unscored = saved.get("unscored", False)
-        rank = distributed.rank()
+        rank, world = distributed.rank(), len(saved["random"])
+        if rank == 0 and world != world_size():
+            warnings.warn(
+                f"{path}: {world} process{'es' * (world > 1)} trained it, {world_size()} go on: other "
+                "rounding and random numbers, and batch norms that learn (norm: train) see parts of another "
+                "size; what comes of it is not to the bit what it would have been",
+                stacklevel=2,
+            )
         self._random = saved["random"][rank] if rank < len(saved["random"]) else None
 
     def restore_random(self) -> None:

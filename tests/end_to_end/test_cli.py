@@ -60,6 +60,23 @@ def test_two_runs_at_once_in_one_folder_are_refused(data, detmtl, tmp_path, take
     assert not (run / "cache").exists()
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("predict", "--model", "m.pt", "--source", "a", "--out", "b"),
+        ("export", "--checkpoint", "m.pt", "--out", "b"),
+        ("audit", "--store", "s", "--images", "a"),
+        ("select", "--store", "s", "--out", "b"),
+        ("import", "--sent", "a", "--back", "b", "--out", "c"),
+    ],
+)
+def test_verbs_that_share_no_work_are_not_for_torchrun(detmtl, monkeypatch, words):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = detmtl(*words)
+    assert done.status == 2
+    assert "WORLD_SIZE: is 2" in done.err and "start it without torchrun" in done.err
+
+
 def test_a_run_that_fills_the_disk_says_so(data, detmtl, tmp_path):
     run = tmp_path / "run"
     run.mkdir()

@@ -73,6 +73,17 @@ def test_weights_to_deploy_are_the_averaged_ones(tmp_path):
     assert not torch.equal(found, state.model.state_dict()[key])
 
 
+def test_another_number_of_processes_goes_on_with_a_word(tmp_path):
+    path = tmp_path / "last.pt"
+    made().save(path)
+    saved = read_checkpoint(path)
+    write_checkpoint(path, saved | {"random": saved["random"] * 2})
+    state = made()
+    with pytest.warns(UserWarning, match="2 processes trained it, 1 go on"):
+        state.load(path)
+    assert state.step == saved["step"]
+
+
 def test_kill_while_writing_leaves_the_previous_file(tmp_path, monkeypatch):
     path = tmp_path / "last.pt"
     write_checkpoint(path, {"format": 1, "model": {}, "step": 1})
