@@ -188,7 +188,10 @@ def _attributes(attributes: Mapping[str, Any], i: int, out: Columns) -> Iterator
         if isinstance(value, str) and value in known:
             array[i] = known[value]
         elif value not in (None, False):
-            yield f"attributes.{key} is {value!r}; allowed are {' and '.join(known)}"
+            yield (
+                f"attributes.{key} is {value!r:.60}; allowed are {' and '.join(known)}, and an attribute of "
+                "your own needs another name"
+            )
     for column, key in enumerate(("class_weight", "box_weight")):
         value = attributes.get(key, 1.0)
         if isinstance(value, int | float) and 0 <= value < 1e6:

@@ -271,7 +271,7 @@ NAN = float("nan")
         ({"score": "high"}, "annotation 3 of image 10: 'score' is 'high'; it needs a number"),
         (
             {"attributes": {"grade": "bronze"}},
-            "attributes.grade is 'bronze'; allowed are gold and silver",
+            "attributes.grade is 'bronze'; allowed are gold and silver, and an attribute of your own",
         ),
         (
             {"attributes": {"ignore": "all"}},
