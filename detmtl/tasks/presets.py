@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from detmtl.models.fpn import FPNSettings
 from detmtl.tasks.detection import DetectionConfig
+from detmtl.tasks.tasks import class_elsewhere
 
 PresetName = Literal["torchvision", "torchvision_v2", "detectron2", "mmdet", "keras"]
 
@@ -183,8 +184,17 @@ def filled_in(tree: Any) -> Any:
 
 
 def _task(task: Any, preset: Tree) -> Any:
-    is_detection = isinstance(task, Mapping) and task.get("kind") == "detection"
-    return _over(task, preset) if is_detection else task
+    return _over(task, preset) if isinstance(task, Mapping) and _detects(task.get("kind")) else task
+
+
+def _detects(kind: Any) -> bool:
+    """Returns whether a task of that kind is one of detection, or of a class derived from it."""
+    if not isinstance(kind, str) or ":" not in kind:
+        return kind == "detection"
+    try:
+        return issubclass(class_elsewhere(kind), DetectionConfig)
+    except ValueError:  # told when it is checked
+        return False
 
 
 def _over(own: Tree, below: Tree) -> dict[str, Any]:

@@ -24,6 +24,22 @@ def _kind(value: Any) -> str | None:
     return _ELSEWHERE if isinstance(kind, str) and ":" in kind else kind
 
 
+def class_elsewhere(kind: str) -> type[Settings]:
+    """Returns the settings class that a `kind`, `package.module:Config`, names.
+
+    Raises:
+        ValueError: there is none, or it is none of settings.
+    """
+    module, _, name = kind.partition(":")
+    try:
+        config = getattr(imported(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"cannot import '{kind}': {error}") from error
+    if not (isinstance(config, type) and issubclass(config, Settings)):
+        raise ValueError(f"'{kind}' is no subclass of detmtl.structures.settings.Settings")
+    return config
+
+
 def _from_elsewhere(value: Any) -> Settings:
     """Returns the settings of a task that lives outside of this package.
 
@@ -33,14 +49,7 @@ def _from_elsewhere(value: Any) -> Settings:
     """
     if isinstance(value, Settings):
         return value
-    module, _, name = value["kind"].partition(":")
-    try:
-        config = getattr(imported(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"cannot import '{value['kind']}': {error}") from error
-    if not (isinstance(config, type) and issubclass(config, Settings)):
-        raise ValueError(f"'{value['kind']}' is no subclass of detmtl.structures.settings.Settings")
-    task: Any = config.model_validate(value)
+    task: Any = class_elsewhere(value["kind"]).model_validate(value)
     finds = getattr(task, "finds", None)
     if finds not in (None, *get_args(Written)):
         raise ValueError(

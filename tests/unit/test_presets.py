@@ -15,6 +15,7 @@ from detmtl.models.matching import match
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels
 from detmtl.structures.sample import Batch, ImageInfo, Sample
+from detmtl.tasks.detection import DetectionConfig
 from detmtl.tasks.multitask import build_model
 from detmtl.tasks.presets import PRESETS, detection, pyramid
 
@@ -92,6 +93,22 @@ def test_other_kinds_of_tasks_stay_as_they_are(tmp_path):
     assert (
         filled.tasks["sky"] == plain.tasks["sky"] and filled.tasks["boxes"] != plain.tasks["boxes"]
     )
+
+
+class OwnConfig(DetectionConfig):
+    kind: str
+
+
+def test_a_detection_task_of_ones_own_follows_the_preset_too(tmp_path):
+    text = (
+        MINIMAL.replace("{kind: detection}", '{kind: "test_presets:OwnConfig"}')
+        + "preset: torchvision\n"
+    )
+    own = _settings(tmp_path, text).tasks["boxes"]
+    assert isinstance(own, OwnConfig)
+    assert own.loss == detection("torchvision").loss != DetectionConfig().loss
+    with pytest.raises(InputError, match="cannot import 'test_presets:Nobody'"):
+        _settings(tmp_path, text.replace("OwnConfig", "Nobody"))
 
 
 def test_mistakes_beside_a_preset_are_told_with_their_lines(tmp_path):
