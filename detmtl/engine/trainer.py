@@ -30,7 +30,6 @@ from detmtl.engine.state import Ema, State, random_kept
 from detmtl.engine.stopwatch import Stopwatch
 from detmtl.engine.watch import LossWatch, TrainingDiverged
 from detmtl.structures.labels import Labels
-from detmtl.structures.processes import world_size
 from detmtl.structures.sample import Batch
 from detmtl.structures.settings import Settings
 from detmtl.tasks.task import Metric, decode_all
@@ -190,7 +189,7 @@ def train(
                 outputs = passes.backward(batch, part, drawing)
                 if outputs is not None:
                     drawn = batch, outputs
-                pictures += len(batch) * world_size()
+                pictures += len(batch)
             distributed.average_gradients(weights)
             watch.add_gradient_norm(_update(state, optim.clip))
             state.step += 1
@@ -204,7 +203,7 @@ def train(
             came = False
             if evaluating or saving or _due(step, settings.log_every):
                 values = watch.check()  # the only wait for the device
-                told = _told(values, state, clock.read(), pictures)
+                told = _told(values, state, clock.read(), sum(distributed.gather(pictures)))
                 recorder.scalars(step, {**told, **shares.read(), **more_scalars()})
                 recorder.advance(step, values.get("loss"))
                 if diagnosis is not None:

@@ -94,6 +94,24 @@ def test_loss_falls_and_files_are_there(tmp_path):
     assert list((tmp_path / "tensorboard").iterdir())
 
 
+def test_pictures_are_counted_of_every_rank(tmp_path, monkeypatch):
+    """Of 3 pictures one of two ranks has 2."""
+    mine = []
+
+    def gather(value):
+        if not isinstance(value, int):
+            return [value]
+        mine.append(value)
+        return [value, value // 2]
+
+    monkeypatch.setattr(distributed, "gather", gather)
+    run(tmp_path, settings())
+    records = [r for r in read_metrics(tmp_path / "metrics.jsonl") if "pictures_per_second" in r]
+    for value, record in zip(mine, records, strict=True):
+        seconds = sum(v for k, v in record.items() if k.startswith("time/"))
+        assert record["pictures_per_second"] * seconds == pytest.approx(value + value // 2)
+
+
 BALANCERS = ["fixed", "uncertainty", "dwa", "gradnorm", "famo", "pcgrad"]
 
 
