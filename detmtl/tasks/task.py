@@ -73,6 +73,7 @@ class Task(nn.Module, ABC):
         name: the task's name in the settings, in outputs and in the names of losses and metrics.
         labels: the key of `Batch.labels` that it learns from.
         levels: names of the feature maps that `forward` takes, for example ("p3", "p4", "p5").
+        class_names: of what `decode` gives; without it those of the boxes are shown.
         of: the detection task whose boxes it describes, for a task about boxes (`tasks/box_task.py`): its
             `decode` takes them as a third argument, and its metric has `update_on_truth`.
     """

@@ -26,6 +26,7 @@ from detmtl.data.source import Source
 from detmtl.engine import distributed
 from detmtl.silver.store import Store
 from detmtl.structures.errors import InputError
+from detmtl.structures.labels import Labels
 from detmtl.structures.sample import ImageInfo
 from detmtl.teachers.teacher import Teacher
 from detmtl.teachers.to_record import record_of
@@ -94,9 +95,7 @@ def annotate(
             for read in chunk:
                 unreadable += [] if read.fault is None else read.fault.problems
             good = [(read.image, read.info) for read in chunk if read.image is not None]
-            images, infos = [image for image, _ in good], [info for _, info in good]
-            labels = teacher.annotate(images, infos, floor) if good else []
-            for found, info in zip(labels, infos, strict=True):
+            for found, (_, info) in zip(_asked(teacher, good, floor), good, strict=True):
                 writer.add(record_of(found, info, teacher.card, floor, root))
             if bar is not None and number is not None:
                 bar.advance(number, len(chunk))
@@ -104,6 +103,25 @@ def annotate(
     if problems := [problem for of_rank in distributed.gather(unreadable) for problem in of_rank]:
         raise InputError(problems)
     return Store.open(store.path, teacher.card.name)
+
+
+def _asked(
+    teacher: Teacher, pictures: Sequence[tuple[Tensor, ImageInfo]], floor: float
+) -> Sequence[Labels]:
+    """Returns the labels of each of some pictures, perhaps of none.
+
+    Raises:
+        InputError: the teacher gave another number of them, and whose they are is not known.
+    """
+    if not pictures:
+        return []
+    labels = teacher.annotate([x for x, _ in pictures], [info for _, info in pictures], floor)
+    if len(labels) != len(pictures):
+        raise InputError(
+            f"teacher '{teacher.card.name}': gave {len(labels)} labels for {len(pictures)} pictures; it has "
+            "to give one for each, an empty one where it sees nothing"
+        )
+    return labels
 
 
 def _todo(

@@ -84,6 +84,16 @@ def test_nonsense_from_a_teacher_is_refused(tmp_path, attribute, value, message)
         annotate(Wrong(), [pictures(tmp_path / "a", 2)], tmp_path / "s")
 
 
+def test_labels_of_fewer_pictures_are_refused_before_any_is_stored(tmp_path):
+    class Thrifty(ColorTeacher):
+        def annotate(self, images, infos, floor=0.05):
+            return super().annotate(images, infos, floor)[1:]  # nothing for the first
+
+    with pytest.raises(InputError, match="gave 1 labels for 2 pictures"):
+        annotate(Thrifty(), [pictures(tmp_path / "a", 2)], tmp_path / "s")
+    assert len(Store.create(tmp_path / "s", ColorTeacher().card, 0.05)) == 0
+
+
 def test_the_bar_counts_to_the_end(tmp_path):
     from io import StringIO
 
