@@ -9,6 +9,7 @@ some picture of its training, "step", "model", "ema", "optimizer", "scaler", "ba
 
 import copy
 import os
+import pickle
 import random
 import warnings
 from collections.abc import Iterator
@@ -228,6 +229,11 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give a checkpoint (best.pt or last.pt)") from None
+    except pickle.UnpicklingError:  # torch's own words advise to load it unsafely
+        raise InputError(
+            f"{path}: not a checkpoint of detmtl or damaged (it holds more than tensors and plain values, or "
+            "none of them); give best.pt or last.pt of a run"
+        ) from None
     except Exception as error:  # torch raises many kinds for a damaged file
         first = str(error).strip().split("\n")[0]
         raise InputError(f"{path}: not a checkpoint of detmtl or damaged ({first})") from error

@@ -88,7 +88,12 @@ def read_weights(path: Path, setting: str = "backbone.weights") -> dict[str, Ten
             loaded: object = load_file(path)
         else:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+    except pickle.UnpicklingError:  # torch's own words advise to load it unsafely
+        raise InputError(
+            f"{setting}: {path} cannot be read as weights: it holds more than tensors and plain values, such "
+            "as a whole model, or none of them; give a file of its state_dict()"
+        ) from None
+    except (OSError, RuntimeError, EOFError, SafetensorError) as error:
         raise InputError(f"{setting}: {path} cannot be read as weights: {error}") from error
     for key in CONTAINERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):

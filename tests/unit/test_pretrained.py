@@ -8,7 +8,7 @@ import timm
 import torch
 
 from detmtl.models.backbone import BackboneSettings
-from detmtl.models.pretrained import renamed_by_order, weights_path
+from detmtl.models.pretrained import read_weights, renamed_by_order, weights_path
 from detmtl.structures.errors import InputError
 
 
@@ -78,3 +78,10 @@ def test_the_demo_weights_fit():
         weights_match="order",
     ).build()
     assert backbone.channels == [40, 112, 320]
+
+
+def test_a_whole_model_is_refused_without_advice_to_run_its_code(tmp_path):
+    torch.save(torch.nn.Linear(1, 1), tmp_path / "whole.pt")
+    with pytest.raises(InputError, match=r"a file of its state_dict\(\)") as told:
+        read_weights(tmp_path / "whole.pt")
+    assert "weights_only" not in str(told.value)

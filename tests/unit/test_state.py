@@ -126,9 +126,10 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
             return (os.mkdir, (str(tmp_path / "exploded"),))
 
     torch.save({"format": 1, "model": Bomb()}, tmp_path / "x.pt")
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=r"give best\.pt") as told:
         read_checkpoint(tmp_path / "x.pt")
     assert not (tmp_path / "exploded").exists()
+    assert "weights_only" not in str(told.value)  # nor is it advised to run it
 
 
 def test_resuming_with_other_settings_is_told(tmp_path):
