@@ -282,6 +282,7 @@ def test_steps_are_tried_on_what_is_drawn_and_what_the_own_teacher_learns_from(
         "mix={mode: silver}",
         "input={short: 64, long: 64}",
         "augment.steps=[{RandomCrop: {height: 40, width: 40}}]",
+        "export.format=null",
     )
     backbone = SimpleNamespace(misfit=lambda *size: None if size == (64, 64) else "no such size")
     monkeypatch.setattr(recipe, "_check_parts", lambda _: SimpleNamespace(backbone=backbone))
