@@ -93,6 +93,7 @@ GROUPS: dict[str, list[Wanted]] = {
         Wanted("person, FastestDet (10 seeds)", "coco128_close", cell="person, fastestdet"),
         Wanted("three classes, FastestDet (10 seeds)", "coco128_close", cell="three classes, fastestdet"),
         Wanted("three classes, YOLOX-Nano, 1200 steps", "coco128"),
+        Wanted("three classes, FastestDet, 1200 steps", "coco128_fastestdet"),
         Wanted("three classes, a simulated poor teacher", "coco128_simulated"),
     ],
     "no teacher but the model itself: with its labels - gold alone, AP": [
