@@ -42,10 +42,12 @@ class Judged:
     def best(self) -> list[tuple[float, float]]:
         """Returns of each category the highest F1 that detections from some score on have, and that score,
         the highest of several; NaN without truth, and a score of NaN where no detection is right."""
-        order = np.argsort(-self.scores, kind="stable")
-        found = []
-        for c, wanted in enumerate(self.wanted.tolist()):
-            own = order[self.categories[order] == c]
+        order = np.lexsort((-self.scores, self.categories))
+        counts = np.bincount(self.categories, minlength=len(self.wanted))
+        found, end = [], 0
+        for count, wanted in zip(counts.tolist(), self.wanted.tolist(), strict=True):
+            own = order[end : end + count]
+            end += count
             scores, tp = self.scores[own], np.cumsum(self.right[own])
             # detections of one score come or go together
             last = np.append(scores[1:] < scores[:-1], True)[: len(own)]
