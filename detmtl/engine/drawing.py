@@ -5,10 +5,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from detmtl.data.outlines import decoded, encoded, pasted_parts
+from detmtl.engine.writing import INK, named, text_size, write
 from detmtl.structures.depth import DepthLabels
 from detmtl.structures.details import NO_MASK, value_groups
 from detmtl.structures.labels import (
@@ -22,8 +23,10 @@ from detmtl.structures.labels import (
     TagLabels,
 )
 
+SURE = 0.3
+"""Of what a model finds, boxes from this score on are drawn where nobody asks for others: a detector gives a
+hundred boxes a picture, most of which it hardly believes, and the picture would be hidden below them."""
 GOLD, SILVER = (255, 200, 0), (200, 205, 215)
-DARK = (20, 20, 20)
 
 
 def draw(
@@ -31,6 +34,8 @@ def draw(
     labels: Labels,
     class_names: Sequence[str],
     colors: Literal["grade", "class"] = "grade",
+    least: float = 0.0,
+    letters: int | None = None,
 ) -> Tensor:
     """Returns a copy of a picture (3, H, W) uint8 RGB with its labels.
 
@@ -42,6 +47,8 @@ def draw(
     Args:
         colors: of boxes: "grade": gold ones in gold, silver ones in silver; "class": a color for each
             class.
+        least: boxes of lower scores are not drawn.
+        letters: how high those at boxes are, pixels; None: as suits the picture's size.
     """
     names = tuple(class_names)
     if isinstance(labels, MapLabels):
@@ -52,12 +59,12 @@ def draw(
         return _draw_depth(image, labels)
     if not isinstance(labels, BoxLabels):
         return image.clone()
+    labels = labels[labels.scores >= least]
     picture = Image.fromarray(image.permute(1, 2, 0).cpu().contiguous().numpy())
     if labels.details is not None:
         picture = _with_shapes(picture, labels)
     pen = ImageDraw.Draw(picture)
-    size = max(10, min(picture.size) // 40)
-    font = ImageFont.load_default(size)
+    size = letters or text_size(picture.size)
     line = max(1, size // 8)
     # the best last, so that it lies on top
     for i in torch.argsort(labels.scores.cpu(), stable=True).tolist():
@@ -68,9 +75,9 @@ def draw(
         if int(labels.ignore[i]) != Ignore.NO:
             _hatch(picture, box, color, step=2 * size // 3)
         pen.rectangle(box, outline=color, width=line)
-        text = class_names[c] + _values(labels, i) + ("" if score == 1 else f" {score:.2f}")
+        end = "" if score == 1 else f" {score:.2f}"
         _dots(pen, labels, i, 2 * line)
-        _write(pen, text, box, color, font)
+        write(pen, named(names[c], c) + _values(labels, i), end, box, color, picture.size, size)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
@@ -109,7 +116,7 @@ def _values(labels: BoxLabels, i: int) -> str:
         return ""
     groups = value_groups(details.attribute_names).values()
     pairs = zip(groups, details.attributes[i].tolist(), strict=True)
-    return "".join(f" {values[v]}" for values, v in pairs if v >= 0)
+    return "".join(f" {named(values[v], v)}" for values, v in pairs if v >= 0)
 
 
 def _dots(pen: ImageDraw.ImageDraw, labels: BoxLabels, i: int, radius: int) -> None:
@@ -119,7 +126,7 @@ def _dots(pen: ImageDraw.ImageDraw, labels: BoxLabels, i: int, radius: int) -> N
     for k, (x, y, sure) in enumerate(labels.details.keypoints[i].tolist()):
         if sure >= 0.1:
             around = (x - radius, y - radius, x + radius, y + radius)
-            pen.ellipse(around, fill=class_color(k), outline=DARK)
+            pen.ellipse(around, fill=class_color(k), outline=INK)
 
 
 def _draw_map(image: Tensor, labels: MapLabels, class_names: tuple[str, ...]) -> Tensor:
@@ -135,7 +142,7 @@ def _draw_map(image: Tensor, labels: MapLabels, class_names: tuple[str, ...]) ->
     counts = np.bincount(classes.ravel(), minlength=256)[: len(class_names)]
     order: list[int] = np.argsort(-counts, kind="stable")[:6].tolist()
     largest = [c for c in order if counts[c]]
-    return _listed(picture, [(class_names[c], class_color(c)) for c in largest])
+    return _listed(picture, [(named(class_names[c], c), "", class_color(c)) for c in largest])
 
 
 def _draw_depth(image: Tensor, labels: DepthLabels) -> Tensor:
@@ -153,16 +160,16 @@ def _draw_tags(image: Tensor, labels: TagLabels, class_names: tuple[str, ...]) -
     order: list[int] = torch.argsort(labels.targets, descending=True, stable=True).tolist()
     shown = [t for t in order if labels.targets[t] >= 0.5 and labels.weights[t] > 0]
     scores = labels.targets.tolist()
-    texts = [class_names[t] + ("" if scores[t] == 1 else f" {scores[t]:.2f}") for t in shown]
-    return _listed(picture, [(text, grade) for text in texts])
+    ends = ["" if scores[t] == 1 else f" {scores[t]:.2f}" for t in shown]
+    texts = [named(class_names[t], t) for t in shown]
+    return _listed(picture, [(text, end, grade) for text, end in zip(texts, ends, strict=True)])
 
 
-def _listed(picture: Image.Image, lines: Sequence[tuple[str, tuple]]) -> Tensor:
+def _listed(picture: Image.Image, lines: Sequence[tuple[str, str, tuple]]) -> Tensor:
     pen = ImageDraw.Draw(picture)
-    size = max(10, min(picture.size) // 40)
-    font = ImageFont.load_default(size)
-    for k, (text, color) in enumerate(lines):
-        _write(pen, text, (0, (k + 1) * (size + 6)), color, font)
+    size = text_size(picture.size)
+    for k, (text, end, color) in enumerate(lines):
+        write(pen, text, end, (0, (k + 1) * (size + 6)), color, picture.size, size)
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
@@ -195,12 +202,3 @@ def _hatch(picture: Image.Image, box: Sequence[int], color: tuple, step: int) ->
     for start in range(0, width + height, step):
         pen.line([(start, 0), (start - height, height)], fill=1)
     picture.paste(Image.new("RGB", (width, height), color), (x1, y1), mask)
-
-
-def _write(pen: ImageDraw.ImageDraw, text: str, box: Sequence[int], color: tuple, font) -> None:
-    """Writes above the box, or inside it at the picture's upper edge."""
-    left, top, right, bottom = pen.textbbox((box[0], box[1]), text, font=font)
-    height = bottom - top + 4
-    y = box[1] - height if box[1] >= height else box[1]
-    pen.rectangle((box[0], y, box[0] + right - left + 4, y + height), fill=color)
-    pen.text((box[0] + 2, y + 2 - (top - box[1])), text, fill=DARK, font=font)

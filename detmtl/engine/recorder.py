@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from detmtl.engine import diagnosis, distributed
-from detmtl.engine.drawing import draw, side_by_side
+from detmtl.engine.drawing import SURE, draw, side_by_side
 from detmtl.engine.heat_map import heat_map
 from detmtl.structures.labels import Labels
 from detmtl.structures.sample import Batch
@@ -143,7 +143,7 @@ class Recorder:
         self, step: int, where: str, batch: Batch, predictions: Mapping[str, Sequence[Labels]]
     ) -> None:
         """Records the first pictures of a batch, truth left, predictions right, both in the network's
-        pixels.
+        pixels; of predicted boxes those from a score of `drawing.SURE` on.
 
         Args:
             where: "train" or "val".
@@ -203,7 +203,8 @@ class Recorder:
         names = self.class_names[task]
         of_truth = self._label_names.get(self._labels.get(task, task), names)
         left = image if truth is None else draw(image, truth.to("cpu"), of_truth)
-        return side_by_side(left, draw(image, found.to("cpu"), names, colors="class"))
+        right = draw(image, found.to("cpu"), names, colors="class", least=SURE)
+        return side_by_side(left, right)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

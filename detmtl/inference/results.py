@@ -24,7 +24,7 @@ from detmtl.data.depth import LEGEND, MILLIMETERS, unit_for, unit_told
 from detmtl.data.images import read_image
 from detmtl.data.map_files import write_values
 from detmtl.data.map_legend import Legend
-from detmtl.engine.drawing import draw
+from detmtl.engine.drawing import SURE, draw
 from detmtl.inference.box_details import described, keypoints_by_class, with_details
 from detmtl.inference.predictor import AnyPredictor
 from detmtl.inference.written import Files, map_file, settled
@@ -49,6 +49,7 @@ def predict_to_files(
     out: str | Path,
     batch_size: int = 1,
     progress: Progress | None = None,
+    draw_from: float = SURE,
 ) -> Path:
     """Predicts everything in `sources` and writes `out`/drawn/..., `out`/results.json and, where the model
     has such a task, `out`/<task>/... with a map or a depth of each picture, and `legend.json`.
@@ -67,6 +68,7 @@ def predict_to_files(
         out: a folder, made if missing.
         batch_size: pictures that go through the network together; 1 is the fastest on a CPU.
         progress: called after every source file.
+        draw_from: boxes of lower scores are in the results file alone, and not drawn.
 
     Returns:
         the results file.
@@ -87,13 +89,13 @@ def predict_to_files(
         names = _told_apart(predictor.names, predictor.kinds)
         results = _Results(predictor.class_names, names, units, out, stack)
         for chunk in _chunks(iter(files.pictures), batch_size):
-            _predict_pictures(predictor, chunk, files, results, problems)
+            _predict_pictures(predictor, chunk, files, results, draw_from, problems)
             done += len(chunk)
             if progress:
                 progress(done, count)
         for video in files.videos:
             try:
-                _predict_video(predictor, video, files, batch_size, results)
+                _predict_video(predictor, video, files, batch_size, results, draw_from)
             except InputError as error:
                 problems += error.problems
             done += 1
@@ -317,6 +319,7 @@ def _predict_pictures(
     chunk: Sequence[Path],
     files: Files,
     results: _Results,
+    draw_from: float,
     problems: list[str],
 ) -> None:
     images: dict[Path, Tensor] = {}
@@ -330,7 +333,7 @@ def _predict_pictures(
     ):
         found = {name: labels.to("cpu") for name, labels in found.items()}
         results.add(file.relative_to(files.root).as_posix(), image, found)
-        _write_picture(files.drawn[file], _drawing(image, found, results.names))
+        _write_picture(files.drawn[file], _drawing(image, found, results.names, draw_from))
 
 
 def _predict_video(
@@ -339,6 +342,7 @@ def _predict_video(
     files: Files,
     batch_size: int,
     results: _Results,
+    draw_from: float,
 ) -> None:
     capture = cv2.VideoCapture(str(file))
     told = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))  # by the header, which may be an estimate
@@ -353,7 +357,7 @@ def _predict_video(
                 if writer is None:
                     rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
                     writer = _video_writer(files.drawn[file], rate, image)
-                writer.write(_bgr(_drawing(image, found, results.names)))
+                writer.write(_bgr(_drawing(image, found, results.names, draw_from)))
     finally:
         capture.release()
         if writer is not None:
@@ -384,8 +388,10 @@ def _video_writer(path: Path, rate: float, image: Tensor) -> cv2.VideoWriter:
     return writer
 
 
-def _drawing(image: Tensor, found: dict[str, Labels], names: Mapping[str, Sequence[str]]) -> Tensor:
-    """Returns the picture with what was found drawn on it, maps below the rest.
+def _drawing(
+    image: Tensor, found: dict[str, Labels], names: Mapping[str, Sequence[str]], least: float
+) -> Tensor:
+    """Returns the picture with what was found drawn on it, maps below the rest, boxes from `least` on.
 
     Depth is not drawn: its grays would hide the others' colors; it has files of its own.
     """
@@ -393,7 +399,7 @@ def _drawing(image: Tensor, found: dict[str, Labels], names: Mapping[str, Sequen
     found = with_details(found)
     for name, labels in sorted(found.items(), key=lambda item: not isinstance(item[1], MapLabels)):
         if not isinstance(labels, DepthLabels | TagLabels):
-            image = draw(image, labels, names[name], colors="class")
+            image = draw(image, labels, names[name], "class", least)
     return image if tags is None else draw(image, *tags, colors="class")
 
 

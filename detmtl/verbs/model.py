@@ -191,12 +191,17 @@ def predict_verb(args: argparse.Namespace) -> None:
             args.out,
             args.batch_size,
             progress=lambda done, total: progress.update(task, completed=done, total=total),
+            draw_from=args.draw_from,
         )
-    Console().print(f"drawings: {args.out / 'drawn'}\nresults: {results}", markup=False)
+    Console(soft_wrap=True).print(
+        f"drawings: {args.out / 'drawn'} (boxes from a score of {args.draw_from:g} on: --draw-from)\n"
+        f"results: {results}",
+        markup=False,
+    )
 
 
 def export_verb(args: argparse.Namespace) -> None:
     """Writes a file to deploy."""
     writable_file(args.out, f"--out {args.out}")
     report = export(args.checkpoint, args.out, args.format, args.dtype, trust=args.trust)
-    Console().print(str(report), markup=False)
+    Console(soft_wrap=True).print(str(report), markup=False)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from detmtl import __version__
+from detmtl.engine.drawing import SURE
 from detmtl.inference.export import FORMATS
 
 Verb = Callable[[argparse.Namespace], int | None]
@@ -166,6 +167,13 @@ def _predict(p: argparse.ArgumentParser) -> None:
         help="pictures, or views of one, at once: 1 is the fastest on a CPU, more suit a GPU",
     )
     _view_options(p)
+    p.add_argument(
+        "--draw-from",
+        type=_share,
+        default=SURE,
+        metavar="SCORE",
+        help=f"boxes from this score on are drawn ({SURE}); the results file has all",
+    )
     p.add_argument(
         "--compile",
         action="store_true",

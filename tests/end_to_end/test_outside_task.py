@@ -74,9 +74,9 @@ def settings(root, tasks):
 def test_the_page_s_task_trains_is_scored_and_exported(module, tmp_path, monkeypatch):
     drawn = set()
 
-    def noted(image, labels, names, colors="grade"):
+    def noted(image, labels, names, colors="grade", least=0.0):
         drawn.add((type(labels).__name__, tuple(names)))
-        return draw(image, labels, names, colors)
+        return draw(image, labels, names, colors, least)
 
     monkeypatch.setattr("detmtl.engine.recorder.draw", noted)
     tasks = YAML(typ="safe").load(block("its settings"))["tasks"]

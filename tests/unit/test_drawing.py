@@ -5,6 +5,7 @@ import torch
 
 from detmtl.data.outlines import decoded, pasted
 from detmtl.engine.drawing import GOLD, SILVER, class_color, draw, side_by_side
+from detmtl.engine.writing import named
 from detmtl.structures.details import Details
 from detmtl.structures.labels import BoxLabels, Grade, Ignore
 from detmtl.structures.tensors import Tensors
@@ -69,6 +70,31 @@ def test_score_and_name_are_written(image):
     plain = draw(image, labels(), NAMES)
     assert not torch.equal(plain, draw(image, labels(score=0.5), NAMES))
     assert not torch.equal(plain, draw(image, labels(), ["cow", "dog"]))
+
+
+def test_what_is_written_stays_in_the_picture(image):
+    """At the right edge, and of a long name, the score was outside."""
+    left, right = (
+        draw(image, labels(box=[x, 60.0, x + 18, 80.0], score=0.5), NAMES)[:, :58]
+        for x in (20.0, 140.0)
+    )
+    assert 0 < (left != 50).sum() == (right != 50).sum()
+    long = ["a class of which the name is longer than the picture is wide", "dog"]
+    some, others = (draw(image, labels(score=score), long) for score in (0.52, 0.87))
+    assert not torch.equal(some, others)
+
+
+def test_names_that_no_font_can_write_are_told_apart_by_their_numbers(image):
+    strange = ["\U0010fff0", "\U0010fff1"]
+    assert [named(name, c) for c, name in enumerate(strange)] == ["#0", "#1"]
+    assert named("caf\u00e9 9", 4) == "caf\u00e9 9"
+    first, second = (draw(image, labels(c=c), strange) for c in (0, 1))
+    assert not torch.equal(first, second)
+
+
+def test_what_a_model_hardly_believes_can_be_left_out(image):
+    assert torch.equal(draw(image, labels(score=0.29), NAMES, least=0.3), image)
+    assert not torch.equal(draw(image, labels(score=0.31), NAMES, least=0.3), image)
 
 
 @pytest.mark.parametrize(

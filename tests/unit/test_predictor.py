@@ -234,6 +234,18 @@ def test_pictures_of_a_folder_to_files(tmp_path):
     assert calls == [(2, 3), (3, 3)]
 
 
+def test_boxes_that_are_hardly_believed_are_in_the_results_alone(tmp_path):
+    """A detector gives a hundred boxes a picture, which hid the picture."""
+    write_picture(tmp_path / "a.png")
+    for least, boxes in ((0.8, False), (0.7, True)):
+        path = predict_to_files(
+            Everywhere(), [tmp_path / "a.png"], tmp_path / "out", draw_from=least
+        )
+        assert len(json.loads(path.read_text())["annotations"]) == 1
+        drawn = cv2.imread(str(tmp_path / "out/drawn/a.png"))
+        assert (np.abs(drawn.astype(int) - 90).max() > 20) == boxes
+
+
 def test_a_picture_too_large_to_be_drawn_is_among_the_results(tmp_path):
     write_picture(tmp_path / "in/a.tif", 40, 65_501)
     write_picture(tmp_path / "in/b.tif")

@@ -94,9 +94,9 @@ def test_what_is_found_has_the_task_s_names_and_truth_those_of_its_labels(
     """A task from outside may give tags, and learn from boxes or from labels of its own."""
     drawn = []
 
-    def draw(image, labels, names, colors="grade"):
+    def draw(image, labels, names, colors="grade", least=0.0):
         drawn.append((type(labels), tuple(names)))
-        return real(image, labels, names, colors)
+        return real(image, labels, names, colors, least)
 
     real = recorder_module.draw
     monkeypatch.setattr(recorder_module, "draw", draw)
