@@ -4,7 +4,7 @@
 
 Nothing is measured here. A row is a line of a file's table of differences, found by cell, arm and
 baseline; a point is the mean over seeds, the thick line its interval over seeds, the thin one below that over
-pictures, both 95 %; the color is the verdict.
+pictures, both 95 %; the color is the verdict, and a hollow point that one cannot tell.
 """
 
 import argparse
@@ -162,7 +162,10 @@ def draw(axes: "Axes", results: Path = RESULTS) -> None:
             axes.plot(line.seeds, (y, y), color=color, linewidth=3.2, solid_capstyle="butt")
             if line.pictures is not None:  # below, where a shorter one would be hidden
                 axes.plot(line.pictures, (y - 0.28, y - 0.28), color=color, linewidth=1)
-            axes.plot([line.difference], [y], "o", color=color, markersize=6)
+            inside = "white" if line.verdict == "cannot tell" else color
+            axes.plot(
+                [line.difference], [y], "o", color=color, markerfacecolor=inside, markersize=6
+            )
             axes.text(0.108, y, str(line), va="center", fontsize=8, color=color)
             places.append(y)
             labels.append(wanted.label)

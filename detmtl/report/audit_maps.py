@@ -174,7 +174,8 @@ def _pictures(
                 3 * SIDE,
             )
             for one in worst
-        ]
+        ],
+        wide=True,
     )
 
 

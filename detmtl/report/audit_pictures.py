@@ -17,8 +17,11 @@ from detmtl.structures.labels import BoxLabels, Grade, Ignore
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-SHORT = 320
-"""Sides of a picture are at least so many pixels, so that the writing in it is not too large for it."""
+SHORT, LONG = 320, 480
+"""Sides of a picture are at least SHORT pixels, so that the writing in it is not too large for it, where they
+are at most LONG then: so the page has it, and writing that is made smaller with it cannot be read."""
+LETTERS = 15
+"""How high letters are, pixels: a page shows pictures at about two thirds of LONG."""
 
 
 def refuted_pictures(measures: Measures, gold: Source, most: int) -> "list[Markup]":
@@ -31,7 +34,7 @@ def refuted_pictures(measures: Measures, gold: Source, most: int) -> "list[Marku
         touched = truth[intersection(own.boxes, truth.boxes)[0] > 0]
         because = _because(Fault(int(row["fault"])), own, truth, gold.classes)
         caption = f"{name} {row['score']:.2f}: {because} · {file_name(gold, i)}"
-        pictures.append(picture(_drawn(gold, i, row["box"], touched, own), caption))
+        pictures.append(picture(_drawn(gold, i, row["box"], touched, own), caption, LONG))
     return pictures
 
 
@@ -50,7 +53,7 @@ def missed_pictures(measures: Measures, gold: Source, most: int) -> "list[Markup
         ]
         what = ", ".join(f"{gold.classes[r['class']]} {r['score']:.2f}" for r in near)
         caption = f"{gold.classes[c]}: {f'only {what}' if what else 'nothing there'} · {file_name(gold, i)}"
-        pictures.append(picture(_drawn(gold, i, row["box"], truth, *said), caption))
+        pictures.append(picture(_drawn(gold, i, row["box"], truth, *said), caption, LONG))
     return pictures
 
 
@@ -75,13 +78,13 @@ def _drawn(gold: Source, i: int, box: np.ndarray, *labels: BoxLabels) -> np.ndar
         np.clip(np.ceil(box[2:] + side), [x1 + 1, y1 + 1], [width, height]).astype(int).tolist()
     )
     part = image[:, y1:y2, x1:x2]
-    scale = max(1.0, SHORT / min(part.shape[1:]))
-    if scale > 1:
-        size = [round(n * scale) for n in part.shape[1:]]
-        part = resize(part, size, antialias=True)
+    scale = min(max(1.0, SHORT / min(part.shape[1:])), LONG / max(part.shape[1:]))
+    size = [max(1, round(n * scale)) for n in part.shape[1:]]
+    part = resize(part, size, antialias=True)
     for each in labels:
         offset = torch.tensor([x1, y1, x1, y1])
-        part = draw(part, each.with_boxes((each.boxes - offset) * scale), gold.classes)
+        moved = each.with_boxes((each.boxes - offset) * scale)
+        part = draw(part, moved, gold.classes, letters=LETTERS)
     return part.permute(1, 2, 0).numpy()
 
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from detmtl.report.page import COLORS, axes, figure
+from detmtl.report.page import COLORS, axes, figure, short_name
 from detmtl.silver.audit_estimates import Reliability, wilson
 from detmtl.silver.audit_measures import SIZES, Measures, Row
 
@@ -29,7 +29,7 @@ def _intervals(ax: "Axes", rows: list[Row], name: str, color: str) -> None:
     ends = np.array([shares[i].interval for i in at]).reshape(-1, 2)
     ax.hlines(at, ends[:, 0], ends[:, 1], color=color, alpha=0.45, linewidth=3)
     ax.plot([shares[i].value for i in at], at, "o", color=color, markersize=4)
-    ax.set_yticks(range(len(rows)), [row.name for row in rows])
+    ax.set_yticks(range(len(rows)), [short_name(row.name) for row in rows])
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.set_xlim(-0.02, 1.02)
     ax.grid(False, axis="y")

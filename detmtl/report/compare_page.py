@@ -6,7 +6,18 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from detmtl.report.page import COLORS, Section, axes, figure, note, numbers, page, table
+from detmtl.report.page import (
+    COLORS,
+    Section,
+    axes,
+    figure,
+    note,
+    numbers,
+    page,
+    short_name,
+    table,
+    verdict_dot,
+)
 from detmtl.report.told import (
     SEEDS_ALONE,
     bounds,
@@ -151,9 +162,10 @@ def _forest(found: Found) -> "Markup":
             if e["low"] is not None:
                 ax.plot([e["low"], e["high"]], [y + shift] * 2, color=color, linewidth=width)
         if c["seeds"]["mean"] is not None:
-            ax.plot(c["seeds"]["mean"], y, "o", color=color, markersize=5)
+            verdict_dot(ax, c["seeds"]["mean"], y, color, c["word"] != "cannot tell")
     names = [
-        f"{c['arm']} - {c['baseline']}" + (f": {cell['name']}" if cell["name"] else "")
+        f"{short_name(c['arm'], 24)} - {short_name(c['baseline'], 24)}"
+        + (f": {short_name(cell['name'], 40)}" if cell["name"] else "")
         for cell, c in lines
     ]
     ax.set_yticks(range(len(lines)), names)
@@ -161,8 +173,8 @@ def _forest(found: Found) -> "Markup":
     ax.set_xlabel(f"difference in {short(metric)}")
     return figure(
         fig,
-        "Thick: 95 % interval over seeds. Thin: over pictures. Green: better, red: worse, gray: cannot "
-        "tell (after correction for several arms).",
+        "Thick: 95 % interval over seeds. Thin: over pictures. Green: better, red: worse, gray and hollow: "
+        "cannot tell (after correction for several arms).",
     )
 
 
@@ -179,7 +191,9 @@ def _dots(cell: Found, metrics: Sequence[str]) -> "Markup":
             values = [v for v in about["values"].values() if v is not None]
             ax.plot(values, [y] * len(values), "o", color=color, alpha=0.45, markersize=5)
             _with_interval(ax, about["estimate"], y, color)
-        ax.set_yticks(range(len(arms)), arms if ax is panels[0] else [""] * len(arms))
+        ax.set_yticks(
+            range(len(arms)), [short_name(arm) if ax is panels[0] else "" for arm in arms]
+        )
         ax.set_ylim(len(arms) - 0.4, -0.6)
         ax.set_xlabel(short(metric))
     return figure(fig, "Dots: seeds. Bar: mean with its 95 % interval over seeds.")
@@ -215,14 +229,21 @@ def _curves(found: Found) -> "list[str | Markup]":
             if not points:
                 continue
             x, color = [p[0] for p in points], COLORS[i % len(COLORS)]
-            ax.plot(x, [e["mean"] for _, e in points], "o-", color=color, label=arm, markersize=4)
+            ax.plot(
+                x,
+                [e["mean"] for _, e in points],
+                "o-",
+                color=color,
+                label=short_name(arm),
+                markersize=4,
+            )
             known = [(p, e) for p, e in points if e["low"] is not None]
             if known:
                 low, high = ([e[end] for _, e in known] for end in ("low", "high"))
                 ax.fill_between(
                     [p for p, _ in known], low, high, color=color, alpha=0.15, linewidth=0
                 )
-        ax.set_title(name, fontsize=10)
+        ax.set_title(short_name(name), fontsize=10)
         ax.set_xlabel(found["curve"])
         ax.set_xticks(sorted({cell["x"] for cell in cells}))
         ax.set_ylabel(short(metric))
@@ -241,7 +262,12 @@ def _reliability(found: Found) -> "list[str | Markup]":
     for i, (arm, rows) in enumerate(arms.items()):
         color = COLORS[i % len(COLORS)]
         ax.plot(
-            [r[0] for r in rows], [r[1] for r in rows], "o-", color=color, label=arm, markersize=4
+            [r[0] for r in rows],
+            [r[1] for r in rows],
+            "o-",
+            color=color,
+            label=short_name(arm),
+            markersize=4,
         )
     ax.set_xlabel("score")
     ax.set_ylabel("share that is right (IoU .5)")

@@ -9,6 +9,8 @@ import base64
 import hashlib
 import io
 import re
+import unicodedata
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -152,6 +154,11 @@ def axes(
     return figure, made
 
 
+def verdict_dot(ax: "Axes", x: float, y: float, color: str, sure: bool) -> None:
+    """Draws a mean; hollow where one cannot tell, as not everybody, nor every printer, tells colors apart."""
+    ax.plot(x, y, "o", color=color, markerfacecolor=color if sure else "#ffffff", markersize=5)
+
+
 def figure(fig: "Figure", caption: str = "") -> "Markup":
     """Returns a matplotlib figure as SVG inside the page.
 
@@ -164,7 +171,9 @@ def figure(fig: "Figure", caption: str = "") -> "Markup":
 
     _show_dollars(fig)
     out = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "detmtl"}):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "detmtl"}), warnings.catch_warnings():
+        # text stays text, which the reader's own fonts show
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font")
         fig.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
@@ -178,6 +187,20 @@ def figure(fig: "Figure", caption: str = "") -> "Markup":
     own = f"f{hashlib.sha256(svg.encode()).hexdigest()[:8]}-"
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{own}", svg)
     return _figure(Markup(svg), caption, "plot")
+
+
+def short_name(name: str, most: int = 32) -> str:
+    """Returns a name for a plot, of at most `most` letters, of which Chinese ones count as two: a long one
+    without its middle, since it would leave no room to draw in. Tables beside have it whole."""
+    wide = [2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in name]
+    if sum(wide) <= most:
+        return name
+    head, tail = len(name), 0
+    while sum(wide[: head - 1]) > 2 * most // 3 - 1:
+        head -= 1
+    while sum(wide[len(name) - tail - 1 :]) <= most // 3:
+        tail += 1
+    return f"{name[: head - 1]}\N{HORIZONTAL ELLIPSIS}{name[len(name) - tail :]}"
 
 
 def _show_dollars(fig: "Figure") -> None:
@@ -210,9 +233,10 @@ def picture(image: np.ndarray, caption: str = "", longest: int = 480) -> "Markup
     return _figure(_markup(html, caption, *small.size, data), caption, "photo")
 
 
-def gallery(pictures: "Sequence[Markup]") -> "Markup":
-    """Returns pictures side by side, as many as the screen is wide for."""
-    return _markup('<div class="gallery">{}</div>', _joined(pictures))
+def gallery(pictures: "Sequence[Markup]", wide: bool = False) -> "Markup":
+    """Returns pictures side by side, as many as the screen is wide for; wide ones below each other."""
+    name = "gallery wide" if wide else "gallery"
+    return _markup('<div class="{}">{}</div>', name, _joined(pictures))
 
 
 def _figure(inside: "Markup", caption: str, kind: str) -> "Markup":

@@ -6,7 +6,17 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from detmtl.report.page import COLORS, Section, axes, figure, note, page, table
+from detmtl.report.page import (
+    COLORS,
+    Section,
+    axes,
+    figure,
+    note,
+    page,
+    short_name,
+    table,
+    verdict_dot,
+)
 from detmtl.report.told import (
     SEEDS_ALONE,
     bounds,
@@ -310,16 +320,16 @@ def _forest(found: Found) -> "Markup":
         if r["low"] is not None:
             ax.plot([100 * r["low"], 100 * r["high"]], [y, y], color=color, linewidth=3)
         if r["mean"] is not None:
-            ax.plot(100 * r["mean"], y, "o", color=color, markersize=5)
+            verdict_dot(ax, 100 * r["mean"], y, color, e["name"] in colors)
         where = f" ({variant['name']})" if variant["name"] else ""
-        names.append(f"{e['task']} with {' + '.join(e['others'])}{where}")
+        names.append(short_name(f"{e['task']} with {' + '.join(e['others'])}{where}", 60))
     ax.set_yticks(range(len(lines)), names)
     ax.set_ylim(len(lines) - 0.4, -0.6)
     ax.set_xlabel("gain, % of what the task has alone")
     return figure(
         fig,
         "Mean and 95 % interval over seeds. Green: helps; red: hurts, or the trunk is too narrow; orange: "
-        "duplicate; gray: cannot tell.",
+        "duplicate; gray and hollow: cannot tell.",
     )
 
 

@@ -11,7 +11,8 @@ from silver_stand_ins import card
 
 from detmtl.cli import main
 from detmtl.data.flat import FileNames
-from detmtl.report import audit_plots
+from detmtl.engine.drawing import draw
+from detmtl.report import audit_pictures, audit_plots
 from detmtl.report import page as skeleton
 from detmtl.report.audit_boxes import boxes_page
 from detmtl.report.audit_page import audit_page, write_audit_page
@@ -107,6 +108,23 @@ def test_boxes_per_picture_are_the_same_in_table_summary_page_and_gate(tmp_path)
     html = boxes_page(result, partly, "t", 0.05)
     assert f"<b>{silver:.1f} / {known:.1f}</b>" in html
     assert "Silver has {} boxes a picture and gold {}".format(*words) in html
+
+
+def test_what_is_written_in_pictures_of_disagreements_is_not_made_smaller(audited, monkeypatch):
+    """It was written on the whole part of the picture, which the page then showed at a half of its size."""
+    sizes = []
+
+    def noted(image, *args, letters):
+        sizes.append((*image.shape[1:], letters))
+        return draw(image, *args, letters=letters)
+
+    monkeypatch.setattr(audit_pictures, "draw", noted)
+    _, gold, result = audited
+    html = boxes_page(result, gold, "t")
+    assert sizes and all(max(size[:2]) <= audit_pictures.LONG for size in sizes)
+    shown = re.findall(r'width="(\d+)" height="(\d+)"', html)
+    assert {(int(h), int(w)) for w, h in shown} == {size[:2] for size in sizes}
+    assert {size[2] for size in sizes} == {audit_pictures.LETTERS}
 
 
 def test_recall_is_of_the_same_objects_in_table_plot_and_on_top(audited, monkeypatch):

@@ -5,7 +5,20 @@ import numpy as np
 import pytest
 
 from detmtl.report import page as made
-from detmtl.report.page import Section, Shaded, axes, figure, gallery, note, numbers, picture, table
+from detmtl.report.page import (
+    COLORS,
+    Section,
+    Shaded,
+    axes,
+    figure,
+    gallery,
+    note,
+    numbers,
+    picture,
+    short_name,
+    table,
+    verdict_dot,
+)
 from detmtl.report.told import markdown_table, told_p
 from detmtl.structures.errors import InputError
 
@@ -93,6 +106,27 @@ def test_names_with_dollars_are_shown_as_they_are():
     assert html.count(">a$_$b<") == 5 and ">$x$<" in html
     shown = re.sub(r"<!--.*?-->", "", html)
     assert "mathdefault" not in shown, "powers of ten are no names"
+
+
+def test_names_in_any_writing_are_kept_for_the_reader_s_fonts_without_a_word():
+    drawn, (ax,) = axes()
+    ax.set_yticks([0, 1], ["\u8f66\u8f86", "\U0001f697"])
+    assert "\u8f66\u8f86" in figure(drawn)  # warnings are errors
+
+
+def test_long_names_are_short_in_plots():
+    assert short_name("x" * 32) == "x" * 32
+    cut = short_name("a class of a name that begins and ends as others, number 17")
+    assert len(cut) <= 32 and cut.startswith("a class of") and cut.endswith("number 17")
+    assert short_name("\u8f66" * 16) == "\u8f66" * 16
+    assert len(short_name("\u8f66" * 17)) <= 16  # each as wide as two Latin letters
+
+
+def test_where_one_cannot_tell_a_point_is_hollow():
+    for sure, inside in ((True, COLORS[2]), (False, "var(--page)")):
+        drawn, (ax,) = axes()
+        verdict_dot(ax, 0, 0, COLORS[2], sure)
+        assert f"fill: {inside}; stroke: {COLORS[2]}" in figure(drawn)
 
 
 def test_pictures_are_made_small():
