@@ -94,25 +94,35 @@ def passed_over(folder: Path) -> str:
     )
 
 
-def _listed(names: list[str], file: Path, where: str, folder: Path) -> list[str]:
-    """Returns those of `names` that a COCO file names; `where` it is, for sentences.
+def pictures_named(file: Path, where: str, folder: Path) -> set[str]:
+    """Returns the names of the pictures that a COCO file lists, below `folder`, of which nothing else is
+    read; `where` it is, for sentences.
 
     Raises:
-        InputError: the file is missing or no COCO file, or names pictures that are not there.
+        InputError: the file is missing or no COCO file, or lists a picture without a name.
     """
     # The annotations, nearly all of such a file, are passed over block by block.
     data = read_in_blocks(file, where, "annotations", lambda rows: None)
     images = data.get("images") if isinstance(data, dict) else None
     if not isinstance(images, list):
-        raise InputError(f"{where}: has no list 'images'; `listed` needs a COCO file")
+        raise InputError(f"{where}: has no list 'images'; a COCO file is needed")
     bad = np.array([not isinstance(image, dict) for image in images], dtype=bool)
     found = file_names(images, bad, folder)
     if "" in found:
         raise InputError(
             f"{where}: image at position {found.index('')}: has no 'file_name', nor the 'coco_url' of LVIS; "
-            "`listed` needs the name of each"
+            "the name of each is needed"
         )
-    wanted = {os.path.normpath(name) for name in found}
+    return {os.path.normpath(name) for name in found}
+
+
+def _listed(names: list[str], file: Path, where: str, folder: Path) -> list[str]:
+    """Returns those of `names` that a COCO file names; `where` it is, for sentences.
+
+    Raises:
+        InputError: see `pictures_named`, or it names pictures that are not there.
+    """
+    wanted = pictures_named(file, where, folder)
     missing = sorted(wanted - set(names))
     if missing:
         raise InputError(

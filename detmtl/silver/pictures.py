@@ -63,8 +63,8 @@ class Pictures:
         if twice:
             raise InputError(
                 f"{store.path}: holds {len(twice)} names for two pictures each, as {twice[0]}, and the "
-                "labels of one would be given to the other; label each folder of pictures into a store of "
-                "its own, and pictures that were changed since into a new one"
+                "labels of one would be given to the other; name the folder of those that are meant, as it "
+                "is now: select --pool"
             )
         return cls(
             digests,

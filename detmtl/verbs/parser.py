@@ -109,6 +109,21 @@ def _select(p: argparse.ArgumentParser) -> None:
         help="yolo, voc: --out is a folder",
     )
     p.add_argument("--images", type=Path, help="of --annotations; of maps and tags, those wanted")
+    p.add_argument(
+        "--pool",
+        type=Path,
+        metavar="DIR",
+        help="of boxes: those of its pictures alone, under the names that they have there now; by default "
+        "all that the store holds, of a run those of its audit too, under the names that they had",
+    )
+    p.add_argument(
+        "--without",
+        nargs="+",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="COCO files whose pictures are left out of --pool, such as those that people have verified",
+    )
     _gold_options(p)
     _faults_option(p)
     _class_options(p)

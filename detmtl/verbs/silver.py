@@ -4,13 +4,15 @@ import argparse
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from detmtl.data.coco import read_labels
-from detmtl.data.folder import FolderSource
+from detmtl.data.folder import FolderSource, pictures_named
 from detmtl.data.map_legend import Legend
 from detmtl.data.maps import MapClasses
 from detmtl.data.source import Source
@@ -31,7 +33,7 @@ from detmtl.report.page import require
 from detmtl.run_teachers import of_one_task
 from detmtl.silver.chosen import Chosen, chosen_of
 from detmtl.silver.corrections import left_behind, take_back, write_rest, write_verified
-from detmtl.silver.held_out import refuse_seen
+from detmtl.silver.held_out import refuse_seen, unlabelled_apart
 from detmtl.silver.map_policy import MapSelection
 from detmtl.silver.selection import SelectionSettings, select
 from detmtl.silver.store import Store
@@ -114,8 +116,8 @@ def audit_verb(args: argparse.Namespace) -> None:
 
 _OF_OTHERS = {
     "boxes": ("maps", "categories", "tags"),
-    "maps": ("annotations", "tags", "format"),
-    "tags": ("annotations", "maps", "categories", "format"),
+    "maps": ("annotations", "tags", "format", "pool", "without"),
+    "tags": ("annotations", "maps", "categories", "format", "pool", "without"),
 }
 """What a store holds -> options of `audit` and `select` that are of other labels."""
 
@@ -216,15 +218,42 @@ def select_verb(args: argparse.Namespace) -> None:
     labels, checked = stores, None
     if args.annotations is None:
         why = "is of --annotations, which is not given; give it, too, or leave it out"
-        refuse_given(args, ["images", "faults"], why)
+        refuse_given(args, ["images"] if args.pool else ["images", "faults"], why)
     else:
         gold = coco_source(args, space, cache_of(args.store))
         labels, checked = fused_labels(stores, gold, space, policy)
-    chosen = select(labels, None, space, policy, checked)
+    chosen = select(labels, _pool(args, space), space, policy, checked, args.pool)
     _write_labels(args.out, args.format, chosen, space)
     counts = json.loads((chosen.parent / "stats.json").read_text())
     Console().print_json(data=counts)
     Console().print(f"labels: {args.out}", markup=False)
+
+
+def _pool(args: argparse.Namespace, space: LabelSpace) -> list[Source] | None:
+    """Returns the pictures of --pool, each once, but for those of --without; None: all of the store."""
+    if args.pool is None:
+        why = "is of --pool, which is not given; give it, too, or leave it out"
+        refuse_given(args, ["without"], why)
+        return None
+    folder = FolderSource(images=str(args.pool.absolute()), faults=args.faults)
+    pool = folder.load(str(args.pool), Path("/"), space, cache_of(args.store))
+    names = [pool.files.name(i) for i in range(len(pool))]
+    done: set[str] = set()
+    for file in args.without:
+        own = pictures_named(file, str(file), args.pool)
+        if own.isdisjoint(names):
+            raise InputError(
+                f"--without {file}: names none of the pictures below {args.pool}; its first is "
+                f"'{min(own, default='')}', and there '{names[0]}'"
+            )
+        done |= own
+    left = [i for i, name in enumerate(names) if name not in done]
+    if not left:
+        raise InputError(f"--without: leaves no picture of {args.pool}")
+    pool = pool.subset(left)
+    kept = unlabelled_apart(pool, [])
+    pool = pool if kept is None else pool.subset(kept)
+    return [replace(pool, ids=np.arange(1, len(pool) + 1))]  # from 1, as of a whole store
 
 
 def _write_labels(out: Path, format: str, chosen: Path, space: LabelSpace) -> None:

@@ -1,5 +1,6 @@
 """The verbs, for a store of boxes."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -91,3 +92,48 @@ def test_audit_ends_with_status_2_at_a_gate(tmp_path, capsys, gate):
         assert status == 0 and told == ""
     else:
         assert status == 2 and f"error: {tmp_path / 'store'}: audit: {gate}: " in told
+
+
+def _sent(out):
+    return [image["file_name"] for image in json.loads(out.read_text())["images"]]
+
+
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_select_takes_the_pictures_of_a_folder_as_it_is_now(tmp_path, capsys):
+    folder = tmp_path / "pool" / "a"
+    pool, val = pictures(folder, 4), pictures(tmp_path / "val", 2, first=20)
+    store_of(tmp_path / "store", ("person", "car"), pool, [[(A, 0, 0.9)]] * 4)
+    store_of(tmp_path / "store", ("person", "car"), val, [[(B, 1, 0.9)]] * 2)
+    (folder / "000.png").rename(folder / "renamed.png")
+    (folder / "001.png").unlink()
+    (folder / "again.png").write_bytes((folder / "002.png").read_bytes())
+    (folder / "003.png").write_bytes((tmp_path / "val/000.png").read_bytes())  # replaced
+    out = tmp_path / "sent.json"
+    words = ["select", "--store", tmp_path / "store", "--out", out]
+    assert main([str(word) for word in words]) == 2
+    assert "names for two pictures each" in (told := capsys.readouterr().err)
+    assert "select --pool" in told
+
+    words += ["--pool", tmp_path / "pool"]
+    assert main([str(word) for word in words]) == 0
+    assert "the pool has them already" in capsys.readouterr().err
+    assert _sent(out) == ["a/002.png", "a/003.png", "a/renamed.png"]
+    found = json.loads(out.read_text())["annotations"]
+    assert [(a["image_id"], a["category_id"]) for a in found] == [(1, 1), (2, 2), (3, 1)]
+
+
+def test_select_leaves_out_what_people_have_verified(tmp_path, capsys):
+    pool, out = pictures(tmp_path / "pool", 3), tmp_path / "sent.json"
+    store_of(tmp_path / "store", ("person", "car"), pool, [[(A, 0, 0.9)]] * 3)
+    done = tmp_path / "verified.json"
+    write_coco_annotations(done, gold(pool, [(0, A, 0, 0)]).subset([0, 2]))
+    words = ["select", "--store", tmp_path / "store", "--out", out, "--without", done]
+    assert main([str(word) for word in words]) == 2
+    assert "--without: is of --pool" in capsys.readouterr().err
+    assert main([str(word) for word in (*words, "--pool", tmp_path / "pool")]) == 0
+    assert _sent(out) == ["001.png"]
+
+    pictures(tmp_path / "other" / "b", 3)
+    assert main([str(word) for word in (*words, "--pool", tmp_path / "other")]) == 2
+    assert "names none of the pictures" in (told := capsys.readouterr().err)
+    assert "'000.png', and there 'b/000.png'" in told
