@@ -29,7 +29,7 @@ from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Grade, Ignore
 
-SCHEMA = 5
+SCHEMA = 6
 """Of audit.json, and part of the gold hash: raise it when the same labels are judged otherwise."""
 
 

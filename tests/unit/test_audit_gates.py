@@ -295,6 +295,15 @@ def test_a_teacher_that_is_merely_weak_passes(tmp_path_factory, seed, miss, jitt
     assert audit(store, gold, SPACE).problems(0.5) == []
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_a_teacher_whose_boxes_are_large_and_rough_passes(tmp_path, seed):
+    """Gold that is spoiled by a wrong convention is large too, and lies on such boxes."""
+    gold = scenes(seed=seed)
+    cut = moved(lambda b, w, h: np.clip(b, 0, wide(w, h)))
+    store = stored(tmp_path, gold, cut, seed=seed, larger=2, jitter=0.3, extra=3)
+    assert audit(store, gold, SPACE).problems(0.5) == []
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_perfect_teacher_passes(tmp_path, seed):
     gold = scenes(count=12, seed=seed)
