@@ -206,3 +206,21 @@ def test_the_file_is_written_once_for_the_same_labels(tmp_path):
     other = labelled(tmp_path, [(0, A, PERSON, 0)], [[1, 1]])
     assert with_gold(other, selection, OverlaySettings()) != path
     assert with_gold(pictures(tmp_path / "pool", 3), selection, OverlaySettings()) == selection
+
+
+@pytest.mark.parametrize(
+    "corrected",
+    [
+        {"boxes": np.array([[2, 1, 11, 11]], np.float32)},
+        {"classes": np.array([CAR])},
+        {"ignore": np.array([Ignore.CLASS], np.uint8)},
+        {"weights": np.full((1, 2), 0.5, np.float32)},
+    ],
+)
+def test_corrected_gold_makes_another_file(tmp_path, corrected):
+    pool = labelled(tmp_path, [(0, A, PERSON, 0)], [[1, 0]])
+    store = store_of(tmp_path / "store", ("person", "car"), pool, [[], [], []])
+    selection = select(store, [pool], CLASSES, SelectionSettings())
+    before = with_gold(pool, selection, OverlaySettings())
+    after = replace(pool, annotations=replace(pool.annotations, **corrected))
+    assert with_gold(after, selection, OverlaySettings()) != before

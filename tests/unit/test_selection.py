@@ -96,6 +96,23 @@ def test_it_is_kept_by_policy_and_deterministic(tmp_path, store, source):
     assert select(store, [source], SPACE, settings).read_bytes() == content
 
 
+def test_it_is_made_anew_where_a_name_has_other_members(store, source):
+    before = select(store, [source], SPACE, SelectionSettings())
+    members = {"person": ["human"], "car": ["auto", "rider"], "dog": ["hound"]}
+    after = select(store, [source], LabelSpace.of(members), SelectionSettings())
+    rider = [a["category_id"] for a in json.loads(after.read_text())["annotations"]]
+    assert after != before and rider.count(2) == 4, "three cars and the rider"
+
+
+def test_it_is_made_anew_where_more_pictures_are_labelled(tmp_path, source):
+    part = store_of(tmp_path / "store", TEACHER, source, [[(A, 0, 0.9)]])
+    with pytest.warns(UserWarning, match="2 of 3 pictures"):
+        select(part, [source], SPACE, SelectionSettings())
+    whole = store_of(tmp_path / "store", TEACHER, source.subset([1, 2]), [[(A, 0, 0.9)]] * 2)
+    path = select(whole, [source], SPACE, SelectionSettings())
+    assert len(json.loads(path.read_text())["annotations"]) == 3
+
+
 def test_all_of_a_store_without_sources(store):
     path = select(store, None, SPACE, SelectionSettings())
     content = json.loads(path.read_text())
@@ -237,6 +254,25 @@ def test_probabilities_make_thresholds_targets_and_weights(tmp_path, audited):
         values = [row["score"], *(row["attributes"][k] for k in ("probability", "class_weight"))]
         assert values == pytest.approx([p] * 3, abs=1e-4)
         assert row["attributes"]["box_weight"] == 0.5
+
+
+def test_weights_follow_the_audit_though_thresholds_and_coverage_stay(audited):
+    store, source, found = audited
+    settings = SelectionSettings(
+        threshold=0.5,
+        ignore_from=None,
+        coverage=1.0,
+        class_weight="probability",
+        calibration="platt",
+    )
+    labelled = gold(source, [(i, A, 0, 0) for i in range(20)], ((1, 1, 1),))
+    labelled.__dict__["classes"] = SPACE.names
+
+    def weights(judged):
+        rows = json.loads(select(store, [source], SPACE, settings, judged).read_text())
+        return [row["attributes"]["class_weight"] for row in rows["annotations"]]
+
+    assert min(weights(found)) < 0.9 < min(weights(audit(store, labelled, SPACE)))
 
 
 def test_the_band_keeps_within_its_budget(audited):
