@@ -15,6 +15,7 @@ from detmtl.data.coco import CocoSource, category_names
 from detmtl.data.flat import FileNames
 from detmtl.silver import audit_gates
 from detmtl.silver.audit import audit
+from detmtl.silver.audit_gates import problems_alone, tells_nothing
 from detmtl.silver.held_out import refuse_seen
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
@@ -174,6 +175,48 @@ def test_classes_that_the_teacher_does_not_know_are_no_permutation(tmp_path):
     at = np.array([names.index("dog" if n == "cat" else n) for n in CLASSES])
     store = stored(tmp_path, gold, lambda r: replace(r, classes=at[r.classes]), classes=names)
     assert audit(store, gold, SPACE).problems() == []
+
+
+def test_a_teacher_of_one_rare_class_is_judged_by_that_class(tmp_path):
+    gold = scenes(count=60)
+    classes = gold.annotations.classes.copy()
+    cup, other = CLASSES.index("cup"), CLASSES.index("tree")
+    cups = np.flatnonzero(classes == cup)
+    classes[cups[12:]] = other
+    gold = replace(gold, annotations=replace(gold.annotations, classes=classes))
+    assert 0.05 * len(classes) > 12
+
+    def alone(record):
+        own = record.classes == cup
+        kept = {name: getattr(record, name)[own] for name in ("boxes", "scores")}
+        return replace(record, **kept, classes=np.zeros(int(own.sum()), np.int32))
+
+    result = audit(stored(tmp_path, gold, alone, classes=("cup",)), gold, SPACE)
+    assert result.problems(0.5) == []
+    found = result.measures(0.5)
+    assert found.row("all").recall.count == found.row("all").recall.hits == 12
+    assert found.density.tolist() == [12 / 60, 12 / 60]
+
+
+def test_a_class_that_takes_in_unknown_ones_is_no_permutation(tmp_path):
+    gold = scenes()
+    store = stored(
+        tmp_path, gold, lambda r: replace(r, classes=np.zeros_like(r.classes)), classes=("dog",)
+    )
+    result = audit(store, gold, SPACE)
+    assert result.confusion.sum() > 5 * result.confusion.diagonal().sum()
+    assert problems_alone(result) == []
+
+
+def test_gold_that_confirms_nothing_speaks_against_a_teacher_unless_gold_is_little(tmp_path):
+    gold = scenes()
+    wrong = moved(lambda b, w, h: np.tile([0.0, 0.0, 3.0, 3.0], (len(b), 1)))
+    known = audit(stored(tmp_path / "a", gold, wrong), gold, SPACE, nms=None)
+    assert not np.concatenate(known.hits).any() and not tells_nothing(known)
+    assert len(problems_alone(known)) == 1
+    few = gold.subset([0, 1])
+    unknown = audit(stored(tmp_path / "b", few, wrong, extra=9), few, SPACE, nms=None)
+    assert tells_nothing(unknown) and problems_alone(unknown) == []
 
 
 def test_far_more_and_far_fewer_boxes_than_gold_has(tmp_path):

@@ -46,6 +46,14 @@ def as_coco(gold, said):
     return truth, truth.loadRes(results)
 
 
+def test_a_score_at_the_threshold_is_a_label_and_finds_its_object(tmp_path):
+    gold = scenes(count=5)
+    level = judged(tmp_path, gold, lambda r: replace(r, scores=np.full_like(r.scores, 0.7)))
+    at, above = level.measures(0.7).row("all"), level.measures(0.71).row("all")
+    assert at.precision.count == at.recall.hits == len(level.gold) > 10
+    assert above.precision.count == above.recall.hits == 0
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_boxes_are_confirmed_as_pycocotools_does_it(tmp_path, seed, capsys):
     gold = scenes(count=25, seed=seed, per_picture=12)

@@ -10,6 +10,7 @@ from silver_stand_ins import HEIGHT, WIDTH, card, gold, pictures
 from detmtl.silver.audit import Audit, audit, audit_folder
 from detmtl.silver.ensemble import Ensemble
 from detmtl.silver.fusion import FusionSettings
+from detmtl.silver.policy import resolve
 from detmtl.silver.record import Record
 from detmtl.silver.records import FORMATS
 from detmtl.silver.selection import AtPrecision, AtProbability, SelectionSettings, select
@@ -99,6 +100,16 @@ def test_fused_labels_are_audited_and_selected(source, labelled, stores, tmp_pat
         "grade": "silver",
     }
     assert select(ensemble, [source], SPACE, settings, checked, tmp_path) == path
+
+
+def test_numbers_are_probabilities_where_teachers_have_no_common_score(labelled, stores):
+    ensemble = joined(stores, labelled)
+    settings = SelectionSettings(threshold=0.6, ignore_from=0.4, calibration="platt")
+    found = resolve(ensemble, SPACE, settings, ensemble.audit(labelled), several=True)
+    assert found.calibration is not None
+    for scores, probability in ((found.limits, 0.6), (found.lower, 0.4)):
+        np.testing.assert_allclose(scores, found.calibration.score_for(probability), rtol=1e-6)
+        assert (np.abs(scores - probability) > 0.01).any()
 
 
 @pytest.mark.parametrize("chosen", [None, {"bb": 3.0}])

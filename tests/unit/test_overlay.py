@@ -11,6 +11,7 @@ from silver_stand_ins import gold, pictures, store_of
 from torchvision.ops import box_iou
 
 from detmtl.data.coco import CocoSource, read_labels
+from detmtl.data.details import FlatDetails
 from detmtl.silver import overlay as module
 from detmtl.silver.overlay import OverlaySettings, overlay, overlay_boxes, with_gold
 from detmtl.silver.selection import SelectionSettings, select
@@ -21,6 +22,7 @@ from detmtl.structures.labels import BoxLabels, Grade, Ignore
 CLASSES = LabelSpace.of(["person", "car"])
 PERSON, CAR = 0, 1
 A, B, C = [1, 1, 11, 11], [1, 2, 11, 12], [15, 5, 25, 15]  # A and B: IoU .82
+COLORS = ("color/red", "color/blue")
 
 
 def labelled(tmp_path, rows, coverage, grade=Grade.GOLD, **settings):
@@ -59,7 +61,8 @@ def test_of_one_object_found_twice_gold_stays(tmp_path):
     assert rows_of(result.source, 0) == [(A, PERSON, 0, 0), (C, PERSON, 0, 1)]
     assert result.counts == {"added": 1, "covered": 0, "doubles": 1, "conflicts": 0}
     assert result.source.coverage[0].tolist() == [0.5, 0.5]
-    assert overlay(upper, lower, OverlaySettings(double=0.9)).counts["added"] == 2
+    stricter = overlay(upper, lower, OverlaySettings(double=0.9)).source
+    assert rows_of(stricter, 0)[1:] == [(B, PERSON, 0, 1), (C, PERSON, 0, 1)]  # no conflict either
 
 
 @pytest.mark.parametrize(
@@ -103,6 +106,8 @@ def test_pictures_that_silver_has_not_seen_keep_gold_alone(tmp_path):
     result = overlay(upper, lower, OverlaySettings()).source
     assert result.coverage.tolist() == [[1, 0], [1, 0.5], [1, 0.5]]
     assert [len(rows_of(result, i)) for i in range(3)] == [1, 0, 1]
+    assert result.grade is Grade.SILVER
+    assert overlay(upper.subset([0]), lower, OverlaySettings()).source.grade is Grade.GOLD
 
 
 def test_many_boxes_are_compared_in_blocks_with_the_same_result(tmp_path, monkeypatch):
@@ -168,6 +173,19 @@ def test_of_boxes_added_to_one_picture_no_details_are_known(tmp_path):
     assert found.areas.tolist() == [7, 100] and found.outlines.drawn().tolist() == [True, False]
 
 
+def test_of_boxes_added_to_many_pictures_no_details_are_known(tmp_path):
+    upper = labelled(tmp_path, [(1, A, PERSON, 0)], [[1, 0]])
+    known = FlatDetails(np.array([[0]], np.int16), np.ones((1, 1, 3), np.float32), np.ones(1))
+    named = replace(known, attribute_names=COLORS, keypoint_names=("nose",))
+    upper = replace(upper, annotations=replace(upper.annotations, details=named))
+    lower = labelled(tmp_path, [(0, C, CAR, 0), (1, C, CAR, 0)], [[0, 0.5]], Grade.SILVER)
+    source = overlay(upper, lower, OverlaySettings()).source
+    first, second = (source.boxes(i).details for i in (0, 1))
+    assert (first.attributes.tolist(), second.attributes.tolist()) == ([[-1]], [[0], [-1]])
+    assert second.keypoints[:, 0].tolist() == [[1, 1, 1], [0, 0, 0]]
+    assert (first.areas.tolist(), second.areas.tolist()) == ([100], [1, 100])
+
+
 def test_the_file_carries_it_all(tmp_path):
     pool = labelled(tmp_path, [(0, A, PERSON, 0), (1, C, CAR, 0)], [[1, 0], [0, 1], [0, 0]])
     found = [[(A, PERSON, 0.9), (B, CAR, 0.8), (C, CAR, 0.7)], [(C, PERSON, 0.4)], [(A, CAR, 0.6)]]
@@ -215,10 +233,13 @@ def test_the_file_is_written_once_for_the_same_labels(tmp_path):
         {"classes": np.array([CAR])},
         {"ignore": np.array([Ignore.CLASS], np.uint8)},
         {"weights": np.full((1, 2), 0.5, np.float32)},
+        {"details": FlatDetails(np.array([[1]], np.int16), attribute_names=COLORS)},
     ],
 )
 def test_corrected_gold_makes_another_file(tmp_path, corrected):
     pool = labelled(tmp_path, [(0, A, PERSON, 0)], [[1, 0]])
+    first = FlatDetails(np.array([[0]], np.int16), attribute_names=COLORS)
+    pool = replace(pool, annotations=replace(pool.annotations, details=first))
     store = store_of(tmp_path / "store", ("person", "car"), pool, [[], [], []])
     selection = select(store, [pool], CLASSES, SelectionSettings())
     before = with_gold(pool, selection, OverlaySettings())

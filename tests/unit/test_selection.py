@@ -52,6 +52,9 @@ def test_threshold_ignore_band_duplicates_and_empty_pictures(tmp_path, store, so
         int(Ignore.NO): C,
         int(Ignore.CLASS): A,
     }
+    # what is doubtful is no target; the file shows how probable it is
+    targets = dict(zip(second.ignore.tolist(), second.scores.tolist(), strict=True))
+    assert targets == {int(Ignore.NO): 1, int(Ignore.CLASS): pytest.approx(0.4)}
     assert len(third) == 0
     for labels in (first, second, third):
         assert labels.coverage.tolist() == [1, 1, 0]  # the teacher never heard of dogs
@@ -81,6 +84,16 @@ def test_per_class_threshold_nms_and_most_boxes(tmp_path, store, source):
     assert classes_of(nms=None) == {"person": 2, "car": 2, "dog": 0}
     assert classes_of(max_boxes=1) == {"person": 1, "car": 1, "dog": 0}
     assert classes_of(threshold=0.3, ignore_from=None) == {"person": 1, "car": 3, "dog": 0}
+
+
+def test_a_band_begins_no_higher_than_the_labels_of_its_class(store, source):
+    settings = SelectionSettings(per_class={"car": 0.3}, ignore_from=0.45)
+    stats = json.loads(
+        (select(store, [source], SPACE, settings).parent / "stats.json").read_text()
+    )["per_class"]
+    assert stats["car"]["ignored_from"] == stats["car"]["threshold"] == 0.3
+    assert (stats["car"]["labels"], stats["car"]["ignored"]) == (3, 0)
+    assert stats["person"]["ignored_from"] == 0.45
 
 
 def test_it_is_kept_by_policy_and_deterministic(tmp_path, store, source):
@@ -297,6 +310,11 @@ def test_the_band_keeps_within_its_budget(audited):
     policy = YAML(typ="safe").load(path.with_name("policy.yaml"))
     assert policy["coverage"]["person"] == bound["coverage"]
     assert ignored(5.0)["ignored"] == 17
+    # A budget that leaves no band leaves the labels, and their recall.
+    none = ignored(0.01)
+    recall = found.recall_at(dict.fromkeys(SPACE.names, none["threshold"]))["person"]
+    assert none["ignored"] == 0 and none["ignored_from"] == none["threshold"]
+    assert none["coverage"] == pytest.approx(recall, abs=1e-6) and 0 < recall < bound["coverage"]
     with pytest.raises(InputError, match="ignore_budget: needs an audit"):
         select(store, [source], SPACE, SelectionSettings(ignore_budget=1.0))
 

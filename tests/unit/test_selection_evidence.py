@@ -160,6 +160,20 @@ def test_labels_of_a_class_that_nobody_looked_for_make_no_picture_too_dense(tmp_
     assert stats_of(path)["pictures_too_dense"] == 1
 
 
+def test_labels_alone_make_a_picture_too_dense_beside_objects_that_the_teacher_can_know(tmp_path):
+    found = [[(A, 0, 0.9)] for _ in range(6)]
+    found[0] = [(A, 0, 0.9), (B, 0, 0.9), (C, 0, 0.9)]
+    found[1] = [(A, 0, 0.9), (B, 0, 0.9)]
+    found[2] = [(A, 0, 0.9), (B, 0, 0.4), (C, 0, 0.4)]  # two of them are doubtful
+    rows = [(i, A, 0, 0) for i in range(6)]
+    rows += [(i, box, 2, 0) for i in range(6) for box in (A, B, C)]  # dogs, unknown to the teacher
+    store, source, checked = audited(tmp_path, found, rows)
+    path = select(store, [source], SPACE, SelectionSettings(max_density=2.0), checked)
+    assert stats_of(path)["pictures_too_dense"] == 1
+    numbers = {image["id"] for image in json.loads(path.read_text())["images"]}
+    assert numbers == {101, 102, 103, 104, 105}
+
+
 def test_that_no_picture_is_left_is_said_with_reasons(tmp_path):
     found = [[(A, 0, 0.9), (B, 0, 0.9), (C, 0, 0.9)]] * 4 + [[(A, 0, 0.1)]] * 2
     store, source, checked = audited(tmp_path, found, [(i, A, 0, 0) for i in range(6)])
