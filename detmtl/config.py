@@ -258,6 +258,14 @@ class RunSettings(Settings):
             ]
         return problems
 
+    def learned(self) -> dict[str, str]:
+        """Returns task -> what it learns: boxes, maps, tags or depth, or of boxes attributes, masks or
+        keypoints."""
+        return {
+            name: getattr(task, "learns", None) or getattr(task, "labels", "boxes")
+            for name, task in self.tasks.items()
+        }
+
     def mix_sources(self) -> list[str]:
         """Returns the names of the sources that the mix trains on, in the order of `data.sources`."""
         pools = self._pools()

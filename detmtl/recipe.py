@@ -4,7 +4,7 @@ pictures -> teacher -> silver -> training -> scores -> file to deploy -> table. 
 the same folder goes on where the last one stopped, wherever that was.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from detmtl.run_folder import OpenRun, RunFolder
 from detmtl.run_online import online_gold
 from detmtl.run_sources import drawn_sources, load_sources, render, to_be_labelled
 from detmtl.run_teachers import learned_sources, teacher_settings, written_offline
-from detmtl.run_training import build, fit_model, mixture_of, score
+from detmtl.run_training import build, fit_model, mixture_of, score, tell_unlabelled
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
 from detmtl.structures.sample import DIVISOR
@@ -156,8 +156,9 @@ def _to_be_labelled(
     return {**sources, **to_be_labelled(run.settings, sources, offline)}, known
 
 
-def _check(run: OpenRun, sources: Mapping[str, Source], held_out: Iterable[Source]) -> None:
-    """Tells mistakes in the settings of mix, network and training before the work.
+def _check(run: OpenRun, sources: Mapping[str, Source], held_out: Sequence[Source]) -> None:
+    """Tells mistakes in the settings of mix, network and training before the work, and which tasks will have
+    no score.
 
     Raises:
         InputError: see `_check_parts` and `_check_sizes`, or a source that the mix cannot have.
@@ -170,6 +171,8 @@ def _check(run: OpenRun, sources: Mapping[str, Source], held_out: Iterable[Sourc
         model = _check_parts(settings)
         drawn = drawn_sources(settings, sources).values()
         _check_sizes(settings, model, drawn, [*sources.values(), *held_out])
+        for source in dict.fromkeys(held_out):
+            tell_unlabelled(run, source.name, [source], "it has no score")
 
 
 def _check_sizes(

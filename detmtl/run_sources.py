@@ -36,6 +36,7 @@ from detmtl.silver.held_out import (
     refuse_overlap,
     refuse_seen,
     told_beside_boxes,
+    unlabelled,
     unlabelled_apart,
     without_doubles,
 )
@@ -153,8 +154,9 @@ def drawn_sources(settings: RunSettings, sources: Mapping[str, Source]) -> dict[
 def faults_between(settings: RunSettings, loaded: Mapping[str, Source]) -> list[str]:
     """Returns a sentence for everything for which a run refuses sources that are sound each by itself: a
     picture to measure on is among those to train on, or stands twice in a labelled source, labels to measure
-    on were written by a model, or those that the run's own teacher is audited by are not there, none of the
-    sources says anything of some details, or an augmentation cannot work on a picture.
+    on were written by a model, or those that the run's own teacher is audited by, or that the checkpoint is
+    chosen by, are not there, none of the sources says anything of some details, or an augmentation cannot
+    work on a picture.
 
     Args:
         settings: of the run.
@@ -168,6 +170,7 @@ def faults_between(settings: RunSettings, loaded: Mapping[str, Source]) -> list[
         problems += nowhere_known(data.details, details, "none of data.sources")
     held_out = [loaded[name] for name in ("val", "test") if name in loaded]
     problems += _not_by_people(settings, loaded, held_out)
+    problems += _chosen_by_nothing(settings, loaded["val"])
 
     def audited_apart() -> None:
         if settings.silver and isinstance(settings.silver.teacher, GoldTeacher):
@@ -227,6 +230,17 @@ def _not_by_people(
         f"data.{source.name}: its {what} were written by a model; measure on people's"
         for source in held_out
         for what in _by_models(source)
+    ]
+
+
+def _chosen_by_nothing(settings: RunSettings, val: Source) -> list[str]:
+    """Returns a sentence where the checkpoint would be chosen by a task for which val has no label."""
+    best, learned = settings.train.best or "", settings.learned()
+    return [
+        f"train.best: chooses the checkpoint by {best}, but no picture of data.val has {learned[task]}; give "
+        "it some, choose by another task, or set null"
+        for task in unlabelled([val], learned)
+        if task == best.split("/")[0]
     ]
 
 

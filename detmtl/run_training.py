@@ -24,6 +24,7 @@ from detmtl.report.progress import bar
 from detmtl.run_folder import OpenRun
 from detmtl.run_online import online_stream
 from detmtl.run_sources import idle_weights
+from detmtl.silver.held_out import unlabelled
 from detmtl.structures.labels import Ignore
 from detmtl.structures.sample import Batch
 from detmtl.tasks.multitask import MultiTask, build_model
@@ -127,6 +128,7 @@ def _started_state(run: OpenRun, model: MultiTask, sources: Sequence[Source], va
     searched = _searched(settings, model, sources) if settings.model.start is None else {}
     measured = _searched(settings, model, [val])
     _tell_unsearched(searched, measured, model, sources, names, run.console)
+    tell_unlabelled(run, "what is trained on", sources, "nothing is learned of it")
     state = settings.train.prepare(
         model,
         balancer,
@@ -216,6 +218,16 @@ def _tell_unsearched(
         tell(task, "what is trained on", never, "nothing is learned of it")
     for task, searched in measured.items():
         tell(task, "val", lost(task, searched), "it is not in the scores")
+
+
+def tell_unlabelled(run: OpenRun, where: str, sources: Sequence[Source], so: str) -> None:
+    """Prints for which tasks no picture of some sources has a label, of those that learn no classes:
+    `_tell_unsearched` tells of the others."""
+    learned = run.settings.learned().items()
+    others = {task: kind for task, kind in learned if kind not in ("boxes", "maps", "tags")}
+    for task in unlabelled(sources, others):
+        told = f"{task}: no picture of {where} has {others[task]}: {so}"
+        run.console.print(told, markup=False, soft_wrap=True)
 
 
 def training_batches(

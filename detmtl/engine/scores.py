@@ -14,6 +14,7 @@ is written that tells of a later step before the score is there:
 
 import math
 import time
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -184,6 +185,12 @@ class Scores:
             )
         value = values[name]
         if math.isnan(value):  # no truth to score against: better any best.pt than none
+            if last and state.best is None and distributed.rank() == 0:
+                warnings.warn(
+                    f"train.best: {name} never had a value, for want of truth to score against; the last "
+                    "weights are the best",
+                    stacklevel=2,
+                )
             return last and state.best is None
         sign = -1 if lower_is_better(name) else 1
         if state.best is not None and sign * value <= sign * state.best:

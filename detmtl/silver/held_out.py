@@ -155,6 +155,21 @@ def told_beside_boxes(source: Source, by_people: bool = False) -> dict[str, np.n
     return told
 
 
+def unlabelled(sources: Sequence[Source], learned: Mapping[str, str]) -> list[str]:
+    """Returns the tasks for which no picture of some sources has a label.
+
+    Args:
+        learned: task -> what it learns, see `RunSettings.learned`.
+    """
+    there: set[str] = set()
+    for source in sources:
+        told = source.searched() | told_beside_boxes(source)
+        there |= {kind.partition(".")[0] for kind, of in told.items() if of.any()}
+        if source.annotations is not None and len(source.annotations):
+            there.add("boxes")
+    return [task for task, kind in learned.items() if kind not in there]
+
+
 def given_gold(pool: Source, others: Sequence[Source]) -> tuple[Source, list[str]]:
     """Returns a pool whose pictures have the boxes that people drew in them as pictures of other sources,
     so that silver will be laid under these as under the pool's own; and a sentence for each source that

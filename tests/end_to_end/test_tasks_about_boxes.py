@@ -1,6 +1,7 @@
 """Boxes with attributes, masks and keypoints from files to export, on the built-in scenes and on chess."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,28 @@ def test_a_name_that_no_file_has_is_told(finished, tmp_path):
     wrong = _settings(root / "data", attributes={"color": list(COLORS), "colour": ["red"]})
     with pytest.raises(InputError, match=r"data.details.attributes.colour: none of data.sources"):
         run(wrong, tmp_path / "run")
+
+
+def test_tasks_that_val_has_no_labels_for_are_told(finished, tmp_path, capsys):
+    """A whole training went by without a word, and kept its last weights for its best."""
+    root, _, _ = finished
+    file = read_json(root / "data/annotations/val.json", "val")
+    for row in file["annotations"]:
+        row.pop("attributes"), row.pop("keypoints", None)
+    (root / "data/bare.json").write_text(json.dumps(file))
+    tree = _settings(root / "data").resolved()
+    tree["data"]["val"]["annotations"], tree["export"]["format"] = "bare.json", None
+    best = tree["train"] | {"best": "points/AP"}
+    with pytest.raises(
+        InputError, match=r"train.best: .* points/AP, but no picture of data.val has key"
+    ):
+        run(settings_from(tree | {"train": best}), tmp_path / "refused")
+    metrics = run(settings_from(tree), tmp_path / "run").metrics
+    told = capsys.readouterr().out
+    for task, kind in (("color", "attributes"), ("points", "keypoints")):
+        assert f"{task}: no picture of val has {kind}: it has no score" in told
+    assert "no picture of what is trained on" not in told and "shape: no picture" not in told
+    assert math.isnan(metrics["color/accuracy"]) and not math.isnan(metrics["shape/on_truth/IoU"])
 
 
 def test_details_that_are_not_asked_for_are_missed(tmp_path):

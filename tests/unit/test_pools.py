@@ -295,6 +295,18 @@ def test_steps_are_tried_on_what_is_drawn_and_what_the_own_teacher_learns_from(
             recipe._check(run, {n: s for n, s in given.items() if n != "val"}, [given["val"]])
 
 
+def test_a_best_checkpoint_by_labels_that_val_does_not_have_is_refused(settings, tmp_path):
+    people = gold(pictures(tmp_path / "p", 4), [(0, [1, 2, 9, 9], 0, 0)])
+    read = {n: replace(people, name=n) for n in ("gold", "checked", "written")}
+    asked = settings("train.best=boxes/AP", "mix={mode: gold}", "silver=null")
+    for val, refused in (
+        (pictures(tmp_path / "v", 2, first=60), True),  # nobody looked
+        (gold(pictures(tmp_path / "v", 2, first=60), []), False),  # and found nothing
+    ):
+        problems = faults_between(asked, read | {"val": val})
+        assert any("no picture of data.val has boxes" in text for text in problems) is refused
+
+
 def test_gold_of_two_sources_is_audited_by_both_where_they_share_pictures(settings, tmp_path):
     cats = gold(
         pictures(tmp_path / "p", 20), [(i, [1, 2, 9, 9], 0, 0) for i in range(20)], [[1, 0]]

@@ -253,6 +253,17 @@ def test_the_best_of_an_error_is_the_lowest(tmp_path, metric, kept):
     assert saved == kept and state.best == kept[-1]
 
 
+def test_a_best_that_never_had_a_value_is_told(tmp_path):
+    state, saved = prepared(settings(), OPTIM), []
+    state.save_weights = lambda path, step, weights: saved.append(step)
+    with recorder(tmp_path, 2) as recorded:
+        counted = Scores(state, recorded, tmp_path, "boxes/AP/rare", background=False)
+        counted._take(1, {"boxes/AP/rare": float("nan")}, False)
+        with pytest.warns(UserWarning, match="train.best: boxes/AP/rare never had a value"):
+            counted._take(2, {"boxes/AP/rare": float("nan")}, True)
+    assert saved == [2]
+
+
 def test_the_bar_tells_the_best_metric(tmp_path, monkeypatch, capsys):
     from detmtl.engine.recorder import Recorder
 
