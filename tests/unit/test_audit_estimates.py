@@ -93,6 +93,14 @@ def test_the_error_of_calibrated_scores_is_about_the_noise_that_is_told():
     assert np.mean(errors) == pytest.approx(np.mean(told), rel=0.1)
 
 
+def test_labels_that_are_not_independent_leave_more_noise():
+    scores, hits, counts = np.array([0.5, 0.9]), np.array([True, True]), np.array([300, 100])
+    pixels = Reliability.of(scores, hits, counts=counts)
+    few = Reliability.of(scores, hits, counts=counts, observations=counts / 25)
+    assert few.error() == pixels.error() == pytest.approx((300 * 0.5 + 100 * 0.1) / 400)
+    assert few.noise() == pytest.approx(5 * pixels.noise())
+
+
 def test_mean_and_sd():
     assert mean_and_sd([1, 3]) == pytest.approx((2, np.sqrt(2)))
     mean, sd = mean_and_sd([1.5])

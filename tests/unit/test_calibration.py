@@ -1,6 +1,7 @@
 """Scores become probabilities: right, rising, and honest about how right they are."""
 
 import importlib.util
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,7 @@ from detmtl.silver.calibration import (
     fit_calibration,
     log_loss,
 )
+from detmtl.silver.evidence import Evidence
 from detmtl.structures.errors import InputError
 
 pytest.importorskip("sklearn", reason="scikit-learn is not installed: detmtl[calibration]")
@@ -181,6 +183,55 @@ def test_after_is_measured_on_boxes_that_were_not_fitted_to():
     assert log_loss(honest, hits) > log_loss(flattered, hits) + 0.05
     again = np.concatenate(cross_fitted(audit, how("isotonic")))
     assert (honest == again).all()
+
+
+def weighted(seed=9):
+    """Returns labels of three classes that stand for one to four observations each, and the same as so many
+    labels of one."""
+    rng = np.random.default_rng(seed)
+    light, heavy = ([], [], [], []), ([], [], [], [])
+    for count, shift in ((40, -1), (8, 1), (0, 0)):
+        scores, hits = teacher(rng, count, 1, shift)
+        order = np.argsort(-scores)
+        weights, folds = rng.integers(1, 5, count), np.arange(count) % 5
+        own = (scores[order], hits[order], weights.astype(float), folds)
+        often = [np.repeat(column, weights) for column in own]
+        for kept, column in zip(heavy, own, strict=True):
+            kept.append(column)
+        for kept, column in zip(light, (*often[:2], np.ones(len(often[0])), often[3]), strict=True):
+            kept.append(column)
+    return Evidence(*heavy), Evidence(*light)
+
+
+@pytest.mark.parametrize("method", ["temperature", "platt", "isotonic", "auto"])
+def test_a_label_counts_as_often_as_it_weighs(method):
+    for seed in range(5):
+        heavy, light = weighted(seed)
+        found, expected = (fit_calibration(e, how(method, 20.0)) for e in (heavy, light))
+        assert found.method == expected.method
+        np.testing.assert_allclose(found.curves, expected.curves, atol=1e-6)
+        np.testing.assert_array_equal(heavy.thresholds(0.7), light.thresholds(0.7))
+
+
+def test_so_much_gold_is_needed_as_labels_weigh():
+    heavy, _ = weighted()
+    with pytest.raises(InputError, match=r"gold judges 5 .*10 are needed"):
+        fit_calibration(replace(heavy, weights=[w / w.sum() * 2.5 for w in heavy.weights]))
+
+
+def test_scores_that_foretell_the_wrong_ones_are_worth_what_all_are_together():
+    scores = np.linspace(0.05, 0.95, 200)
+    audit = audited((scores, (scores < 0.5) & (np.arange(200) % 2 == 0)))  # one of four is right
+    asked, classes = np.array([0.1, 0.5, 0.9]), np.zeros(3, int)
+    shifted = fit_calibration(audit, how("platt"))(asked, classes)
+    np.testing.assert_allclose(shifted, 0.25, atol=0.01)
+    scaled = fit_calibration(audit, how("temperature"))(asked, classes)
+    np.testing.assert_allclose(scaled, 0.5)
+
+
+def test_labels_of_classes_that_have_one_each_lie_in_all_folds():
+    evidence = Evidence.of(audited(*(([0.5], [True]) for _ in range(10))))
+    assert np.bincount(np.concatenate(evidence.folds)).tolist() == [2, 2, 2, 2, 2]
 
 
 def test_too_little_gold_and_a_missing_package_are_said(monkeypatch):
