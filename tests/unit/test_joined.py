@@ -73,6 +73,8 @@ def test_each_picture_keeps_its_boxes_maps_and_tags(sources):
             position += 1
     assert both.maps.present().tolist() == [False, True, True, False, True, False]
     assert len(both.maps.paths()) == 3 and position == len(both)
+    assert both.grade is Grade.GOLD
+    assert joined("x", [sources[0], replace(sources[1], grade=Grade.SILVER)]).grade is Grade.SILVER
 
 
 def test_a_part_and_a_pickled_copy_have_the_same_labels(sources):

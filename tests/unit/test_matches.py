@@ -10,6 +10,7 @@ from detmtl.metrics.matches import (
     SIZES,
     Matches,
     average_precision,
+    calibration_error,
     f1_at,
     match,
     reliability,
@@ -81,6 +82,14 @@ def test_equals_pycocotools(seed, true, found):
         assert value == pytest.approx(expected[name], abs=1e-12, nan_ok=True), name
 
 
+def test_of_a_class_the_hundred_best_of_a_picture_count_as_in_pycocotools():
+    truth, detections = problem(0, num_images=1, true=30, found=600)
+    assert np.bincount(detections.categories).min() > 100
+    expected = numbers(truth, detections, 1)
+    for name, value in ours(match(truth, detections, 1, NAMES)).items():
+        assert value == pytest.approx(expected[name], abs=1e-12, nan_ok=True), name
+
+
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**31))
 def test_a_weight_is_a_picture_that_comes_several_times(seed):
@@ -128,6 +137,16 @@ def test_reliability_by_hand():
     # at .9 one of two is right, at .1 as well: |.9 - .5| and |.1 - .5|
     assert error == pytest.approx(0.4)
     assert table == [(pytest.approx(0.1), 0.5, 2), (pytest.approx(0.9), 0.5, 2)]
+
+
+def test_a_score_of_one_is_in_the_highest_bin():
+    zeros, no = np.zeros(2, dtype=np.int64), np.zeros(2, dtype=bool)
+    apart, area = np.array([[0.0, 0, 10, 10], [100, 0, 10, 10]]), np.full(2, 100.0)
+    truth = Boxes(zeros[:1], zeros[:1], apart[:1], area[:1], np.ones(1), no[:1])
+    found = match(truth, Boxes(zeros, zeros, apart, area, np.array([0.95, 1.0]), no), 1, NAMES)
+    error, table = reliability(found, bins=10)
+    assert table == [(pytest.approx(0.975), 0.5, 2)] and error == pytest.approx(0.475)
+    assert calibration_error(found, np.ones((1, 1)), bins=10) == pytest.approx([0.475])
 
 
 def test_kept_and_read_again(tmp_path):

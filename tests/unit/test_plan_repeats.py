@@ -88,6 +88,8 @@ def test_lvis_factors():
     # class 1 is in one of 16 pictures: sqrt(.25 / .0625) = 2; class 0 in all
     assert found.tolist() == [1.0] * 15 + [2.0]
     assert factors([source]) is None
+    several = Pictures("gold", [(0,)] * 15 + [(0, 1, 1, 1, 1)], everything)
+    assert factors([several], classes=0.25)[0].tolist() == found.tolist(), "pictures, not objects"
     ignored = Pictures("gold", [(0,)] * 15 + [(0, 1)], everything, ignore=Ignore.REGION)
     assert factors([ignored], classes=0.25)[0].tolist() == [1.0] * 16
 
@@ -116,6 +118,13 @@ def test_partial_labels_are_balanced_by_what_was_looked_for():
     whole = np.ones((1, 3), np.float32)
     sources = [Pictures("many", many.shown, whole), Pictures("few", few.shown, whole)]
     assert all(set(f) == {1.0} for f in factors(sources, coverage=1.0))
+
+
+def test_a_picture_that_was_half_searched_counts_as_half_a_picture():
+    rows = np.array([[1, 1], [1, 0.5], [1, 0], [1, 0]], np.float32)
+    (found,) = factors([Pictures("silver", [(0,)] * 4, rows)], coverage=1.0)
+    scarce = 4 / 1.5  # of class 1 one picture and a half
+    assert found == pytest.approx([scarce, (1 + scarce) / 2, 1, 1])
 
 
 def test_rare_sources_count_where_numbers_of_pictures_decide():

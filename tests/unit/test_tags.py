@@ -257,6 +257,16 @@ def test_average_precision_by_hand():
     assert math.isnan(average_precision(scores, np.zeros(4, bool), once)[0])
 
 
+def test_a_tag_that_is_true_nowhere_has_no_part_in_the_means():
+    metric = TagMetric(["a", "b"])
+    found = [TagLabels(torch.tensor([0.9, 0.9]), torch.ones(2))]
+    metric.update(
+        found, [TagLabels(torch.tensor([1.0, 0]), torch.ones(2))], [ImageInfo(0, "", 4, 4, "s")]
+    )
+    values = metric.compute()
+    assert values["F1@.5"] == values["mAP"] == 1 and math.isnan(values["AP/b"])
+
+
 def test_the_metric_leaves_out_what_nobody_knows():
     metric = TagMetric(["a", "b"])
     infos = [ImageInfo(i, "", 4, 4, "s") for i in range(3)]
