@@ -25,6 +25,15 @@ class Boxes:
     scores: np.ndarray
     crowd: np.ndarray
 
+    def __getitem__(self, rows: np.ndarray | slice) -> "Boxes":
+        """Returns the boxes of these rows."""
+        return Boxes(*(getattr(self, f.name)[rows] for f in fields(Boxes)))
+
+
+def by_category(boxes: Boxes) -> Boxes:
+    """Returns the boxes by rising category, those of one in their order."""
+    return boxes[np.argsort(boxes.categories, kind="stable")]
+
 
 def joined(*blocks: Boxes) -> Boxes:
     """Returns the boxes of all blocks, in their order."""

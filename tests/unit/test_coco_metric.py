@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from detmtl.data.coco import read_labels
-from detmtl.metrics.coco import NUMBERS, CocoMetric, evaluate_files
+from detmtl.metrics import coco
+from detmtl.metrics.coco import NUMBERS, CocoMetric, evaluate_files, precision_and_recall
 from detmtl.structures.boxes import xyxy_to_xywh
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Ignore
@@ -125,6 +126,27 @@ def test_backends_agree_bit_for_bit(tmp_path):
     slow, fast = (evaluate_files(*paths, backend=b) for b in ("pycocotools", "fast"))
     assert slow.keys() == fast.keys()
     np.testing.assert_array_equal(list(slow.values()), list(fast.values()))
+
+
+@pytest.mark.parametrize("backend", ["pycocotools", "fast"])
+def test_categories_are_evaluated_few_at_a_time_on_the_pictures_that_show_them(
+    tmp_path, monkeypatch, backend
+):
+    paths = files(tmp_path, *random_data(seed=3))
+    together = evaluate_files(*paths, backend=backend)
+    asked = []
+
+    def told(evaluation):
+        asked.append((len(evaluation.params.imgIds), len(evaluation.params.catIds)))
+        return precision_and_recall(evaluation)
+
+    monkeypatch.setattr(coco, "precision_and_recall", told)
+    monkeypatch.setattr(coco, "PAIRS", 50)
+    apart = evaluate_files(*paths, backend=backend)
+    assert list(apart) == list(together)
+    np.testing.assert_array_equal(list(apart.values()), list(together.values()))
+    assert sum(categories for _, categories in asked) == len(NAMES) and len(asked) > 1
+    assert all(categories == 1 or pictures * categories <= 50 for pictures, categories in asked)
 
 
 def test_memory_and_files_agree(tmp_path):
