@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from detmtl.data.fit import fit_size
 from detmtl.data.jpeg import decoded_jpeg, jpeg_head
+from detmtl.data.png import goes_on_behind_pixels
 from detmtl.structures.errors import InputError
 
 Progress = Callable[[int, int], None]
@@ -179,9 +180,12 @@ def image_size(path: str | os.PathLike[str], data: bytes | None = None) -> tuple
         with Image.open(path if data is None else io.BytesIO(data)) as picture:
             width, height = picture.size
             if picture.format == "PNG" and "exif" not in picture.info:
-                picture.load()  # it may stand behind the pixels
+                assert picture.fp is not None
+                if goes_on_behind_pixels(picture.fp):
+                    picture.load()
             _forget_xmp(picture)
-            turned = picture.getexif().get(_ORIENTATION) in _TURNED
+            # A PNG's own would decode all pixels to look behind them.
+            turned = Image.Image.getexif(picture).get(_ORIENTATION) in _TURNED
             turned = turned and picture.format != "TIFF"  # whose size Pillow has turned already
     except FileNotFoundError as problem:
         raise InputError(f"{os.fspath(path)}: no such picture") from problem

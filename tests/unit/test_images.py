@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+from PIL.PngImagePlugin import PngImageFile, PngInfo
 
 from detmtl.data import images, jpeg
 from detmtl.data.fit import fit
@@ -57,6 +57,28 @@ def test_applies_exif_rotation(tmp_path, picture, suffix, orientation):
     assert image.shape == expected.shape
     assert image_size(path) == expected.shape[:2]
     assert np.abs(image.astype(int) - expected).mean() < 8
+
+
+def test_the_size_of_a_png_takes_no_decoding_unless_exif_stands_behind_its_pixels(
+    tmp_path, picture, monkeypatch
+):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain, before, behind = (tmp_path / f"{name}.png" for name in ("plain", "before", "behind"))
+    Image.fromarray(picture).save(plain)
+    Image.fromarray(picture).save(before, exif=exif.tobytes())
+    data = before.read_bytes()
+    at = data.index(b"eXIf") - 4
+    end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+    last = data.index(b"IEND") - 4
+    behind.write_bytes(data[:at] + data[end:last] + data[at:end] + data[last:])
+    assert image_size(behind) == read_image(behind).shape[:2] == (60, 40)
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(data[:at] + data[end : last - 30])
+    with pytest.raises(InputError, match=r"cut\.png: the picture is (truncated|broken)"):
+        image_size(cut)
+    monkeypatch.setattr(PngImageFile, "load", None)
+    assert image_size(plain) == (40, 60) and image_size(before) == (60, 40)
 
 
 XMP = (
