@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from rich.console import Console
+from silver_stand_ins import gold, pictures
 
 from detmtl.data.draws import apportion
 from detmtl.data.mixture import MixSettings, Mixture
+from detmtl.data.tags import Tags
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
 
@@ -347,3 +349,22 @@ def test_finetune_ends_and_online_begins_with_gold_alone():
         assert {p.source for p in early.picks(step)} == ({0} if step < 20 else {0, 1, 2})
     assert mixture(MixSettings(mode="online", burn_in=0)).picks(0)[-1].source == 2
     assert early.plan(10)[1].drawn == 0  # a plan of fewer steps than the run has
+
+
+def test_online_begins_with_pools_in_which_people_have_looked_at_every_picture(tmp_path):
+    own = gold(pictures(tmp_path / "own", 3, "own"), [])
+    pool = replace(gold(pictures(tmp_path / "pool", 2, "pool"), []), grade=Grade.SILVER)
+
+    def tags(present, grade):
+        grades = np.full(2, grade, np.uint8)
+        return Tags(*np.ones((2, 2, 1), np.float32), np.array(present), grades)
+
+    def begins_with(coverage, given=None):
+        changed = replace(pool, coverage=np.array(coverage, np.float32), tags=given)
+        mix = Mixture([own, changed], MixSettings(mode="online"), 4, steps=10)
+        return [source.name for source in mix.people]
+
+    everywhere, somewhere = [[1, 0], [0, 1]], [[1, 0], [0, 0]]
+    assert begins_with(everywhere) == ["own", "pool"] and begins_with(somewhere) == ["own"]
+    assert begins_with(somewhere, tags([False, True], Grade.GOLD)) == ["own", "pool"]
+    assert begins_with(everywhere, tags([False, True], Grade.SILVER)) == ["own"], "a model's"
