@@ -31,6 +31,7 @@ from detmtl.comparing.scores import is_done, read_finished
 from detmtl.comparing.settings import CompareSettings, chosen, read_compare
 from detmtl.comparing.start import alone_in, start_alone
 from detmtl.report import compare_page, page
+from detmtl.report.told import told_files
 from detmtl.structures.errors import InputError
 from detmtl.structures.whole import write_whole
 
@@ -281,7 +282,7 @@ def _tell(found: dict[str, Any], out: Path, console: Console) -> None:
     table = Table(title=found["title"], title_justify="left")
     columns, rows = compare_page.summary(found, differences=False)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
+        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
     console.print(table)
@@ -291,19 +292,15 @@ def _tell(found: dict[str, Any], out: Path, console: Console) -> None:
 def tell_rest(found: Mapping[str, Any], said: Sequence[str], out: Path, console: Console) -> None:
     """Prints what was found in words, what to mind, what is missing or failed, and where everything is."""
     for line in (*said, found["scored"], *(f"caution: {c}" for c in found["cautions"])):
-        console.print(line, markup=False)
+        console.print(line, markup=False, soft_wrap=True)
     if found["finished"] < found["planned"]:
         console.print(f"{found['finished']} of {found['planned']} runs are finished", markup=False)
     for failure in found["failures"]:
-        console.print(f"failed: {failure['name']}: {failure['why']}", markup=False)
-    files = Table(title="Files", title_justify="left")
-    files.add_column("what")
-    files.add_column("where", overflow="fold")
-    for what, name in (
-        ("report", "report.html"),
-        ("report in Markdown", "report.md"),
-        ("all numbers", "report.json"),
-        ("runs", "runs"),
-    ):
-        files.add_row(what, escape(str(out / name)))
-    console.print(files)
+        console.print(f"failed: {failure['name']}: {failure['why']}", markup=False, soft_wrap=True)
+    files = {
+        "report": "report.html",
+        "report in Markdown": "report.md",
+        "all numbers": "report.json",
+        "runs": "runs",
+    }
+    console.print(told_files({what: out / name for what, name in files.items()}), soft_wrap=True)

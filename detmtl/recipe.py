@@ -27,6 +27,7 @@ from detmtl.inputs import input_hashes
 from detmtl.losses.normalizer import Density
 from detmtl.pools import label_pools
 from detmtl.report.run_summary import Summary
+from detmtl.report.told import told_files
 from detmtl.run_folder import OpenRun, RunFolder
 from detmtl.run_online import online_gold
 from detmtl.run_sources import drawn_sources, load_sources, render, to_be_labelled
@@ -101,6 +102,7 @@ def run(
         console.print(table)
     if (told := summary.unscored()) is not None:
         console.print(told, markup=False, soft_wrap=True)
+    console.print(told_files(summary.files), soft_wrap=True)
     return summary
 
 

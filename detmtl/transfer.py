@@ -86,7 +86,8 @@ def _tell(found: dict[str, Any], request: Request, console: Console) -> None:
     columns, rows = transfer_page.summary(found)
     numbers = ("alone", "together", "gain", "over seeds", "p (Holm)")
     for column in columns[:-1]:  # the advice is in the sentences
-        table.add_column(column, justify="right" if column in numbers else "left")
+        justify = "right" if column in numbers else "left"
+        table.add_column(column, justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row[:-1]))
     console.print(table)

@@ -194,7 +194,9 @@ class Pool:
     def _tell(self, job: Job, ended: int, count: int) -> None:
         if job.failure:
             self.console.print(
-                f"{job.name}: failed: {job.failure}; see {job.folder / 'log.txt'}", markup=False
+                f"{job.name}: failed: {job.failure}; see {job.folder / 'log.txt'}",
+                markup=False,
+                soft_wrap=True,
             )
             return
         seconds = json.loads((job.folder / "done.json").read_text())["seconds"]

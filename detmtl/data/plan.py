@@ -91,10 +91,10 @@ def plan_table(title: str, rows: Sequence[PlanRow], notes: Sequence[str]) -> Tab
     """
     # nine columns in the 80 of a terminal
     table = Table(title=escape(title), title_justify="left", caption_justify="left", pad_edge=False)
-    table.add_column("source")
-    table.add_column("grade")
+    table.add_column("source", overflow="fold")
+    table.add_column("grade", overflow="fold")
     for name in ("pictures", "drawn", "passes", "most", "share", "weight", "loss"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for r in rows:
         table.add_row(
             escape(r.source),

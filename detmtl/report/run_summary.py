@@ -36,7 +36,7 @@ class Summary:
     trained_on: str
 
     def tables(self) -> list[Table]:
-        """Returns the table of scores, those of the classes of each task, and the table of files."""
+        """Returns the table of scores, and those of the classes of each task."""
         scores = Table(title=f"Scores on {self.scored_on}", title_justify="left")
         by_task: dict[str, list[str]] = {}  # numbers of a task as a whole, none of a class
         for task, name in (k.split("/") for k in self.metrics if k.count("/") == 1):
@@ -46,19 +46,15 @@ class Summary:
             models = {"teacher (gold alone)": "teacher/", **models}
         scores.add_column("task", overflow="fold")
         for column in ("score", *models):
-            scores.add_column(column, justify="left" if column == "score" else "right")
+            justify = "left" if column == "score" else "right"
+            scores.add_column(column, justify=justify, overflow="fold")
         for task in sorted(by_task):
             # of a task that has none of the usual numbers the first, which is the one that counts
             for name in [n for n in SHOWN if n in by_task[task]] or by_task[task][:1]:
                 found = [self.metrics.get(f"{of}{task}/{name}", math.nan) for of in models.values()]
                 told = ["-" if value != value else f"{value:.3f}" for value in found]
                 scores.add_row(escape(task), name, *told)
-        files = Table(title="Files", title_justify="left")
-        files.add_column("what")
-        files.add_column("where", overflow="fold")
-        for what, path in self.files.items():
-            files.add_row(what, escape(str(path)))
-        return [scores, *self._of_classes(), files]
+        return [scores, *self._of_classes()]
 
     def _of_classes(self) -> Iterator[Table]:
         """Yields a table for each task with classes, unless there are too many."""
@@ -72,10 +68,11 @@ class Summary:
             if len(classes) > MOST_CLASSES:
                 continue
             title = escape(f"Classes of {task} on {self.scored_on}")
-            table = Table("class", title=title, title_justify="left")
+            table = Table(title=title, title_justify="left")
+            table.add_column("class", overflow="fold")
             kinds = [k for k in OF_CLASSES if any(k in numbers for numbers in classes.values())]
             for kind in kinds:
-                table.add_column(OF_CLASSES[kind], justify="right")
+                table.add_column(OF_CLASSES[kind], justify="right", overflow="fold")
             for name, numbers in classes.items():
                 found = [numbers.get(kind, math.nan) for kind in kinds]
                 told = ["-" if value != value else f"{value:.3f}" for value in found]

@@ -5,7 +5,10 @@ An estimate is everywhere what report.json holds: mean, low and high, None where
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from rich.text import Text
 
 SEEDS_ALONE = " (seeds alone)"
 """Stands after a verdict that says nothing of other test pictures."""
@@ -16,6 +19,13 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> lis
     lines = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in (columns, *rows)]
     head, *body = [f"| {line} |" for line in lines]
     return [head, "|" + "---|" * len(columns), *body]
+
+
+def told_files(files: Mapping[str, Path]) -> Text:
+    """Returns where everything is, a line each: printed softly wrapped, paths can be copied."""
+    width = max((len(what) for what in files), default=0)
+    lines = [f"  {what:{width}}  {path}" for what, path in files.items()]
+    return Text("\n".join(["Files", *lines]))
 
 
 def warnings(found: Mapping[str, Any]) -> list[str]:

@@ -86,7 +86,7 @@ class Corrections:
     def table(self) -> Table:
         """Returns the counts per class, and the precision of what was sent with its 95 % interval."""
         table = Table(title=f"What people did: {self.pictures} pictures", title_justify="left")
-        table.add_column("class")
+        table.add_column("class", overflow="fold")
         for name in (*COUNTS, "precision"):
             table.add_column(name, justify="right")
         rows = [

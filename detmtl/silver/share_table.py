@@ -19,7 +19,7 @@ def share_table(title: str, columns: Sequence[str]) -> Table:
     names, *numbers = columns
     table.add_column(names, overflow="fold")
     for name in numbers:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     return table
 
 

@@ -221,7 +221,8 @@ def coverage_table(
         title_justify="left",
     )
     for column in ("size in the file", "boxes", "not reached", "median IoU", "proposed", "IoU"):
-        table.add_column(column, justify="left" if column == "size in the file" else "right")
+        justify = "left" if column == "size in the file" else "right"
+        table.add_column(column, justify=justify, overflow="fold")
     for a, b in zip(now, then, strict=True):
         cells = [c for row in (a, b) for c in (_share(row), _number(row.overlap))]
         table.add_row(escape(a.name), str(a.boxes), *cells)

@@ -104,7 +104,8 @@ def _told(source: Source, title: str, console: Console) -> list[str]:
     """Tells what a source has; returns what is wrong with its pictures."""
     table = Table(title=escape(f"{title}: {len(source)} pictures"), title_justify="left")
     for column in ("class", "boxes", "pictures", "ignored", "median side (px)", "coverage"):
-        table.add_column(column, justify="left" if column == "class" else "right")
+        justify = "left" if column == "class" else "right"
+        table.add_column(column, justify=justify, overflow="fold")
     for row in class_rows(source):
         side = f"{row.side:.0f}" if row.side == row.side else "-"
         table.add_row(

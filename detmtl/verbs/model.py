@@ -90,7 +90,7 @@ def evaluate_verb(args: argparse.Namespace) -> None:
             scores = _scores(args, cache, process, console)
     gold = args.annotations or args.maps or args.tags or args.depth
     table = Table(title=escape(str(gold)), title_justify="left")
-    table.add_column("metric")
+    table.add_column("metric", overflow="fold")
     table.add_column("value", justify="right")
     for name, value in scores.items():
         table.add_row(escape(name), f"{value:.4f}" if value == value else "-")

@@ -79,7 +79,7 @@ def annotate_verb(args: argparse.Namespace) -> None:
     )
     distributed.barrier()
     if process.rank == 0:
-        Console().print(
+        Console(soft_wrap=True).print(
             f"{args.out}: {len(Store.open(store.path, store.card.name))} pictures labelled",
             markup=False,
         )
@@ -207,7 +207,7 @@ def select_verb(args: argparse.Namespace) -> None:
             shutil.copytree(chosen, args.out)
         except OSError as error:
             raise InputError(f"--out {args.out}: cannot be written ({error})") from None
-        Console().print(f"labels: {args.out}", markup=False)
+        Console(soft_wrap=True).print(f"labels: {args.out}", markup=False)
         return
     space = label_space(args, None, _names(stores))
     policy = checked_values(SelectionSettings, assignments(args.set), "--set")
@@ -226,7 +226,7 @@ def select_verb(args: argparse.Namespace) -> None:
     _write_labels(args.out, args.format, chosen, space)
     counts = json.loads((chosen.parent / "stats.json").read_text())
     Console().print_json(data=counts)
-    Console().print(f"labels: {args.out}", markup=False)
+    Console(soft_wrap=True).print(f"labels: {args.out}", markup=False)
 
 
 def _pool(args: argparse.Namespace, space: LabelSpace) -> list[Source] | None:
@@ -275,8 +275,8 @@ def import_verb(args: argparse.Namespace) -> None:
         writable_file(args.rest, f"--rest {args.rest}")
     corrections = take_back(args.sent, args.back, reviewed, args.finished)
     write_verified(corrections, args.sent, args.out)
-    console = Console()
-    console.print(corrections.table())
+    console = Console(soft_wrap=True)
+    console.print(corrections.table(), soft_wrap=False)
     console.print(f"verified: {args.out}", markup=False)
     if more := left_behind(args.back):
         console.print(

@@ -21,6 +21,7 @@ from detmtl.config import settings_from
 from detmtl.data.plan import PlanRow, plan_table
 from detmtl.inference.torchscript import deprecation_expected
 from detmtl.recipe import Summary
+from detmtl.report.told import told_files
 from detmtl.structures.labels import Grade
 from detmtl.tasks.multitask import build_model
 
@@ -257,6 +258,7 @@ def test_plan_and_summary_print_names_with_brackets(tmp_path):
     console = Console(width=300, record=True, file=StringIO())
     for table in (plan_table("Mix", [row], ["note [/n]"]), *summary.tables()):
         console.print(table)
+    console.print(told_files(summary.files))
     told = console.export_text()
     for name in ("[/x]", "source '[/x]'", "note [/n]", "[t]", "[/v2]"):
         assert name in told
@@ -345,3 +347,18 @@ def test_check_tells_of_classes_of_which_a_source_knows_some_members(tmp_path, c
 def test_check_of_nothing_says_what_it_needs(tmp_path, capsys):
     assert run("check", "--cache", tmp_path) == 2
     assert "--annotations and --images" in capsys.readouterr().err
+
+
+def test_a_narrow_terminal_cuts_neither_names_nor_paths(tmp_path):
+    long = "a_name_" * 10
+    row = PlanRow(long, Grade.GOLD, 1, 1, 1, 1, 1, (1, 1), 1, None)
+    path = tmp_path / long / "best.pt"
+    summary = Summary(
+        {f"{long}/AP": 0.5, f"boxes/AP/{long}": 0.5}, {"model": path}, "val", "electrum"
+    )
+    console = Console(width=60, record=True, file=StringIO())
+    for table in (plan_table("Mix", [row], []), *summary.tables()):
+        console.print(table)
+    console.print(told_files(summary.files), soft_wrap=True)
+    told = console.export_text()
+    assert "\N{HORIZONTAL ELLIPSIS}" not in told and str(path) in told

@@ -103,7 +103,7 @@ def test_the_last_table_has_a_row_for_every_task():
         "teacher/boxes/AP/person": 0.2,
     }
     all_of_it = Summary(metrics, {}, "test", "electrum")
-    _, classes, _ = all_of_it.tables()
+    _, classes = all_of_it.tables()
     assert classes.title == "Classes of boxes on test"
     assert [c.header for c in classes.columns] == ["class", "AP", "best F1", "at a score from"]
     assert list(zip(*(column.cells for column in classes.columns), strict=True)) == [
