@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 COLORS = ("#3b82c4", "#dd7e14", "#2a9d83", "#c8515f", "#8b6cc1", "#8a8f98")
 """For curves and bars, in this order: told apart on light and on dark, also by the color-blind."""
 
+LINE = 60
+"""Words of a table's cell with more letters go on in further lines."""
+
 
 @dataclass(frozen=True)
 class Section:
@@ -250,7 +253,9 @@ def _cell(cell: object, at_left: bool) -> "Markup":
         return _markup('<td class="shaded" style="--share:{}">{}</td>', share, cell.text)
     if cell is None or (isinstance(cell, float) and cell != cell):
         cell = "\N{EN DASH}"
-    return _markup('<td class="left">{}</td>' if at_left else "<td>{}</td>", cell)
+    if not at_left:
+        return _markup("<td>{}</td>", cell)
+    return _markup('<td class="{}">{}</td>', "left long" if len(str(cell)) > LINE else "left", cell)
 
 
 def _joined(parts: "Iterable[Markup]") -> "Markup":

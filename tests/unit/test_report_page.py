@@ -86,6 +86,13 @@ def test_cells():
     assert '<td class="shaded" style="--share:1.000">9</td>' in html
 
 
+def test_sentences_in_cells_have_several_lines():
+    """In one line they made tables many screens wide, which print cuts off."""
+    told = "keep the task, if its time per step is worth it " * 3
+    html = table([["a", told, told]], ["name", "what to do", "number"], left=("what to do",))
+    assert f'<td class="left">a</td><td class="left long">{told}</td><td>{told}</td>' in html
+
+
 def test_plots_follow_the_mode_of_the_page_and_repeat():
     html = figure(plot())
     assert "#000000" not in html and "#ffffff" not in html
