@@ -10,6 +10,7 @@ from detmtl.report.page import (
     COLORS,
     Section,
     axes,
+    curve,
     figure,
     note,
     numbers,
@@ -228,11 +229,11 @@ def _curves(found: Found) -> "list[str | Markup]":
             points = [(x, e) for x, e in points if e["mean"] is not None]
             if not points:
                 continue
-            x, color = [p[0] for p in points], COLORS[i % len(COLORS)]
+            x, (form, color) = [p[0] for p in points], curve(i)
             ax.plot(
                 x,
                 [e["mean"] for _, e in points],
-                "o-",
+                form,
                 color=color,
                 label=short_name(arm),
                 markersize=4,
@@ -260,11 +261,11 @@ def _reliability(found: Found) -> "list[str | Markup]":
     fig, (ax,) = axes(5.2, 3.8)
     ax.plot([0, 1], [0, 1], color="#8a8f98", linewidth=1, linestyle="--")
     for i, (arm, rows) in enumerate(arms.items()):
-        color = COLORS[i % len(COLORS)]
+        form, color = curve(i)
         ax.plot(
             [r[0] for r in rows],
             [r[1] for r in rows],
-            "o-",
+            form,
             color=color,
             label=short_name(arm),
             markersize=4,

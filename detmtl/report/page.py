@@ -157,6 +157,13 @@ def axes(
     return figure, made
 
 
+def curve(i: int) -> tuple[str, str]:
+    """Returns form and color of curve `i` of a plot; where there are more curves than colors, colors come
+    again with other dots and dashes."""
+    forms = ("o-", "s--", "^:")
+    return forms[i // len(COLORS) % len(forms)], COLORS[i % len(COLORS)]
+
+
 def verdict_dot(ax: "Axes", x: float, y: float, color: str, sure: bool) -> None:
     """Draws a mean; hollow where one cannot tell, as not everybody, nor every printer, tells colors apart."""
     ax.plot(x, y, "o", color=color, markerfacecolor=color if sure else "#ffffff", markersize=5)

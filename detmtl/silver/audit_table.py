@@ -15,6 +15,10 @@ from detmtl.silver.audit_measures import SIZES, Measures
 from detmtl.silver.comparison import Fault
 from detmtl.silver.share_table import limit_words, share_table
 
+MOST = 100
+"""More classes than that would push all else off the terminal: those with the most gold boxes are in its
+table."""
+
 BIASED = 6
 """Of so many classes at most, those with the most gold boxes, it is said that their boxes are too large or
 too small."""
@@ -23,14 +27,18 @@ too small."""
 def shown(
     measures: Measures, ignore_from: float | Mapping[str, float] | None
 ) -> Iterator[Table | Text]:
-    """Yields the table of classes, and where there is something to say that of sizes and a line each of
-    the ignore band and of boxes that are too large or too small.
+    """Yields the table of classes, of many the largest, and where there is something to say that of sizes
+    and a line each of the ignore band and of boxes that are too large or too small.
 
     Args:
         measures: the audit at thresholds.
         ignore_from: where the band below the thresholds begins; None: there is none.
     """
     yield class_table(measures)
+    if (left_out := len(measures.classes()) - MOST) > 0:
+        yield Text(
+            f"{left_out} classes with fewer gold boxes are in summary.json, and on the page."
+        )
     sizes = [measures.row(name, size=i) for i, (name, _, _) in enumerate(SIZES)]
     if sum(row.precision.count + row.recall.count > 0 for row in sizes) > 1:
         table = Table("by size", box=None)
@@ -59,7 +67,8 @@ def class_table(measures: Measures) -> Table:
         f"Silver against gold: {audit.pictures} pictures{left_out}",
         (*columns, "gold/\npicture", "silver/\npicture"),
     )
-    for c in [*measures.classes(), None]:
+    largest = sorted(measures.classes(), key=lambda c: -audit.gold_boxes[c])[:MOST]
+    for c in [*sorted(largest), None]:
         name = "all" if c is None else audit.classes[c]
         row = measures.row(name, c)
         error = measures.reliability(c).error()

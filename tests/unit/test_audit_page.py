@@ -17,6 +17,7 @@ from detmtl.report import page as skeleton
 from detmtl.report.audit_boxes import boxes_page
 from detmtl.report.audit_page import audit_page, write_audit_page
 from detmtl.report.page import Section
+from detmtl.silver import audit_table
 from detmtl.silver.audit import audit
 from detmtl.silver.audit_table import bias_words, shown
 from detmtl.silver.store import Store
@@ -227,6 +228,20 @@ def test_the_terminal_says_what_there_is_to_say_of_sizes_band_and_bias(audited, 
     for ignore_from in (None, 0.3):
         rest = lines_of(perfect, ignore_from)[len(CLASSES) + 5 :]
         assert [line.split()[0] for line in rest] == ["by", "precision", "recall"]
+
+
+def test_of_many_classes_the_terminal_shows_the_largest_and_says_where_the_others_are(
+    audited, monkeypatch
+):
+    monkeypatch.setattr(audit_table, "MOST", 2)
+    result = audited[2]
+    counts = dict(zip(CLASSES, result.gold_boxes.tolist(), strict=True))
+    table, told, *_ = shown(result.measures(0.5), None)
+    names = list(table.columns[0].cells)
+    assert (
+        set(names[:-1]) == set(sorted(counts, key=counts.__getitem__)[-2:]) and names[-1] == "all"
+    )
+    assert str(told).startswith("4 classes with fewer gold boxes are in summary.json")
 
 
 def test_the_verb_says_whose_labels_and_what_gold_is_missing(tmp_path, capsys):

@@ -10,6 +10,7 @@ from detmtl.report.page import (
     Section,
     Shaded,
     axes,
+    curve,
     figure,
     gallery,
     note,
@@ -127,6 +128,11 @@ def test_long_names_are_short_in_plots():
     assert len(cut) <= 32 and cut.startswith("a class of") and cut.endswith("number 17")
     assert short_name("\u8f66" * 16) == "\u8f66" * 16
     assert len(short_name("\u8f66" * 17)) <= 16  # each as wide as two Latin letters
+
+
+def test_more_curves_than_colors_are_told_apart():
+    assert len({curve(i) for i in range(18)}) == 18
+    assert curve(0) == ("o-", COLORS[0])
 
 
 def test_where_one_cannot_tell_a_point_is_hollow():
