@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, model_validator
 
 from detmtl.data.details import DetailClasses
 from detmtl.data.maps import MapClasses
@@ -17,7 +17,7 @@ from detmtl.silver.selection import SelectionSettings
 from detmtl.silver.tag_policy import TagSelection
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.settings import Settings
-from detmtl.teachers.teachers import AnyTeacher
+from detmtl.teachers.teachers import AnyTeacher, Pretrained, elsewhere
 
 
 class DataSettings(Settings):
@@ -110,7 +110,7 @@ class SilverSettings(Settings):
         select_maps, select_tags: the same for a teacher of maps or of tags.
     """
 
-    teacher: Annotated[AnyTeacher | GoldTeacher, Field(discriminator="kind")] | None = None
+    teacher: Annotated[Pretrained | GoldTeacher, Discriminator("kind"), elsewhere] | None = None
     teachers: list[AnyTeacher] = []
     pools: list[str] = Field(min_length=1)
     audit: str | Subset = "val"

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ from detmtl.config import RunSettings
 from detmtl.data.folder import file_hashes
 from detmtl.data.images import content_hashes, list_pictures
 from detmtl.data.parsed import digest
+from detmtl.models.backbone import is_of_timm
+from detmtl.structures.outside import code_files, kinds_elsewhere
 from detmtl.teachers.from_transformers import FILES
 from detmtl.teachers.onnx_files import external_files
 
@@ -63,6 +65,17 @@ def named_files(tree: Any, root: Path, cache: Path) -> dict[str, str]:
                 part = "" if file == path else f": {os.path.relpath(file, path.parent)}"
                 found[name + part] = str(file)
     return dict(zip(found, content_hashes(list(found.values()), cache), strict=True))
+
+
+def own_code(tree: Mapping[str, Any], cache: Path) -> dict[str, str]:
+    """Returns each name of code outside of detmtl and timm in a run's plain settings, or in a part of them,
+    with the hash of the file that the name is in; not of what that file imports."""
+    names = {kind for _, kind in kinds_elsewhere(tree, "")}
+    backbone = (tree.get("model") or {}).get("backbone")
+    if backbone and not is_of_timm(backbone["name"], backbone["args"]):
+        names.add(backbone["name"])
+    files = code_files(names)
+    return dict(zip(files, content_hashes([*files.values()], cache), strict=True))
 
 
 def _files(path: Path) -> list[Path]:

@@ -23,6 +23,7 @@ from detmtl.silver.held_out import each_once
 from detmtl.silver.store import Store
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
+from detmtl.structures.outside import is_elsewhere
 from detmtl.teachers.from_checkpoint import CheckpointTeacherSettings
 from detmtl.teachers.teacher import Teacher, the_one
 
@@ -181,16 +182,17 @@ def audited_on_its_own(
     if silver is None or not {*silver.pools} & {*settings.mix_sources()}:
         return []
     teachers = silver.teachers if silver.teacher is None else [silver.teacher]
-    paths = [t.path for t in teachers if isinstance(t, CheckpointTeacherSettings)]
-    if not paths:
+    ours = [t for t in teachers if isinstance(t, CheckpointTeacherSettings)]
+    if not ours:
         return []
     gold, told, audit = audit_source(settings, sources, val), [], silver.audit
     names = [audit] if isinstance(audit, str) else gold_sources(settings)
     audited = [data.val if name == "val" else data.sources[name] for name in names]
     folders = {(data.root / source.images).resolve() for source in audited}
-    for path in paths:
+    for teacher in ours:
+        path = teacher.path
         seen: set[str] = set()
-        for root, source in _learned_from(Path(path)):
+        for root, source in _learned_from(Path(path), teacher.trust):
             if (root / source.images).resolve() in folders:
                 try:
                     own = source.load("learned", root, data.label_space(), cache)
@@ -208,14 +210,16 @@ def audited_on_its_own(
     return told
 
 
-def _learned_from(checkpoint: Path) -> Iterator[tuple[Path, SourceSettings]]:
+def _learned_from(checkpoint: Path, trust: bool) -> Iterator[tuple[Path, SourceSettings]]:
     """Yields the sources that a checkpoint's training drew from, each with the folder that its paths start
-    from; none where the file does not tell."""
+    from; none where the file does not tell, and without `trust` none that code outside of detmtl reads."""
     try:
         tree: Any = read_checkpoint(checkpoint).get("settings")
         data, mix = tree["data"], tree["mix"]
         pools = (tree["silver"] or {}).get("pools", ())
         for name, own in data["sources"].items():
+            if is_elsewhere(own["kind"]) and not trust:
+                continue
             source: SourceSettings = TypeAdapter(AnySource).validate_python(own)
             by_people = source.has_labels() and source.grade == "gold"
             shares = mix["shares"] if mix["mode"] in SHARED else None

@@ -2,7 +2,7 @@
 
 import json
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -13,6 +13,8 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
 
 from detmtl.structures.errors import InputError
+from detmtl.structures.outside import class_elsewhere, is_elsewhere
+from detmtl.structures.settings import Settings
 
 Kind = TypeVar("Kind", bound=BaseModel)
 
@@ -91,7 +93,7 @@ def checked(
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        raise InputError(list(_sentences(error, lines or {}, where, kind))) from None
+        raise InputError(list(_sentences(error, lines or {}, where, kind, tree))) from None
 
 
 def listed(names: Any) -> str:
@@ -128,7 +130,11 @@ def _position(items: list, key: str, text: str) -> int:
 
 
 def _sentences(
-    error: ValidationError, lines: Mapping[tuple, str], where: str, kind: type[BaseModel]
+    error: ValidationError,
+    lines: Mapping[tuple, str],
+    where: str,
+    kind: type[BaseModel],
+    tree: Any,
 ) -> Iterator[str]:
     """Yields one sentence per mistake: file and line, setting, what was found, what is allowed."""
     for e in error.errors():
@@ -136,12 +142,16 @@ def _sentences(
         path, line = _locate(loc, lines, where)
         name = ".".join(path)
         if e["type"] == "extra_forbidden":
-            known = sorted(_fields_at(loc[:-1], kind))
-            close = get_close_matches(loc[-1], known, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"known here: {listed(known)}"
+            known = _fields_elsewhere(loc[:-1], tree) or _fields_at(loc[:-1], kind)
+            hint = _nearest(loc[-1], known) or f"known here: {listed(known)}"
             yield f"{line}: {name}: unknown setting; {hint}"
         elif e["type"] == "missing":
-            yield f"{line}: {'.'.join((*path, loc[-1]))}: is required and missing"
+            missing = path if path == loc else (*path, loc[-1])
+            yield f"{line}: {'.'.join(missing)}: is required and missing"
+        elif e["type"] == "union_tag_invalid":
+            tag, known = e.get("ctx", {}).get("tag"), _kinds_at(loc, kind)
+            hint = f"{_nearest(str(tag), known)} there are {listed(known)}".strip()
+            yield f"{line}: {name}: there is no kind '{tag}'; {hint}"
         elif e["type"] == "union_tag_not_found":
             yield f"{line}: {name}: has no `kind`; it needs one of {listed(_kinds_at(loc, kind))}"
         elif e["type"] == "value_error" or e["type"] == "assertion_error":
@@ -150,6 +160,12 @@ def _sentences(
         else:
             found = json.dumps(e["input"], default=str)
             yield f"{line}: {name}: {e['msg']}; found {found if len(found) < 80 else found[:77] + '...'}"
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
+    """Returns a question for the known name that is most like another, "" if none is."""
+    close = get_close_matches(name, sorted(known), n=1)
+    return f"did you mean '{close[0]}'?" if close else ""
 
 
 def _locate(loc: tuple, lines: Mapping[tuple, str], where: str) -> tuple[tuple, str]:
@@ -169,6 +185,19 @@ def _locate(loc: tuple, lines: Mapping[tuple, str], where: str) -> tuple[tuple, 
 def _fields_at(loc: tuple, kind: type[BaseModel]) -> set[str]:
     """Returns the names of the settings that are known at a location."""
     return {name for model in _models_at(loc, kind) for name in model.model_fields}
+
+
+def _fields_elsewhere(loc: tuple, tree: Any) -> set[str]:
+    """Returns the names of the settings of a class outside of this package, if one is at a location."""
+    for part in loc:
+        if (
+            isinstance(tree, Mapping) and part in tree
+        ):  # pydantic's location has tags of unions, too
+            tree = tree[part]
+        elif isinstance(tree, list | tuple) and part.isdecimal():
+            tree = tree[int(part)]
+    kind = tree.get("kind") if isinstance(tree, Mapping) else None
+    return {*class_elsewhere(str(kind), Settings).model_fields} if is_elsewhere(kind) else set()
 
 
 def _kinds_at(loc: tuple, kind: type[BaseModel]) -> set[str]:

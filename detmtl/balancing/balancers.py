@@ -11,8 +11,10 @@ from detmtl.balancing.fixed import FixedSettings
 from detmtl.balancing.from_torchjd import TorchJdSettings
 from detmtl.balancing.geometric import GeometricSettings
 from detmtl.balancing.gradnorm import GradNormSettings
+from detmtl.balancing.losses import BalancerSettings
 from detmtl.balancing.pcgrad import PcGradSettings
 from detmtl.balancing.uncertainty import UncertaintySettings
+from detmtl.structures.outside import OrElsewhere
 
 
 def _kind(value: Any) -> str | None:
@@ -32,8 +34,10 @@ AnyBalancer = Annotated[
     | Annotated[PcGradSettings, Tag("pcgrad")]
     | Annotated[TorchJdSettings, Tag("torchjd")],
     Discriminator(_kind),
+    OrElsewhere(BalancerSettings),
 ]
-"""Settings of a method; without `kind` they are those of fixed weights."""
+"""Settings of a method, told apart by `kind`: a name of ours, or `package.module:Config`; without one
+they are those of fixed weights."""
 
 BALANCERS = (
     FixedSettings,

@@ -26,7 +26,7 @@ from detmtl.config_parts import GoldTeacher
 from detmtl.data.source import Source
 from detmtl.data.subset import Subset
 from detmtl.engine.distributed import Process
-from detmtl.inputs import input_hashes, named_files
+from detmtl.inputs import input_hashes, named_files, own_code
 from detmtl.run_sources import load_sources, render, sources_read, to_be_labelled
 from detmtl.run_teachers import gold_sources, teacher_settings, written_by_gold
 from detmtl.structures.errors import InputError
@@ -86,7 +86,9 @@ class Preparation:
                 teacher = self._train(teacher_settings(settings))
             if settings.silver.store is None:
                 root, cache = Path(settings.data.root), self.out / "cache"
-                files = None if teacher else named_files(teachers_of(settings), root, cache)
+                told, files = teachers_of(settings), None
+                if teacher is None:
+                    files = named_files(told, root, cache) | own_code(told, cache)
                 store = self.out / "stores" / store_name(settings, teacher, files)
                 silver = settings.silver.model_copy(update={"store": store})
                 settings = settings.model_copy(update={"silver": silver})
@@ -186,9 +188,11 @@ class Preparation:
         return self._final[key], name
 
     def _fingerprint(self, settings: RunSettings) -> dict[str, str]:
-        """Returns hashes of all files that decide a run's result: other files, another run."""
-        found = input_hashes(settings, self.out / "cache", known=self._hashes)
-        return found | self._pictures(settings)
+        """Returns hashes of all files that decide a run's result, code from elsewhere among them: other
+        files, another run."""
+        cache = self.out / "cache"
+        found = input_hashes(settings, cache, known=self._hashes)
+        return found | own_code(settings.resolved(), cache) | self._pictures(settings)
 
     def _pictures(self, settings: RunSettings) -> dict[str, str]:
         """Returns a hash of the bytes of all pictures of each source that a run reads: label files only name

@@ -42,6 +42,7 @@ from detmtl.data.tags import BoxTags, TagClasses, TagFile
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
+from detmtl.structures.outside import code_files, is_elsewhere
 from detmtl.structures.settings import Settings
 
 _ARRAYS = ("files", "ids", "sizes", "annotations", "coverage")
@@ -147,6 +148,7 @@ class SourceSettings(Settings):
                 self.fingerprint(root, cache),
                 content_hashes([str(root / self.covers_file)], cache) if self.covers_file else None,
                 *([] if details is None else [details.model_dump()]),
+                *content_hashes(self._reader(), cache),
             ]
         )
         kept = kept_before(cache / "sources", key)
@@ -177,6 +179,12 @@ class SourceSettings(Settings):
             source = self._part(source, key, self.subset)
         source = self._with_others(source, root, maps, tags)
         return one_copy_each(source) if self.faults == "drop" else source
+
+    def _reader(self) -> list[str]:
+        """Returns the file with the reader, where that is outside of this package: READER_VERSION knows
+        nothing of it."""
+        kind = getattr(self, "kind", None)
+        return [*code_files([kind]).values()] if is_elsewhere(kind) else []
 
     def _with_others(
         self, source: Source, root: Path, maps: MapClasses | None, tags: TagClasses | None

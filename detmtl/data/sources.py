@@ -2,14 +2,18 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Discriminator
 
 from detmtl.data.coco import CocoSource
 from detmtl.data.folder import FolderSource
+from detmtl.data.source_settings import SourceSettings
 from detmtl.data.voc import VocSource
 from detmtl.data.yolo import YoloSource
+from detmtl.structures.outside import OrElsewhere
 
 AnySource = Annotated[
-    CocoSource | VocSource | YoloSource | FolderSource, Field(discriminator="kind")
+    CocoSource | VocSource | YoloSource | FolderSource,
+    Discriminator("kind"),
+    OrElsewhere(SourceSettings),
 ]
-"""The settings of a source, told apart by `kind`."""
+"""The settings of a source, told apart by `kind`: a name of ours, or `package.module:Config`."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from detmtl.models.backbone import is_of_timm
 from detmtl.structures.errors import InputError
+from detmtl.structures.outside import kinds_elsewhere
 
 
 def refuse_foreign(settings: Mapping[str, Any], path: Path) -> None:
@@ -32,24 +33,8 @@ def _foreign(settings: Mapping[str, Any]) -> Iterator[str]:
     name, args = backbone.get("name"), _mapping(backbone.get("args"))
     if isinstance(name, str) and not is_of_timm(name, args):
         yield f"model.backbone {name}" + (f" with {dict(args)}" if args else "")
-    for where, kind in _kinds(_mapping(settings.get("tasks")), "tasks"):
-        if ":" in kind and not kind.startswith("detmtl."):
-            yield f"{where} {kind}"
-
-
-def _kinds(tree: Any, where: str) -> Iterator[tuple[str, str]]:
-    """Returns every `kind` in a tree of settings, and where it stands.
-
-    A task of ours may have settings of others inside, and checking those imports them too.
-    """
-    if isinstance(tree, Mapping):
-        if isinstance(tree.get("kind"), str):
-            yield where, tree["kind"]
-        parts = tree.items()
-    else:
-        parts = enumerate(tree) if isinstance(tree, list | tuple) else ()
-    for key, part in parts:
-        yield from _kinds(part, f"{where}.{key}")
+    for where, kind in kinds_elsewhere(_mapping(settings.get("tasks")), "tasks"):
+        yield f"{where} {kind}"
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

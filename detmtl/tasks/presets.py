@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from detmtl.models.fpn import FPNSettings
+from detmtl.structures.outside import class_elsewhere, is_elsewhere
+from detmtl.structures.settings import Settings
 from detmtl.tasks.detection import DetectionConfig
-from detmtl.tasks.tasks import class_elsewhere
 
 PresetName = Literal["torchvision", "torchvision_v2", "detectron2", "mmdet", "keras"]
 
@@ -189,10 +190,10 @@ def _task(task: Any, preset: Tree) -> Any:
 
 def _detects(kind: Any) -> bool:
     """Returns whether a task of that kind is one of detection, or of a class derived from it."""
-    if not isinstance(kind, str) or ":" not in kind:
+    if not is_elsewhere(kind):
         return kind == "detection"
     try:
-        return issubclass(class_elsewhere(kind), DetectionConfig)
+        return issubclass(class_elsewhere(kind, Settings), DetectionConfig)
     except ValueError:  # told when it is checked
         return False
 

@@ -47,6 +47,9 @@ class Elsewhere(Settings):
     kind: str
     labels: str = "words"
 
+    def build(self, *_):
+        raise AssertionError
+
 
 @pytest.fixture
 def write(tmp_path):
@@ -379,4 +382,4 @@ def test_balancing_is_told_apart_by_kind(write):
     (problem,) = problems(path, "balancing={kind: famo, rat: 1}")
     assert "balancing" in problem and "did you mean 'rate'?" in problem
     (problem,) = problems(path, "balancing.kind=famoo")
-    assert "'famo'" in problem
+    assert "no kind 'famoo'; did you mean 'famo'? there are dwa, famo, fixed" in problem
