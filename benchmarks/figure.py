@@ -87,13 +87,17 @@ PARTIAL, AS = "bccd_partial", "as it comes"
 CLASS_ALONE = "silver's boxes teach the class alone"
 GROUPS: dict[str, list[Wanted]] = {
     "photographs, 8 gold pictures: electrum - gold alone, AP": _grid("coco128_grid", 8),
-    "photographs, 16 gold pictures: electrum - gold alone, AP": _grid("coco128_grid16", 16),
+    "photographs, 16 gold pictures: electrum - gold alone, AP": [
+        *_grid("coco128_grid16", 16),
+        Wanted("three classes, FastestDet, 1200 steps", "coco128_noisy", cell="three classes, gold 16"),
+    ],
     "photographs, 32 gold pictures: electrum - gold alone, AP": [
         *_grid("coco128_grid", 32, ("yolox",)),
         Wanted("person, FastestDet (10 seeds)", "coco128_close", cell="person, fastestdet"),
         Wanted("three classes, FastestDet (10 seeds)", "coco128_close", cell="three classes, fastestdet"),
         Wanted("three classes, YOLOX-Nano, 1200 steps", "coco128"),
         Wanted("three classes, FastestDet, 1200 steps", "coco128_fastestdet"),
+        Wanted("person, FastestDet, 1200 steps", "coco128_noisy", cell="person, gold 32"),
         Wanted("three classes, a simulated poor teacher", "coco128_simulated"),
     ],
     "no teacher but the model itself: with its labels - gold alone, AP": [
