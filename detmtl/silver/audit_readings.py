@@ -94,7 +94,7 @@ class Readings:
         sizes = np.repeat([self._sizes[i] for i in pictures], lengths, axis=0)
         ends = np.minimum(2 * boxes[:, :2], sizes) - 1  # a pixel, since tools round
         can = (boxes[:, 2:] >= ends).all(axis=1)
-        return np.count_nonzero(can) >= _CLIPPED_SHARE * len(boxes)
+        return bool(np.count_nonzero(can) >= _CLIPPED_SHARE * len(boxes))
 
 
 def orientation(path: str) -> int:
