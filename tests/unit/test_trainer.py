@@ -329,7 +329,7 @@ def test_nothing_of_a_step_s_graph_lies_beside_the_next_one_s(tmp_path, every):
 def test_no_truth_still_leaves_a_best(tmp_path):
     chosen = settings(best="boxes/AP")
     state = prepared(chosen, OPTIM)
-    with recorder(tmp_path, 12) as told:
+    with recorder(tmp_path, 12) as told, pytest.warns(UserWarning, match="never had a value"):
         train(state, batches(), chosen, OPTIM, lambda m: scored(math.nan), told, tmp_path)
     assert read_checkpoint(tmp_path / "best.pt")["step"] == 12
     assert read_metrics(tmp_path / "metrics.jsonl")[-1]["val/boxes/AP"] is None
