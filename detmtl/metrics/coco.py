@@ -204,6 +204,8 @@ def _accumulate(
     Ids of pictures and categories count from 0. The numbers of a category follow from the pictures that have
     boxes of it; so a few categories are evaluated at a time, on these pictures alone.
     """
+    if num_images * len(names) <= PAIRS:
+        return _evaluated(truth, detections, names, backend)
     edges = _edges(truth, detections, num_images, len(names))
     truth, detections = by_category(truth), by_category(detections)
     true, found = (
