@@ -166,7 +166,7 @@ def draw(axes: "Axes", results: Path = RESULTS) -> None:
             axes.plot(line.seeds, (y, y), color=color, linewidth=3.2, solid_capstyle="butt")
             if line.pictures is not None:  # below, where a shorter one would be hidden
                 axes.plot(line.pictures, (y - 0.28, y - 0.28), color=color, linewidth=1)
-            inside = "white" if line.verdict == "cannot tell" else color
+            inside = "white" if color == VERDICTS["cannot tell"] else color
             axes.plot(
                 [line.difference], [y], "o", color=color, markerfacecolor=inside, markersize=6
             )

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
@@ -16,7 +16,7 @@ from detmtl.structures.errors import InputError
 from detmtl.structures.outside import class_elsewhere, is_elsewhere
 from detmtl.structures.settings import Settings
 
-Kind = TypeVar("Kind", bound=BaseModel)
+Kind = TypeVar("Kind")
 
 
 def read_yaml(path: Path) -> tuple[dict, dict[tuple, str]]:
@@ -78,12 +78,15 @@ def override(tree: dict, lines: dict[tuple, str], text: str, place: str = "--set
 
 
 def checked(
-    kind: type[Kind], tree: Any, lines: Mapping[tuple, str] | None = None, where: str = "settings"
+    kind: type[Kind] | Any,
+    tree: Any,
+    lines: Mapping[tuple, str] | None = None,
+    where: str = "settings",
 ) -> Kind:
     """Returns the settings that plain values tell.
 
     Args:
-        kind: of the settings.
+        kind: of the settings: a class, or a union of some.
         tree, lines: see `read_yaml`.
         where: told of mistakes that no line is known of.
 
@@ -91,7 +94,7 @@ def checked(
         InputError: with every mistake.
     """
     try:
-        return kind.model_validate(tree)
+        return TypeAdapter(kind).validate_python(tree)
     except ValidationError as error:
         raise InputError(list(_sentences(error, lines or {}, where, kind, tree))) from None
 
@@ -133,7 +136,7 @@ def _sentences(
     error: ValidationError,
     lines: Mapping[tuple, str],
     where: str,
-    kind: type[BaseModel],
+    kind: Any,
     tree: Any,
 ) -> Iterator[str]:
     """Yields one sentence per mistake: file and line, setting, what was found, what is allowed."""
@@ -141,25 +144,26 @@ def _sentences(
         loc = tuple(str(part) for part in e["loc"])
         path, line = _locate(loc, lines, where)
         name = ".".join(path)
+        at = f"{line}: {name}" if name else line
         if e["type"] == "extra_forbidden":
             known = _fields_elsewhere(loc[:-1], tree) or _fields_at(loc[:-1], kind)
             hint = _nearest(loc[-1], known) or f"known here: {listed(known)}"
-            yield f"{line}: {name}: unknown setting; {hint}"
+            yield f"{at}: unknown setting; {hint}"
         elif e["type"] == "missing":
             missing = path if path == loc else (*path, loc[-1])
             yield f"{line}: {'.'.join(missing)}: is required and missing"
         elif e["type"] == "union_tag_invalid":
             tag, known = e.get("ctx", {}).get("tag"), _kinds_at(loc, kind)
             hint = f"{_nearest(str(tag), known)} there are {listed(known)}".strip()
-            yield f"{line}: {name}: there is no kind '{tag}'; {hint}"
+            yield f"{at}: there is no kind '{tag}'; {hint}"
         elif e["type"] == "union_tag_not_found":
-            yield f"{line}: {name}: has no `kind`; it needs one of {listed(_kinds_at(loc, kind))}"
+            yield f"{at}: has no `kind`; it needs one of {listed(_kinds_at(loc, kind))}"
         elif e["type"] == "value_error" or e["type"] == "assertion_error":
             for problem in str(e.get("ctx", {}).get("error", e["msg"])).splitlines():
-                yield f"{line}: {name + ': ' if name else ''}{problem}"
+                yield f"{at}: {problem}"
         else:
             found = json.dumps(e["input"], default=str)
-            yield f"{line}: {name}: {e['msg']}; found {found if len(found) < 80 else found[:77] + '...'}"
+            yield f"{at}: {e['msg']}; found {found if len(found) < 80 else found[:77] + '...'}"
 
 
 def _nearest(name: str, known: Collection[str]) -> str:
@@ -182,7 +186,7 @@ def _locate(loc: tuple, lines: Mapping[tuple, str], where: str) -> tuple[tuple, 
     return at, lines.get(at, where)
 
 
-def _fields_at(loc: tuple, kind: type[BaseModel]) -> set[str]:
+def _fields_at(loc: tuple, kind: Any) -> set[str]:
     """Returns the names of the settings that are known at a location."""
     return {name for model in _models_at(loc, kind) for name in model.model_fields}
 
@@ -200,13 +204,13 @@ def _fields_elsewhere(loc: tuple, tree: Any) -> set[str]:
     return {*class_elsewhere(str(kind), Settings).model_fields} if is_elsewhere(kind) else set()
 
 
-def _kinds_at(loc: tuple, kind: type[BaseModel]) -> set[str]:
+def _kinds_at(loc: tuple, kind: Any) -> set[str]:
     """Returns the kinds of settings that there may be at a location."""
     fields = [model.model_fields.get("kind") for model in _models_at(loc, kind)]
     return {name for field in fields if field for name in get_args(field.annotation)}
 
 
-def _models_at(loc: tuple, kind: type[BaseModel]) -> list[type[BaseModel]]:
+def _models_at(loc: tuple, kind: Any) -> list[type[BaseModel]]:
     found: list[Any] = [kind]
     for part in loc:
         found = [inner for annotation in found for inner in _descend(annotation, part)]

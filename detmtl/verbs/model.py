@@ -35,12 +35,12 @@ from detmtl.tasks.task import Task
 from detmtl.verbs.options import (
     assignments,
     cache_beside,
-    checked_values,
     gold_source,
     refuse_given,
     writable,
     writable_file,
 )
+from detmtl.yaml_settings import checked
 
 _OF_A_MODEL = (
     "checkpoint",
@@ -162,9 +162,8 @@ def _views(args: argparse.Namespace) -> ViewSettings:
     if args.tile is None:
         refuse_given(args, ["overlap"], "is that of --tile, which is not given; give it, too")
     values = {"flip": args.flip, "tile": args.tile, "tile_overlap": args.overlap}
-    return checked_values(
-        ViewSettings, values | {"scales": tuple(args.scales)}, "views of a picture"
-    )
+    scales = {"scales": tuple(args.scales)}
+    return checked(ViewSettings, values | scales, where="views of a picture")
 
 
 def predict_verb(args: argparse.Namespace) -> None:

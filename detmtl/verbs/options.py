@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -24,6 +23,7 @@ from detmtl.data.tags import TagClasses, TagFile
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.whole import whole
+from detmtl.yaml_settings import checked
 
 
 def refuse_given(args: argparse.Namespace, names: Iterable[str], why: str) -> None:
@@ -110,11 +110,11 @@ def gold_source(args: argparse.Namespace, data: Mapping[str, Any], cache: Path) 
         source: AnySource = FolderSource(**kinds)
     else:
         source = CocoSource(annotations=str(args.annotations.absolute()), **kinds)
-    maps, tags, details = (
-        checked_values(kind, data[key], f"data.{key}") if data.get(key) else None
+    others: list[Any] = [
+        checked(kind, data[key], where=f"data.{key}") if data.get(key) else None
         for key, kind in (("maps", MapClasses), ("tags", TagClasses), ("details", DetailClasses))
-    )
-    return source.load("gold", Path("/"), space, cache, maps, tags, details)
+    ]
+    return source.load("gold", Path("/"), space, cache, *others)
 
 
 def coco_source(args: argparse.Namespace, space: LabelSpace, cache: Path) -> Source:
@@ -173,16 +173,6 @@ def writable_file(path: Path, where: str) -> None:
     if path.is_dir():
         raise InputError(f"{where}: is a folder; give the name of a file")
     writable(path.parent, where)
-
-
-def checked_values(kind: Any, tree: Any, where: str) -> Any:
-    """Returns plain values as settings of a kind; mistakes are InputErrors that begin with `where`."""
-    try:
-        return TypeAdapter(kind).validate_python(tree)
-    except ValidationError as error:
-        raise InputError(
-            [f"{where}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        ) from None
 
 
 def assignments(texts: Sequence[str]) -> dict[str, Any]:

@@ -45,7 +45,6 @@ from detmtl.teachers.teachers import AnyTeacher
 from detmtl.verbs.options import (
     assignments,
     cache_of,
-    checked_values,
     coco_source,
     copy_file,
     gold_maps,
@@ -56,6 +55,7 @@ from detmtl.verbs.options import (
     writable_file,
     yaml_value,
 )
+from detmtl.yaml_settings import checked
 
 
 def annotate_verb(args: argparse.Namespace) -> None:
@@ -105,10 +105,10 @@ def audit_verb(args: argparse.Namespace) -> None:
     space = label_space(args, args.annotations)
     gold = coco_source(args, space, cache_of(args.store))
     _refuse_seen(args, gold, space)
-    policy = checked_values(SelectionSettings, assignments(args.set), "--set")
+    policy = checked(SelectionSettings, assignments(args.set), where="--set")
     _stop_at_gates(args.store, judge_each(stores, gold, space, policy, Console()))
-    labels, checked = fused_labels(stores, gold, space, policy)
-    files, problems = show_audit(labels, checked, gold, space, policy, Console(), args.html)
+    labels, judged = fused_labels(stores, gold, space, policy)
+    files, problems = show_audit(labels, judged, gold, space, policy, Console(), args.html)
     for path in files:
         Console(soft_wrap=True).print(str(path), markup=False)
     _stop_at_gates(args.store, problems)
@@ -164,20 +164,20 @@ def _others(
             names = list(Legend.read(args.categories).categories.values())
         classes = yaml_value(args.classes, "--classes") if args.classes else names
         unmapped = "unknown" if args.drop_unmapped or not args.classes else "error"
-        maps = checked_values(MapClasses, {"classes": classes, "unmapped": unmapped}, "--classes")
+        maps = checked(MapClasses, {"classes": classes, "unmapped": unmapped}, where="--classes")
     else:
         tag_gold = gold_tags(args)
         classes = yaml_value(args.classes, "--classes") if args.classes else _names(stores)
         unmapped = "drop" if args.drop_unmapped or not args.classes else "error"
-        tags = checked_values(TagClasses, {"classes": classes, "unmapped": unmapped}, "--classes")
+        tags = checked(TagClasses, {"classes": classes, "unmapped": unmapped}, where="--classes")
     source = FolderSource(
         images=str(args.images.absolute()), maps=map_gold, tags=tag_gold, faults=args.faults
     )
     loaded = source.load(
         args.images.name, Path("/"), LabelSpace.of(["object"]), cache_of(args.store), maps, tags
     )
-    map_policy = checked_values(MapSelection, values if task == "maps" else {}, "--set")
-    tag_policy = checked_values(TagSelection, values if task == "tags" else {}, "--set")
+    map_policy = checked(MapSelection, values if task == "maps" else {}, where="--set")
+    tag_policy = checked(TagSelection, values if task == "tags" else {}, where="--set")
     return [chosen_of(store, maps, tags, map_policy, tag_policy) for store in stores], loaded
 
 
@@ -210,19 +210,19 @@ def select_verb(args: argparse.Namespace) -> None:
         Console(soft_wrap=True).print(f"labels: {args.out}", markup=False)
         return
     space = label_space(args, None, _names(stores))
-    policy = checked_values(SelectionSettings, assignments(args.set), "--set")
+    policy = checked(SelectionSettings, assignments(args.set), where="--set")
     if args.format == "coco":
         writable_file(args.out, f"--out {args.out}")
     else:
         writable(args.out, f"--out {args.out}")
-    labels, checked = stores, None
+    labels, judged = stores, None
     if args.annotations is None:
         why = "is of --annotations, which is not given; give it, too, or leave it out"
         refuse_given(args, ["images"] if args.pool else ["images", "faults"], why)
     else:
         gold = coco_source(args, space, cache_of(args.store))
-        labels, checked = fused_labels(stores, gold, space, policy)
-    chosen = select(labels, _pool(args, space), space, policy, checked, args.pool)
+        labels, judged = fused_labels(stores, gold, space, policy)
+    chosen = select(labels, _pool(args, space), space, policy, judged, args.pool)
     _write_labels(args.out, args.format, chosen, space)
     counts = json.loads((chosen.parent / "stats.json").read_text())
     Console().print_json(data=counts)
@@ -317,4 +317,4 @@ def teacher_settings(spec: str, trust: bool = False) -> Any:
             )
     if trust and tree.get("kind") == "checkpoint":
         tree = tree | {"trust": True}
-    return checked_values(AnyTeacher, tree, "--teacher")
+    return checked(AnyTeacher, tree, where="--teacher")
