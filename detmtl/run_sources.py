@@ -277,6 +277,16 @@ def idle_weights(settings: RunSettings, sources: Sequence[Source], labelled: boo
     return mixture.idle_weights(sources, mix, learned, to_come)
 
 
+def labelled_already(settings: RunSettings, sources: Mapping[str, Source]) -> list[Source]:
+    """Returns what a run trains on, in its pools with the boxes of people alone: a model's give way to those
+    that are written yet."""
+    pools = _to_come(settings, labelled=False)
+    return [
+        sources[n].boxes_by_people() if "boxes" in pools.get(n, ()) else sources[n]
+        for n in settings.mix_sources()
+    ]
+
+
 def _to_come(settings: RunSettings, labelled: bool) -> dict[str, list[Written]]:
     """Returns pool -> what a teacher has yet to write of it; where pools are not `labelled`, all that one can
     write whose task is not known yet."""

@@ -24,6 +24,7 @@ from detmtl.report.progress import bar
 from detmtl.run_folder import OpenRun
 from detmtl.run_online import online_stream
 from detmtl.run_sources import idle_weights
+from detmtl.silver.contradictions import contradictions
 from detmtl.silver.held_out import unlabelled
 from detmtl.structures.labels import Ignore
 from detmtl.structures.sample import Batch
@@ -69,6 +70,8 @@ def fit_model(
         model.to(run.process.device).eval()
         return
     mixture = mixture_of(settings, sources)
+    if run.process.rank == 0:  # who prints them
+        mixture.notes += contradictions(sources)
     run.console.print(mixture.plan_table())
     state = _started_state(run, model, sources, val)
     stream, more_scalars = training_batches(run, mixture, state, gold)

@@ -91,7 +91,7 @@ def overlay(upper: Source, lower: Source, settings: OverlaySettings) -> Overlay:
     at = np.array([place.get(path, -1) for path in upper.files.paths()], dtype=np.int64)
     above = np.broadcast_to(upper.coverage, (len(upper), len(upper.classes)))
     below = np.broadcast_to(lower.coverage, (len(lower), len(lower.classes)))
-    rows, image = _rows_of(b, at)
+    rows, image = rows_on(b, at)
     open_to = above[image, b.classes[rows]] < 1
     covered = int((~open_to).sum())
     rows, image = rows[open_to], image[open_to]
@@ -129,7 +129,7 @@ def _flat(labels: BoxLabels) -> Annotations:
     return Annotations.of(1, np.zeros(len(labels), dtype=np.int64), **columns)
 
 
-def _rows_of(b: Annotations, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def rows_on(b: Annotations, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the rows (N,) of the pictures at `at` (I,), -1: none, and for each its place in `at`."""
     lengths = np.where(at >= 0, np.diff(b.offsets)[at], 0)
     image = np.repeat(np.arange(len(at)), lengths)
@@ -198,11 +198,23 @@ def pairs_of(
 
 def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Returns the IoU (P,) of each box of a (P, 4) xyxy with the one of b in the same row."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
-    both = sides.clip(min=0).prod(axis=1)
-    areas = (a[:, 2:] - a[:, :2]).prod(axis=1) + (b[:, 2:] - b[:, :2]).prod(axis=1)
-    return both / (areas - both)
+    both = shared(a, b)
+    return both / (area(a) + area(b) - both)
+
+
+def shared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Returns the area (P,) that each box of a (P, 4) xyxy shares with the one of b in the same row."""
+    width, height = (
+        np.minimum(a[:, k + 2], b[:, k + 2], dtype=np.float64) - np.maximum(a[:, k], b[:, k])
+        for k in (0, 1)
+    )
+    return width.clip(min=0) * height.clip(min=0)
+
+
+def area(boxes: np.ndarray) -> np.ndarray:
+    """Returns the area (P,) of boxes (P, 4) xyxy."""
+    x1, y1, x2, y2 = boxes.T.astype(np.float64)
+    return (x2 - x1) * (y2 - y1)
 
 
 def _merged(

@@ -19,10 +19,12 @@ from detmtl.report.progress import bar
 from detmtl.run_sources import (
     faults_between,
     idle_weights,
+    labelled_already,
     pools_apart,
     render,
     sources_read,
 )
+from detmtl.silver.contradictions import contradictions
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.tasks.anchor_coverage import coverage_table
@@ -94,6 +96,8 @@ def _all_told(settings: RunSettings, drop: bool, cache: Path, console: Console) 
     for note in idle_weights(settings, drawn, labelled=False):
         console.print(note, markup=False, soft_wrap=True)
     try:
+        for note in contradictions(labelled_already(settings, loaded)):
+            console.print(note, markup=False, soft_wrap=True)
         read = {name: loaded[name] for name in needed}
         return problems + faults_between(settings, read | pools_apart(read))
     except InputError as error:
