@@ -93,7 +93,7 @@ def test_many_boxes_are_compared_in_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(overlay, "_PAIRS", 40)
     monkeypatch.setattr(overlay, "shared", lambda a, b: sizes.append(len(a)) or shared(a, b))
     assert contradictions(sources) == told
-    assert max(sizes) <= 40 and len(sizes) > 30
+    assert max(sizes) <= 40 and len(sizes) > 20
 
 
 def contradicting(root, **changed):
