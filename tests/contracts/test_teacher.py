@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, get_args
@@ -30,6 +31,7 @@ from detmtl.tasks.multitask import ModelSettings, build_model
 from detmtl.tasks.semantic import SemanticConfig
 from detmtl.tasks.tags import TagsConfig
 from detmtl.teachers.from_checkpoint import PredictorTeacher
+from detmtl.teachers.from_results import ResultsTeacher
 from detmtl.teachers.teacher import Teacher, TeacherCard
 from detmtl.teachers.teachers import AnyTeacher
 from detmtl.teachers.tta import TtaSettings, TtaTeacher
@@ -149,7 +151,13 @@ def checkpoint(root: Path) -> Teacher:
                 for one, limit in zip(found, limits, strict=True)
             ]
 
-    card = TeacherCard(name="c", weights_sha256="0" * 64, classes=CLASSES, preprocessing="none")
+    card = TeacherCard(
+        name="c",
+        weights_sha256="0" * 64,
+        classes=CLASSES,
+        preprocessing="none",
+        versions={"torch": torch.__version__},
+    )
     return PredictorTeacher(Stub(), "boxes", card)
 
 
@@ -351,6 +359,11 @@ def test_the_card_is_complete(teacher):
     assert card.classes == CLASSES and card.name and len(card.weights_sha256) == 64
     assert card.preprocessing and re.fullmatch(r"[A-Za-z0-9._-]+", card.name)
     assert TeacherCard.model_validate_json(card.model_dump_json()) == card
+    if isinstance(teacher, ResultsTeacher):  # of another system, whose versions no file tells
+        return
+    assert card.versions
+    for package, version in card.versions.items():
+        assert import_module(package).__version__ == version
 
 
 def test_labels_are_silver_inside_the_picture_and_by_falling_score(teacher):

@@ -15,7 +15,7 @@ from detmtl.data.coco import CocoSource, read_labels
 from detmtl.data.coco_writer import CocoImage, write_coco
 from detmtl.data.voc import write_voc
 from detmtl.data.yolo import write_yolo
-from detmtl.silver.corrections import take_back
+from detmtl.silver.corrections import take_back, write_verified
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.labels import BoxLabels, Grade, Ignore
 
@@ -116,6 +116,41 @@ def test_corrections_in_datumaro_come_back(tmp_path):
         "deleted": [0, 1, 1],
         "added": [1, 0, 0],
     }
+
+
+def test_corrections_in_supervision_come_back_as_gold(tmp_path):
+    path, back, verified = (tmp_path / name for name in ("sent.json", "back.json", "gold.json"))
+    sent(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data = tool("supervision").DetectionDataset.from_coco(str(tmp_path / "images"), str(path))
+        found = {name.rsplit("/", 1)[-1]: boxes for name, boxes in data.annotations.items()}
+        corner = found["0.png"].xyxy[:, 0]
+        found["0.png"].class_id[corner == 1.125] = NAMES.index("dog")
+        found["0.png"].xyxy[corner == 5] += [2, 0, 0, 0]
+        data.annotations[str(tmp_path / "images" / "3.png")] = found["3.png"][:0]
+        data.as_coco(annotations_path=str(back))
+    corrections = take_back(path, back)
+    counts = {name: of.tolist() for name, of in corrections.counts.items()}
+    assert counts["sent"] == [3, 4, 1] and counts["renamed"] == [0, 0, 1]
+    assert counts["moved"] == [1, 0, 0] and counts["deleted"] == [0, 1, 0]
+    assert counts["doubted"] == [2, 0, 0] and not any(counts["rescued"])
+    assert not any(counts["added"])
+
+    write_verified(corrections, path, verified)
+    source = CocoSource(images="images", annotations="gold.json").load(
+        "s", tmp_path, LabelSpace.of(NAMES), tmp_path / "cache"
+    )
+    assert source.grade == Grade.GOLD and (source.coverage == 1).all()
+    for i in range(5):
+        labels = source.labels(i)["boxes"]
+        assert (labels.grade == Grade.GOLD).all() and (labels.scores[labels.ignore == 0] == 1).all()
+    first, last = source.labels(0)["boxes"], source.labels(3)["boxes"]
+    assert len(last) == 0
+    boxes = {
+        tuple(box): NAMES[c] for box, c in zip(first.boxes.tolist(), first.classes, strict=True)
+    }
+    assert boxes[1.125, 2, 11.5, 22] == "dog" and boxes[7, 5, 16, 16] == "cat"
 
 
 def test_supervision_reads_coco_yolo_and_voc(tmp_path):
