@@ -25,9 +25,10 @@ from torch import Tensor, nn
 
 from detmtl.engine.memory import keep_freed_memory
 from detmtl.engine.precision import autocast
+from detmtl.inference.exported import ExportDtype, exported
 from detmtl.inference.parity import BFLOAT16, FLOAT32, compare_detections
 from detmtl.inference.predictor import LoadedModel, Predictor, ScriptPredictor
-from detmtl.inference.script_file import ExportDtype, exported, write_script
+from detmtl.inference.script_file import write_script
 from detmtl.structures.labels import BoxLabels
 
 CLASSES = 91

@@ -22,7 +22,7 @@ from detmtl.engine.memory import keep_freed_memory
 from detmtl.engine.scores import check_best
 from detmtl.engine.state import load_weights, read_checkpoint, weights_of
 from detmtl.inference.export import export_torchscript
-from detmtl.inference.script_file import exported
+from detmtl.inference.exported import exported
 from detmtl.inputs import input_hashes
 from detmtl.losses.normalizer import Density
 from detmtl.pools import label_pools

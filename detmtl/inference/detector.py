@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from detmtl.data.fit import fit, scale_boxes
 from detmtl.structures.boxes import clip
+from detmtl.structures.labels import BoxLabels, Labels
 
 CONFIDENCE = ".confidence"
 """Ends the name under which a file tells how sure it is of a map. No task has such a name: torch allows a
@@ -72,6 +73,14 @@ def to_original(boxes: Tensor, fitted: tuple[int, int], original: tuple[int, int
     """
     scaled = scale_boxes(boxes, fitted, original)
     return clip(scaled, float(original[0]), float(original[1]))
+
+
+def in_original(labels: Labels, fitted: tuple[int, int], original: tuple[int, int]) -> Labels:
+    """Returns labels of a fitted picture in pixels of the original one; see `to_original`."""
+    scaled = labels.resized(fitted, original)
+    if isinstance(labels, BoxLabels) and isinstance(scaled, BoxLabels):
+        return scaled.with_boxes(to_original(labels.boxes, fitted, original))
+    return scaled
 
 
 def check_images(images: list[Tensor]) -> None:

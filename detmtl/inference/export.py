@@ -8,23 +8,31 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from detmtl.data.fit import fit
-from detmtl.inference.detector import (
-    pad_images,
-)
+from detmtl.inference.detector import pad_images
 from detmtl.inference.errors import ExportError
+from detmtl.inference.exported import (
+    DTYPES,
+    ExportDtype,
+    Exported,
+    RawOutputs,
+    exported,
+    places_of,
+)
 from detmtl.inference.frozen import in_dtype
-from detmtl.inference.graph_files import SUFFIXES, check_graph, unfinished_name, write_graph
+from detmtl.inference.graph_files import check_graph, graph_of, unfinished_name, write_graph
+from detmtl.inference.graph_predictor import SUFFIXES
 from detmtl.inference.parity import (
     BFLOAT16,
     FLOAT32,
     Difference,
     Tolerance,
+    boxes_of,
     compare_details,
     compare_detections,
     compare_maps_and_tags,
@@ -38,19 +46,9 @@ from detmtl.inference.predictor import (
     ScriptPredictor,
     load_checkpoint,
 )
-from detmtl.inference.script_file import (
-    DTYPES,
-    ExportDtype,
-    Exported,
-    Method,
-    RawOutputs,
-    exported,
-    places_of,
-    write_script,
-)
+from detmtl.inference.script_file import Method, write_script
 from detmtl.inference.torchvision_file import TorchvisionReport, export_torchvision
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import BoxLabels
 from detmtl.structures.sample import DIVISOR
 from detmtl.tasks.detection import DetectionTask
 from detmtl.tasks.multitask import MultiTask
@@ -120,35 +118,40 @@ def export_graph(
     pictures: Sequence[Tensor] = (),
 ) -> ExportReport:
     """Writes an ONNX or pt2 file, after checking it; what it takes and gives: see
-    `detmtl.inference.graph.GraphDetector`.
+    `detmtl.inference.graph.GraphModel`.
 
     Raises:
         InputError: the model's tasks can't be exported so, the name ends in another way than the format
             wants, a package is missing, or bfloat16 is asked of ONNX.
-        ExportError: the file doesn't agree with the model; says at which pictures.
+        ExportError: the file doesn't agree with the model; says at which pictures. Or a part cannot be
+            captured as a graph.
     """
-    path, task = Path(path), next(iter(loaded.model.tasks.values()))
-    problems = []
+    path, problems = Path(path), []
     if path.suffix != SUFFIXES[format]:
         problems.append(f"{path}: a file of format {format} has to end in {SUFFIXES[format]}")
-    if len(loaded.model.tasks) > 1 or not isinstance(task, DetectionTask):
-        problems.append(
-            f"{path}: {format} files hold one detection task alone; the model's tasks are "
-            f"{', '.join(loaded.model.tasks)}; --format torchscript holds more"
-        )
     if format == "onnx" and dtype != "float32":
         problems.append(
             f"{path}: ONNX runtimes for CPUs have no convolutions in {dtype}; use --dtype float32, or "
             "--format torchscript or pt2"
         )
-    if problems or not isinstance(task, DetectionTask):
+    if problems:
         raise InputError(problems)
+    tasks = exported(loaded.model, path, format)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = unfinished_name(path, format)
     try:
-        network = RawOutputs(in_dtype(loaded.model, DTYPES[dtype]), [task.name])
-        write_graph(network, task, loaded, unfinished, format)
-        difference = check_graph(loaded, task, network, unfinished, format, pictures)
+        network = RawOutputs(in_dtype(loaded.model, DTYPES[dtype]), tasks.names)
+        graph = graph_of(network, tasks, loaded)
+        try:
+            write_graph(graph, tasks, loaded, unfinished, format)
+        except (InputError, OSError):
+            raise
+        except Exception as error:  # torch's exporters raise many kinds
+            raise ExportError(
+                f"{path}: not written, since the network or the decoder of a task cannot be captured as a "
+                f"graph: {type(error).__name__}: {_gist(error)}; --format torchscript may hold it"
+            ) from error
+        difference = check_graph(loaded, tasks, graph, unfinished, format, pictures)
         if difference.problems:
             raise ExportError(
                 "\n".join(
@@ -280,18 +283,14 @@ def _compare_boxes(
     with keeping_every_score(decoders) if every_score else nullcontext():
         problems = compare_details(model.predict, file.predict, batches, tolerance)
         difference = compare_detections(
-            lambda images: _boxes(model.predict(images), task.name),
-            lambda images: _boxes(file.predict(images), task.name),
+            boxes_of(model.predict, task.name),
+            boxes_of(file.predict, task.name),
             batches,
             tolerance,
         )
     if every_score and not difference.detections:
         problems.append(f"{task.name}: nothing was found to compare, at any score")
     return replace(difference, problems=(*problems, *difference.problems))
-
-
-def _boxes(found: Sequence[Any], task: str) -> list[BoxLabels]:
-    return [labels[task] for labels in found]
 
 
 def _gist(error: Exception) -> str:

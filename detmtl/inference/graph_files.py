@@ -1,7 +1,7 @@
 """ONNX and pt2 files of a checkpoint, written only if they find what the model finds.
 
-What a file takes and gives: `detmtl.inference.graph.GraphDetector`. Class names and settings travel
-inside under the key of `EXTRA_FILE`.
+What a file takes and gives: `detmtl.inference.graph.GraphModel`. Class names and settings travel inside under
+the key of `EXTRA_FILE`.
 """
 
 import copy
@@ -18,49 +18,45 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import detmtl
-from detmtl.inference.graph import (
-    INPUTS,
-    OUTPUTS,
-    Graph,
-    GraphDetector,
-    canvas_size,
-    detections_of,
-    on_canvas,
-    with_area,
-)
+from detmtl.inference.canvas import canvas_size, on_canvas
+from detmtl.inference.exported import Exported, RawOutputs, places_of
+from detmtl.inference.graph import GraphModel, with_area
+from detmtl.inference.graph_predictor import INPUTS, SUFFIXES, GraphPredictor, load_graph
 from detmtl.inference.parity import (
     BFLOAT16,
     FLOAT32,
-    Detect,
     Difference,
+    Predict,
+    boxes_of,
+    compare_details,
     compare_detections,
+    compare_maps_and_tags,
     compare_outputs,
     keeping_every_score,
     trial_pictures,
 )
 from detmtl.inference.predictor import LoadedModel
-from detmtl.inference.script_file import RawOutputs
 from detmtl.inference.torchscript import EXTRA_FILE
-from detmtl.structures.errors import InputError, missing_package
-from detmtl.structures.labels import BoxLabels, Grade
+from detmtl.structures.errors import missing_package
+from detmtl.structures.labels import BoxLabels, Grade, Labels
 from detmtl.tasks.detection import DetectionTask
-
-SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2"}
-"""Format -> the end that torch wants of the file's name."""
 
 SHOWN = ("score_threshold", "candidates", "nms", "detections", "class_agnostic", "quality_power")
 """Settings of `test` that are written beside the graph."""
 
 
-def write_graph(
-    network: nn.Module, task: DetectionTask, loaded: LoadedModel, path: Path, format: str
-) -> None:
-    """Writes the graph of a network, unchecked.
+def graph_of(network: nn.Module, tasks: Exported, loaded: LoadedModel) -> GraphModel:
+    """Returns the graph of a network, which has the model's weights in any dtype; see `GraphModel`."""
+    sides = canvas_size(loaded.short, loaded.long)
+    return GraphModel(network, tasks, places_of(loaded.model, tasks), *sides).eval()
+
+
+def write_graph(graph: GraphModel, tasks: Exported, loaded: LoadedModel, path: Path, format: str):
+    """Writes a graph, unchecked.
 
     Args:
-        network: (1, 3, H, W) uint8 -> raw outputs of the detection task, of any dtype.
-        task: the detection task.
+        graph: see `graph_of`.
+        tasks: the model's.
         loaded: class names, sizes and settings.
         path: of the file.
         format: "onnx" or "pt2".
@@ -69,20 +65,17 @@ def write_graph(
         InputError: ONNX is asked for and its packages are not installed.
     """
     height, width = canvas_size(loaded.short, loaded.long)
-    graph = GraphDetector(network, task.decoder, height, width).eval()
-    image, size = on_canvas(
+    example: tuple[Tensor, ...] = on_canvas(
         torch.zeros(3, height, width, dtype=torch.uint8), loaded.short, loaded.long
     )
-    example = (image, size, torch.tensor([task.decoder.score_threshold]))
-    about = {
-        "format": 1,
-        "detmtl": detmtl.__version__,
-        "task": task.name,
-        "classes": list(loaded.class_names),
+    about = tasks.about(loaded) | {
         "input": {"short": loaded.short, "long": loaded.long, "height": height, "width": width},
-        "test": {name: getattr(task.decoder, name) for name in SHOWN},
-        "settings": dict(loaded.settings),
+        "outputs": graph.names,
     }
+    if tasks.detection is not None:
+        decoder = tasks.detection.decoder
+        example = (*example, torch.tensor([decoder.score_threshold]))
+        about["test"] = {name: getattr(decoder, name) for name in SHOWN}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporters, about their own future
         program = torch.export.export(graph, example, strict=False)
@@ -100,8 +93,8 @@ def _write_onnx(program: Any, path: Path, about: Mapping[str, Any]) -> None:
 
     written = torch.onnx.export(
         program,
-        input_names=list(INPUTS),
-        output_names=list(OUTPUTS),
+        input_names=list(INPUTS[: 3 if about["task"] is not None else 2]),
+        output_names=about["outputs"],
         opset_version=18,
         verbose=False,
     )
@@ -111,44 +104,10 @@ def _write_onnx(program: Any, path: Path, about: Mapping[str, Any]) -> None:
     onnx.save(model, str(path))
 
 
-def load_graph(path: Path, format: str) -> tuple[Graph, dict[str, Any]]:
-    """Returns what a file computes, on the CPU, and what was written beside it.
-
-    Raises:
-        InputError: ONNX files need a package that is not installed, or the file is not one of ours.
-    """
-    if format == "pt2":
-        extra = {EXTRA_FILE: ""}
-        with warnings.catch_warnings():  # torch 2.11 warns of its own buffers
-            warnings.filterwarnings("ignore", message="The given buffer is not writable")
-            module = torch.export.load(path, extra_files=extra).module()
-        return module, _about(extra[EXTRA_FILE], path)
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise missing_package("onnxruntime", "onnx", "running ONNX files")
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    about = session.get_modelmeta().custom_metadata_map.get(EXTRA_FILE, "")
-
-    def run(*given: Tensor) -> Sequence[Any]:
-        feed = {name: x.numpy() for name, x in zip(INPUTS, given, strict=True)}
-        return session.run(list(OUTPUTS), feed)
-
-    return run, _about(about, path)
-
-
-def _about(text: str, path: Path) -> dict[str, Any]:
-    if not text:
-        raise InputError(f"{path}: holds no {EXTRA_FILE}; give a file written by `detmtl export`")
-    return json.loads(text)
-
-
 def check_graph(
     loaded: LoadedModel,
-    task: DetectionTask,
-    network: RawOutputs,
+    tasks: Exported,
+    graph: GraphModel,
     path: Path,
     format: str,
     pictures: Sequence[Tensor] = (),
@@ -157,67 +116,94 @@ def check_graph(
 
     In bfloat16 scores have so few values that many are equal, and which of these comes first is nobody's to
     say. There the network's raw outputs are compared with the model's, the file with the graph that it was
-    written from, and this graph's decoding, of a network in float32, with the model's.
+    written from, and what this graph makes of a network in float32 with the model.
 
     Args:
-        network: which the file holds, of the detection task alone; the model's own, or in bfloat16.
+        loaded: the model.
+        tasks: the model's.
+        graph: that was written.
+        path: of the file.
+        format: of the file.
         pictures: (3, H, W) uint8 each, for which the model was made; compared beside the built-in ones.
     """
-    decoder, num_classes = task.decoder, len(task.class_names)
     batches = [
         [image]
         for images in (*trial_pictures(loaded.short, loaded.long), pictures)
         for image in images
     ]
-
-    def of(graph: Graph) -> Detect:
-        def detect(images: list[Tensor]) -> list[BoxLabels]:
-            canvas, size = on_canvas(images[0], loaded.short, loaded.long)
-            with torch.no_grad():
-                outputs = graph(canvas, size, torch.tensor([decoder.score_threshold]))
-            return [detections_of(outputs, num_classes)]
-
-        return detect
-
-    model = _model_on_canvas(loaded, task)
-    file, problems, outputs = of(load_graph(path, format)[0]), [], None
-    pairs = [(model, file)]
-    if network.model is not loaded.model:
-        plain = RawOutputs(loaded.model, network.tasks)
-        sides = canvas_size(loaded.short, loaded.long)
-        graphs = [of(GraphDetector(x, decoder, *sides).eval()) for x in (network, plain)]
-        pairs = [(graphs[0], file), (model, graphs[1])]
+    computes, about = load_graph(path, format)
+    file, problems, outputs = GraphPredictor(computes, about), [], None
+    predictors = [file]
+    model = _model_on_canvas(loaded, tasks)
+    pairs = [(model, _on_canvas(file, loaded))]
+    if graph.network.model is not loaded.model:
+        plain = RawOutputs(loaded.model, tasks.names)
         canvases = [on_canvas(images[0], loaded.short, loaded.long)[0] for images in batches]
         with torch.inference_mode():
-            outputs, problems = compare_outputs(plain, network, canvases, BFLOAT16)
-    differences = [compare_detections(a, b, batches, FLOAT32) for a, b in pairs]
-    with keeping_every_score([decoder]):
-        at_zero = [compare_detections(a, b, batches, FLOAT32) for a, b in pairs]
-    for difference in (*differences, *at_zero):
+            outputs, problems = compare_outputs(plain, graph.network, canvases, BFLOAT16)
+        predictors += [GraphPredictor(x, about) for x in (graph, graph_of(plain, tasks, loaded))]
+        written, in_float32 = (_on_canvas(x, loaded) for x in predictors[1:])
+        pairs = [(written, _on_canvas(file, loaded)), (model, in_float32)]
+    found = [_difference(*pair, tasks, batches) for pair in pairs]
+    if tasks.detection is not None:
+        decoders = [d for x in predictors for d in x.decoders().values()]
+        with keeping_every_score([tasks.detection.decoder, *decoders]):
+            at_zero = [_difference(*pair, tasks, batches) for pair in pairs]
+        found = at_zero + found
+        if not at_zero[0].detections:
+            problems.append(f"{tasks.detection.name}: nothing was found to compare, at any score")
+    for difference in found:
         problems += difference.problems
-    if not at_zero[0].detections:
-        problems.append(f"{task.name}: nothing was found to compare, at any score")
-    return replace(at_zero[0], outputs=outputs, problems=tuple(problems))
+    return replace(found[0], outputs=outputs, problems=tuple(problems))
 
 
-def _model_on_canvas(loaded: LoadedModel, task: DetectionTask) -> Detect:
-    """Returns what finds in one picture on its canvas what the model's decoder finds, without the boxes that
-    a graph leaves out, see `GraphDetector`."""
-    decoder = task.decoder
+def _difference(
+    expected: Predict, found: Predict, tasks: Exported, batches: Sequence[list[Tensor]]
+) -> Difference:
+    problems = compare_maps_and_tags(expected, found, batches, FLOAT32)
+    if tasks.detection is None:
+        return Difference(len(batches), 0, None, 0.0, 0.0, 1.0, tuple(problems))
+    name = tasks.detection.name
+    problems += compare_details(expected, found, batches, FLOAT32)
+    boxes = compare_detections(boxes_of(expected, name), boxes_of(found, name), batches, FLOAT32)
+    return replace(boxes, problems=(*problems, *boxes.problems))
 
-    def detect(images: list[Tensor]) -> list[BoxLabels]:
+
+def _on_canvas(predictor: GraphPredictor, loaded: LoadedModel) -> Predict:
+    """Returns what predicts one picture in pixels of its canvas, with a file or the like."""
+    return lambda images: [predictor.on_canvas(*on_canvas(images[0], loaded.short, loaded.long))]
+
+
+def _model_on_canvas(loaded: LoadedModel, tasks: Exported) -> Predict:
+    """Returns what predicts one picture in pixels of its canvas, with the model's own decoders."""
+
+    def predict(images: list[Tensor]) -> list[dict[str, Labels]]:
         canvas, size = on_canvas(images[0], loaded.short, loaded.long)
-        every = copy.copy(decoder)
-        every.detections = sys.maxsize
         with torch.inference_mode():
-            boxes, scores, classes = every(loaded.model(canvas)[task.name], size[None])[0]
-        kept = torch.nonzero(with_area(boxes)).squeeze(1)[: decoder.detections]
-        grade, num_classes = Grade.SILVER, len(task.class_names)
-        return [
-            BoxLabels.of(boxes[kept], classes[kept], num_classes, scores=scores[kept], grade=grade)
-        ]
+            outputs = loaded.model(canvas)
+            found: dict[str, Labels] = {
+                task.name: task.decode(outputs[task.name], size[None])[0]
+                for task, _ in tasks.others
+            }
+            if tasks.detection is not None:
+                boxes = _with_area(tasks.detection, outputs[tasks.detection.name], size)
+                found[tasks.detection.name] = boxes
+                for task in tasks.boxed:
+                    found[task.name] = task.decode(outputs[task.name], size[None], [boxes])[0]
+        return [found]
 
-    return detect
+    return predict
+
+
+def _with_area(task: DetectionTask, outputs: list[Tensor], size: Tensor) -> BoxLabels:
+    """Returns what the model's decoder finds, without the boxes that a graph leaves out, see
+    `detmtl.inference.graph.GraphBoxes`."""
+    every = copy.copy(task.decoder)
+    every.detections = sys.maxsize
+    boxes, scores, classes = every(outputs, size[None])[0]
+    kept = torch.nonzero(with_area(boxes)).squeeze(1)[: task.decoder.detections]
+    grade, num_classes = Grade.SILVER, len(task.class_names)
+    return BoxLabels.of(boxes[kept], classes[kept], num_classes, scores=scores[kept], grade=grade)
 
 
 def unfinished_name(path: Path, format: str) -> Path:

@@ -199,6 +199,16 @@ def compare_detections(
     return Difference(num_pictures, detections, None, pixels, scores, share, tuple(problems))
 
 
+def boxes_of(predict: Predict, task: str) -> Detect:
+    """Returns what gives the boxes alone of what `predict` gives, those of a detection task."""
+
+    def detect(images: list[Tensor]) -> list[BoxLabels]:
+        found = [labels[task] for labels in predict(images)]
+        return [labels for labels in found if isinstance(labels, BoxLabels)]
+
+    return detect
+
+
 def compare_maps_and_tags(
     expected: Predict, found: Predict, batches: Sequence[list[Tensor]], tolerance: Tolerance
 ) -> list[str]:
@@ -225,6 +235,10 @@ def compare_maps_and_tags(
                         if not gap <= tolerance.tags:
                             problems.append(f"{where}: {name}: confidences are off by {gap:.2g}")
                 elif isinstance(labels, TagLabels) and isinstance(other, TagLabels):
+                    if len(labels.targets) != len(other.targets):
+                        many, few = len(other.targets), len(labels.targets)
+                        problems.append(f"{where}: {name}: {many} tags instead of {few}")
+                        continue
                     gap = float((labels.targets - other.targets).abs().max())
                     if not gap <= tolerance.tags:
                         problems.append(f"{where}: {name}: a probability is off by {gap:.2g}")

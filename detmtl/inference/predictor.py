@@ -4,7 +4,7 @@ Letters: H and W pixels, N boxes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,22 +18,16 @@ from detmtl.data.maps import MapClasses
 from detmtl.data.tags import TagClasses
 from detmtl.engine.precision import Precision, autocast, dtype_of
 from detmtl.engine.state import load_weights, read_checkpoint, weights_of
-from detmtl.inference.detector import (
-    CONFIDENCE,
-    check_images,
-    of_one_size,
-    pad_images,
-    to_original,
-)
+from detmtl.inference.detector import check_images, in_original, of_one_size, pad_images
+from detmtl.inference.file_tasks import FileTasks, farthest
 from detmtl.inference.frozen import compiled
-from detmtl.inference.torchscript import is_torchscript, load_torchscript, refuse_exported
+from detmtl.inference.graph_predictor import GraphPredictor, load_graph
+from detmtl.inference.torchscript import exported_format, load_torchscript, refuse_exported
 from detmtl.inference.trust import refuse_foreign
 from detmtl.models.backbone import FAILURES
 from detmtl.models.decoding import least_logit
-from detmtl.structures.depth import DepthLabels
-from detmtl.structures.details import KINDS, details_of
 from detmtl.structures.errors import InputError
-from detmtl.structures.labels import BoxLabels, Grade, Labels, MapLabels, TagLabels
+from detmtl.structures.labels import Labels
 from detmtl.structures.sample import DIVISOR
 from detmtl.tasks.detection import DetectionTask, TestSettings
 from detmtl.tasks.multitask import ModelSettings, MultiTask, build_model
@@ -64,7 +58,7 @@ class LoadedModel:
 
 
 class AnyPredictor(Protocol):
-    """What finds objects in pictures: `Predictor` or `ScriptPredictor`.
+    """What finds objects in pictures: `Predictor`, `ScriptPredictor` or `GraphPredictor`.
 
     Attributes:
         class_names: of the boxes.
@@ -117,7 +111,7 @@ class Predictor:
         }
         self.kinds = {name: kind_of(task) for name, task in self.tasks.items()}
         self.describing = tuple(n for n, task in self.tasks.items() if task.of is not None)
-        self.farthest = _farthest(loaded.settings, self.kinds)
+        self.farthest = farthest(loaded.settings, self.kinds)
         self.short, self.long = loaded.short, loaded.long
         self.dtype = dtype_of(precision, self.device)
         self._compiled = compiled(self.model, self.dtype) if compile else None
@@ -142,10 +136,9 @@ class Predictor:
         for together in of_one_size(fitted, DIVISOR):
             found = self._predict_together([fitted[i] for i in together])
             for i, labels in zip(together, found, strict=True):
-                results[i] = {
-                    name: _in_original(of_task, fitted[i], images[i])
-                    for name, of_task in labels.items()
-                }
+                before = (fitted[i].shape[1], fitted[i].shape[2])
+                after = (images[i].shape[1], images[i].shape[2])
+                results[i] = {n: in_original(x, before, after) for n, x in labels.items()}
         return results
 
     @property
@@ -187,7 +180,7 @@ class Predictor:
             return self.model(batch)
 
 
-class ScriptPredictor:
+class ScriptPredictor(FileTasks):
     """Prediction with a file written by `export_torchscript`.
 
     Args:
@@ -198,60 +191,18 @@ class ScriptPredictor:
     def __init__(self, path: str | Path, device: torch.device | str = "cpu"):
         self.device = torch.device(device)
         self.module, about = load_torchscript(Path(path), self.device)
-        self.class_names = tuple(about["classes"])
-        self.task = about["task"]
-        """Name of the detection task; None: there is none."""
-        others = about.get("tasks", {})
-        self.names: dict[str, tuple[str, ...]] = {
-            name: tuple(of["classes"]) for name, of in others.items()
-        }
-        if self.task is not None:
-            self.names[self.task] = self.class_names
-        self._kinds = {name: of["kind"] for name, of in others.items()}
-        self._own = {n: self.names[n] for n, kind in self._kinds.items() if kind in KINDS}
-        self.names |= dict.fromkeys(self._own, self.class_names)  # what they describe are boxes
-        alone = {name: kind for name, kind in self._kinds.items() if name not in self._own}
-        self.kinds = dict.fromkeys(self.names, "boxes") | alone
-        self.describing = tuple(self._own)
-        self.farthest = _farthest(about["settings"], self.kinds)
+        super().__init__(about)
 
     @torch.inference_mode()
     def predict(self, images: Sequence[Tensor]) -> list[dict[str, Labels]]:
         """Returns per picture (3, H, W) uint8 RGB the file's tasks -> labels in its own pixels."""
         check_images(list(images))
         found = self.module([image.to(self.device) for image in images])
-        return [self._labels(one) for one in found]
+        return [self.labels(one) for one in found]
 
     def decoders(self) -> dict[str, Any]:
         """Returns the file's decoder by its task's name, if it has one."""
         return {} if self.task is None else {self.task: self.module.decoder}
-
-    def _labels(self, found: Mapping[str, Tensor]) -> dict[str, Labels]:
-        labels: dict[str, Labels] = {}
-        if self.task is not None:
-            labels[self.task] = BoxLabels.of(
-                found["boxes"],
-                found["labels"],
-                len(self.class_names),
-                scores=found["scores"],
-                grade=Grade.SILVER,
-            )
-        for name, kind in self._kinds.items():
-            value = found[name]
-            if name in self._own:
-                assert self.task is not None
-                boxes = labels[self.task]
-                assert isinstance(boxes, BoxLabels)
-                labels[name] = replace(boxes, details=details_of(kind, value, self._own[name]))
-            elif kind == "maps":
-                coverage = torch.ones(len(self.names[name]), device=value.device)
-                confidence = found.get(name + CONFIDENCE)  # not in files of earlier versions
-                labels[name] = MapLabels(value, confidence, coverage, Grade.SILVER)
-            elif kind == "depth":
-                labels[name] = DepthLabels(value, Grade.SILVER)
-            else:
-                labels[name] = TagLabels(value, torch.ones_like(value), Grade.SILVER)
-        return labels
 
 
 def load_predictor(
@@ -261,21 +212,30 @@ def load_predictor(
     compile: bool = False,
     trust: bool = False,
 ) -> AnyPredictor:
-    """Returns a predictor for a checkpoint or an exported TorchScript file, told by its content.
+    """Returns a predictor for a checkpoint or an exported file, told by its content.
 
     An exported file carries its own precision. `trust`: see `load_checkpoint`.
 
     Raises:
-        InputError: the file is neither, or an exported one shall be compiled.
+        InputError: the file is neither, an exported one shall be compiled, or one of fixed shapes shall run
+            on another device than a CPU.
     """
     path = Path(path)
-    if path.is_file() and is_torchscript(path):
-        if compile:
-            raise InputError(
-                f"{path}: an exported file is not compiled; give the checkpoint (best.pt), or leave out "
-                "--compile"
-            )
+    format = exported_format(path)
+    if format is not None and compile:
+        raise InputError(
+            f"{path}: an exported file is not compiled; give the checkpoint (best.pt), or leave out "
+            "--compile"
+        )
+    if format == "torchscript":
         return ScriptPredictor(path, device)
+    if format is not None:
+        if torch.device(device).type != "cpu":
+            raise InputError(
+                f"{path}: files of format {format} are run on a CPU here; leave out --device, or give "
+                "best.pt or a TorchScript file"
+            )
+        return GraphPredictor(*load_graph(path, format))
     return Predictor(load_checkpoint(path, trust), device, precision, compile)
 
 
@@ -357,21 +317,6 @@ def kind_of(task: Task) -> str:
     """Returns what a task's labels are; its exporter tells where it learns from labels of another kind."""
     exporter = task.exporter()
     return task.labels if exporter is None else exporter.kind
-
-
-def _farthest(settings: Mapping[str, Any], kinds: Mapping[str, str]) -> dict[str, float]:
-    """Returns `AnyPredictor.farthest` by the settings of the run."""
-    of_tasks = {n: settings["tasks"][n] for n, kind in kinds.items() if kind == "depth"}
-    return {name: of["farthest"] for name, of in of_tasks.items() if "farthest" in of}
-
-
-def _in_original(labels: Labels, fitted: Tensor, original: Tensor) -> Labels:
-    before = (fitted.shape[1], fitted.shape[2])
-    after = (original.shape[1], original.shape[2])
-    scaled = labels.resized(before, after)
-    if isinstance(labels, BoxLabels) and isinstance(scaled, BoxLabels):
-        return scaled.with_boxes(to_original(labels.boxes, before, after))
-    return scaled
 
 
 def _validated(kind: Any, settings: Mapping[str, Any], key: str, path: Path) -> Any:

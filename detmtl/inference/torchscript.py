@@ -26,32 +26,30 @@ def deprecation_expected() -> Iterator[None]:
         yield
 
 
-def is_torchscript(path: Path) -> bool:
-    """Tells a TorchScript file from a checkpoint; both are zip archives."""
+def exported_format(path: Path) -> str | None:
+    """Returns the format of a file that `detmtl export` may have written; None: it is no such file."""
+    if path.is_file() and path.suffix.lower() == ".onnx":
+        return "onnx"
     if not zipfile.is_zipfile(path):
-        return False
+        return None
     with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
+        names = archive.namelist()
+    if any(name.endswith("/models/model.json") for name in names):
+        return "pt2"
+    return "torchscript" if any("/code/" in name for name in names) else None
 
 
 def refuse_exported(path: Path) -> None:
-    """Does nothing unless the file is one that `detmtl export` wrote, which is no checkpoint.
+    """Does nothing unless the file is an exported one, which is no checkpoint.
 
     Raises:
         InputError: it is one, of any format.
     """
-    kind = "ONNX" if path.is_file() and path.suffix.lower() == ".onnx" else None
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("/models/model.json") for name in archive.namelist()):
-                kind = "pt2"
-    instead = "the verb predict takes TorchScript files as well"
-    if is_torchscript(path):
-        kind = "TorchScript"
-        instead = "what it finds predict writes, and evaluate --detections scores"
-    if kind is not None:
+    kinds = {"onnx": "ONNX", "pt2": "pt2", "torchscript": "TorchScript"}
+    if (format := exported_format(path)) is not None:
         raise InputError(
-            f"{path}: an exported file ({kind}), no checkpoint; give best.pt of its run; {instead}"
+            f"{path}: an exported file ({kinds[format]}), no checkpoint; give best.pt of its run; the verb "
+            "predict takes exported files as well, and what it writes evaluate --detections scores"
         )
 
 

@@ -80,6 +80,9 @@ class BoxPool(nn.Module):
         self.side = side
         self.strides = strides
         self.finest = float(strides[0] * _CELLS)
+        self.everywhere = False
+        """Whether boxes are sampled in all levels even on a CPU: in a graph of fixed shapes, where no number
+        of boxes may depend on values."""
 
     def forward(self, features: list[Tensor], boxes: Tensor, picture: Tensor) -> Tensor:
         """Returns (R, C, S, S), at least float32, bilinear means of 2 x 2 samples a cell.
@@ -94,7 +97,9 @@ class BoxPool(nn.Module):
             maps.append(x if x.dtype == torch.float64 else x.float())
         level = self.levels(boxes)
         rois = torch.cat([picture.unsqueeze(1).to(maps[0].dtype), boxes.to(maps[0].dtype)], dim=1)
-        if boxes.is_cuda:  # counting the boxes of a level would mean waiting for the device
+        if (
+            self.everywhere or boxes.is_cuda
+        ):  # counting a level's boxes would mean waiting for a GPU
             found = self._sampled(maps[0], rois, 0)
             for i in range(1, len(maps)):
                 mine = (level == i).view(-1, 1, 1, 1)

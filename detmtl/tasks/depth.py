@@ -116,10 +116,7 @@ class DepthDecoder(nn.Module):
             sizes: (B, 2) true height and width of each within its padding.
             originals: (B, 2) height and width that the result shall have.
         """
-        logs = outputs[0].float()
-        size = [logs.shape[2] * self.stride, logs.shape[3] * self.stride]
-        full = F.interpolate(logs, size=size, mode="bilinear")[:, 0]
-        meters = full.clamp(self.least, self.most).exp()
+        meters = self.meters(outputs[0])
         found: list[Tensor] = []
         inside: list[list[int]] = sizes.tolist()  # all at once: each reading waits for the device
         given: list[list[int]] = originals.tolist()
@@ -127,6 +124,17 @@ class DepthDecoder(nn.Module):
             depth = depth[: inside[i][0], : inside[i][1]]
             found.append(at_size(depth, given[i][0], given[i][1]))
         return found
+
+    def meters(self, outputs: Tensor) -> Tensor:
+        """Returns (B, H, W) float32 meters of all pixels, padding too, of an output (B, 1, H, W)."""
+        logs = outputs.float()
+        size = [logs.shape[2] * self.stride, logs.shape[3] * self.stride]
+        full = F.interpolate(logs, size=size, mode="bilinear")[:, 0]
+        return full.clamp(self.least, self.most).exp()
+
+    def whole(self, outputs: list[Tensor]) -> list[Tensor]:
+        """Returns meters of one picture's pixels; see `detmtl.tasks.task.Exporter`."""
+        return [self.meters(outputs[0])[0]]
 
 
 class DepthTask(Task):
@@ -193,4 +201,4 @@ class DepthTask(Task):
 
     def exporter(self) -> Exporter:
         """Returns the decoder."""
-        return Exporter("depth", self._decoder)
+        return Exporter("depth", self._decoder, self._decoder.whole)

@@ -168,7 +168,8 @@ class SemanticTask(Task):
 
     def exporter(self) -> Exporter:
         """Returns the decoder to classes and their probabilities."""
-        return Exporter("maps", MapDecoder(self.stride))
+        decoder = MapDecoder(self.stride)
+        return Exporter("maps", decoder, decoder.whole)
 
 
 class MapDecoder(nn.Module):
@@ -197,6 +198,12 @@ class MapDecoder(nn.Module):
             found.append(at_size(classes, given[i][0], given[i][1]))
             confidences.append(at_size(confidence, given[i][0], given[i][1]))
         return found + confidences
+
+    def whole(self, outputs: list[Tensor]) -> list[Tensor]:
+        """Returns class and probability of all pixels; see `detmtl.tasks.task.Exporter`."""
+        (logits,) = outputs[0]
+        height, width = (side * self.stride for side in logits.shape[1:])
+        return list(decode_map(logits, self.stride, height, width))
 
 
 def decode_map(logits: Tensor, stride: int, height: int, width: int) -> tuple[Tensor, Tensor]:

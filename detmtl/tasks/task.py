@@ -4,7 +4,7 @@ Letters: B pictures, C classes, L levels, A anchors per position, H and W positi
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -58,10 +58,15 @@ class Exporter:
             of the pictures in the network's pixels, originals: (B, 2) int64, sizes as given) to a list
             of B tensors: the labels in pixels of the pictures as given. To those of maps B more may be
             added, (H, W) float32 in [0, 1]: how sure the model is of each pixel.
+        whole: of maps and depth, for files of fixed shapes (ONNX, pt2), which hold none without it: outputs
+            of one padded picture to what `decoder` gives, for all pixels, padding too, without a branch or a
+            shape that depends on a value. Of tags the `decoder` itself must be so; both sizes are then those
+            of the picture on its canvas.
     """
 
     kind: Literal["maps", "tags", "depth"]
     decoder: nn.Module
+    whole: Callable[[list[Tensor]], list[Tensor]] | None = None
 
 
 class Task(nn.Module, ABC):

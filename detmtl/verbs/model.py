@@ -12,6 +12,7 @@ from detmtl.engine import distributed
 from detmtl.engine.evaluator import evaluate
 from detmtl.engine.memory import keep_freed_memory
 from detmtl.inference.export import export
+from detmtl.inference.graph_predictor import SUFFIXES
 from detmtl.inference.predictor import (
     LoadedModel,
     Predictor,
@@ -21,7 +22,7 @@ from detmtl.inference.predictor import (
 )
 from detmtl.inference.results import predict_to_files
 from detmtl.inference.scoring import evaluate_predictor
-from detmtl.inference.torchscript import is_torchscript
+from detmtl.inference.torchscript import exported_format
 from detmtl.inference.views import ViewSettings
 from detmtl.inference.views_predictor import ViewsPredictor
 from detmtl.metrics.coco import evaluate_files
@@ -168,13 +169,16 @@ def _views(args: argparse.Namespace) -> ViewSettings:
 
 def predict_verb(args: argparse.Namespace) -> None:
     """Predicts pictures and videos into files."""
-    if is_torchscript(args.model):
+    format = exported_format(args.model)
+    if format is not None:
         refuse_given(
             args,
             ["precision"],
             f"{args.model} is an exported file, whose precision is its own; leave it out, export another "
             "with --dtype, or give the checkpoint (best.pt)",
         )
+    if format in SUFFIXES and args.device == "auto":
+        args.device = "cpu"  # where alone such files run
     seen, device = _views(args), str(distributed.pick_device(args.device))
     writable(args.out, f"--out {args.out}")
     keep_freed_memory()

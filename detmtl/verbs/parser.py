@@ -170,7 +170,7 @@ def _evaluate(p: argparse.ArgumentParser) -> None:
 
 
 def _predict(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--model", required=True, type=Path, help="a checkpoint or a TorchScript file")
+    p.add_argument("--model", required=True, type=Path, help="a checkpoint or an exported file")
     _trust_option(p)
     p.add_argument("--source", required=True, nargs="+", help="pictures, folders or videos")
     p.add_argument("--out", required=True, type=Path)

@@ -20,7 +20,7 @@ from detmtl.data.tags import TagClasses
 from detmtl.data.voc import write_voc
 from detmtl.data.yolo import write_yolo
 from detmtl.engine import distributed
-from detmtl.inference.torchscript import is_torchscript
+from detmtl.inference.torchscript import exported_format
 from detmtl.pools import (
     fused_labels,
     fused_others,
@@ -298,7 +298,7 @@ def teacher_settings(spec: str, trust: bool = False) -> Any:
     """
     path = Path(spec)
     if path.suffix in (".pt", ".pth"):
-        scripted = path.is_file() and is_torchscript(path)
+        scripted = exported_format(path) == "torchscript"
         tree: Any = {"kind": "torchscript" if scripted else "checkpoint", "path": spec}
     elif path.suffix in (".torchscript", ".ts"):
         tree = {"kind": "torchscript", "path": spec}

@@ -12,6 +12,7 @@ from detmtl.inference import export as exporting
 from detmtl.inference import script_file
 from detmtl.inference.detector import pad_images, to_original
 from detmtl.inference.export import ExportError, export, export_model, export_torchscript
+from detmtl.inference.exported import exported as exported_tasks
 from detmtl.inference.parity import (
     BFLOAT16,
     FLOAT32,
@@ -216,7 +217,7 @@ def test_the_next_method_is_tried(loaded, tmp_path, monkeypatch):
 def test_bfloat16_file_has_small_weights_and_float32_results(loaded, tmp_path, exported):
     # A random network has no sure detections to count; the arithmetic is what is looked at here.
     path = tmp_path / "bf16.ts"
-    tasks = script_file.exported(loaded.model, path)
+    tasks = exported_tasks(loaded.model, path)
     write_script(loaded, tasks, path, "traced", "bfloat16")
     assert path.stat().st_size < 0.75 * exported[0].stat().st_size
     predictor = ScriptPredictor(path)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from detmtl.inference.canvas import on_canvas
 from detmtl.inference.export import export_graph, export_model
-from detmtl.inference.graph import on_canvas
-from detmtl.inference.graph_files import load_graph
+from detmtl.inference.graph_predictor import load_graph
 from detmtl.inference.predictor import (
     Predictor,
     ScriptPredictor,

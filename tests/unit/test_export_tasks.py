@@ -1,12 +1,20 @@
 """A file with several tasks does for each what the model does."""
 
+import copy
+import re
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from detmtl.inference.export import ExportError, export_graph, export_model
+from detmtl.inference.exported import RawOutputs, exported
 from detmtl.inference.parity import BFLOAT16, FLOAT32, compare_details, compare_maps_and_tags
 from detmtl.inference.predictor import LoadedModel, Predictor, ScriptPredictor, load_predictor
 from detmtl.inference.torchscript import load_torchscript
@@ -26,8 +34,10 @@ from detmtl.tasks.masks import MasksConfig
 from detmtl.tasks.multitask import ModelSettings, build_model
 from detmtl.tasks.semantic import SemanticConfig
 from detmtl.tasks.tags import TagsConfig
+from detmtl.tasks.task import Exporter
 
 BOXES, MAPS, TAGS = ["cat", "dog"], ["grass", "sky", "road"], ["night", "rain"]
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "deploy.md").read_text()
 SIZES = [(75, 100), (33, 47), (200, 90)]
 
 
@@ -272,14 +282,144 @@ def test_decoders_of_files_read_sizes_once(task, reads):
     assert reads == ["tolist", "tolist"]
 
 
-@pytest.mark.parametrize(
-    "other", [AttributesConfig(of="boxes"), TagsConfig(), DetectionConfig()], ids=lambda x: x.kind
-)
-def test_a_graph_is_of_one_detection_task_alone(tmp_path, other):
-    with pytest.raises(InputError) as error:
-        export_graph(_loaded(boxes=DetectionConfig(), other=other), tmp_path / "m.onnx", "onnx")
-    told = "m.onnx: onnx files hold one detection task alone; the model's tasks are boxes, other; "
-    assert told in str(error.value) and "export.format" not in str(error.value)
+FAR = {"far": DepthConfig(farthest=30.0)}
+OF_FAR = {"tasks": {"far": FAR["far"].model_dump(mode="json")}}
+
+
+@pytest.fixture(scope="module", params=["onnx", "pt2"])
+def graph(request, tmp_path_factory):
+    # one of the tasks about boxes stands before its detection task
+    tasks = {"points": ABOUT["points"]} | ALL | FAR | {n: ABOUT[n] for n in ("about", "masks")}
+    loaded = replace(_loaded(**tasks), settings=OF_FAR)
+    path = tmp_path_factory.mktemp("graph") / f"m.{request.param}"
+    return loaded, path, export_graph(loaded, path, request.param)
+
+
+def test_a_graph_finds_what_the_model_finds_in_every_task(graph):
+    loaded, path, report = graph
+    assert not report.difference.problems and report.difference.detections > 100
+    own = copy.deepcopy(loaded.model)
+    file, model = load_predictor(path), Predictor(replace(loaded, model=own))
+    assert file.kinds == model.kinds and file.names == model.names
+    assert file.farthest == {"far": 30.0} and {*file.describing} == {*ABOUT}
+    _every_score(file.decoders()["boxes"])
+    _every_score(own.tasks["boxes"].decoder)
+    generator = torch.Generator().manual_seed(3)
+    # pictures that come to a multiple of 32 pixels have the same canvas in both
+    pictures = [
+        torch.randint(0, 256, (3, *s), dtype=torch.uint8, generator=generator)
+        for s in [(75, 100), (150, 200)]
+    ]
+    for found, expected, picture in zip(
+        file.predict(pictures), model.predict(pictures), pictures, strict=True
+    ):
+        size = picture.shape[1:]
+        assert found["map"].classes.shape == size and found["map"].classes.unique().numel() > 1
+        assert (found["map"].classes == expected["map"].classes).float().mean() > 0.999
+        torch.testing.assert_close(found["map"].weights, expected["map"].weights, atol=1e-4, rtol=0)
+        torch.testing.assert_close(found["tags"].targets, expected["tags"].targets)
+        torch.testing.assert_close(found["far"].depth, expected["far"].depth, rtol=1e-3, atol=0)
+        assert found["far"].depth.shape == size and found["far"].depth.std() > 0.01
+    details = {n: found[n].details for n in ABOUT}
+    assert len(found["boxes"]) == 100 and details["masks"].masks.shape == (100, 28, 28)
+    assert details["points"].keypoints.shape == (100, 3, 3)
+    assert details["about"].attribute_scores.shape == (100, 4)
+    own.tasks["boxes"].decoder.detections = 1000  # some of its 100 lie in the padding alone
+    assert compare_details(file.predict, model.predict, [[x] for x in pictures], FLOAT32) == []
+    assert details["points"].keypoints[..., :2].amax() > 100  # in pixels of the picture
+
+
+@pytest.mark.parametrize("graph", ["onnx"], indirect=True)
+def test_the_programs_of_the_page_tell_of_every_task(graph, tmp_path):
+    """In a process without torch."""
+    _, path, _ = graph
+    shutil.copy(path, tmp_path / "model.onnx")
+    Image.fromarray(_images()[0].permute(1, 2, 0).numpy()).save(tmp_path / "picture.jpg")
+    code = "\n".join(re.findall(r"<!-- onnx.*?-->\s*```python\n(.*?)```", PAGE, re.S))
+    assert code.count('about["test"]["score_threshold"]') == 1
+    code = code.replace('about["test"]["score_threshold"]', "0.0")  # the model is sure of nothing
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.modules['torch'] = None\n{code}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    told, number = dict(line.split(" ", 1) for line in lines[-6:]), len(lines) - 6
+    assert number > 3 and told["map"] == f"(75, 100) {MAPS}" and told["far"] == "(75, 100) []"
+    assert (
+        told["about"] == f"({number}, 4) {VALUES}"
+        and told["points"] == f"({number}, 3, 3) {POINTS}"
+    )
+    assert told["masks"] == f"({number}, 28, 28) []" and "night" in told["tags"]
+
+
+@pytest.mark.parametrize("names", [("map",), ("tags",), ("tags", "map")])
+def test_graphs_without_detection(tmp_path, names):
+    loaded = replace(_loaded(**{n: ALL[n] for n in names}), class_names=())
+    report = export_graph(loaded, tmp_path / "m.onnx", "onnx")
+    assert "9 pictures compared" in str(report) and "match" not in str(report)
+    file = load_predictor(tmp_path / "m.onnx")
+    assert file.decoders() == {} and {*file.predict(_images()[:1])[0]} == {*names}
+
+
+def test_a_graph_in_bfloat16_holds_every_task(tmp_path):
+    loaded = _loaded(**ALL, **ABOUT)
+    report = export_graph(loaded, tmp_path / "m.pt2", "pt2", "bfloat16")
+    assert report.difference.matching == 1 and 1e-4 < report.difference.outputs < 0.1
+
+
+@pytest.mark.parametrize("graph", ["onnx"], indirect=True)
+@pytest.mark.parametrize("changed", ["map", "map.confidence", "tags", "far", "masks"])
+def test_a_graph_that_says_something_else_is_told(graph, monkeypatch, changed):
+    from detmtl.inference import graph_files
+
+    loaded, path, _ = graph
+    computes, about = graph_files.load_graph(path, "onnx")
+    at = about["outputs"].index(changed)
+
+    def turned(*given):
+        found = [torch.as_tensor(x) for x in computes(*given)]
+        found[at] = (found[at] + 1) % 3 if changed == "map" else 1 - found[at]
+        return found
+
+    monkeypatch.setattr(graph_files, "load_graph", lambda *_: (turned, about))
+    monkeypatch.setattr(graph_files, "trial_pictures", lambda *_: [_images()[:1]])
+    tasks = exported(loaded.model, path)
+    own = graph_files.graph_of(RawOutputs(loaded.model, tasks.names), tasks, loaded)
+    problems = graph_files.check_graph(loaded, tasks, own, path, "onnx").problems
+    assert problems and all(f"{changed.split('.')[0]}: " in problem for problem in problems)
+
+
+def test_a_graph_needs_to_know_what_a_task_gives_of_a_whole_canvas(tmp_path, monkeypatch):
+    loaded = _loaded(**ALL)
+    task = loaded.model.tasks["map"]
+    told = replace(task.exporter(), whole=None)
+    monkeypatch.setattr(task, "exporter", lambda: told)
+    with pytest.raises(InputError, match=r"exporter of map does not say .*whole.*torchscript"):
+        export_graph(loaded, tmp_path / "m.onnx", "onnx")
+
+
+def test_a_decoder_that_reads_values_cannot_be_in_a_graph(tmp_path, monkeypatch):
+    class Reading(nn.Module):
+        def forward(self, outputs, sizes, originals):
+            return [outputs[0].flatten()[: 2 if sizes.tolist()[0][0] > 40 else 1]]
+
+    loaded = _loaded(tags=TagsConfig())
+    monkeypatch.setattr(loaded.model.tasks["tags"], "exporter", lambda: Exporter("tags", Reading()))
+    with pytest.raises(
+        ExportError, match=r"decoder of a task cannot be captured .*torchscript may"
+    ):
+        export_graph(loaded, tmp_path / "m.pt2", "pt2")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_two_detections_are_refused_in_a_graph(tmp_path):
+    loaded = _loaded(a=DetectionConfig(), b=DetectionConfig())
+    with pytest.raises(InputError, match=r"m\.onnx: an exported file holds at most one detection"):
+        export_graph(loaded, tmp_path / "m.onnx", "onnx")
 
 
 def test_a_file_whose_map_differs_is_not_written(tmp_path, monkeypatch):
@@ -311,6 +451,7 @@ def test_comparing_tells_what_is_missing():
     assert compare(tags) == []
     assert "gives nothing for t" in compare([{}])[0]
     assert "off by 0.5" in compare([{"t": TagLabels(ones / 2, ones)}])[0]
+    assert "t: 3 tags instead of 2" in compare([{"t": TagLabels(torch.ones(3), torch.ones(3))}])[0]
 
 
 def test_comparing_tells_of_another_confidence():

@@ -14,18 +14,21 @@ import torch.nn.functional as F
 from PIL import Image
 from test_export import CLASSES, LONG, SHORT, tiny_model, tiny_settings
 
+from detmtl.cli import main
 from detmtl.data.fit import scale_boxes
 from detmtl.data.images import read_image
-from detmtl.inference import graph_files
+from detmtl.inference import graph_files, graph_predictor
+from detmtl.inference.canvas import canvas_size, on_canvas
 from detmtl.inference.export import ExportError, export
+from detmtl.inference.exported import RawOutputs
+from detmtl.inference.exported import exported as tasks_of
 from detmtl.inference.frozen import in_dtype
-from detmtl.inference.graph import canvas_size, detections_of, on_canvas
-from detmtl.inference.graph_files import load_graph
-from detmtl.inference.predictor import load_checkpoint, load_predictor
-from detmtl.inference.script_file import RawOutputs
+from detmtl.inference.graph_predictor import load_graph
+from detmtl.inference.predictor import change_test, load_checkpoint, load_predictor
 from detmtl.inference.torchscript import EXTRA_FILE
 from detmtl.structures.errors import InputError
 
+SIZES = [(75, 100), (91, 130), (150, 200)]  # which come to a canvas of 96 x 128 in the model, too
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "deploy.md").read_text()
 
 
@@ -85,9 +88,65 @@ def test_the_file_agrees_with_the_model_and_says_so(exported, checkpoint):
 def test_an_exported_file_is_no_checkpoint(exported):
     format, path, _ = exported
     kind = {"onnx": "ONNX", "pt2": "pt2"}[format]
-    told = rf"exported file \({kind}\).* best\.pt of its run; the verb predict takes TorchScript"
+    told = rf"exported file \({kind}\).* best\.pt of its run; the verb predict takes exported files"
     with pytest.raises(InputError, match=told):
-        load_predictor(path)
+        load_checkpoint(path)
+
+
+def test_predicting_with_the_file(exported, checkpoint):
+    """In pixels of pictures of any size, and of those beyond a score alone."""
+    _, path, _ = exported
+    file, model = load_predictor(path), load_predictor(checkpoint)
+    assert file.names == model.names and file.kinds == model.kinds
+    g = torch.Generator().manual_seed(2)
+    for size in SIZES:
+        picture = [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=g)]
+        change_test(model, {"score_threshold": 0.05}, "--set")
+        expected = model.predict(picture)[0]["boxes"][:20]
+        change_test(file, {"score_threshold": float(expected.scores[-1])}, "--set")
+        found = file.predict(picture)[0]["boxes"]
+        assert 15 <= len(found) <= 25 and found.scores.min() > expected.scores[-1]
+        gap = (found.boxes[:, None] - expected.boxes).abs().amax(-1)
+        gap += 100 * (found.classes[:, None] != expected.classes)
+        assert (gap.amin(1) < 0.1).float().mean() > 0.9
+    with pytest.raises(InputError, match="--set: nms: this exported file has no such setting"):
+        change_test(file, {"nms": 0.3}, "--set")
+    for where, told in (({"compile": True}, "is not compiled"), ({"device": "cuda"}, "on a CPU")):
+        with pytest.raises(InputError, match=told):
+            load_predictor(path, **where)
+
+
+def test_the_verb_predict_takes_the_file(exported, tmp_path, capsys):
+    _, path, _ = exported
+    g = torch.Generator().manual_seed(2)
+    picture = torch.randint(0, 256, (75, 100, 3), dtype=torch.uint8, generator=g)
+    Image.fromarray(picture.numpy()).save(tmp_path / "a.png")
+    words = ["predict", "--model", path, "--source", tmp_path / "a.png", "--out", tmp_path / "out"]
+    assert main([*map(str, words), "--set", "score_threshold=0.1"]) == 0
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["annotations"]
+    (own,) = load_predictor(path).predict([picture.permute(2, 0, 1)])
+    kept = own["boxes"].scores > 0.1
+    assert len(rows) == int(kept.sum()) > 3
+    assert [x["score"] for x in rows] == pytest.approx(own["boxes"].scores[kept].tolist(), abs=1e-3)
+    assert main([*map(str, words), "--precision", "bf16"]) == 2
+    assert f"--precision: {path} is an exported file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_files_that_are_no_graphs_of_ours(tmp_path, format):
+    path = tmp_path / f"m.{format}"
+    path.write_bytes(b"something")
+    with pytest.raises(InputError, match=f"no readable {format} file"):
+        load_graph(path, format)
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper
+
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "other.onnx")
+    with pytest.raises(InputError, match=r"holds no detmtl\.json.*teacher of the kind onnx"):
+        load_predictor(tmp_path / "other.onnx")
 
 
 @pytest.mark.parametrize(("size", "orientation"), [((100, 75), 1), ((160, 120), 6), ((90, 40), 1)])
@@ -116,8 +175,9 @@ def test_the_program_of_the_page_finds_the_same(exported, tmp_path, size, orient
     seen = torch.from_numpy(read_image(tmp_path / "picture.jpg")).permute(2, 0, 1)
     assert (seen.shape[1] > seen.shape[2]) == (orientation == 6)
     canvas, inside = on_canvas(seen, SHORT, LONG)
-    graph, _ = load_graph(path, format)
-    own = detections_of(graph(canvas, inside, torch.tensor([0.05])), len(CLASSES))
+    own = graph_predictor.GraphPredictor(*load_graph(path, format)).on_canvas(canvas, inside)[
+        "boxes"
+    ]
     after = (seen.shape[1], seen.shape[2])
     boxes = scale_boxes(own.boxes, tuple(inside.tolist()), after).tolist()
     expected = [
@@ -212,22 +272,24 @@ def test_a_file_of_bfloat16_is_its_network_s(checkpoint, tmp_path, monkeypatch):
         for parameter in network.model.backbone.parameters():
             parameter *= 1.5
     loaded = load_checkpoint(checkpoint)
-    found = graph_files.check_graph(
-        loaded, loaded.model.tasks["boxes"], network, tmp_path / "m.pt2", "pt2"
-    )
+    tasks = tasks_of(loaded.model, tmp_path)
+    graph = graph_files.graph_of(network, tasks, loaded)
+    found = graph_files.check_graph(loaded, tasks, graph, tmp_path / "m.pt2", "pt2")
     assert "off by" in found.problems[0] and "no match for" in found.problems[-1]
 
 
-def test_a_model_that_finds_nothing_at_all_is_not_checked(checkpoint, tmp_path, monkeypatch):
-    loaded = load_checkpoint(checkpoint)
-    task = loaded.model.tasks["boxes"]
+@pytest.mark.parametrize("exported", ["pt2"], indirect=True)
+def test_a_model_that_finds_nothing_at_all_is_not_checked(exported, checkpoint, monkeypatch):
+    loaded, (format, path, _) = load_checkpoint(checkpoint), exported
     with torch.no_grad():
-        for parameter in task.parameters():
+        for parameter in loaded.model.tasks["boxes"].parameters():
             parameter.fill_(torch.nan)
     nothing = [torch.zeros(100, 4), torch.zeros(100), torch.full((100,), -1)]
-    monkeypatch.setattr(graph_files, "load_graph", lambda *_: (lambda *given: nothing, {}))
-    network = RawOutputs(loaded.model, ["boxes"])
-    found = graph_files.check_graph(loaded, task, network, tmp_path / "m.pt2", "pt2")
+    about = load_graph(path, format)[1]
+    monkeypatch.setattr(graph_files, "load_graph", lambda *_: (lambda *given: nothing, about))
+    tasks = tasks_of(loaded.model, path)
+    graph = graph_files.graph_of(RawOutputs(loaded.model, ["boxes"]), tasks, loaded)
+    found = graph_files.check_graph(loaded, tasks, graph, path, format)
     assert found.problems == ("boxes: nothing was found to compare, at any score",)
 
 

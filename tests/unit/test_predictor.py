@@ -161,7 +161,7 @@ def test_a_graph_gets_few_numbers_of_pictures_and_its_outputs_are_copied(count):
 def test_an_exported_file_is_not_compiled(tmp_path, monkeypatch):
     path = tmp_path / "m.torchscript"
     path.write_bytes(b"")
-    monkeypatch.setattr("detmtl.inference.predictor.is_torchscript", lambda path: True)
+    monkeypatch.setattr("detmtl.inference.predictor.exported_format", lambda path: "torchscript")
     with pytest.raises(InputError, match=r"give the checkpoint \(best\.pt\)"):
         load_predictor(path, compile=True)
 
