@@ -23,9 +23,6 @@ from detmtl.structures.labels import (
     TagLabels,
 )
 
-SURE = 0.3
-"""Of what a model finds, boxes from this score on are drawn where nobody asks for others: a detector gives a
-hundred boxes a picture, most of which it hardly believes, and the picture would be hidden below them."""
 GOLD, SILVER = (255, 200, 0), (200, 205, 215)
 
 

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from detmtl.engine import diagnosis, distributed
-from detmtl.engine.drawing import SURE, draw, side_by_side
+from detmtl.engine.drawing import draw, side_by_side
 from detmtl.engine.heat_map import heat_map
 from detmtl.structures.labels import Labels
 from detmtl.structures.sample import Batch
+from detmtl.structures.shown import SURE
 from detmtl.structures.whole import write_whole
 
 SHOWN = 4
@@ -143,7 +144,7 @@ class Recorder:
         self, step: int, where: str, batch: Batch, predictions: Mapping[str, Sequence[Labels]]
     ) -> None:
         """Records the first pictures of a batch, truth left, predictions right, both in the network's
-        pixels; of predicted boxes those from a score of `drawing.SURE` on.
+        pixels; of predicted boxes those from a score of `SURE` on.
 
         Args:
             where: "train" or "val".

@@ -24,9 +24,9 @@ from detmtl.inference.exported import (
     exported,
     places_of,
 )
+from detmtl.inference.formats import FORMATS, SUFFIXES
 from detmtl.inference.frozen import in_dtype
 from detmtl.inference.graph_files import check_graph, graph_of, unfinished_name, write_graph
-from detmtl.inference.graph_predictor import SUFFIXES
 from detmtl.inference.parity import (
     BFLOAT16,
     FLOAT32,
@@ -58,9 +58,6 @@ METHODS: tuple[Method, ...] = ("traced", "scripted")
 
 ENOUGH = 20
 """Detections from which on those of bfloat16 say something of the file."""
-
-FORMATS = ("torchscript", "onnx", "pt2", "torchvision")
-"""What `export` can write: `torchvision` is a state dict for torchvision's own RetinaNet."""
 
 
 @dataclass(frozen=True)

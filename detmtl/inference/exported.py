@@ -95,7 +95,7 @@ def exported(model: MultiTask, path: Path, format: str = "torchscript") -> Expor
     Args:
         model: whose tasks they are.
         path: of the file, for errors.
-        format: see `detmtl.inference.export.FORMATS`.
+        format: see `detmtl.inference.formats.FORMATS`.
 
     Raises:
         InputError: one of them cannot be.

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from detmtl.inference.canvas import canvas_size, on_canvas
 from detmtl.inference.exported import Exported, RawOutputs, places_of
+from detmtl.inference.formats import SUFFIXES
 from detmtl.inference.graph import GraphModel, with_area
-from detmtl.inference.graph_predictor import INPUTS, SUFFIXES, GraphPredictor, load_graph
+from detmtl.inference.graph_predictor import INPUTS, GraphPredictor, load_graph
 from detmtl.inference.parity import (
     BFLOAT16,
     FLOAT32,

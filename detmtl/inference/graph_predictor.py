@@ -29,9 +29,6 @@ INPUTS = ("image", "size", "threshold")
 BOXES = ("boxes", "scores", "labels")
 """Names of what detection gives, first of all."""
 
-SUFFIXES = {"onnx": ".onnx", "pt2": ".pt2"}
-"""Format -> the end that torch wants of the file's name."""
-
 Graph = Callable[..., Sequence[Tensor | np.ndarray]]
 """(image, size, threshold) -> what `GraphModel.forward` gives."""
 

@@ -24,7 +24,7 @@ from detmtl.data.depth import LEGEND, MILLIMETERS, unit_for, unit_told
 from detmtl.data.images import read_image
 from detmtl.data.map_files import write_values
 from detmtl.data.map_legend import Legend
-from detmtl.engine.drawing import SURE, draw
+from detmtl.engine.drawing import draw
 from detmtl.inference.box_details import described, keypoints_by_class, with_details
 from detmtl.inference.predictor import AnyPredictor
 from detmtl.inference.written import Files, map_file, settled
@@ -32,6 +32,7 @@ from detmtl.structures.boxes import area, xyxy_to_xywh
 from detmtl.structures.depth import DepthLabels
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import OTHER, BoxLabels, Grade, Labels, MapLabels, TagLabels
+from detmtl.structures.shown import SURE
 from detmtl.structures.whole import whole, write_whole
 
 T = TypeVar("T")

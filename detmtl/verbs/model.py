@@ -12,7 +12,7 @@ from detmtl.engine import distributed
 from detmtl.engine.evaluator import evaluate
 from detmtl.engine.memory import keep_freed_memory
 from detmtl.inference.export import export
-from detmtl.inference.graph_predictor import SUFFIXES
+from detmtl.inference.formats import SUFFIXES
 from detmtl.inference.predictor import (
     LoadedModel,
     Predictor,

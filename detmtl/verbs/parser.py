@@ -1,23 +1,17 @@
 """The verbs of the command line and their options; what they do stands beside."""
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from detmtl import __version__
-from detmtl.engine.drawing import SURE
-from detmtl.inference.export import FORMATS
-
-Verb = Callable[[argparse.Namespace], int | None]
+from detmtl.inference.formats import FORMATS
+from detmtl.structures.shown import SURE
 
 
-def build_parser(functions: Mapping[str, Verb]) -> argparse.ArgumentParser:
-    """Returns the parser of all verbs; what it parses has the verb's function as `verb`, and as `default_of`
-    what returns the default of one of its options.
-
-    Args:
-        functions: verb -> what it does.
-    """
+def build_parser() -> argparse.ArgumentParser:
+    """Returns the parser of all verbs; what it parses has the verb's name as `verb`, and as `default_of` what
+    returns the default of one of its options."""
     parser = argparse.ArgumentParser(
         prog="detmtl", description="Object detection from scarce labels."
     )
@@ -25,7 +19,7 @@ def build_parser(functions: Mapping[str, Verb]) -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for name, (options, summary) in _VERBS.items():
         made = verbs.add_parser(name, help=summary, description=summary)
-        made.set_defaults(verb=functions[name], default_of=made.get_default)
+        made.set_defaults(verb=name, default_of=made.get_default)
         options(made)
     return parser
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import warnings
 from io import StringIO
 from pathlib import Path
@@ -15,7 +17,6 @@ from PIL import Image
 from rich.console import Console
 from ruamel.yaml import YAML
 
-from detmtl import cli
 from detmtl.cli import main
 from detmtl.config import settings_from
 from detmtl.data.plan import PlanRow, plan_table
@@ -24,6 +25,7 @@ from detmtl.recipe import Summary
 from detmtl.report.told import told_files
 from detmtl.structures.labels import Grade
 from detmtl.tasks.multitask import build_model
+from detmtl.verbs import perform
 
 
 def run(*words):
@@ -203,9 +205,9 @@ def test_a_folder_in_place_of_a_file_is_refused_before_the_work(
 @pytest.mark.parametrize(
     ("verb", "called", "goes_on"),
     [
-        (["train", "--config", "coco"], "cli.run", True),
-        (["compare", "--config", "coco"], "cli.compare", True),
-        (["transfer", "--config", "coco"], "cli.transfer", True),
+        (["train", "--config", "coco"], "verbs.perform.run", True),
+        (["compare", "--config", "coco"], "verbs.perform.compare", True),
+        (["transfer", "--config", "coco"], "verbs.perform.transfer", True),
         (["annotate", "--teacher", "a.pt", "--images", "a"], "verbs.silver.teacher_settings", True),
         (["predict", "--model", "a.pt", "--source", "a"], "verbs.model.load_predictor", False),
         (["export", "--checkpoint", "a.pt"], "verbs.model.export", False),
@@ -218,8 +220,8 @@ def test_who_stops_a_verb_is_told_whether_it_goes_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(f"detmtl.{called}", stop)
-    monkeypatch.setattr(cli, "read_settings", lambda *_: None)
-    monkeypatch.setattr(cli, "find_config", lambda _: tmp_path / "a.yaml")
+    monkeypatch.setattr(perform, "read_settings", lambda *_: None)
+    monkeypatch.setattr(perform, "find_config", lambda _: tmp_path / "a.yaml")
     assert run(*verb, "--out", tmp_path / "out") == 130
     told = capsys.readouterr().err
     assert "stopped" in told and ("the same command goes on" in told) == goes_on
@@ -362,3 +364,13 @@ def test_a_narrow_terminal_cuts_neither_names_nor_paths(tmp_path):
     console.print(told_files(summary.files), soft_wrap=True)
     told = console.export_text()
     assert "\N{HORIZONTAL ELLIPSIS}" not in told and str(path) in told
+
+
+@pytest.mark.parametrize("words", [["--help"], ["predict", "--help"], ["predict", "--modle", "a"]])
+def test_who_asks_how_waits_for_no_torch(words):
+    code = (
+        "import sys; sys.modules['torch'] = None; from detmtl.cli import main; main(sys.argv[1:])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert done.returncode == (2 if "--modle" in words else 0)
+    assert "usage:" in done.stdout + done.stderr and "Traceback" not in done.stderr
