@@ -102,10 +102,18 @@ def evaluate_files(
     Raises:
         InputError: everything that is wrong with either file.
     """
+    return score(*boxes_of_files(detections, annotations), backend)
+
+
+def boxes_of_files(
+    detections: Path, annotations: Path
+) -> tuple[Boxes, Boxes, Sequence[int], dict[int, str]]:
+    """Returns truth, detections, the pictures' ids and the categories' names, as `score` takes them; see
+    `evaluate_files`."""
     truth = read_annotations(Path(annotations))
     found = read_results(Path(detections), truth)
     crowds = _everywhere(*truth.unseen(found))
-    return score(joined(truth.boxes, crowds), found, truth.image_ids, truth.names, backend)
+    return joined(truth.boxes, crowds), found, truth.image_ids, truth.names
 
 
 def score(
@@ -120,7 +128,7 @@ def score(
     Raises:
         InputError: the backend is not installed.
     """
-    truth, detections, image_ids, names = _numbered(truth, detections, image_ids, names)
+    truth, detections, image_ids, names = numbered(truth, detections, image_ids, names)
     accumulated = _accumulate(truth, detections, len(image_ids), names, backend)
     numbers = numbers_of(accumulated, NUMBERS, list(names.values()))
     found = judged(truth, detections, list(names))
@@ -133,7 +141,7 @@ def score(
     )
 
 
-def _numbered(
+def numbered(
     truth: Boxes, detections: Boxes, image_ids: Sequence[int], names: dict[int, str]
 ) -> tuple[Boxes, Boxes, Sequence[int], dict[int, str]]:
     """Returns `score`'s arguments with ids from 0 on, in the ids' order, by which ties are broken.

@@ -147,7 +147,7 @@ def average_precision(
             outcomes = matches.outcomes[a, :, of_class]
             mine = (outcomes != UNCOUNTED).any(axis=0)  # of one size few are
             of_dets = part[:, matches.images[of_class][mine]]
-            values = _precision(of_dets, outcomes[:, mine], wanted[:, c])
+            values = precision_of_class(of_dets, outcomes[:, mine], wanted[:, c])
             values[wanted[:, c] == 0] = np.nan
             found[first : first + CHUNK, :, c] = values
     return found
@@ -237,7 +237,7 @@ def calibration_error(matches: Matches, weights: np.ndarray, bins: int = 15) -> 
         return np.abs(weights @ off).sum(axis=1) / (weights @ found)
 
 
-def _precision(weights: np.ndarray, outcomes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+def precision_of_class(weights: np.ndarray, outcomes: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Returns (B, T) average precision of one class.
 
     The interpolated precision at a recall is the highest from there on, which is one of those at the

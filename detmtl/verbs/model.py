@@ -25,8 +25,9 @@ from detmtl.inference.scoring import evaluate_predictor
 from detmtl.inference.torchscript import exported_format
 from detmtl.inference.views import ViewSettings
 from detmtl.inference.views_predictor import ViewsPredictor
-from detmtl.metrics.coco import evaluate_files
+from detmtl.metrics.coco import boxes_of_files, numbered, score
 from detmtl.metrics.coco_files import warn_of_silver
+from detmtl.metrics.mistakes import KINDS, Mistakes, mistakes
 from detmtl.report.progress import bar
 from detmtl.run_training import truth_of
 from detmtl.structures.errors import InputError
@@ -67,7 +68,7 @@ _OF_A_MODEL = (
 
 def evaluate_verb(args: argparse.Namespace) -> None:
     """Prints the numbers of a model, or of a results file, on gold."""
-    console = Console()
+    console, made = Console(), None
     if args.json:
         writable_file(args.json, f"--json {args.json}")
     if args.detections:
@@ -79,8 +80,17 @@ def evaluate_verb(args: argparse.Namespace) -> None:
         )
         if args.annotations is None:
             raise InputError("evaluate needs --annotations beside --detections")
-        scores = evaluate_files(args.detections, args.annotations)
+        boxes = boxes_of_files(args.detections, args.annotations)
+        scores = score(*boxes)
+        if args.mistakes:
+            truth, found, _, names = numbered(*boxes)
+            made = mistakes(truth, found, len(names))
     else:
+        refuse_given(
+            args,
+            ["mistakes"],
+            "is told of a file: let predict write one of these pictures, and give it as --detections",
+        )
         if not (args.checkpoint and args.images):
             raise InputError("evaluate needs --checkpoint and --images, or --detections")
         if not (args.annotations or args.maps or args.tags or args.depth):
@@ -96,8 +106,23 @@ def evaluate_verb(args: argparse.Namespace) -> None:
     for name, value in scores.items():
         table.add_row(escape(name), f"{value:.4f}" if value == value else "-")
     console.print(table)
+    if made is not None:
+        console.print(_mistakes_table(made))
+        scores |= {f"lost/{kind}": value for kind, value in made.lost.items()}
     if args.json and distributed.rank() == 0:
         write_json(args.json, scores)
+
+
+def _mistakes_table(made: Mistakes) -> Table:
+    """Returns what is told of mistakes, the dearest kind first."""
+    table = Table(title="mistakes, and what AP50 would gain without them", title_justify="left")
+    table.add_column("kind")
+    table.add_column("what it is", overflow="fold")
+    table.add_column("how many", justify="right")
+    table.add_column("AP50 lost", justify="right")
+    for kind in sorted(KINDS, key=lambda kind: -made.lost[kind]):
+        table.add_row(kind, KINDS[kind], f"{made.counts[kind]:,}", f"{made.lost[kind]:.4f}")
+    return table
 
 
 def _scores(

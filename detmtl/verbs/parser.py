@@ -153,6 +153,11 @@ def _evaluate(p: argparse.ArgumentParser) -> None:
         help="of a value of 1; by default what the folder says, or 0.001",
     )
     _faults_option(p)
+    p.add_argument(
+        "--mistakes",
+        action="store_true",
+        help="of --detections: how many mistakes of each kind, and what AP50 would gain without them",
+    )
     p.add_argument("--json", type=Path, help="writes the numbers there too")
     p.add_argument(
         "--cache",
