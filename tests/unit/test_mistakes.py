@@ -57,13 +57,10 @@ def test_one_mistake_of_each_kind():
     before = 34 / 101 / 2
     place = (34 + 33 * 2 / 3) / 101 / 2 - before
     assert made.lost["place"] == pytest.approx(place, abs=1e-9)
-    assert made.lost["class"] == pytest.approx(51 / 101 / 2, abs=1e-9)  # one of two of class 1
-    assert made.lost["missed"] == pytest.approx(
-        (51 - 34) / 101 / 2, abs=1e-9
-    )  # one of two of class 0
-    assert (
-        made.lost["double"] == made.lost["background"] == made.lost["both"] == 0
-    )  # nothing right comes after them
+    # one of two of class 1, then one of two of class 0; nothing right comes after the other mistakes
+    assert made.lost["class"] == pytest.approx(51 / 101 / 2, abs=1e-9)
+    assert made.lost["missed"] == pytest.approx((51 - 34) / 101 / 2, abs=1e-9)
+    assert made.lost["double"] == made.lost["background"] == made.lost["both"] == 0
 
 
 def test_of_several_detections_about_a_box_the_best_is_put_right():
