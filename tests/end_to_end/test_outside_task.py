@@ -15,6 +15,7 @@ from detmtl.config import settings_from
 from detmtl.data.scenes import SCENE_CLASSES
 from detmtl.engine.drawing import draw
 from detmtl.engine.state import read_checkpoint
+from detmtl.inference.export import export
 from detmtl.inference.predictor import load_predictor
 from detmtl.recipe import run
 from detmtl.structures.errors import InputError
@@ -95,6 +96,9 @@ def test_the_page_s_task_trains_is_scored_and_exported(module, tmp_path, monkeyp
     a, b = file.predict([image])[0]["busy"], checkpoint.predict([image])[0]["busy"]
     torch.testing.assert_close(a.targets, b.targets, rtol=1e-4, atol=1e-5)
     assert file.names["busy"] == ("busy",)
+    export(tmp_path / "run" / "best.pt", tmp_path / "m.onnx", "onnx", trust=True)
+    c = load_predictor(tmp_path / "m.onnx").predict([image])[0]["busy"]
+    torch.testing.assert_close(c.targets, b.targets, rtol=1e-4, atol=1e-5)
     # it learns from boxes, whose classes say nothing of its own: as a teacher it abstains from none
     teacher = CheckpointTeacherSettings(path="best.pt", task="busy", trust=True)
     assert teacher.load(tmp_path / "run").card.searched == ("busy",)
