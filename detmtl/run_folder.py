@@ -92,6 +92,11 @@ class RunFolder:
     def teacher(self) -> "RunFolder":
         return RunFolder(self.path / "teacher")
 
+    def store(self, settings: RunSettings) -> Path:
+        """Returns where silver labels are that a run of these settings writes before its training."""
+        own = settings.silver.store if settings.silver else None
+        return own or self.path / "silver"
+
     def claim(self, settings: RunSettings, teacher: RunSettings | None = None) -> None:
         """Makes the folder this run's, or finds out whether it may be continued; see `settle`.
 
@@ -204,8 +209,7 @@ class OpenRun:
     @property
     def store(self) -> Path:
         """Where silver labels are that are written before the training."""
-        own = self.settings.silver.store if self.settings.silver else None
-        return own or self.folder.path / "silver"
+        return self.folder.store(self.settings)
 
 
 def _differences(a: Any, b: Any, at: str = "") -> list[str]:

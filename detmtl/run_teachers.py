@@ -10,17 +10,19 @@ from pydantic import TypeAdapter, ValidationError
 from detmtl.config import RunSettings, settings_from
 from detmtl.config_parts import GoldTeacher
 from detmtl.data.joined import joined
+from detmtl.data.maps import MapClasses
 from detmtl.data.mixture import SHARED
 from detmtl.data.source import Source
 from detmtl.data.source_settings import SourceSettings
 from detmtl.data.sources import AnySource
 from detmtl.data.subset import Subset
-from detmtl.data.tags import Tags
+from detmtl.data.tags import TagClasses, Tags
 from detmtl.engine.state import read_checkpoint
 from detmtl.run_folder import OpenRun
 from detmtl.silver.card import TeacherCard, Written
 from detmtl.silver.held_out import each_once
 from detmtl.silver.store import Store
+from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
 from detmtl.structures.outside import is_elsewhere
@@ -185,10 +187,8 @@ def audited_on_its_own(
     ours = [t for t in teachers if isinstance(t, CheckpointTeacherSettings)]
     if not ours:
         return []
-    gold, told, audit = audit_source(settings, sources, val), [], silver.audit
-    names = [audit] if isinstance(audit, str) else gold_sources(settings)
-    audited = [data.val if name == "val" else data.sources[name] for name in names]
-    folders = {(data.root / source.images).resolve() for source in audited}
+    gold, told = audit_source(settings, sources, val), []
+    folders = {(data.root / source.images).resolve() for source in _audited(settings).values()}
     for teacher in ours:
         path = teacher.path
         seen: set[str] = set()
@@ -258,6 +258,37 @@ def audit_source(settings: RunSettings, sources: Mapping[str, Source], val: Sour
         gold = joined("held-out gold", parts) if len(parts) > 1 else parts[0]
     # A pool of mode online has grade SILVER from the start; that its labels are people's was checked before.
     return each_once(replace(gold, grade=Grade.GOLD))
+
+
+def audit_gold(
+    settings: RunSettings,
+    cache: Path,
+    space: LabelSpace,
+    maps: MapClasses | None,
+    tags: TagClasses | None,
+) -> Source:
+    """Returns what `audit_source` does, read from its files, and nothing else of the run.
+
+    Args:
+        settings: of the run.
+        cache: folder for parsed arrays and content hashes.
+        space, maps, tags: the classes that are wanted.
+    """
+    data = settings.data
+    read = {
+        name: source.load(name, data.root, space, cache, maps, tags)
+        for name, source in _audited(settings).items()
+    }
+    first, *_ = read.values()  # val, where it is val that counts
+    return audit_source(settings, read, first)
+
+
+def _audited(settings: RunSettings) -> dict[str, SourceSettings]:
+    """Returns the sources that the pictures are of on which the run's teacher is audited, by name."""
+    assert settings.silver is not None
+    audit, data = settings.silver.audit, settings.data
+    names = [audit] if isinstance(audit, str) else gold_sources(settings)
+    return {name: data.val if name == "val" else data.sources[name] for name in names}
 
 
 def learned_sources(settings: RunSettings, sources: Mapping[str, Source]) -> list[Source]:

@@ -85,7 +85,13 @@ def _audit(p: argparse.ArgumentParser) -> None:
 
 
 def _select(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--store", required=True, type=Path)
+    p.add_argument(
+        "--store",
+        required=True,
+        type=Path,
+        help="where it lies in the folder of its run: with that run's classes, policy and gold, where the "
+        "other options do not say otherwise",
+    )
     _teachers_option(p)
     p.add_argument(
         "--out", required=True, type=Path, help="a COCO file; of maps and tags, a new folder"

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from detmtl.data.coco import read_labels
 from detmtl.data.folder import FolderSource, pictures_named
+from detmtl.data.joined import with_boxes
 from detmtl.data.map_legend import Legend
 from detmtl.data.maps import MapClasses
 from detmtl.data.source import Source
@@ -55,6 +56,7 @@ from detmtl.verbs.options import (
     writable_file,
     yaml_value,
 )
+from detmtl.verbs.own_run import OwnRun, policy_of
 from detmtl.yaml_settings import checked
 
 
@@ -93,7 +95,7 @@ def audit_verb(args: argparse.Namespace) -> None:
     task = of_one_task(stores)
     _refuse_idle(args, task)
     if task != "boxes":
-        alone, gold = _others(args, stores, args.set)
+        alone, gold, _ = _others(args, stores, None)
         _refuse_seen(args, gold, LabelSpace.of(["object"]))
         _stop_at_gates(args.store, judge_each_other(alone, gold, Console(), args.html))
         others = fused_others(alone, gold)
@@ -150,35 +152,52 @@ def _stop_at_gates(store: Path, problems: Sequence[str]) -> None:
 
 
 def _others(
-    args: argparse.Namespace, stores: Sequence[Store], policy: Sequence[str]
-) -> tuple[list[Chosen], Source]:
-    """Returns what stores of maps or tags mean, and their pictures with the gold that there is."""
-    task, values = stores[0].card.task, assignments(policy)
+    args: argparse.Namespace, stores: Sequence[Store], own: OwnRun | None
+) -> tuple[list[Chosen], Source, Source | None]:
+    """Returns what stores of maps or tags mean; their pictures, with the gold that the options name; and the
+    gold that there is, these or those of the run whose own store it is."""
+    task = stores[0].card.task
     if args.images is None:
         raise InputError(f"--images is needed: the folder of the pictures whose {task} are wanted")
     maps, tags, map_gold, tag_gold = None, None, None, None
+    data = None if own is None or args.classes else own.settings.data
     if task == "maps":
         names = _names(stores)
         map_gold = gold_maps(args)
         if map_gold:
             names = list(Legend.read(args.categories).categories.values())
-        classes = yaml_value(args.classes, "--classes") if args.classes else names
-        unmapped = "unknown" if args.drop_unmapped or not args.classes else "error"
-        maps = checked(MapClasses, {"classes": classes, "unmapped": unmapped}, where="--classes")
+        maps = data.maps if data else None
+        if maps is None:
+            maps = checked(MapClasses, _classes(args, names, "unknown"), where="--classes")
     else:
         tag_gold = gold_tags(args)
-        classes = yaml_value(args.classes, "--classes") if args.classes else _names(stores)
-        unmapped = "drop" if args.drop_unmapped or not args.classes else "error"
-        tags = checked(TagClasses, {"classes": classes, "unmapped": unmapped}, where="--classes")
+        tags = data.tags if data else None
+        if tags is None:
+            tags = checked(TagClasses, _classes(args, _names(stores), "drop"), where="--classes")
     source = FolderSource(
         images=str(args.images.absolute()), maps=map_gold, tags=tag_gold, faults=args.faults
     )
-    loaded = source.load(
-        args.images.name, Path("/"), LabelSpace.of(["object"]), cache_of(args.store), maps, tags
+    space = LabelSpace.of(["object"])
+    loaded = source.load(args.images.name, Path("/"), space, cache_of(args.store), maps, tags)
+    silver = own.silver if own else None
+    map_policy = policy_of(
+        MapSelection, silver and silver.select_maps, args.set if task == "maps" else []
     )
-    map_policy = checked(MapSelection, values if task == "maps" else {}, where="--set")
-    tag_policy = checked(TagSelection, values if task == "tags" else {}, where="--set")
-    return [chosen_of(store, maps, tags, map_policy, tag_policy) for store in stores], loaded
+    tag_policy = policy_of(
+        TagSelection, silver and silver.select_tags, args.set if task == "tags" else []
+    )
+    alone = [chosen_of(store, maps, tags, map_policy, tag_policy) for store in stores]
+    if map_gold or tag_gold:
+        return alone, loaded, loaded
+    return alone, loaded, own.gold(own.settings.data.label_space(), maps, tags) if own else None
+
+
+def _classes(args: argparse.Namespace, names: Sequence[str], dropped: str) -> dict[str, Any]:
+    """Returns the classes of maps or tags that --classes names, or one of each name; `dropped` is what they
+    say of names that are to be dropped."""
+    classes = yaml_value(args.classes, "--classes") if args.classes else list(names)
+    unmapped = dropped if args.drop_unmapped or not args.classes else "error"
+    return {"classes": classes, "unmapped": unmapped}
 
 
 def _names(stores: Sequence[Store]) -> list[str]:
@@ -188,29 +207,37 @@ def _names(stores: Sequence[Store]) -> list[str]:
 
 def select_verb(args: argparse.Namespace) -> None:
     """Turns a store into labels that other tools read."""
-    stores = _stores(args)
+    stores, own = _stores(args), OwnRun.of(args.store)
     task = of_one_task(stores)
     _refuse_idle(args, task)
+    if own is not None:
+        Console(soft_wrap=True).print(
+            f"policy{'' if args.classes else ', classes'} and gold of the run {own.folder.path}, where "
+            "options do not say otherwise",
+            markup=False,
+        )
     if task != "boxes":
         if args.out.exists():
             raise InputError(f"--out {args.out}: exists; give a new folder")
         writable(args.out.parent, f"--out {args.out}")
-        alone, pool = _others(args, stores, args.set)
-        judged = pool.maps is not None or pool.tags is not None
-        if len(stores) > 1 and not judged:
+        alone, pool, gold = _others(args, stores, own)
+        if len(stores) > 1 and gold is None:
             raise InputError(
                 f"--{task} is needed: {task} of several teachers are fused by what gold says of each"
             )
-        others = fused_others(alone, pool)
-        chosen = others.select(pool, others.audit(pool) if judged else None)
+        others = fused_others(alone, pool if gold is None else gold)
+        chosen = others.select(pool, None if gold is None else others.audit(gold))
         try:
             shutil.copytree(chosen, args.out)
         except OSError as error:
             raise InputError(f"--out {args.out}: cannot be written ({error})") from None
         Console(soft_wrap=True).print(f"labels: {args.out}", markup=False)
         return
-    space = label_space(args, None, _names(stores))
-    policy = checked(SelectionSettings, assignments(args.set), where="--set")
+    if own is None or args.classes:
+        space = label_space(args, None, _names(stores))
+    else:
+        space = own.settings.data.label_space()
+    policy = policy_of(SelectionSettings, own and own.silver.select, args.set)
     if args.format == "coco":
         writable_file(args.out, f"--out {args.out}")
     else:
@@ -219,8 +246,11 @@ def select_verb(args: argparse.Namespace) -> None:
     if args.annotations is None:
         why = "is of --annotations, which is not given; give it, too, or leave it out"
         refuse_given(args, ["images"] if args.pool else ["images", "faults"], why)
+        gold = own.gold(space) if own else None
+        gold = None if gold is None else with_boxes(gold)
     else:
         gold = coco_source(args, space, cache_of(args.store))
+    if gold is not None:
         labels, judged = fused_labels(stores, gold, space, policy)
     chosen = select(labels, _pool(args, space), space, policy, judged, args.pool)
     _write_labels(args.out, args.format, chosen, space)
