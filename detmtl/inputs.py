@@ -15,6 +15,9 @@ from detmtl.structures.outside import code_files, kinds_elsewhere
 from detmtl.teachers.from_transformers import FILES
 from detmtl.teachers.onnx_files import external_files
 
+_HERE = " here"
+"""Ends the name of a file that is another one below data.root."""
+
 
 def input_hashes(
     settings: RunSettings,
@@ -55,16 +58,24 @@ def input_hashes(
 def named_files(tree: Any, root: Path, cache: Path) -> dict[str, str]:
     """Returns each text in plain settings that names a file, below data.root or here, with its hash: of a
     teacher, weights, class names, tags, coverage; and the other files that make a network of it, see
-    `_files`. Where it names one in both places both count: what reads it decides which it means."""
-    found = {}
+    `_files`. Where it names one in both places both count, unless they are the same: what reads it decides
+    which it means, and a copy of the data is as good as they."""
+    files: dict[str, dict[str, str]] = {}
     for text in sorted({*_texts(tree)} - {""}):
         places = dict.fromkeys(Path(os.path.abspath(p)) for p in (root / text, Path(text)))
-        there = [(path, files) for path in places if (files := _files(path))]
-        for name, (path, files) in zip((text, f"{text} here"), there, strict=False):
-            for file in files:
-                part = "" if file == path else f": {os.path.relpath(file, path.parent)}"
-                found[name + part] = str(file)
-    return dict(zip(found, content_hashes(list(found.values()), cache), strict=True))
+        there = [(path, own) for path in places if (own := _files(path))]
+        for name, (path, own) in zip((text, text + _HERE), there, strict=False):
+            parts = ["" if f == path else f": {os.path.relpath(f, path.parent)}" for f in own]
+            files[name] = dict(zip(parts, map(str, own), strict=True))
+    every = [file for own in files.values() for file in own.values()]
+    hashes = dict(zip(every, content_hashes(every, cache), strict=True))
+    known = {name: {p: hashes[f] for p, f in own.items()} for name, own in files.items()}
+    return {
+        name + part: content_hash
+        for name, own in known.items()
+        if not (name.endswith(_HERE) and own == known.get(name.removesuffix(_HERE)))
+        for part, content_hash in own.items()
+    }
 
 
 def own_code(tree: Mapping[str, Any], cache: Path) -> dict[str, str]:

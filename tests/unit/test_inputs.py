@@ -131,7 +131,25 @@ def test_a_name_of_two_files_stands_for_both(tmp_path, monkeypatch):
     below.write_text("dog")
     both = named(tmp_path / "data")
     assert both["names.txt here"] == alone["names.txt"] != both["names.txt"] and len(both) == 2
-    for path in (here, below):
+    for path, text in ((here, "a bird"), (below, "a fish")):
         before = named(tmp_path / "data")
-        path.write_text("a bird")
+        path.write_text(text)
         assert len(changed(before, named(tmp_path / "data"))) == 1
+
+
+def test_a_copy_of_the_data_holds_the_same_files(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "copy").mkdir()
+    monkeypatch.chdir(tmp_path / "data")
+    for folder in ("data", "copy"):
+        (tmp_path / folder / "names.txt").write_text("cat")
+
+    def named(root):
+        return named_files(["names.txt"], root, tmp_path / "cache")
+
+    assert {*named(Path("."))} == {"names.txt"}
+    assert named(Path(".")) == named(tmp_path / "copy"), "where both are in reach"
+    for folder, name in (("data", "names.txt here"), ("copy", "names.txt")):
+        before = named(tmp_path / "copy")
+        (tmp_path / folder / "names.txt").write_text(f"cat of {folder}")
+        assert name in changed(before, named(tmp_path / "copy"))
