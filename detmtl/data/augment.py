@@ -140,8 +140,7 @@ class Augment:
                 is_check_shapes=False,  # maps and depths are brought to the picture's size here
             )
         # in place, because every step and nested composition holds this very object
-        processor = cast(Any, self._compose.processors["bboxes"])
-        processor.filter, processor.check = clipped, _unchecked
+        cast(Any, self._compose.processors["bboxes"]).filter = clipped
         # Boxes go in and come out as they are: a part of a composition clips them after each step and
         # leaves out the ways to and from other formats. Only points need those, see `_changed`.
         self._compose.main_compose = False
@@ -374,10 +373,6 @@ class _View:
 
 def _of(labels: Mapping[str, Labels], kind: type[L]) -> dict[str, L]:
     return {name: known for name, known in labels.items() if isinstance(known, kind)}
-
-
-def _unchecked(data: np.ndarray, shape: Any) -> None:
-    """In place of albumentations' check, which raises on a box 1e-6 outside; `clipped` mends it."""
 
 
 def _masks(labels: MapLabels) -> dict[str, np.ndarray]:

@@ -260,7 +260,7 @@ def _compare(was: Source, now: Source, at: np.ndarray, reviewed: np.ndarray) -> 
     same[there] = a.classes[mine] == b.classes[theirs]
     ordinary[there] = b.ignore[theirs] == Ignore.NO
     shift = np.zeros(len(sent))
-    shift[there] = np.abs(a.boxes[mine] - b.boxes[theirs]).max(axis=1, initial=0)
+    shift[there] = np.abs(a.boxes[mine] - b.boxes[theirs]).max(axis=1)
     usual = np.isin(sent, np.flatnonzero(plain))
     cases = {
         "sent": usual,

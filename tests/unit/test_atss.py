@@ -168,6 +168,15 @@ def test_a_box_between_the_places_learns_only_if_forced():
     assert found.positive.any() and (overlap[found.positive[0]] == overlap.max()).all()
 
 
+@pytest.mark.parametrize(("margin", "count"), [(0.005, 1), (0.02, 2)])
+def test_an_anchors_center_lies_well_within_its_box(margin, count):
+    # the centers of the first level are at 4, 12, 20, ...: two of them overlap the box alike
+    box = [[12 - margin, 8, 20 + 2 * margin, 16]]
+    found = match_atss(ONE[1], pad_boxes([_picture(box)]), PAPER, ONE[2])
+    x = ONE[1][found.positive[0]][:, 0::2].mean(1)
+    assert ((x == 12) | (x == 20)).all() and len(x) == count
+
+
 def test_a_box_without_area_and_one_far_outside_get_none():
     labels = pad_boxes([_picture([[500.0, 500, 510, 510], [8, 8, 8, 20]])])
     found = match_atss(NINE[1], labels, RULES, NINE[2])

@@ -51,6 +51,12 @@ def test_growth_is_limited():
 def test_padding_rows_stay_finite(anchors):
     padding = torch.zeros(1, 4, requires_grad=True)
     deltas = boxcoder.encode(anchors, padding)
+    least = (boxcoder.SMALLEST_SIDE / (anchors[:, 2:] - anchors[:, :2])).log()
+    torch.testing.assert_close(deltas[:, 2:], least)
+    thin = torch.tensor([[8.0, 9, 8.25, 9.5]])  # longer than that
+    torch.testing.assert_close(
+        boxcoder.decode(anchors[:1], boxcoder.encode(anchors[:1], thin)), thin
+    )
     deltas.sum().backward()
     assert deltas.isfinite().all() and padding.grad is not None and padding.grad.isfinite().all()
 

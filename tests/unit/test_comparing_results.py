@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from detmtl.comparing.bootstrap import picture_weights
-from detmtl.comparing.contrast import contrast
+from detmtl.comparing.contrast import contrast, share
 from detmtl.comparing.plan import Plan, Run, cells_of
 from detmtl.comparing.prepare import Prepared
 from detmtl.comparing.results import result
 from detmtl.comparing.scores import RunScores
 from detmtl.comparing.settings import CompareSettings
+from detmtl.comparing.statistics import over_both, over_pictures, ratio
 from detmtl.config import RunSettings
 from detmtl.report.compare_page import html, markdown, summary
 
@@ -152,6 +153,23 @@ def test_pictures_are_resampled_together_for_all_seeds(make):
         [arm[s].resampled["boxes/AP"] - gold[s].resampled["boxes/AP"] for s in range(5)], axis=0
     )
     assert found.pictures.low == pytest.approx(np.quantile(joint, 0.025))
+    # of one run less is known: of the whole difference, then, nothing is over pictures
+    runs["gold"] = gold | {4: replace(gold[4], resampled={})}
+    assert not contrast(runs, {"electrum": 1, "gold": -1}, "boxes/AP").pictures.known
+
+
+def test_a_share_is_of_means_over_seeds_on_the_same_pictures(make):
+    _, _, scores = make()
+    way = ("electrum", "gold", "all")
+    runs = {arm: {s: scores[0, arm, s] for s in range(5)} for arm in way}
+    values = np.array([[r.metrics["boxes/AP"] for r in runs[arm].values()] for arm in way])
+    drawn = np.array([[r.resampled["boxes/AP"] for r in runs[arm].values()] for arm in way])
+    over_seeds = ratio(values[0] - values[1], values[2] - values[1])
+    arm, floor, top = drawn.mean(axis=1)
+    pictures = over_pictures(over_seeds.mean, (arm - floor) / (top - floor))
+    assert share(runs, way, "boxes/AP") == over_both(over_seeds, pictures)
+    runs["gold"][0] = replace(runs["gold"][0], resampled={})
+    assert share(runs, way, "boxes/AP") == over_seeds
 
 
 def test_one_teacher_counts_as_one_model(make):

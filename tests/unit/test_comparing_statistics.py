@@ -101,6 +101,7 @@ def test_level_that_tells_one_more_after_holm():
     for p, told in ((0.999 * level, True), (1.001 * level, False)):
         assert (holm([*others, p])[-1] <= 0.05) == told
     assert level_left([0.01, math.nan]) == level_left([]) == 0.05
+    assert level_left([0.05, 0.9]) == 0.05, "what is told at the level itself is told"
 
 
 def test_interval_over_pictures():
@@ -109,6 +110,10 @@ def test_interval_over_pictures():
     assert found.low == pytest.approx(np.quantile(resampled, 0.025))
     # six of the thousand are <= 0, and each is counted once more than seen
     assert found.p == pytest.approx(2 * 7 / 1001)
+    assert over_pictures(-0.5, -resampled).p == found.p
+    assert over_pictures(0.0, np.zeros(9)).p == 1
+    gaps = np.append(resampled, np.nan)
+    assert over_pictures(0.5, gaps) == found
     assert not over_pictures(0.5, None).known
     assert not over_pictures(float("nan"), np.full(3, np.nan)).known
 
@@ -137,6 +142,11 @@ def test_a_correction_may_take_a_finding_away_and_says_so():
     three = verdicts([pair] * 3)
     assert [v.word for v in three] == ["cannot tell"] * 3
     assert three[0].reason == "p = .037 alone, .111 corrected for 3 comparisons"
+    nan = float("nan")
+    one_seed = Estimate(0.1, nan, nan, nan, 1), pair[1]
+    assert [v.reason for v in verdicts([pair, one_seed, pair])[::2]] == [
+        "p = .037 alone, .074 corrected for 2 comparisons"
+    ] * 2, "what one seed says is no comparison"
 
 
 def test_what_neither_source_of_chance_explains_both_together_may():
@@ -153,6 +163,8 @@ def test_what_neither_source_of_chance_explains_both_together_may():
     assert joint_p(estimate(-0.1, 0.02, 0.001), lopsided) == 0.001
     same = Estimate(0.1, 0.1, 0.1, 0.0, 5)
     assert joint_p(same, same) == 0
+    of_pictures_alone = 2 * stats.norm.sf(0.1 / (0.09 / stats.norm.ppf(0.975)))
+    assert joint_p(same, pictures) == pytest.approx(max(0.03, of_pictures_alone))
 
 
 @pytest.mark.parametrize("of_pictures", [0.1, 0.3, 1.0])

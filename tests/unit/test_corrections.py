@@ -213,6 +213,10 @@ def test_shapes_and_keypoints_that_are_not_taken_are_counted(tmp_path, more, cou
 
 def test_pictures_that_are_not_finished_stay_as_they_were_sent(sent, back, tmp_path):
     (tmp_path / "done.txt").write_text("\ufeff2.jpg\n\n", encoding="utf-8")
+    data = json.loads(sent.read_text())
+    for row in data["annotations"]:
+        row["attributes"]["teacher"] = f"t{row['id']}"
+    sent.write_text(json.dumps(data))
     corrections = take_back(sent, back, finished=tmp_path / "done.txt")
     assert corrections.pictures == 1 and counts_of(corrections)["sent"] == [1, 0]
     write_verified(corrections, sent, tmp_path / "gold.json")
@@ -228,7 +232,8 @@ def test_pictures_that_are_not_finished_stay_as_they_were_sent(sent, back, tmp_p
             and ours.grade.tolist() == theirs.grade.tolist()
         )
     data = json.loads((tmp_path / "rest.json").read_text())
-    assert all(row["attributes"]["teacher"] == "t" for row in data["annotations"])
+    teachers = [row["attributes"]["teacher"] for row in data["annotations"]]
+    assert teachers == ["t1", "t2", "t3", "t7"], "what was said of each box stays with it"
 
 
 def test_a_finished_picture_of_which_people_deleted_every_box(sent, back, tmp_path):
@@ -354,6 +359,23 @@ def test_classes_that_are_reviewed_one_after_the_other(sent, back, tmp_path):
     assert loaded(tmp_path, "rest.json").grade is Grade.SILVER
 
 
+def test_where_every_box_was_made_a_crowd_no_precision_is_known(tmp_path):
+    rows = [box(1, 1, CAT, (10, 10, 30, 30))]
+    sent = write(tmp_path / "s.json", rows)
+    corrections = take_back(sent, write(tmp_path / "b.json", [{**rows[0], "iscrowd": 1}]))
+    assert counts_of(corrections)["ignored"] == counts_of(corrections)["sent"] == [1, 0]
+    assert list(corrections.table().columns[-1].cells) == ["-", "-", "-"]
+
+
+@pytest.mark.parametrize("before", [5, "dog", None])
+def test_what_is_no_list_of_reviewed_classes_names_none(sent, back, tmp_path, before):
+    data = json.loads(sent.read_text())
+    data["info"]["reviewed"] = before
+    sent.write_text(json.dumps(data))
+    write_verified(take_back(sent, back, reviewed=["cat"]), sent, tmp_path / "mixed.json")
+    assert json.loads((tmp_path / "mixed.json").read_text())["info"]["reviewed"] == ["cat"]
+
+
 def test_a_box_is_matched_once_and_by_its_best(tmp_path):
     sent = write(
         tmp_path / "s.json", [box(1, 1, CAT, (0, 0, 20, 20)), box(2, 1, CAT, (2, 0, 22, 20))]
@@ -364,6 +386,74 @@ def test_a_box_is_matched_once_and_by_its_best(tmp_path):
     counts = counts_of(take_back(sent, back))
     assert counts["accepted"] == [1, 0] and counts["renamed"] == [1, 0]
     assert counts["deleted"] == counts["added"] == [0, 0]
+    twice = [box(1, 1, CAT, (0, 0, 20, 20)), box(2, 1, CAT, (2, 0, 22, 20))]
+    sent, back = write(tmp_path / "s.json", twice[:1]), write(tmp_path / "b.json", twice)
+    counts = counts_of(take_back(sent, back))
+    assert counts["accepted"] == counts["added"] == [1, 0] and counts["moved"] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("right", "done"),
+    [(31, {"accepted"}), (31.5, {"moved"}), (50, {"moved"}), (51, {"deleted", "added"})],
+)
+def test_how_far_a_box_may_move_to_be_the_one_that_was_sent(tmp_path, right, done):
+    """A pixel is rounding; of a box that grows to twice its size, half of both is the overlap."""
+    sent = write(tmp_path / "s.json", [box(1, 1, CAT, (10, 10, 30, 30))])
+    back = write(tmp_path / "b.json", [box(1, 1, CAT, (10, 10, right, 30), attributes={})])
+    counts = counts_of(take_back(sent, back))
+    assert {name for name, (cats, _) in counts.items() if cats} == {"sent", *done}
+
+
+@pytest.mark.parametrize(
+    ("doubtful", "change", "done"),
+    [
+        (False, {"bbox": [10, 10, 25, 20], "iscrowd": 1}, {"sent", "ignored"}),
+        (False, {"category_id": DOG, "iscrowd": 1}, {"sent", "renamed"}),
+        (True, {"category_id": DOG, "iscrowd": 0}, {"doubted", "added"}),
+        (True, {"category_id": DOG}, {"doubted"}),
+        (True, None, {"doubted"}),
+    ],
+)
+def test_what_is_done_to_a_box_at_once_counts_once(tmp_path, doubtful, change, done):
+    row = box(1, 1, CAT, (10, 10, 30, 30), doubtful)
+    sent = write(tmp_path / "s.json", [row])
+    back = write(tmp_path / "b.json", [] if change is None else [{**row, **change}])
+    counts = counts_of(take_back(sent, back))
+    assert {name for name, of_classes in counts.items() if any(of_classes)} == done
+
+
+def test_pictures_may_come_back_in_another_order(sent, back, tmp_path):
+    data = json.loads(back.read_text())
+    data["images"].reverse()
+    for number, image in enumerate(data["images"]):
+        for row in data["annotations"]:
+            row["image_id"] = number if row["image_id"] == image["id"] else row["image_id"]
+        image["id"] = number
+    turned = tmp_path / "turned.json"
+    turned.write_text(json.dumps(data))
+
+    def verified(path):
+        source = take_back(sent, path).verified.source
+        rows = zip(source.ids.tolist(), map(source.labels, range(len(source))), strict=True)
+        return sorted((key, labels["boxes"].boxes.tolist()) for key, labels in rows)
+
+    assert verified(turned) == verified(back)
+
+
+def test_sizes_are_those_of_the_same_picture_in_any_order(tmp_path):
+    def pictures(name, *sizes):
+        path = write(tmp_path / name, [], [(i, n) for i, (n, _, _) in enumerate(sizes)])
+        data = json.loads(path.read_text())
+        for image, (_, width, height) in zip(data["images"], sizes, strict=True):
+            image.update(width=width, height=height)
+        path.write_text(json.dumps(data))
+        return path
+
+    sent = pictures("s.json", ("a.jpg", 100, 80), ("b.jpg", 60, 40))
+    back = pictures("b.json", ("b.jpg", 60, 40), ("a.jpg", 100, 80))
+    assert take_back(sent, back).pictures == 2
+    with pytest.raises(InputError, match=r"'a\.jpg' is 80 x 100 pixels .* was sent as 100 x 80"):
+        take_back(sent, pictures("t.json", ("b.jpg", 60, 40), ("a.jpg", 80, 100)))
 
 
 def test_an_untouched_file_is_all_accepted(sent):
@@ -410,7 +500,7 @@ def test_names_as_tools_return_them(tmp_path, names):
 
 
 def test_finished_pictures_may_be_listed_on_windows(sent, back, tmp_path):
-    (tmp_path / "done.txt").write_text("a\\1.jpg\r\n")
+    (tmp_path / "done.txt").write_text("a\\1.jpg\r\na\\1.jpg\r\n")  # twice, which is no fault
     assert take_back(sent, back, finished=tmp_path / "done.txt").pictures == 1
 
 
@@ -424,23 +514,26 @@ def test_categories_without_a_box_are_no_new_classes(sent, tmp_path):
         take_back(sent, write(tmp_path / "b.json", rows, images, names))
 
 
-@pytest.mark.parametrize(("touched", "warned"), [(0, True), (9, True), (11, False)])
+@pytest.mark.parametrize(
+    ("pictures", "touched", "warned"),
+    [(20, 0, True), (20, 9, True), (20, 11, False), (30, 14, True), (30, 15, False)],
+)
 def test_pictures_that_nobody_touched_are_told_unless_they_are_called_finished(
-    tmp_path, touched, warned
+    tmp_path, pictures, touched, warned
 ):
     """A tool returns all that it was given, whether or not somebody has looked at it."""
-    images = [(i, f"{i}.jpg") for i in range(1, 21)]
+    images = [(i, f"{i}.jpg") for i in range(1, pictures + 1)]
     sent = write(tmp_path / "s.json", [box(i, i, CAT, (10, 10, 30, 30)) for i, _ in images], images)
     moved = [
         box(i, i, CAT, (10, 10, 35 if i <= touched else 30, 30), attributes={}) for i, _ in images
     ]
     back = write(tmp_path / "b.json", moved, images, info={})
     with pytest.warns(UserWarning) if warned else nullcontext() as told:
-        assert take_back(sent, back).unchanged == 20 - touched
+        assert take_back(sent, back).unchanged == (left := pictures - touched)
     if warned:
-        assert f"{20 - touched} of 20 pictures came back just as they were" in str(told[0].message)
+        assert f"{left} of {pictures} pictures came back just as they were" in str(told[0].message)
     (tmp_path / "done.txt").write_text("".join(f"{n}\n" for _, n in images))
-    assert take_back(sent, back, finished=tmp_path / "done.txt").pictures == 20
+    assert take_back(sent, back, finished=tmp_path / "done.txt").pictures == pictures
 
 
 @pytest.mark.parametrize(
@@ -488,6 +581,15 @@ def test_a_name_that_fits_several_pictures_and_other_mistakes(tmp_path, sent, ba
         take_back(sent, back, reviewed=["cow"])
     with pytest.raises(InputError, match=r"gone\.txt: cannot be read"):
         take_back(sent, back, finished=tmp_path / "gone.txt")
+    (tmp_path / "gone.txt").write_bytes("größe.jpg".encode("latin-1"))
+    with pytest.raises(InputError, match=r"gone\.txt: cannot be read"):
+        take_back(sent, back, finished=tmp_path / "gone.txt")
+    odd = write(tmp_path / "odd.json", rows, [(1, "1.jpg")], categories=[{"id": CAT}, "dog"])
+    with pytest.raises(InputError, match=r"odd\.json: category at position 1: is 'dog'"):
+        take_back(sent, odd)
+    (tmp_path / "done.txt").write_text("3.jpg\n")  # was sent, but is not among what came back
+    with pytest.raises(InputError, match=r"done\.txt: names no picture that is in .*flat\.json"):
+        take_back(sent, write(flat, rows, [(1, "1.jpg")]), finished=tmp_path / "done.txt")
     (tmp_path / "done.txt").write_text("9.jpg\n")
     with pytest.raises(InputError, match=r"done\.txt: the picture '9\.jpg' is not among"):
         take_back(sent, back, finished=tmp_path / "done.txt")

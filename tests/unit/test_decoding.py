@@ -10,7 +10,7 @@ from torchvision.ops import batched_nms
 
 from detmtl.inference.torchscript import deprecation_expected
 from detmtl.models.anchors import AnchorSettings
-from detmtl.models.decoding import Decoder, above
+from detmtl.models.decoding import Decoder, above, least_logit
 from detmtl.models.distances import decode_distances, expected
 
 STRIDES = [8, 16, 32]
@@ -264,6 +264,12 @@ def test_what_is_no_number_hides_no_other_row():
     few[0][1] = 2.0
     both = _decoder()._together(*_decoder()._parts(few), torch.tensor([[96, 128]] * 2))
     assert both[0][1].tolist() == [pytest.approx(torch.tensor(2.0).sigmoid().item())]
+
+
+@pytest.mark.parametrize("threshold", [0.01, 0.05, 0.5, 0.9])
+def test_the_limit_of_candidates_is_below_every_logit_that_may_be_kept(threshold):
+    exact = torch.logit(torch.tensor(threshold, dtype=torch.float64))
+    assert least_logit(threshold) < exact < least_logit(threshold) + 0.01
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

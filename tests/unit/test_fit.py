@@ -99,8 +99,10 @@ def test_boxes_scale_by_each_sides_own_factor_and_back():
 def test_a_long_side_shorter_than_the_short_one_is_refused():
     with pytest.raises(ValidationError, match="long is 100, less than short, 200"):
         InputSettings(short=200, long=100)
-    with pytest.raises(ValidationError):
-        InputSettings(short=8)
+    for wrong in ({"short": 31}, {"short": 20, "long": 31}, {"long": 8193}):
+        with pytest.raises(ValidationError):
+            InputSettings(**wrong)
+    assert InputSettings(short=32, long=32).long == 32
 
 
 @pytest.mark.gpu

@@ -17,6 +17,7 @@ from silver_stand_ins import gold, pictures
 
 from detmtl.data.draws import apportion
 from detmtl.data.mixture import MixSettings, Mixture
+from detmtl.data.schedule import Curriculum
 from detmtl.data.tags import Tags
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
@@ -139,6 +140,12 @@ def test_other_seeds_and_epochs_are_other_orders():
     assert len(orders) == 6
 
 
+def test_sources_of_one_size_have_each_an_order_of_its_own():
+    mix = mixture(MixSettings(mode="batch"), [GOLD, replace(GOLD, name="twin")], batch_size=26)
+    first, second = ([p.index for p in mix.picks(0) if p.source == s] for s in (0, 1))
+    assert sorted(first) == sorted(second) == list(range(13)) and first != second
+
+
 def test_a_source_is_drawn_alike_whatever_stands_beside_it_in_the_batch():
     settings = MixSettings(mode="batch")
     alone = mixture(settings, sources=[GOLD], batch_size=4)
@@ -192,6 +199,15 @@ def test_gold_repeated_many_times_is_told():
     out = io.StringIO()
     Console(file=out, width=200).print(mix.plan_table(26))
     assert "'few' is repeated 20.8 times" in out.getvalue()
+
+
+def test_the_table_shows_names_as_they_are():
+    out = io.StringIO()
+    odd = [replace(GOLD, name="[bold]one"), replace(SILVER, name="[red]two")]
+    Console(file=out, width=200).print(mixture(MixSettings(), odd, batch_size=500).plan_table(9))
+    text = out.getvalue()
+    assert "[bold]one " in text and "[red]two " in text
+    assert "source '[bold]one' is repeated" in text
 
 
 def test_the_table_shows_every_source_and_what_is_ignored():
@@ -329,6 +345,13 @@ def test_curriculum_ramps_silver_alone():
     assert "0.5 to 2" in out.getvalue()
 
 
+def test_what_a_curriculum_is_unless_it_is_set():
+    assert Curriculum().points() == [(0.0, 0.0), (0.5, 1.0)]
+    for wrong in ({"until": 0}, {"until": 1.1}, {"weight": (-0.1, 1)}):
+        with pytest.raises(ValidationError):
+            Curriculum(**wrong)
+
+
 def test_weights_over_time_are_straight_between_their_points():
     mix = mixture(MixSettings(weights={"more": [(0.25, 1.0), (0.75, 3.0)]}), steps=100)
     found = [mix.weights_at(step)[2] for step in (0, 25, 50, 75, 99)]
@@ -344,6 +367,9 @@ def test_finetune_ends_and_online_begins_with_gold_alone():
     late = mixture(MIXES["finetune"], steps=50)
     early = mixture(MIXES["online"], steps=50)
     assert late.first_step_of_last_phase() == 30 and early.first_step_of_last_phase() == 20
+    alone = mixture(MIXES["finetune"], [GOLD, replace(SILVER, length=13)], batch_size=26, steps=50)
+    of_mix, after = ([p.index for p in alone.picks(step) if p.source == 0] for step in (0, 30))
+    assert of_mix != after[:13], "another order than that of the phase before"
     for step in range(50):
         assert {p.source for p in late.picks(step)} == ({0, 1, 2} if step < 30 else {0})
         assert {p.source for p in early.picks(step)} == ({0} if step < 20 else {0, 1, 2})

@@ -94,6 +94,18 @@ def test_lvis_factors():
     assert factors([ignored], classes=0.25)[0].tolist() == [1.0] * 16
 
 
+def test_classes_that_nobody_shows_or_looked_for_and_sources_without_boxes_change_nothing():
+    rows = np.array([[1, 1, 1, 0]], np.float32)  # nobody shows class 2, nobody looked for class 3
+    source = Pictures("gold", [(0,)] * 15 + [(0, 1)], rows)
+    maps = Pictures("maps", [()] * 3, rows)
+    object.__setattr__(maps, "annotations", None)
+    for joint in (True, False):
+        found, others = factors([source, maps], joint=joint, classes=0.25)
+        assert found.tolist() == [1.0] * 15 + [2.0] and others.tolist() == [1.0] * 3
+        found, others = factors([source, maps], joint=joint, coverage=1.0)
+        assert set(found) == set(others) == {1.0}
+
+
 def test_a_class_is_as_rare_as_it_is_where_somebody_looked():
     """Of 85 pictures searched for class 0 all show it, of 15 searched for class 1 three do."""
     many = Pictures("many", [(0,)] * 85, np.array([[1, 0]], np.float32))
