@@ -36,6 +36,7 @@ from detmtl.silver.map_measures import MapMeasures
 from detmtl.silver.overlay import OverlaySettings, with_gold
 from detmtl.silver.policy import Policy, resolve
 from detmtl.silver.selection import SelectionSettings, select
+from detmtl.silver.share_table import left_out, unsearched_words
 from detmtl.silver.store import Store
 from detmtl.silver.tag_audit import TagAudit
 from detmtl.silver.tag_measures import TagMeasures
@@ -181,9 +182,13 @@ def show_others(
     its page if it is wanted; returns what the audit says."""
     measures = others.measures(checked)
     console.print(measures.table())
+    for words in left_out(len(measures.classes()), "classes that gold shows less"):
+        console.print(words)
     if isinstance(measures, MapMeasures):
         for sentence in measures.remarks():
             console.print(sentence, markup=False)
+    elif words := unsearched_words(measures.audit.tags, measures.audit.known):
+        console.print(words, markup=False)
     calibrated = fitted(checked.evidence, others.policy.calibration, console)
     plain = others.settings.model_dump(mode="json")
     if isinstance(measures, MapMeasures):

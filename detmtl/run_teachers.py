@@ -23,7 +23,7 @@ from detmtl.silver.card import TeacherCard, Written
 from detmtl.silver.held_out import each_once
 from detmtl.silver.store import Store
 from detmtl.structures.classes import LabelSpace
-from detmtl.structures.errors import InputError
+from detmtl.structures.errors import InputError, first_few
 from detmtl.structures.labels import Grade
 from detmtl.structures.outside import is_elsewhere
 from detmtl.teachers.from_checkpoint import CheckpointTeacherSettings
@@ -44,7 +44,41 @@ def written_offline(run: OpenRun) -> tuple[Written, Teacher | None]:
     loaded, cards = None, []
     for loaded in load_teachers(run):
         cards.append(loaded.card)
-    return _one_task(cards), loaded if len(cards) == 1 else None
+    written = _one_task(cards)
+    for sentence in unsearched(run.settings, cards):
+        run.console.print(sentence, markup=False, soft_wrap=True)
+    return written, loaded if len(cards) == 1 else None
+
+
+def unsearched(settings: RunSettings, cards: Sequence[TeacherCard]) -> list[str]:
+    """Returns a sentence if there are classes that none of a run's teachers looks for, as those that were
+    renamed since one has learned them: under `unmapped: drop` its boxes of them are dropped.
+
+    Args:
+        settings: of the run.
+        cards: of its teachers, at least one, which write labels of one kind.
+    """
+    data, kind = settings.data, cards[0].task
+    of_kind = {"boxes": data, "maps": data.maps, "tags": data.tags}[kind]
+    if of_kind is None:  # which is told when the labels are chosen
+        return []
+    space, names = of_kind.label_space(), {n: None for card in cards for n in card.searched}
+    known = space.known(names)
+    # of maps a class may be what all other names are
+    rest = {of_kind.unmapped} if kind == "maps" else set()
+    lost = [n for n, own in zip(space.names, known, strict=True) if not own and n not in rest]
+    if not lost:
+        return []
+    told = (
+        f"silver: of {space.setting}.classes no teacher looks for {first_few(lost)}, and in the pools these "
+        "stay as people left them"
+    )
+    if strange := [n for n in names if not any(space.known([n]))]:
+        told += (
+            f"; the names {first_few(strange)} of theirs belong to no class: if one of them is such a class, "
+            f"list it there, as {{{lost[0]}: [{lost[0]}, {strange[0]}]}}"
+        )
+    return [told]
 
 
 def written_by_gold(settings: RunSettings) -> Written:

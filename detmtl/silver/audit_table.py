@@ -13,11 +13,7 @@ from rich.text import Text
 from detmtl.silver.audit_gates import LEAST
 from detmtl.silver.audit_measures import SIZES, Measures
 from detmtl.silver.comparison import Fault
-from detmtl.silver.share_table import limit_words, share_table
-
-MOST = 100
-"""More classes than that would push all else off the terminal: those with the most gold boxes are in its
-table."""
+from detmtl.silver.share_table import MOST, left_out, limit_words, share_table, unsearched_words
 
 BIASED = 6
 """Of so many classes at most, those with the most gold boxes, it is said that their boxes are too large or
@@ -35,10 +31,9 @@ def shown(
         ignore_from: where the band below the thresholds begins; None: there is none.
     """
     yield class_table(measures)
-    if (left_out := len(measures.classes()) - MOST) > 0:
-        yield Text(
-            f"{left_out} classes with fewer gold boxes are in summary.json, and on the page."
-        )
+    yield from left_out(len(measures.classes()), "classes with fewer gold boxes")
+    if words := unsearched_words(measures.audit.classes, measures.audit.known):
+        yield Text(words)
     sizes = [measures.row(name, size=i) for i, (name, _, _) in enumerate(SIZES)]
     if sum(row.precision.count + row.recall.count > 0 for row in sizes) > 1:
         table = Table("by size", box=None)
@@ -61,10 +56,10 @@ def class_table(measures: Measures) -> Table:
     """Returns precision, recall and calibration error per class, and boxes per picture that somebody
     searched for their class, see `Measures.densities`."""
     audit = measures.audit
-    left_out = f", {audit.missing} more are not labelled" if audit.missing else ""
+    missing = f", {audit.missing} more are not labelled" if audit.missing else ""
     columns = ("class", "score\nfrom", "precision", "recall", "calibration\nerror")
     table = share_table(
-        f"Silver against gold: {audit.pictures} pictures{left_out}",
+        f"Silver against gold: {audit.pictures} pictures{missing}",
         (*columns, "gold/\npicture", "silver/\npicture"),
     )
     largest = sorted(measures.classes(), key=lambda c: -audit.gold_boxes[c])[:MOST]

@@ -13,7 +13,7 @@ from rich.table import Table
 from detmtl.silver.audit_estimates import Reliability
 from detmtl.silver.audit_measures import Row, Share
 from detmtl.silver.map_audit import LEAST_MAPS, MapAudit, observations, shares
-from detmtl.silver.share_table import limit_words, share_table
+from detmtl.silver.share_table import MOST, limit_words, share_table
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class MapMeasures:
         )
         true, given = self.pixels.sum(1), self.pixels.sum(0)
         all_pixels, found = max(1, self.pixels.sum()), self.found()
-        for c in sorted(self.classes()):
+        for c in sorted(self.classes()[:MOST]):
             row = self.row(audit.classes[c], c)
             table.add_row(
                 escape(row.name),

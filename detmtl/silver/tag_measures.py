@@ -12,7 +12,7 @@ from rich.table import Table
 
 from detmtl.silver.audit_estimates import Reliability
 from detmtl.silver.audit_measures import Row, Share
-from detmtl.silver.share_table import limit_words, share_table
+from detmtl.silver.share_table import MOST, limit_words, share_table
 from detmtl.silver.tag_audit import LEAST, TagAudit
 from detmtl.silver.tag_policy import TagPolicy
 
@@ -133,7 +133,7 @@ class TagMeasures:
             f"Silver tags against gold: {audit.pictures} pictures{left_out}",
             (*columns, "absent\nand right", "unknown"),
         )
-        for t in sorted(self.classes()):
+        for t in sorted(self.classes()[:MOST]):
             row = self.row(audit.tags[t], t)
             table.add_row(
                 escape(row.name),

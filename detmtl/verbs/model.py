@@ -1,6 +1,9 @@
 """The verbs that use a model: evaluate, predict, export."""
 
 import argparse
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -29,7 +32,9 @@ from detmtl.metrics.coco import boxes_of_files, numbered, score
 from detmtl.metrics.coco_files import warn_of_silver
 from detmtl.metrics.mistakes import KINDS, Mistakes, mistakes
 from detmtl.report.progress import bar
+from detmtl.report.run_summary import OF_CLASSES
 from detmtl.run_training import truth_of
+from detmtl.silver.share_table import MOST
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
 from detmtl.structures.whole import write_json
@@ -66,6 +71,10 @@ _OF_A_MODEL = (
 """Options of `evaluate` that say which model sees what, and how."""
 
 
+_OF_A_CLASS = re.compile(rf"(?:[^/]+/)?(?:{'|'.join(OF_CLASSES)})/(.+)", re.DOTALL)
+"""A number of one class, perhaps of a task; the class in a group."""
+
+
 def evaluate_verb(args: argparse.Namespace) -> None:
     """Prints the numbers of a model, or of a results file, on gold."""
     console, made = Console(), None
@@ -82,8 +91,9 @@ def evaluate_verb(args: argparse.Namespace) -> None:
             raise InputError("evaluate needs --annotations beside --detections")
         boxes = boxes_of_files(args.detections, args.annotations)
         scores = score(*boxes)
+        truth, found, _, names = numbered(*boxes)
+        gold_boxes = Counter(names[c] for c in truth.categories[~truth.crowd].tolist())
         if args.mistakes:
-            truth, found, _, names = numbered(*boxes)
             made = mistakes(truth, found, len(names))
     else:
         refuse_given(
@@ -98,14 +108,23 @@ def evaluate_verb(args: argparse.Namespace) -> None:
         process = distributed.start(args.device)
         console = Console(quiet=process.rank > 0)
         with cache_beside(args.checkpoint, args.cache) as cache:
-            scores = _scores(args, cache, process, console)
+            scores, gold_boxes = _scores(args, cache, process, console)
     gold = args.annotations or args.maps or args.tags or args.depth
     table = Table(title=escape(str(gold)), title_justify="left")
     table.add_column("metric", overflow="fold")
     table.add_column("value", justify="right")
+    rare = _of_rare_classes(scores, gold_boxes)
     for name, value in scores.items():
-        table.add_row(escape(name), f"{value:.4f}" if value == value else "-")
+        if name not in rare:
+            table.add_row(escape(name), f"{value:.4f}" if value == value else "-")
     console.print(table)
+    if rare:
+        console.print(
+            f"{len(rare)} numbers of further classes, which have fewer boxes in gold, are in the file of "
+            f"{args.json or '--json'}",
+            markup=False,
+            soft_wrap=True,
+        )
     if made is not None:
         console.print(_mistakes_table(made))
         scores |= {f"lost/{kind}": value for kind, value in made.lost.items()}
@@ -125,10 +144,19 @@ def _mistakes_table(made: Mistakes) -> Table:
     return table
 
 
+def _of_rare_classes(scores: Iterable[str], gold_boxes: Mapping[str, int]) -> set[str]:
+    """Returns the names of the numbers that are left out of the table where it would be too long: those of
+    all but `MOST` classes, the ones with the most boxes in gold."""
+    of_class = {name: found[1] for name in scores if (found := _OF_A_CLASS.fullmatch(name))}
+    order = sorted(dict.fromkeys(of_class.values()), key=lambda name: -gold_boxes.get(name, 0))
+    return {name for name, of in of_class.items() if of in order[MOST:]}
+
+
 def _scores(
     args: argparse.Namespace, cache: Path, process: distributed.Process, console: Console
-) -> dict[str, float]:
-    """Returns the numbers of a checkpoint on the gold that the options name."""
+) -> tuple[dict[str, float], Mapping[str, int]]:
+    """Returns the numbers of a checkpoint on the gold that the options name, and how many boxes of each class
+    that has."""
     seen = _views(args)
     keep_freed_memory()
     loaded = load_checkpoint(args.checkpoint, args.trust)
@@ -146,7 +174,7 @@ def _scores(
 
         if not seen.plain:
             several = ViewsPredictor(predictor, seen)
-            return evaluate_predictor(
+            scores = evaluate_predictor(
                 several,
                 {n: task for n, task in predictor.tasks.items() if n not in several.left_out},
                 source,
@@ -154,16 +182,19 @@ def _scores(
                 process.world,
                 done,
             )
-        return evaluate(
-            predictor.model,
-            evaluation_batches(
-                source, loaded.short, loaded.long, 1, 0, process.rank, process.world
-            ),
-            process.device,
-            args.precision,
-            truth=truth_of(source),
-            on_batch=lambda batch, _: done(len(batch)),
-        )
+        else:
+            scores = evaluate(
+                predictor.model,
+                evaluation_batches(
+                    source, loaded.short, loaded.long, 1, 0, process.rank, process.world
+                ),
+                process.device,
+                args.precision,
+                truth=truth_of(source),
+                on_batch=lambda batch, _: done(len(batch)),
+            )
+    boxes = [] if source.annotations is None else source.annotations.classes.tolist()
+    return scores, Counter(source.classes[c] for c in boxes)
 
 
 def _refuse_unscored(args: argparse.Namespace, loaded: LoadedModel) -> None:
