@@ -28,7 +28,7 @@ from detmtl.losses.normalizer import SOURCES
 from detmtl.silver.card import Written
 from detmtl.structures.errors import InputError
 from detmtl.structures.settings import Settings
-from detmtl.tasks.multitask import ModelSettings
+from detmtl.tasks.multitask import ModelSettings, misnamed
 from detmtl.tasks.presets import PresetName, filled_in
 from detmtl.tasks.tasks import TaskConfig
 from detmtl.teachers.teacher import the_one
@@ -86,6 +86,8 @@ class RunSettings(Settings):
             *self._untold(),
             *self._unread(),
             *self._of_best(),
+            *misnamed(self.tasks),
+            *self.balancing.misnamed(self.tasks),
         ]
         if problems:
             raise ValueError("\n".join(problems))

@@ -248,6 +248,10 @@ def _check_parts(settings: RunSettings) -> MultiTask:
             exported(model, Path("model.torchscript"))
         except InputError as error:
             raise InputError([f"{x}; or set export.format: null" for x in error.problems]) from None
+    terms = {name: getattr(task, "terms", None) for name, task in model.tasks.items()}
+    known = {name: names for name, names in terms.items() if names is not None}
+    if problems := settings.balancing.misnamed(settings.tasks, known):
+        raise InputError(problems)
     balancer = settings.balancing.build(list(settings.tasks))
     balancer.attach(model.shared_parameters(), model.own_parameters())
     settings.optim.build(model, balancer)

@@ -158,6 +158,8 @@ def _sentences(
             yield f"{at}: there is no kind '{tag}'; {hint}"
         elif e["type"] == "union_tag_not_found":
             yield f"{at}: has no `kind`; it needs one of {listed(_kinds_at(loc, kind))}"
+        elif loc[-1:] == ("[key]",):
+            yield f"{at.removesuffix('.[key]')}: a name must be text; put {json.dumps(e['input'])} in quotes"
         elif e["type"] == "value_error" or e["type"] == "assertion_error":
             for problem in str(e.get("ctx", {}).get("error", e["msg"])).splitlines():
                 yield f"{at}: {problem}"

@@ -3,7 +3,7 @@
 Letters: T tasks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -50,15 +50,31 @@ class BalancerSettings(Settings):
         Raises:
             InputError: a weight names no task.
         """
-        problems = [
-            f"balancing.weights: '{name}' names no task; the tasks are {', '.join(tasks)}, "
-            "and a weight is named task or task/term"
-            for name in self.weights
-            if name.split("/")[0] not in tasks
-        ]
-        if problems:
+        if problems := self.misnamed(tasks):
             raise InputError(problems)
         return Losses(tasks, self.weights, self.scale)
+
+    def misnamed(
+        self, tasks: Collection[str], terms: Mapping[str, Collection[str]] | None = None
+    ) -> list[str]:
+        """Returns a sentence for each weight that names no task, or no term of its task.
+
+        Args:
+            tasks: names of all of them.
+            terms: task -> names of its loss terms, where they are known.
+        """
+        problems = []
+        for name in self.weights:
+            task, slash, term = name.partition("/")
+            known = (terms or {}).get(task)
+            if task not in tasks:
+                problems.append(
+                    f"balancing.weights: '{name}' names no task; the tasks are {', '.join(tasks)}, "
+                    "and a weight is named task or task/term"
+                )
+            elif slash and known is not None and term not in known:
+                problems.append(_no_term(name, known))
+        return problems
 
     def refuse_task_weights(self, kind: str) -> None:
         """Refuses weights of whole tasks for a method that a constant factor of a loss cannot move.
@@ -181,12 +197,15 @@ class Losses(nn.Module):
                 continue
             self._unseen.discard(name)
             if term not in of_task:
-                known = ", ".join(f"{task}/{t}" for t in of_task)
-                problems.append(
-                    f"balancing.weights: '{name}' names no loss term; there are {known}"
-                )
+                problems.append(_no_term(name, of_task))
         if problems:
             raise InputError(problems)
+
+
+def _no_term(name: str, known: Collection[str]) -> str:
+    task = name.split("/")[0]
+    terms = ", ".join(f"{task}/{term}" for term in known)
+    return f"balancing.weights: '{name}' names no loss term; there are {terms}"
 
 
 class MeanLoss(nn.Module):

@@ -115,7 +115,7 @@ class BoxTask(Task):
         """Takes the parts that the settings' `build` makes."""
         super().__init__()
         self.name, self.labels, self.of = place.name, place.labels, place.of
-        self.levels = place.levels
+        self.levels, self.terms = place.levels, (self.term,)
         self.head = head
         self.form = form
         self.class_names, self.names = tuple(class_names), tuple(names)

@@ -145,6 +145,7 @@ class DepthTask(Task):
     """
 
     class_names: tuple[str, ...] = ()
+    terms = ("depth",)
 
     def __init__(
         self,

@@ -244,6 +244,7 @@ class DetectionTask(Task):
         self.head = head
         self.anchors = anchors
         self.class_names = tuple(class_names)
+        self.terms = loss.terms
         self.decoder = decoder
         self._loss = loss
         self.density = Density(loss.normalizer == "ema")

@@ -82,7 +82,11 @@ class Rows:
 
 class BoxTerms:
     """The terms of the boxes; the settings are explained in `detmtl.tasks.detection.LossSettings` and
-    `detmtl.models.retina_head.HeadSettings`."""
+    `detmtl.models.retina_head.HeadSettings`.
+
+    Attributes:
+        names: of the terms.
+    """
 
     def __init__(
         self,
@@ -106,6 +110,8 @@ class BoxTerms:
         self.bins = bins
         self.reach = reach
         self.quality: Quality = quality
+        more = {"distribution": bins > 0, "quality": quality != "none"}
+        self.names = ("box", *(name for name, there in more.items() if there))
 
     def boxes(self, outputs: Tensor, own: Tensor) -> Tensor:
         """Returns the predicted boxes (K, 4) of anchors (K, 4).

@@ -47,6 +47,9 @@ class DetectionLoss:
 
     On a GPU nothing is waited for: positives are not counted, work on them is done for all anchors
     and masked. On a CPU just the positives are gathered, which is far faster there.
+
+    Attributes:
+        terms: names of what a call returns.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class DetectionLoss:
         self.gamma = gamma
         self.normalizer: Normalizer = normalizer
         self.boxes = boxes
+        self.terms = ("class", *boxes.names)
         self.classification: ClassLoss = classification
         self._grids: dict[tuple[tuple[int, int], ...], Grids] = {}
 
@@ -80,7 +84,7 @@ class DetectionLoss:
         batch: Batch,
         density: Density | None = None,
     ) -> LossTerms:
-        """Returns the terms "class" and "box", scalars of at least float32; where the head has more
+        """Returns `terms`, "class" and "box", scalars of at least float32; where the head has more
         outputs, "distribution" and "quality" too.
 
         Args:

@@ -3,7 +3,7 @@
 Letters: B pictures, H and W pixels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -19,6 +19,12 @@ from detmtl.tasks.task import Task
 
 Sharing = Literal["hard", "selective"]
 HeadCall = Callable[[list[Tensor]], list[Tensor]]
+
+_TAKEN = {
+    "teacher": "is where the scores of a teacher stand that a run trains itself",
+    "drawn": "is where predict puts its drawings",
+}
+"""Names of tasks that mean something else in the files of a run."""
 
 
 class ModelSettings(Settings):
@@ -227,16 +233,7 @@ def build_model(
         InputError: something in the settings doesn't fit; see `BackboneSettings.build` and
             `Start.fill`.
     """
-    problems = [
-        f"tasks.{name}: a task's name may not be empty nor have a dot or slash; take another"
-        for name in tasks
-        if not name or "." in name or "/" in name
-    ]
-    problems += [
-        f"tasks.{name}: torch's modules have something of that name; take another"
-        for name in tasks
-        if hasattr(nn.ModuleDict(), name)
-    ]
+    problems = misnamed(tasks)
     if not tasks:
         problems.append("tasks: none given; list at least one")
     if problems:
@@ -279,6 +276,22 @@ def build_model(
     if start:
         network.started = start.fill(fpn, built)
     return network
+
+
+def misnamed(tasks: Iterable[str]) -> list[str]:
+    """Returns a sentence for each name that no task can have."""
+    problems = []
+    for name in tasks:
+        if not name.isprintable() or not name or "." in name or "/" in name:
+            told = "may not be empty, nor have a dot, a slash or what cannot be printed"
+            problems.append(f"tasks: {name!r}: a task's name {told}; take another")
+        elif hasattr(nn.ModuleDict(), name):
+            problems.append(
+                f"tasks.{name}: torch's modules have something of that name; take another"
+            )
+        elif name in _TAKEN:
+            problems.append(f"tasks.{name}: {_TAKEN[name]}; take another name")
+    return problems
 
 
 def _homeless(tasks: Mapping[str, Task]) -> list[str]:

@@ -77,7 +77,7 @@ class NoiseTask(Task):
         """Takes the task itself."""
         super().__init__()
         self.name, self.labels, self.levels = task.name, task.labels, task.levels
-        self.of = task.of
+        self.of, self.terms = task.of, task.terms
         self.task = task
         self.class_names = getattr(task, "class_names", ())
 

@@ -114,6 +114,8 @@ class SemanticTask(Task):
         stride: pixels between the positions of the output.
     """
 
+    terms = ("pixel",)
+
     def __init__(
         self,
         name: str,

@@ -79,6 +79,8 @@ class TagsTask(Task):
         stride: pixels between the positions of the output.
     """
 
+    terms = ("tag",)
+
     def __init__(
         self,
         name: str,

@@ -79,6 +79,8 @@ class Task(nn.Module, ABC):
         labels: the key of `Batch.labels` that it learns from.
         levels: names of the feature maps that `forward` takes, for example ("p3", "p4", "p5").
         class_names: of what `decode` gives; without it those of the boxes are shown.
+        terms: names of all that `loss` may return, by which a weight of a term that there is not is told
+            before the training; None: it is told when the task first has labels.
         of: the detection task whose boxes it describes, for a task about boxes (`tasks/box_task.py`): its
             `decode` takes them as a third argument, and its metric has `update_on_truth`.
     """
@@ -86,6 +88,7 @@ class Task(nn.Module, ABC):
     name: str
     labels: str
     levels: tuple[str, ...]
+    terms: tuple[str, ...] | None = None
     of: str | None = None
 
     @abstractmethod

@@ -128,7 +128,7 @@ def test_terms_are_float32_scalars_that_reach_every_parameter(task_and_labels):
         task.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             terms = task.loss(task(_features(task)), _batch(task, labels, labels))
-        assert terms
+        assert terms and task.terms in (None, tuple(terms))
         for term in terms.values():
             assert term.shape == () and term.dtype == torch.float32 and torch.isfinite(term)
         sum(terms.values()).backward()

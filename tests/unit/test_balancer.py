@@ -66,6 +66,15 @@ def test_unknown_term_is_told_when_its_task_first_speaks():
         balancer.backward(terms(w))
 
 
+def test_unknown_term_of_a_task_that_names_its_terms_is_told_without_any():
+    settings = TypeAdapter(AnyBalancer).validate_python(
+        {"weights": {"boxes/bx": 1.0, "boxes": 1.0, "tags/clas": 1.0}}
+    )
+    assert settings.misnamed(["boxes", "tags"], {"boxes": ("class", "box")}) == [
+        "balancing.weights: 'boxes/bx' names no loss term; there are boxes/class, boxes/box"
+    ]
+
+
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
 def test_weights_are_checked(weight):
     with pytest.raises(ValidationError):

@@ -205,6 +205,25 @@ def test_what_no_part_can_see_alone(write, old, new, words):
     assert any(words in p for p in problems(write(text)))
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("''", "tasks: '': a task's name may not be empty"),
+        ("a/b", "tasks: 'a/b': a task's name may not be empty, nor have a dot, a slash"),
+        ('"a\\nb"', r"tasks: 'a\nb': a task's name may not"),
+        ("keys", "tasks.keys: torch's modules have something of that name; take another"),
+        ("teacher", "tasks.teacher: is where the scores of a teacher stand"),
+        ("drawn", "tasks.drawn: is where predict puts its drawings; take another name"),
+        ("1", "tasks.1: a name must be text; put 1 in quotes"),
+    ],
+)
+def test_a_name_that_no_task_can_have_is_told_with_its_settings(write, name, told):
+    text = MINIMAL.replace("boxes: {kind: detection}", f"{name}: {{kind: detection}}")
+    assert any(told in p for p in problems(write(text)))
+    kept = MINIMAL.replace("boxes: {kind: detection}", "my büxes: {kind: detection}")
+    assert [*read_settings(write(kept)).tasks] == ["my büxes"]
+
+
 @pytest.mark.parametrize("name", ["val", "test"])
 def test_a_source_is_not_named_as_a_split(write, name):
     (problem,) = problems(write(MINIMAL), f"data.sources.{name}={{kind: folder, images: x}}")
@@ -255,6 +274,7 @@ def test_a_mode_can_be_changed_without_its_shares(write):
     ("override", "words"),
     [
         ("train.best=boxez/AP", "names no task"),
+        ("balancing.weights={boxez/class: 2}", "'boxez/class' names no task; the tasks are boxes"),
         ("tasks.more={kind: detection}", "at most one detection"),
         ("tasks.boxes.labels=tags", "tasks.boxes.labels: "),
         ("tasks.more={kind: 'test_config:Elsewhere'}", "tasks.more: learns from words, which"),

@@ -122,6 +122,7 @@ def test_the_whole_table_against_a_dense_reference(kind, classification, box, bo
         expected_box = 1.5 * (ciou(predicted, truth) * box_weights).sum()
         torch.testing.assert_close(terms["box"], expected_box, rtol=1e-6, atol=0)
     assert ("distribution" in terms) == (box == "distribution")
+    assert tuple(terms) == task.terms
     if quality != "none":
         logit = _rows(outputs[2 * len(STRIDES) :], 1)[0, positive, 0]
         wanted = fit if quality == "iou" else centerness(own, truth)

@@ -154,7 +154,8 @@ def test_traced_equals_eager_at_other_sizes(args):
     ("tasks", "message"),
     [
         ({}, "none given"),
-        ({"a.b": Config("p3")}, r"tasks\.a\.b"),
+        ({"a.b": Config("p3")}, r"tasks: 'a\.b': a task's name may not .* have a dot"),
+        ({"values": Config("p3")}, r"tasks\.values: torch's modules have something of that name"),
         ({"boxes": Config("p7")}, "no level p7; the network has c3, c4, c5, p3, p4, p5, p6"),
     ],
 )

@@ -80,6 +80,16 @@ def test_the_demo_weights_fit():
     assert backbone.channels == [40, 112, 320]
 
 
+def test_a_checkpoint_of_detmtl_is_no_start(tmp_path):
+    model = {"backbone.network.conv1.weight": torch.zeros(1)}
+    content = {"format": 1, "settings": {}, "classes": [], "step": 1, "model": model}
+    torch.save(content, tmp_path / "best.pt")
+    with pytest.raises(
+        InputError, match=r"model.start.path: .*best.pt is a checkpoint of detmtl.*--resume"
+    ):
+        read_weights(tmp_path / "best.pt", "model.start.path")
+
+
 def test_a_whole_model_is_refused_without_advice_to_run_its_code(tmp_path):
     torch.save(torch.nn.Linear(1, 1), tmp_path / "whole.pt")
     with pytest.raises(InputError, match=r"a file of its state_dict\(\)") as told:

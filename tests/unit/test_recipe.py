@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from detmtl import run_training
+from detmtl.config import settings_from
 from detmtl.data.augment import AugmentSettings
 from detmtl.data.fit import InputSettings
 from detmtl.engine.distributed import Process
-from detmtl.recipe import _check_sizes, _some_pictures
+from detmtl.recipe import _check_parts, _check_sizes, _some_pictures
 from detmtl.report.run_summary import Summary
 from detmtl.run_folder import OpenRun
 from detmtl.run_training import validation_batches
@@ -64,6 +65,39 @@ def test_a_backbone_of_one_size_is_for_pictures_of_that_size():
     ):
         with pytest.raises(InputError, match=r"backbone: one .* of 96 x 160 pixels: no such size"):
             check(*case)
+
+
+@pytest.mark.parametrize("task", ["map", "noise"])
+def test_a_weight_of_a_term_that_no_task_has_is_told_before_the_training(task):
+    semantic = {"kind": "semantic"}
+    tasks = {"map": semantic, "noise": {"kind": "detmtl.tasks.noise:NoiseConfig", "of": semantic}}
+    source = {
+        "kind": "coco",
+        "images": "x",
+        "annotations": "y",
+        "maps": {"folder": "m", "categories": "c.json"},
+    }
+    tree = {
+        "data": {
+            "root": "none",
+            "maps": {"classes": ["grass", "road"]},
+            "sources": {"gold": source},
+            "val": source,
+            "batch_size": 1,
+        },
+        "model": {"backbone": {"name": "resnet10t"}, "fpn": {"channels": 8, "levels": 3}},
+        "tasks": {task: tasks[task]},
+        "mix": {"mode": "gold"},
+        "train": {"steps": 1},
+        "export": {"format": None},
+        "balancing": {"weights": {f"{task}/pixel": 2}},
+    }
+    _check_parts(settings_from(tree))
+    tree["balancing"]["weights"] = {f"{task}/pixels": 2}
+    with pytest.raises(
+        InputError, match=f"'{task}/pixels' names no loss term; there are {task}/pixel$"
+    ):
+        _check_parts(settings_from(tree))
 
 
 @pytest.mark.parametrize(
