@@ -38,6 +38,7 @@ from detmtl.structures.labels import Grade
 from detmtl.structures.sample import DIVISOR
 from detmtl.structures.whole import write_json
 from detmtl.tasks.multitask import MultiTask
+from detmtl.tasks.task import promises_broken
 from detmtl.teachers.teacher import Teacher
 
 TRIAL = (96, 160)
@@ -241,15 +242,17 @@ def _check_parts(settings: RunSettings) -> MultiTask:
         InputError: a part cannot be had, or cannot be exported.
     """
     model = build(settings)
+    tasks = dict(model.tasks.items())
+    if broken := [told for name, task in tasks.items() for told in promises_broken(name, task)]:
+        raise InputError(broken)
     if settings.train.best is not None:
-        check_best(settings.train.best, dict(model.tasks.items()))
+        check_best(settings.train.best, tasks)
     if settings.export.format:
         try:
             exported(model, Path("model.torchscript"))
         except InputError as error:
             raise InputError([f"{x}; or set export.format: null" for x in error.problems]) from None
-    terms = {name: getattr(task, "terms", None) for name, task in model.tasks.items()}
-    known = {name: names for name, names in terms.items() if names is not None}
+    known = {name: task.terms for name, task in tasks.items() if task.terms is not None}
     if problems := settings.balancing.misnamed(settings.tasks, known):
         raise InputError(problems)
     balancer = settings.balancing.build(list(settings.tasks))

@@ -32,7 +32,7 @@ from detmtl.engine.watch import LossWatch, TrainingDiverged
 from detmtl.structures.labels import Labels
 from detmtl.structures.sample import Batch
 from detmtl.structures.settings import Settings
-from detmtl.tasks.task import Metric, decode_all
+from detmtl.tasks.task import Metric, decode_all, terms_of
 
 __all__ = ["TrainSettings", "TrainingDiverged", "train"]
 
@@ -258,7 +258,7 @@ class _Passes:
         state, step = self.state, self.state.step + 1
         with autocast(state.device, self.dtype):
             outputs = self.network(batch)
-        terms = {name: task.loss(outputs[name], batch) for name, task in state.tasks.items()}
+        terms = {n: terms_of(n, task, outputs[n], batch) for n, task in state.tasks.items()}
         self.clock.lap("forward")
         if self.diagnosis is not None and part == 0 and self.diagnosis.due(step):
             self.diagnosis.look(step, state.balancer.weighted(terms), state.scaler)

@@ -89,7 +89,11 @@ def class_elsewhere(kind: str, base: type[Settings]) -> type[Settings]:
     module, _, name = kind.partition(":")
     try:
         config = getattr(imported(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"cannot import '{kind}': {error}; is it in the folder that detmtl is called from, or installed?"
+        ) from error
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
         raise ValueError(f"cannot import '{kind}': {error}") from error
     if not (isinstance(config, type) and issubclass(config, base)):
         raise ValueError(f"'{kind}' is no subclass of {base.__module__}.{base.__qualname__}")

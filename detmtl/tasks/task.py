@@ -151,6 +151,67 @@ def decode_all(
     return {name: found[name] for name in tasks}
 
 
+def promises_broken(name: str, task: Any) -> list[str]:
+    """Returns a sentence for each promise of `Task` that a task from outside of this package breaks, of those
+    that would show only when it is scored or exported.
+
+    Args:
+        name: by which the settings know it.
+    """
+    if not isinstance(task, Task):
+        return [
+            f"tasks.{name}: `build` gave {type(task).__name__}, which is no detmtl.tasks.task.Task"
+        ]
+    problems = [
+        f"tasks.{name}: its task has no `{part}`; see detmtl.tasks.task.Task"
+        for part in ("name", "labels")
+        if not isinstance(getattr(task, part, None), str)
+    ]
+    if not problems and task.name != name:
+        problems.append(
+            f"tasks.{name}: its task has the name {task.name!r}; give it that of `build`"
+        )
+    metric = task.metric()
+    problems += [
+        f"tasks.{name}: what its `metric` gives, {type(metric).__name__}, has no {part}(); see "
+        "detmtl.tasks.task.Metric"
+        for part in ("update", "compute", "state", "merge")
+        if not callable(getattr(metric, part, None))
+    ]
+    return problems
+
+
+def terms_of(name: str, task: Any, outputs: list[Tensor], batch: Batch) -> dict[str, Tensor]:
+    """Returns a task's loss terms.
+
+    Raises:
+        InputError: they are not what `Task.loss` promises.
+    """
+    terms, listed = task.loss(outputs, batch), getattr(task, "terms", None)
+    if not isinstance(terms, dict):
+        raise InputError(
+            f"tasks.{name}: its loss gave {type(terms).__name__}; it must be a dict of scalar tensors, {{}} "
+            "where nothing is labelled"
+        )
+    problems = [
+        f"tasks.{name}: its loss gave for '{term}' no scalar tensor but {_told(x)}"
+        for term, x in terms.items()
+        if not isinstance(x, Tensor) or x.dim() > 0
+    ]
+    problems += [
+        f"tasks.{name}: its loss gave '{term}', and its `terms` are {', '.join(listed)}; name it there"
+        for term in terms
+        if listed is not None and term not in listed
+    ]
+    if problems:
+        raise InputError(problems)
+    return terms
+
+
+def _told(x: Any) -> str:
+    return f"one of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+
+
 def fine_levels(name: str, at: str, strides: Sequence[int]) -> list[int]:
     """Returns the positions of the strides up to `DIVISOR`, those that a map of the picture is made of.
 

@@ -188,3 +188,35 @@ def test_one_without_an_exporter_is_told_before_the_training(module, tmp_path):
             tmp_path / "run",
         )
     assert not (tmp_path / "run" / "last.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("return Busy(", "Busy(", "tasks.busy: `build` gave NoneType, which is no"),
+        ("self.name, self.labels", "_, self.labels", "tasks.busy: its task has no `name`"),
+        ("self.name, self.labels", "self.name, _", "tasks.busy: its task has no `labels`"),
+        ("= name, labels", '= "b", labels', "tasks.busy: its task has the name 'b'; give it that"),
+        ("return Accuracy(self.most)", "pass", "its `metric` gives, NoneType, has no update()"),
+        ('"busy": losses', '"bsy": losses', "its loss gave 'bsy', and its `terms` are busy"),
+        (
+            'LossTerms.of({"busy": losses * scale})',
+            "losses.sum()",
+            "its loss gave Tensor; it must be",
+        ),
+        (
+            "return LossTerms.of(",
+            "return dict(",
+            r"for 'busy' no scalar tensor but one of shape \(2,\)",
+        ),
+        ("class Busy(Task):", "class Busy(Task:", r"cannot import 'busy:BusyConfig': .*line 3\d"),
+    ],
+)
+def test_a_promise_that_a_task_breaks_is_told_with_its_name(module, tmp_path, old, new, told):
+    text = (module / "busy.py").read_text()
+    assert old in text
+    (module / "busy.py").write_text(text.replace(old, new))
+    tasks = {"busy": {"kind": "busy:BusyConfig"}}
+    with pytest.raises(InputError, match=told):
+        run(settings(tmp_path / "data", tasks), tmp_path / "run")
+    assert not (tmp_path / "run" / "last.pt").exists()
