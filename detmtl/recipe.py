@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -242,7 +243,7 @@ def _check_parts(settings: RunSettings) -> MultiTask:
         InputError: a part cannot be had, or cannot be exported.
     """
     model = build(settings)
-    tasks = dict(model.tasks.items())
+    tasks: dict[str, Any] = dict(model.tasks.items())
     if broken := [told for name, task in tasks.items() for told in promises_broken(name, task)]:
         raise InputError(broken)
     if settings.train.best is not None:
