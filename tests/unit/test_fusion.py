@@ -162,6 +162,30 @@ def test_nms_and_soft_nms():
     )
 
 
+def test_only_weighted_boxes_know_weights_of_teachers():
+    one = [[of((A, 0.9), (B, 0.5)), of((A2, 0.8))]]
+    for method in ("nms", "soft_nms"):
+        plain, weighed = (run(one, method=method, weights=w) for w in (None, np.array([0.2, 1.0])))
+        assert plain.scores.tolist() == weighed.scores.tolist()
+
+
+def test_two_boxes_of_a_heavy_teacher_are_no_more_than_certain():
+    found = run([[of((A, 0.9), (A2, 0.9)), of()]], weights=np.array([2.0, 0.5]))
+    assert found.scores.tolist() == [1]
+
+
+def test_a_box_is_told_which_fused_one_it_is_part_of():
+    boxes, scores, _ = of((A, 0.5), (B, 0.9))
+    found = run([[(boxes, scores, np.array([0, 1]))]])
+    assert found.classes.tolist() == [1, 0] and found.member.tolist() == [1, 0]
+
+
+def test_boxes_of_score_0_have_a_mean_too():
+    found = run([[of((A, 0.0)), of((A2, 0.0))]])
+    np.testing.assert_allclose(found.boxes, [np.mean([A, A2], axis=0)])
+    assert found.scores.tolist() == [0]
+
+
 def test_nothing_to_fuse():
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from silver_stand_ins import gold, pictures
 
-from detmtl.data.draws import apportion
+from detmtl.data.draws import apportion, cycle_of
 from detmtl.data.mixture import MixSettings, Mixture
 from detmtl.data.schedule import Curriculum
 from detmtl.data.tags import Tags
@@ -308,6 +308,19 @@ def test_apportioned_numbers_sum_up_and_leave_nobody_out(case):
 )
 def test_apportioned_numbers(shares, total, expected):
     assert apportion(shares, total) == expected
+
+
+@pytest.mark.parametrize(
+    ("shares", "cycle"),
+    [
+        ([0.5, 0.5], [1, 1]),
+        ([0.1, 0.6, 0.3], [1, 6, 3]),
+        ([0.34, 0.66], [17, 33]),
+        ([4, 6], [2, 3]),
+    ],
+)
+def test_a_cycle_is_as_short_as_can_be(shares, cycle):
+    assert cycle_of(shares) == cycle
 
 
 def test_what_cannot_be_mixed_is_refused_with_all_its_reasons():
