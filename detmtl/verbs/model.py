@@ -116,7 +116,7 @@ def evaluate_verb(args: argparse.Namespace) -> None:
     rare = _of_rare_classes(scores, gold_boxes)
     for name, value in scores.items():
         if name not in rare:
-            table.add_row(escape(name), f"{value:.4f}" if value == value else "-")
+            table.add_row(escape(name), _told(value))
     console.print(table)
     if rare:
         console.print(
@@ -132,6 +132,10 @@ def evaluate_verb(args: argparse.Namespace) -> None:
         write_json(args.json, scores)
 
 
+def _told(value: float) -> str:
+    return f"{value:.4f}" if value == value else "-"
+
+
 def _mistakes_table(made: Mistakes) -> Table:
     """Returns what is told of mistakes, the dearest kind first."""
     table = Table(title="mistakes, and what AP50 would gain without them", title_justify="left")
@@ -140,7 +144,7 @@ def _mistakes_table(made: Mistakes) -> Table:
     table.add_column("how many", justify="right")
     table.add_column("AP50 lost", justify="right")
     for kind in sorted(KINDS, key=lambda kind: -made.lost[kind]):
-        table.add_row(kind, KINDS[kind], f"{made.counts[kind]:,}", f"{made.lost[kind]:.4f}")
+        table.add_row(kind, KINDS[kind], f"{made.counts[kind]:,}", _told(made.lost[kind]))
     return table
 
 

@@ -105,3 +105,13 @@ def test_evaluate_tells_them_dearest_first(tmp_path, capsys):
     assert lost["lost/background"] > 0.2 and lost["lost/double"] == 0
     assert main([*words, "--checkpoint", "best.pt", "--images", str(tmp_path)]) == 2
     assert "--mistakes: is told of a file" in capsys.readouterr().err
+
+
+def test_what_is_not_known_without_truth_is_a_dash(tmp_path, capsys):
+    (tmp_path / "gold.json").write_text(json.dumps(coco_data() | {"annotations": []}))
+    (tmp_path / "found.json").write_text("[]")
+    files = ["--annotations", "gold.json", "--detections", "found.json"]
+    words = [str(tmp_path / word) if word.endswith(".json") else word for word in files]
+    assert main(["evaluate", *words, "--mistakes"]) == 0
+    _, told = capsys.readouterr().out.split("what AP50 would gain")
+    assert "missed" in told and "nan" not in told
