@@ -33,13 +33,23 @@ Graph = Callable[..., Sequence[Tensor | np.ndarray]]
 """(image, size, threshold) -> what `GraphModel.forward` gives."""
 
 
-class Threshold:
-    """The one setting of `test` that is no part of a graph."""
+class GraphTest:
+    """Settings of `test` as a graph has them; but for the threshold, which it takes, they are part of it.
 
-    def __init__(self, score_threshold: float):
-        self.score_threshold = score_threshold
-        self.least_logit = least_logit(score_threshold)
+    Args:
+        values: from the file's JSON.
+    """
+
+    fixed = ("nms", "detections", "class_agnostic")
+    """Those that can be read here, to join the boxes of several views, and not changed."""
+
+    def __init__(self, values: Mapping[str, Any]):
+        self.score_threshold: float = values["score_threshold"]
+        self.least_logit = least_logit(self.score_threshold)
         """Not used: it belongs to a decoder's threshold wherever that is changed."""
+        self.nms: float = values["nms"]
+        self.detections: int = values["detections"]
+        self.class_agnostic: bool = values["class_agnostic"]
 
 
 class GraphPredictor(FileTasks):
@@ -54,9 +64,9 @@ class GraphPredictor(FileTasks):
         self.graph = graph
         self._short, self._long = about["input"]["short"], about["input"]["long"]
         self._outputs = about.get("outputs", BOXES)  # not in files of earlier versions
-        self._thresholds: dict[str, Threshold] = {}
+        self._tests: dict[str, GraphTest] = {}
         if self.task is not None:
-            self._thresholds[self.task] = Threshold(about["test"]["score_threshold"])
+            self._tests[self.task] = GraphTest(about["test"])
 
     def predict(self, images: Sequence[Tensor]) -> list[dict[str, Labels]]:
         """Returns per picture (3, H, W) uint8 RGB the file's tasks -> labels in its own pixels."""
@@ -74,7 +84,7 @@ class GraphPredictor(FileTasks):
     def on_canvas(self, canvas: Tensor, size: Tensor) -> dict[str, Labels]:
         """Returns task -> labels of a picture, in pixels of the canvas (1, 3, H, W) on which it has the
         size (2,)."""
-        thresholds = [torch.tensor([x.score_threshold]) for x in self._thresholds.values()]
+        thresholds = [torch.tensor([x.score_threshold]) for x in self._tests.values()]
         outputs = [torch.as_tensor(x) for x in self.graph(canvas, size, *thresholds)]
         found = dict(zip(self._outputs, outputs, strict=True))
         if self.task is not None:
@@ -88,8 +98,8 @@ class GraphPredictor(FileTasks):
         return self.labels(found)
 
     def decoders(self) -> dict[str, Any]:
-        """Returns the threshold by the name of the detection task, if there is one."""
-        return dict(self._thresholds)
+        """Returns the settings by the name of the detection task, if there is one."""
+        return dict(self._tests)
 
 
 def load_graph(path: Path, format: str) -> tuple[Graph, dict[str, Any]]:
@@ -116,7 +126,8 @@ def _loaded_pt2(path: Path) -> tuple[Graph, dict[str, Any]]:
     extra = {EXTRA_FILE: ""}
     with warnings.catch_warnings():  # torch 2.11 warns of its own buffers
         warnings.filterwarnings("ignore", message="The given buffer is not writable")
-        module = torch.export.load(path, extra_files=extra).module()
+        with path.open("rb") as file:  # of a path torch wants that it ends in .pt2
+            module = torch.export.load(file, extra_files=extra).module()
     return module, _about(extra[EXTRA_FILE], path)
 
 

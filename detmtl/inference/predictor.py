@@ -249,7 +249,7 @@ def change_test(predictor: AnyPredictor, values: Mapping[str, Any], where: str) 
 
     Raises:
         InputError: a name or a value is wrong, there is no detection task, or an exported file is too old
-            to know a setting.
+            to know a setting, or has it in its graph.
     """
     try:
         checked = TestSettings.model_validate(values).model_dump(include=set(values))
@@ -261,10 +261,12 @@ def change_test(predictor: AnyPredictor, values: Mapping[str, Any], where: str) 
     if values and not decoders:
         raise InputError(f"{where}: the model has no detection task")
     for decoder in decoders:
-        missing = [name for name in checked if not hasattr(decoder, name)]
+        fixed = getattr(decoder, "fixed", ())
+        missing = [name for name in checked if name in fixed or not hasattr(decoder, name)]
         if missing:
             raise InputError(
-                f"{where}: {', '.join(missing)}: this exported file has no such setting"
+                f"{where}: {', '.join(missing)}: this exported file has no such setting that can be "
+                "changed; leave it out, or give the checkpoint (best.pt)"
             )
         for name, value in checked.items():
             setattr(decoder, name, value)

@@ -26,6 +26,8 @@ from detmtl.inference.frozen import in_dtype
 from detmtl.inference.graph_predictor import load_graph
 from detmtl.inference.predictor import change_test, load_checkpoint, load_predictor
 from detmtl.inference.torchscript import EXTRA_FILE
+from detmtl.inference.views import ViewSettings
+from detmtl.inference.views_predictor import ViewsPredictor
 from detmtl.structures.errors import InputError
 
 SIZES = [(75, 100), (91, 130), (150, 200)]  # which come to a canvas of 96 x 128 in the model, too
@@ -114,6 +116,39 @@ def test_predicting_with_the_file(exported, checkpoint):
     for where, told in (({"compile": True}, "is not compiled"), ({"device": "cuda"}, "on a CPU")):
         with pytest.raises(InputError, match=told):
             load_predictor(path, **where)
+
+
+@pytest.mark.parametrize("view", [{"flip": True}, {"scales": (1.0, 1.5)}, {"tile": 96}], ids=str)
+def test_several_views_of_a_file_are_joined_as_the_model_s(exported, checkpoint, view):
+    _, path, _ = exported
+    g = torch.Generator().manual_seed(2)
+    picture = torch.randint(0, 256, (3, 75, 100), dtype=torch.uint8, generator=g)
+    file, model = (
+        ViewsPredictor(load_predictor(x), ViewSettings(**view)) for x in (path, checkpoint)
+    )
+    found, expected = (x.predict([picture])[0]["boxes"] for x in (file, model))
+    assert len(expected) > 50 and len(found) == pytest.approx(len(expected), rel=0.1)
+    if "tile" not in view:  # tiles have another padding in the model
+        gap = (found.boxes[:, None] - expected.boxes).abs().amax(-1)
+        gap += 100 * (found.classes[:, None] != expected.classes)
+        assert (gap.amin(1) < 0.1).float().mean() > 0.9
+    for name, value in (("nms", 0.3), ("detections", 5), ("class_agnostic", True)):
+        with pytest.raises(InputError, match=rf"{name}: .*can be changed; .*best\.pt"):
+            change_test(file, {name: value}, "--set")
+
+
+@pytest.mark.parametrize("exported", ["pt2"], indirect=True)
+def test_a_file_of_another_name_is_read_without_a_complaint(exported, tmp_path):
+    _, path, _ = exported
+    shutil.copy(path, tmp_path / "model.pt")
+    code = "import sys; from detmtl.inference.predictor import load_predictor as load; "
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}print(load(sys.argv[1]).names)", tmp_path / "model.pt"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "boxes" in done.stdout and "pt2" not in done.stderr
 
 
 def test_the_verb_predict_takes_the_file(exported, tmp_path, capsys):
