@@ -184,7 +184,9 @@ def test_files_that_are_no_graphs_of_ours(tmp_path, format):
         load_predictor(tmp_path / "other.onnx")
 
 
-@pytest.mark.parametrize(("size", "orientation"), [((100, 75), 1), ((160, 120), 6), ((90, 40), 1)])
+@pytest.mark.parametrize(
+    ("size", "orientation"), [((100, 75), 1), ((160, 120), 6), ((90, 40), 1), ((169, 132), 6)]
+)
 @pytest.mark.parametrize("exported", ["onnx"], indirect=True)
 def test_the_program_of_the_page_finds_the_same(exported, tmp_path, size, orientation):
     """In a process without torch, in pixels of the picture as people see it."""
