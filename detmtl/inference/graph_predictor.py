@@ -152,4 +152,9 @@ def _about(text: str, path: Path) -> dict[str, Any]:
             f"{path}: holds no {EXTRA_FILE}; give a file written by `detmtl export`, or use another's as a "
             "teacher of the kind onnx"
         )
-    return json.loads(text)
+    about = json.loads(text)
+    if missing := {"classes", "task", "input", "settings"} - {*about}:
+        raise InputError(
+            f"{path}: its {EXTRA_FILE} has no {', '.join(sorted(missing))}; export it anew"
+        )
+    return about

@@ -97,9 +97,8 @@ class BoxPool(nn.Module):
             maps.append(x if x.dtype == torch.float64 else x.float())
         level = self.levels(boxes)
         rois = torch.cat([picture.unsqueeze(1).to(maps[0].dtype), boxes.to(maps[0].dtype)], dim=1)
-        if (
-            self.everywhere or boxes.is_cuda
-        ):  # counting a level's boxes would mean waiting for a GPU
+        if self.everywhere or boxes.is_cuda:
+            # on a GPU, counting the boxes of a level would mean waiting for it
             found = self._sampled(maps[0], rois, 0)
             for i in range(1, len(maps)):
                 mine = (level == i).view(-1, 1, 1, 1)

@@ -182,6 +182,13 @@ def test_files_that_are_no_graphs_of_ours(tmp_path, format):
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "other.onnx")
     with pytest.raises(InputError, match=r"holds no detmtl\.json.*teacher of the kind onnx"):
         load_predictor(tmp_path / "other.onnx")
+    model = onnx.load(tmp_path / "other.onnx")
+    onnx.helper.set_model_props(model, {EXTRA_FILE: "{}"})
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(
+        InputError, match=r"detmtl\.json has no classes, input, settings, task; export"
+    ):
+        load_predictor(tmp_path / "other.onnx")
 
 
 @pytest.mark.parametrize(
