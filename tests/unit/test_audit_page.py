@@ -17,7 +17,7 @@ from detmtl.report import page as skeleton
 from detmtl.report.audit_boxes import boxes_page
 from detmtl.report.audit_page import audit_page, write_audit_page
 from detmtl.report.page import Section
-from detmtl.silver import audit_table
+from detmtl.silver import audit_table, share_table
 from detmtl.silver.audit import audit
 from detmtl.silver.audit_table import bias_words, shown
 from detmtl.silver.store import Store
@@ -233,7 +233,8 @@ def test_the_terminal_says_what_there_is_to_say_of_sizes_band_and_bias(audited, 
 def test_of_many_classes_the_terminal_shows_the_largest_and_says_where_the_others_are(
     audited, monkeypatch
 ):
-    monkeypatch.setattr(audit_table, "MOST", 2)
+    for module in (audit_table, share_table):
+        monkeypatch.setattr(module, "MOST", 2)
     result = audited[2]
     counts = dict(zip(CLASSES, result.gold_boxes.tolist(), strict=True))
     table, told, *_ = shown(result.measures(0.5), None)
