@@ -52,7 +52,9 @@ def graph_of(network: nn.Module, tasks: Exported, loaded: LoadedModel) -> GraphM
     return GraphModel(network, tasks, places_of(loaded.model, tasks), *sides).eval()
 
 
-def write_graph(graph: GraphModel, tasks: Exported, loaded: LoadedModel, path: Path, format: str):
+def write_graph(
+    graph: GraphModel, tasks: Exported, loaded: LoadedModel, path: Path, format: str
+) -> None:
     """Writes a graph, unchecked.
 
     Args:

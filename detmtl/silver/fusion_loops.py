@@ -22,9 +22,8 @@ def overlap_of(a, b):  # pragma: no cover
     return inter / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter)
 
 
-@numba.njit(
-    cache=True, error_model="numpy"
-)  # two boxes without area: nan, which is above no overlap
+# numpy's errors: of two boxes without area the overlap is nan, which is above none
+@numba.njit(cache=True, error_model="numpy")
 def weighted(boxes, scores, ends, overlap):  # pragma: no cover
     """Returns for each box the first box of its cluster (N,) int64, and (N, 4) in the rows of those
     first boxes the fused box: the mean of the members, weighted by score.
@@ -59,13 +58,8 @@ def weighted(boxes, scores, ends, overlap):  # pragma: no cover
                     best, most = c, overlaps[c]
             if best < 0:
                 first[j] = clusters[count] = j
-                left[count], top[count], right[count], bottom[count], area[count] = (
-                    x1,
-                    y1,
-                    x2,
-                    y2,
-                    own,
-                )
+                left[count], top[count], right[count], bottom[count] = x1, y1, x2, y2
+                area[count] = own
                 count += 1
                 continue
             row = first[j] = clusters[best]

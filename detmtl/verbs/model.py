@@ -89,11 +89,11 @@ def evaluate_verb(args: argparse.Namespace) -> None:
         )
         if args.annotations is None:
             raise InputError("evaluate needs --annotations beside --detections")
-        boxes = boxes_of_files(args.detections, args.annotations)
+        boxes = truth, _, _, names = boxes_of_files(args.detections, args.annotations)
         scores = score(*boxes)
-        truth, found, _, names = numbered(*boxes)
         gold_boxes = Counter(names[c] for c in truth.categories[~truth.crowd].tolist())
         if args.mistakes:
+            truth, found, _, _ = numbered(*boxes)
             made = mistakes(truth, found, len(names))
     else:
         refuse_given(

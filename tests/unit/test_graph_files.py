@@ -1,7 +1,6 @@
 """ONNX and pt2 files: what the model finds, and a refusal of what cannot be."""
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from deploy_page import printed, programs
 from PIL import Image
 from test_export import CLASSES, LONG, SHORT, tiny_model, tiny_settings
 
@@ -31,7 +31,6 @@ from detmtl.inference.views_predictor import ViewsPredictor
 from detmtl.structures.errors import InputError
 
 SIZES = [(75, 100), (91, 130), (150, 200)]  # which come to a canvas of 96 x 128 in the model, too
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "deploy.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -205,23 +204,12 @@ def test_the_program_of_the_page_finds_the_same(exported, tmp_path, size, orient
     exif[0x0112] = orientation
     picture = Image.fromarray(smooth.permute(1, 2, 0).numpy())
     picture.save(tmp_path / "picture.jpg", exif=exif, quality=100, subsampling=0)
-    shutil.copy(path, tmp_path / "model.onnx")
-    (code,) = re.findall(r"<!-- onnx -->\s*```python\n(.*?)```", PAGE, re.S)
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.modules['torch'] = None\n{code}"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = [line.split() for line in done.stdout.splitlines()]
+    found = [line.split() for line in printed(programs()[0], path, tmp_path)]
     seen = torch.from_numpy(read_image(tmp_path / "picture.jpg")).permute(2, 0, 1)
     assert (seen.shape[1] > seen.shape[2]) == (orientation == 6)
     canvas, inside = on_canvas(seen, SHORT, LONG)
-    own = graph_predictor.GraphPredictor(*load_graph(path, format)).on_canvas(canvas, inside)[
-        "boxes"
-    ]
+    file = graph_predictor.GraphPredictor(*load_graph(path, format))
+    own = file.on_canvas(canvas, inside)["boxes"]
     after = (seen.shape[1], seen.shape[2])
     boxes = scale_boxes(own.boxes, tuple(inside.tolist()), after).tolist()
     expected = [
