@@ -21,7 +21,6 @@ from detmtl.data.source import Source
 from detmtl.engine import distributed
 from detmtl.engine.memory import keep_freed_memory
 from detmtl.engine.scores import check_best
-from detmtl.engine.state import load_weights, read_checkpoint, weights_of
 from detmtl.inference.export import export_torchscript
 from detmtl.inference.exported import exported
 from detmtl.inputs import input_hashes
@@ -34,6 +33,7 @@ from detmtl.run_online import online_gold
 from detmtl.run_sources import drawn_sources, load_sources, render, to_be_labelled
 from detmtl.run_teachers import learned_sources, teacher_settings, written_offline
 from detmtl.run_training import build, fit_model, mixture_of, score, tell_unlabelled
+from detmtl.structures.checkpoint import load_weights, read_checkpoint, weights_of
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
 from detmtl.structures.sample import DIVISOR

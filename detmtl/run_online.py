@@ -19,8 +19,9 @@ from detmtl.engine.online_boxes import OnlineBoxes
 from detmtl.engine.online_kind import Kind
 from detmtl.engine.online_maps import OnlineMaps
 from detmtl.engine.online_tags import OnlineTags
-from detmtl.engine.state import State, read_checkpoint
+from detmtl.engine.state import State
 from detmtl.run_folder import OpenRun, RunFolder
+from detmtl.structures.checkpoint import read_checkpoint
 from detmtl.structures.sample import Batch
 
 

@@ -17,11 +17,11 @@ from detmtl.data.source_settings import SourceSettings
 from detmtl.data.sources import AnySource
 from detmtl.data.subset import Subset
 from detmtl.data.tags import TagClasses, Tags
-from detmtl.engine.state import read_checkpoint
 from detmtl.run_folder import OpenRun
 from detmtl.silver.card import TeacherCard, Written
 from detmtl.silver.held_out import each_once
 from detmtl.silver.store import Store
+from detmtl.structures.checkpoint import read_checkpoint
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError, first_few
 from detmtl.structures.labels import Grade

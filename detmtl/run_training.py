@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from detmtl.balancing.balancer import Balancer
+from detmtl.balancing.on_gradients import OnGradients
 from detmtl.config import RunSettings
 from detmtl.data.joined import searched_classes
 from detmtl.data.loader import batches, evaluation_batches
@@ -17,7 +19,7 @@ from detmtl.engine.diagnosis import Diagnosis
 from detmtl.engine.evaluator import collect, evaluate
 from detmtl.engine.online_audit import Gold
 from detmtl.engine.recorder import Recorder
-from detmtl.engine.state import State, load_weights, read_checkpoint, seed_everything, weights_of
+from detmtl.engine.state import State, seed_everything
 from detmtl.engine.trainer import TrainingDiverged, train
 from detmtl.inference.predictor import kind_of
 from detmtl.report.progress import bar
@@ -26,6 +28,8 @@ from detmtl.run_online import online_stream
 from detmtl.run_sources import idle_weights
 from detmtl.silver.contradictions import contradictions
 from detmtl.silver.held_out import unlabelled
+from detmtl.structures.checkpoint import load_weights, read_checkpoint, weights_of
+from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Ignore
 from detmtl.structures.sample import Batch
 from detmtl.tasks.multitask import MultiTask, build_model
@@ -125,6 +129,8 @@ def _started_state(run: OpenRun, model: MultiTask, sources: Sequence[Source], va
     tells for which classes nobody looked."""
     settings = run.settings
     balancer = settings.balancing.build(list(settings.tasks))
+    if not model.shared_parameters():
+        _refuse_without_trunk(settings, balancer, run.console)
     balancer.attach(model.shared_parameters(), model.own_parameters())
     names = settings.data.names()
     # what a model brings along from elsewhere is not known
@@ -146,6 +152,23 @@ def _started_state(run: OpenRun, model: MultiTask, sources: Sequence[Source], va
         state.load(last)
         run.console.print(f"Continuing from step {state.step} of {last}", markup=False)
     return state
+
+
+def _refuse_without_trunk(settings: RunSettings, balancer: Balancer, console: Console) -> None:
+    """Tells what comes to nothing where nothing that the tasks share trains.
+
+    Raises:
+        InputError: the tasks shall be balanced by their gradients there.
+    """
+    still = "nothing that the tasks share trains (model.frozen, model.backbone.frozen_stages)"
+    if isinstance(balancer, OnGradients):
+        raise InputError(
+            f"balancing.kind: {settings.balancing.kind} compares the tasks' gradients on what they share; "
+            f"{still}: leave balancing out"
+        )
+    if settings.diagnosis.every is not None:
+        told = f"diagnosis.every changes nothing: {still}"
+        console.print(told, markup=False, soft_wrap=True)
 
 
 def _recorder(run: OpenRun, state: State) -> Recorder:

@@ -9,15 +9,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 
-from detmtl.data.details import DetailClasses
 from detmtl.data.fit import InputSettings, fit
-from detmtl.data.maps import MapClasses
-from detmtl.data.tags import TagClasses
 from detmtl.engine.precision import Precision, autocast, dtype_of
-from detmtl.engine.state import load_weights, read_checkpoint, weights_of
 from detmtl.inference.detector import check_images, in_original, of_one_size, pad_images
 from detmtl.inference.file_tasks import FileTasks, farthest
 from detmtl.inference.frozen import compiled
@@ -26,11 +22,13 @@ from detmtl.inference.torchscript import exported_format, load_torchscript, refu
 from detmtl.inference.trust import refuse_foreign
 from detmtl.models.backbone import FAILURES
 from detmtl.models.decoding import least_logit
+from detmtl.structures.checkpoint import load_weights, read_checkpoint, weights_of
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Labels
 from detmtl.structures.sample import DIVISOR
 from detmtl.tasks.detection import DetectionTask, TestSettings
 from detmtl.tasks.multitask import ModelSettings, MultiTask, build_model
+from detmtl.tasks.saved import names_of, validated
 from detmtl.tasks.task import Task, decode_all
 from detmtl.tasks.tasks import TaskConfig
 
@@ -297,16 +295,10 @@ def load_checkpoint(path: str | Path, trust: bool = False) -> LoadedModel:
     settings, class_names = checkpoint["settings"], tuple(checkpoint["classes"])
     if not trust:
         refuse_foreign(settings, path)
-    model_settings = _validated(ModelSettings, settings, "model", path)
-    tasks = _validated(dict[str, TaskConfig], settings, "tasks", path)
-    size = _validated(InputSettings, settings, "input", path)
-    data = settings.get("data") or {}
-    names: dict[str, tuple[str, ...]] = {"depth": ()}
-    for key, kind in (("maps", MapClasses), ("tags", TagClasses)):
-        if data.get(key):
-            names[key] = _validated(kind, data, key, path).label_space().names
-    if data.get("details"):
-        names |= _validated(DetailClasses, data, "details", path).names()
+    model_settings = validated(ModelSettings, settings, "model", path)
+    tasks = validated(dict[str, TaskConfig], settings, "tasks", path)
+    size = validated(InputSettings, settings, "input", path)
+    names = names_of(settings, class_names, path)
     model = build_model(
         _without_pretrained(model_settings), tasks, list(class_names), other_names=names
     )
@@ -319,19 +311,6 @@ def kind_of(task: Task) -> str:
     """Returns what a task's labels are; its exporter tells where it learns from labels of another kind."""
     exporter = task.exporter()
     return task.labels if exporter is None else exporter.kind
-
-
-def _validated(kind: Any, settings: Mapping[str, Any], key: str, path: Path) -> Any:
-    try:
-        return TypeAdapter(kind).validate_python(settings.get(key, {}))
-    except ValidationError as error:
-        raise InputError(
-            [
-                f"{path}: settings.{'.'.join(map(str, (key, *e['loc'])))}: {e['msg']}, "
-                f"found {e['input']!r}; the checkpoint was written by another version"
-                for e in error.errors()
-            ]
-        ) from error
 
 
 def _without_pretrained(settings: ModelSettings) -> ModelSettings:

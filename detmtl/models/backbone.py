@@ -98,11 +98,6 @@ class BackboneSettings(Settings):
             raise InputError(
                 f"backbone: pretrained is true and weights is {self.weights}; give one of them"
             )
-        if start is not None and (self.pretrained or self.weights):
-            raise InputError(
-                f"backbone: has weights of its own, and model.start has them too ({start.where}); set "
-                "backbone.pretrained: false and leave backbone.weights out"
-            )
         network = _features(self.name, self.args, self.pretrained)
         if start is not None:
             load_weights(network, start.tensors, set(), start.where)

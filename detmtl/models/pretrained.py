@@ -97,9 +97,9 @@ def read_weights(path: Path, setting: str = "backbone.weights") -> dict[str, Ten
         raise InputError(f"{setting}: {path} cannot be read as weights: {error}") from error
     if isinstance(loaded, Mapping) and {"format", "settings", "classes", "model"} <= loaded.keys():
         raise InputError(
-            f"{setting}: {path} is a checkpoint of detmtl, and a start are weights of a timm network "
-            "or of a torchvision RetinaNet (model.start): train --resume goes on with its run, and "
-            "export --format torchvision makes such a RetinaNet of a network that has its preset"
+            f"{setting}: {path} is a checkpoint of detmtl; to start from its weights say model.start: "
+            f"{{kind: checkpoint, path: {path}}}, and nothing in model.backbone.weights; train --resume goes "
+            "on with its run"
         )
     for key in CONTAINERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):

@@ -119,6 +119,7 @@ class BoxTask(Task):
         self.head = head
         self.form = form
         self.class_names, self.names = tuple(class_names), tuple(names)
+        self.class_layers = {"head.last": self.kind} if names else {}
         self._most, self._jitter = settings.sample, settings.jitter
         self._normalizer: OfBatch = settings.normalizer
 

@@ -160,6 +160,7 @@ class DepthTask(Task):
         super().__init__()
         self.name = name
         self.labels = labels
+        self.class_layers = {}
         self.levels = levels
         self.head = head
         self._decoder = decoder

@@ -240,6 +240,7 @@ class DetectionTask(Task):
         super().__init__()
         self.name = name
         self.labels = labels
+        self.class_layers = {"head.class_logits": labels}
         self.levels = tuple(f"p{round(math.log2(stride))}" for stride in anchors.strides)
         self.head = head
         self.anchors = anchors

@@ -14,7 +14,7 @@ from detmtl.models.backbone import STRIDES, Backbone, BackboneSettings
 from detmtl.models.fpn import FPN, FPNSettings
 from detmtl.structures.errors import InputError
 from detmtl.structures.settings import Settings
-from detmtl.tasks.start import StartSettings
+from detmtl.tasks.starts import StartSettings
 from detmtl.tasks.task import Task
 
 Sharing = Literal["hard", "selective"]
@@ -23,8 +23,10 @@ HeadCall = Callable[[list[Tensor]], list[Tensor]]
 _TAKEN = {
     "teacher": "is where the scores of a teacher stand that a run trains itself",
     "drawn": "is where predict puts its drawings",
+    "backbone": "is what all tasks share",
+    "fpn": "is what all tasks share",
 }
-"""Names of tasks that mean something else in the files of a run."""
+"""Names of tasks that mean something else in settings or in the files of a run."""
 
 
 class ModelSettings(Settings):
@@ -38,13 +40,17 @@ class ModelSettings(Settings):
             layers below its place, which are the backbone up to the stage of the level's stride and
             the level's own two convolutions. Elsewhere the two are the same: below a backbone's stage
             there is nothing coarser, and below the whole pyramid there is everything.
-        start: weights of a whole detector to start from, in place of the backbone's.
+        start: weights of a whole model to start from, in place of the backbone's: torchvision's RetinaNet,
+            or (`kind: checkpoint`) that of another run.
+        frozen: what does not train: `backbone`, `fpn`, or names of tasks. What is above goes on learning
+            through them.
     """
 
     backbone: BackboneSettings
     fpn: FPNSettings = FPNSettings()
     sharing: Sharing = "hard"
     start: StartSettings | None = None
+    frozen: list[str] = []
 
 
 class BuildsTask(Protocol):
@@ -126,6 +132,7 @@ class MultiTask(nn.Module):
         """
         super().__init__()
         self.started = ""
+        self._still: list[nn.Module] = []
         self.normalize = Normalize(backbone.mean, backbone.std)
         self.backbone = backbone
         self.fpn = fpn
@@ -207,6 +214,43 @@ class MultiTask(nn.Module):
         """Returns the parameters of the tasks that train, in a fixed order."""
         return [p for p in self.tasks.parameters() if p.requires_grad]
 
+    def freeze(self, parts: Sequence[str]) -> None:
+        """Lets parts train no longer, batch norms' statistics included.
+
+        Args:
+            parts: `backbone`, `fpn`, or names of tasks.
+
+        Raises:
+            InputError: there is no such part, or nothing is left that trains.
+        """
+        places = {"backbone": self.backbone, "fpn": self.fpn, **self.tasks}
+        problems = [
+            f"model.frozen: there is no {name!r}; what can be frozen is {', '.join(places)}"
+            for name in parts
+            if name not in places
+        ]
+        if problems:
+            raise InputError(problems)
+        for name in parts:
+            if name == "backbone":
+                self.backbone.freeze()
+            places[name].requires_grad_(False)
+        self._still = [
+            module
+            for name in parts
+            for module in places[name].modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        ]
+        if parts and not (self.shared_parameters() or self.own_parameters()):
+            raise InputError("model.frozen: leaves nothing that trains; leave something out of it")
+
+    def train(self, mode: bool = True) -> "MultiTask":
+        """Sets the mode of all but the batch norms of frozen parts, whose statistics stay as they are."""
+        super().train(mode)
+        for module in self._still:
+            module.eval()
+        return self
+
 
 def _levels(strides: list[int]) -> list[int]:
     return [stride.bit_length() - 1 for stride in strides]
@@ -239,6 +283,11 @@ def build_model(
     if problems:
         raise InputError(problems)
     start = model.start.read(root) if model.start else None
+    if start and (model.backbone.pretrained or model.backbone.weights):
+        raise InputError(
+            f"backbone: has weights of its own, and model.start has them too ({start.where}); set "
+            "backbone.pretrained: false and leave backbone.weights out"
+        )
     wanted = list(STRIDES)
     if any(getattr(settings, "at", "fpn") == "c2" for settings in tasks.values()):
         wanted = [4, *wanted]
@@ -274,7 +323,9 @@ def build_model(
         raise InputError(problems)
     network = MultiTask(backbone, fpn, built, model.sharing)
     if start:
-        network.started = start.fill(fpn, built)
+        names = {"boxes": class_names, **(other_names or {})}
+        network.started = start.fill(backbone, fpn, built, names)
+    network.freeze(model.frozen)
     return network
 
 

@@ -131,6 +131,7 @@ class SemanticTask(Task):
         super().__init__()
         self.name = name
         self.labels = labels
+        self.class_layers = {"head.logits": "maps"}
         self.levels = levels
         self.head = head
         self.class_names = tuple(class_names)

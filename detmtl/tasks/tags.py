@@ -95,6 +95,7 @@ class TagsTask(Task):
         super().__init__()
         self.name = name
         self.labels = labels
+        self.class_layers = {"head": "tags"}
         self.levels = levels
         self.head = head
         self.class_names = tuple(class_names)

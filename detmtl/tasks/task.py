@@ -89,6 +89,7 @@ class Task(nn.Module, ABC):
     labels: str
     levels: tuple[str, ...]
     terms: tuple[str, ...] | None = None
+    class_layers: Mapping[str, str] | None = None
     of: str | None = None
 
     @abstractmethod

@@ -14,10 +14,10 @@ from ruamel.yaml import YAML
 from detmtl.config import settings_from
 from detmtl.data.scenes import SCENE_CLASSES
 from detmtl.engine.drawing import draw
-from detmtl.engine.state import read_checkpoint
 from detmtl.inference.export import export
 from detmtl.inference.predictor import load_predictor
 from detmtl.recipe import run
+from detmtl.structures.checkpoint import read_checkpoint
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels
 from detmtl.structures.sample import Batch, ImageInfo, Sample

@@ -25,11 +25,11 @@ from detmtl.engine.distributed import Process
 from detmtl.engine.optim import OptimSettings
 from detmtl.engine.precision import autocast
 from detmtl.engine.recorder import Recorder, read_metrics
-from detmtl.engine.state import load_weights, read_checkpoint
 from detmtl.engine.trainer import TrainSettings, train
 from detmtl.losses.focal import FocalTargets, compiled_negatives, focal_sums
 from detmtl.models.backbone import BackboneSettings
 from detmtl.models.fpn import FPNSettings
+from detmtl.structures.checkpoint import load_weights, read_checkpoint
 from detmtl.structures.errors import InputError
 from detmtl.tasks.attributes import AttributesConfig
 from detmtl.tasks.depth import DepthConfig

@@ -31,7 +31,6 @@ from detmtl.engine.online import online_batches
 from detmtl.engine.online_audit import Audits, Choices, audit_pictures
 from detmtl.engine.online_boxes import BoxChoice, OnlineBoxes
 from detmtl.engine.optim import OptimSettings
-from detmtl.engine.state import FORMAT
 from detmtl.engine.trainer import TrainSettings, train
 from detmtl.run_folder import RunFolder
 from detmtl.run_online import known_classes, online_kinds
@@ -44,6 +43,7 @@ from detmtl.silver.evidence import Evidence
 from detmtl.silver.overlay import OverlaySettings
 from detmtl.silver.selection import SelectionSettings, select
 from detmtl.silver.store import Record, Store
+from detmtl.structures.checkpoint import FORMAT
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Grade, Ignore

@@ -23,7 +23,6 @@ from detmtl.data.depth import DepthFolder
 from detmtl.data.maps import MapClasses, MapFolder
 from detmtl.data.subset import Subset
 from detmtl.data.tags import BoxTags, TagClasses
-from detmtl.engine.state import write_checkpoint
 from detmtl.pools import (
     read_selection,
     show_audit,
@@ -46,6 +45,7 @@ from detmtl.silver.overlay import OverlaySettings, with_gold
 from detmtl.silver.record import Record
 from detmtl.silver.selection import SelectionSettings, select
 from detmtl.silver.store import Store
+from detmtl.structures.checkpoint import write_checkpoint
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade

@@ -20,8 +20,8 @@ from detmtl.engine.background import Background, packed
 from detmtl.engine.evaluator import collect
 from detmtl.engine.recorder import read_metrics
 from detmtl.engine.scores import Scores
-from detmtl.engine.state import read_checkpoint
 from detmtl.engine.trainer import train
+from detmtl.structures.checkpoint import read_checkpoint
 from detmtl.structures.errors import InputError
 
 

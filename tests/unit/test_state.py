@@ -14,15 +14,9 @@ from detmtl.engine import distributed
 from detmtl.engine import state as state_module
 from detmtl.engine.optim import OptimSettings
 from detmtl.engine.precision import dtype_of, fast_bfloat16
-from detmtl.engine.state import (
-    Ema,
-    random_kept,
-    read_checkpoint,
-    seed_everything,
-    weights_of,
-    write_checkpoint,
-)
+from detmtl.engine.state import Ema, random_kept, seed_everything
 from detmtl.engine.trainer import TrainSettings
+from detmtl.structures.checkpoint import read_checkpoint, weights_of, write_checkpoint
 from detmtl.structures.errors import InputError
 
 SETTINGS = TrainSettings(steps=5, precision="fp32", ema=0.9)

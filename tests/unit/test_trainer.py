@@ -23,9 +23,10 @@ from detmtl.engine.evaluator import collect
 from detmtl.engine.optim import OptimSettings
 from detmtl.engine.recorder import read_metrics
 from detmtl.engine.scores import check_best
-from detmtl.engine.state import State, read_checkpoint
+from detmtl.engine.state import State
 from detmtl.engine.trainer import TrainingDiverged, TrainSettings, train
 from detmtl.metrics.coco import CocoMetric
+from detmtl.structures.checkpoint import read_checkpoint
 from detmtl.structures.errors import InputError
 
 OPTIM = OptimSettings(lr=0.02, warmup=2)

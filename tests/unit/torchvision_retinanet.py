@@ -18,7 +18,7 @@ from detmtl.models.backbone import BackboneSettings
 from detmtl.models.torchvision_weights import SILENT
 from detmtl.tasks.multitask import ModelSettings, MultiTask, build_model
 from detmtl.tasks.presets import detection, pyramid
-from detmtl.tasks.start import StartSettings
+from detmtl.tasks.torchvision_start import TorchvisionStartSettings as StartSettings
 
 NAMES = ["cat", "dog", "bird", "fish", "cow"]
 

@@ -22,7 +22,7 @@ from detmtl.models.torchvision_weights import (
 from detmtl.structures.errors import InputError
 from detmtl.tasks.multitask import ModelSettings, build_model
 from detmtl.tasks.presets import detection, pyramid
-from detmtl.tasks.start import StartSettings
+from detmtl.tasks.torchvision_start import TorchvisionStartSettings
 from detmtl.yaml_settings import checked
 
 KIND = "regnetx_002"
@@ -45,7 +45,7 @@ def _model(file, names=NAMES, preset="torchvision", backbone=None, **start):
     settings = ModelSettings(
         backbone=BackboneSettings(**{"name": KIND, **(backbone or {})}),
         fpn=pyramid(preset, channels=WIDTH),
-        start=StartSettings(path=str(file), **start),
+        start=TorchvisionStartSettings(path=str(file), **start),
     )
     torch.manual_seed(1)
     return build_model(settings, {"boxes": detection(preset)}, names)
@@ -144,7 +144,7 @@ def test_another_width_is_told(theirs, file):
     settings = ModelSettings(
         backbone=BackboneSettings(name=KIND),
         fpn=pyramid("torchvision", channels=32),
-        start=StartSettings(path=str(file), classes=NAMES),
+        start=TorchvisionStartSettings(path=str(file), classes=NAMES),
     )
     with pytest.raises(
         InputError, match=r"has class_tower\.0\.0\.weight \(64, 64, 3, 3\) for \(32, 32, 3, 3\)"
@@ -173,9 +173,9 @@ def test_settings_of_a_start():
         ({"weights": "FasterRCNN.COCO_V1"}, "RetinaNet_ResNet50_FPN_V2_Weights.DEFAULT"),
     ):
         with pytest.raises(InputError, match=words):
-            checked(StartSettings, wrong, where="start")
+            checked(TorchvisionStartSettings, wrong, where="start")
     with pytest.raises(InputError, match="there is no file"):
-        StartSettings(path="nowhere.pth").read()
+        TorchvisionStartSettings(path="nowhere.pth").read()
 
 
 def test_a_checkpoint_needs_the_file_no_more(file, tmp_path):
@@ -200,7 +200,7 @@ def test_a_failed_download_names_the_address_and_the_way_out(monkeypatch):
         raise URLError("no network")
 
     monkeypatch.setattr(RetinaNet_ResNet50_FPN_Weights, "get_state_dict", fail)
-    start = StartSettings(weights="RetinaNet_ResNet50_FPN_Weights.DEFAULT")
+    start = TorchvisionStartSettings(weights="RetinaNet_ResNet50_FPN_Weights.DEFAULT")
     with pytest.raises(InputError, match=r"retinanet_resnet50_fpn_coco-.*model.start.path"):
         start.read()
 
@@ -208,8 +208,8 @@ def test_a_failed_download_names_the_address_and_the_way_out(monkeypatch):
 @pytest.mark.parametrize("version", ["", "_V2"])
 def test_official_names_are_torchvisions(version):
     name = f"RetinaNet_ResNet50_FPN{version}_Weights.COCO_V1"
-    assert StartSettings(weights=name)._official() is get_weight(name)
-    default = StartSettings(weights=name.replace("COCO_V1", "DEFAULT"))
+    assert TorchvisionStartSettings(weights=name)._official() is get_weight(name)
+    default = TorchvisionStartSettings(weights=name.replace("COCO_V1", "DEFAULT"))
     assert default._official() is get_weight(name)
 
 
@@ -254,7 +254,7 @@ def test_the_first_published_weights_have_norms_that_add_nothing(tmp_path):
     settings = ModelSettings(
         backbone=BackboneSettings(name="resnet50"),
         fpn=pyramid("torchvision"),
-        start=StartSettings(
+        start=TorchvisionStartSettings(
             weights="RetinaNet_ResNet50_FPN_Weights.COCO_V1", path=str(tmp_path / "w.pth")
         ),
     )
@@ -283,7 +283,7 @@ def test_published_weights_fit(preset):
     settings = ModelSettings(
         backbone=BackboneSettings(name="resnet50"),
         fpn=pyramid(preset),
-        start=StartSettings(weights=f"RetinaNet_ResNet50_FPN{version}_Weights.COCO_V1"),
+        start=TorchvisionStartSettings(weights=f"RetinaNet_ResNet50_FPN{version}_Weights.COCO_V1"),
     )
     model = build_model(settings, {"boxes": detection(preset)}, ["person", "dog", "mine"])
     assert "class rows of person, dog; fresh: mine" in model.started
