@@ -1,7 +1,10 @@
 """docs/presets.md: its table is what the code does, its settings load, its commands run."""
 
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -99,3 +102,34 @@ def test_commands(own_data, tmp_path):
     inside: dict[str, object] = {}
     exec(code, inside)
     assert inside["network"].head.classification_head.num_classes == 4
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_another_one(own_data, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    for name in ("gold", "pool"):
+        shutil.copytree(own_data / "images" / name, mine / name)
+    text = (own_data / "gold.json").read_text().replace('"red"', '"cat"').replace('"blue"', '"dog"')
+    (mine / "gold.json").write_text(text)
+    small = ["--set", "input={short: 64, long: 64}", "--set", "train.steps=1"]
+    small += ["--set", "data.batch_size=1", "--set", "train.evaluate_every=null"]
+    small += ["--set", "train.precision=fp32", "--set", "mix={mode: gold}", "--set", "silver=null"]
+    small += ["--set", "export.format=null"]
+    first = "python tools/train.py --config own_data.yaml --set data.root=mine"
+    first += " --set 'data.classes=[cat, dog]' --set model.backbone.pretrained=false"
+    assert "Starting from" not in run(first, tmp_path, small)
+    told = " ".join(run(block("again", "sh"), tmp_path, small).split())
+    assert (
+        "Starting from runs/own_data/best.pt: backbone, pyramid, boxes (class rows of cat, dog; fresh: bird)"
+        in told
+    )
+    refused = block("again", "sh").replace("--set model.backbone.pretrained=false ", "")
+    words = [
+        sys.executable,
+        str(REPOSITORY / "tools" / "train.py"),
+        *shlex.split(refused)[2:],
+        *small,
+    ]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode and "model.start has them too" in done.stdout + done.stderr
