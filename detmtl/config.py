@@ -87,6 +87,7 @@ class RunSettings(Settings):
             *self._unread(),
             *self._of_best(),
             *misnamed(self.tasks),
+            *self.model.problems(self.tasks),
             *self.balancing.misnamed(self.tasks),
         ]
         if problems:

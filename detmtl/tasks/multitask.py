@@ -3,7 +3,7 @@
 Letters: B pictures, H and W pixels.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -51,6 +51,28 @@ class ModelSettings(Settings):
     sharing: Sharing = "hard"
     start: StartSettings | None = None
     frozen: list[str] = []
+
+    def problems(self, tasks: Collection[str]) -> list[str]:
+        """Returns a sentence for each part of the settings that is none or that contradicts another.
+
+        Args:
+            tasks: names of the tasks.
+        """
+        parts, problems = ["backbone", "fpn", *tasks], []
+        if self.start is not None and (self.backbone.pretrained or self.backbone.weights):
+            problems.append(
+                "model.backbone: has weights of its own, and model.start has them too; set "
+                "model.backbone.pretrained: false and leave model.backbone.weights out, or leave out the start"
+            )
+        problems += [
+            f"model.frozen: there is no {name!r}; what can be frozen is {', '.join(parts)}"
+            for name in self.frozen
+            if name not in parts
+        ]
+        still = {*self.frozen} | ({"backbone"} if self.backbone.frozen_stages == 5 else set())
+        if tasks and {*parts} <= still:
+            problems.append("model.frozen: leaves nothing that trains; leave something out of it")
+        return problems
 
 
 class BuildsTask(Protocol):
@@ -219,18 +241,8 @@ class MultiTask(nn.Module):
 
         Args:
             parts: `backbone`, `fpn`, or names of tasks.
-
-        Raises:
-            InputError: there is no such part, or nothing is left that trains.
         """
         places = {"backbone": self.backbone, "fpn": self.fpn, **self.tasks}
-        problems = [
-            f"model.frozen: there is no {name!r}; what can be frozen is {', '.join(places)}"
-            for name in parts
-            if name not in places
-        ]
-        if problems:
-            raise InputError(problems)
         for name in parts:
             if name == "backbone":
                 self.backbone.freeze()
@@ -241,8 +253,6 @@ class MultiTask(nn.Module):
             for module in places[name].modules()
             if isinstance(module, nn.modules.batchnorm._BatchNorm)
         ]
-        if parts and not (self.shared_parameters() or self.own_parameters()):
-            raise InputError("model.frozen: leaves nothing that trains; leave something out of it")
 
     def train(self, mode: bool = True) -> "MultiTask":
         """Sets the mode of all but the batch norms of frozen parts, whose statistics stay as they are."""
@@ -277,17 +287,12 @@ def build_model(
         InputError: something in the settings doesn't fit; see `BackboneSettings.build` and
             `Start.fill`.
     """
-    problems = misnamed(tasks)
+    problems = misnamed(tasks) + model.problems(tasks)
     if not tasks:
         problems.append("tasks: none given; list at least one")
     if problems:
         raise InputError(problems)
     start = model.start.read(root) if model.start else None
-    if start and (model.backbone.pretrained or model.backbone.weights):
-        raise InputError(
-            f"backbone: has weights of its own, and model.start has them too ({start.where}); set "
-            "backbone.pretrained: false and leave backbone.weights out"
-        )
     wanted = list(STRIDES)
     if any(getattr(settings, "at", "fpn") == "c2" for settings in tasks.values()):
         wanted = [4, *wanted]
