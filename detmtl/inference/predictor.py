@@ -18,12 +18,13 @@ from detmtl.inference.detector import check_images, in_original, of_one_size, pa
 from detmtl.inference.file_tasks import FileTasks, farthest
 from detmtl.inference.frozen import compiled
 from detmtl.inference.graph_predictor import GraphPredictor, load_graph
-from detmtl.inference.torchscript import exported_format, load_torchscript, refuse_exported
+from detmtl.inference.torchscript import load_torchscript
 from detmtl.inference.trust import refuse_foreign
 from detmtl.models.backbone import FAILURES
 from detmtl.models.decoding import least_logit
 from detmtl.structures.checkpoint import load_weights, read_checkpoint, weights_of
 from detmtl.structures.errors import InputError
+from detmtl.structures.exported import exported_format
 from detmtl.structures.labels import Labels
 from detmtl.structures.sample import DIVISOR
 from detmtl.tasks.detection import DetectionTask, TestSettings
@@ -285,7 +286,6 @@ def load_checkpoint(path: str | Path, trust: bool = False) -> LoadedModel:
             its settings.
     """
     path = Path(path)
-    refuse_exported(path)
     checkpoint = read_checkpoint(path)
     missing = [key for key in ("settings", "classes") if key not in checkpoint]
     if missing:

@@ -3,7 +3,6 @@
 import io
 import json
 import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,33 +23,6 @@ def deprecation_expected() -> Iterator[None]:
         for category in (DeprecationWarning, FutureWarning):
             warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", category)
         yield
-
-
-def exported_format(path: Path) -> str | None:
-    """Returns the format of a file that `detmtl export` may have written; None: it is no such file."""
-    if path.is_file() and path.suffix.lower() == ".onnx":
-        return "onnx"
-    if not zipfile.is_zipfile(path):
-        return None
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-    if any(name.endswith("/models/model.json") for name in names):
-        return "pt2"
-    return "torchscript" if any("/code/" in name for name in names) else None
-
-
-def refuse_exported(path: Path) -> None:
-    """Does nothing unless the file is an exported one, which is no checkpoint.
-
-    Raises:
-        InputError: it is one, of any format.
-    """
-    kinds = {"onnx": "ONNX", "pt2": "pt2", "torchscript": "TorchScript"}
-    if (format := exported_format(path)) is not None:
-        raise InputError(
-            f"{path}: an exported file ({kinds[format]}), no checkpoint; give best.pt of its run; the verb "
-            "predict takes exported files as well, and what it writes evaluate --detections scores"
-        )
 
 
 def save_torchscript(module: torch.jit.ScriptModule, path: Path, about: Mapping[str, Any]) -> None:

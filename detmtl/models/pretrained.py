@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum
 
 from detmtl.structures.errors import InputError, first_few
+from detmtl.structures.exported import NAMES, exported_format
 from detmtl.structures.outside import imported
 
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -83,6 +84,11 @@ def read_weights(path: Path, setting: str = "backbone.weights") -> dict[str, Ten
     """
     if not path.is_file():
         raise InputError(f"{setting}: there is no file {path}")
+    if (format := exported_format(path)) is not None:
+        raise InputError(
+            f"{setting}: {path} is an exported model ({NAMES[format]}), which only runs; weights to start "
+            "from are a state dict (.pth, .pt, .bin or .safetensors)"
+        )
     try:
         if path.suffix == ".safetensors":
             loaded: object = load_file(path)

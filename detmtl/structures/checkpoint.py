@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from detmtl.structures.errors import InputError, first_few
+from detmtl.structures.exported import refuse_exported
 from detmtl.structures.whole import whole
 
 FORMAT = 1
@@ -43,6 +44,11 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     Raises:
         InputError: the file is missing, damaged, or no checkpoint of ours.
     """
+    refuse_exported(
+        Path(path),
+        "no checkpoint; give best.pt of its run; the verb predict takes exported files as well, and what it "
+        "writes evaluate --detections scores",
+    )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

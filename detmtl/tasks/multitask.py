@@ -62,7 +62,7 @@ class ModelSettings(Settings):
         if self.start is not None and (self.backbone.pretrained or self.backbone.weights):
             problems.append(
                 "model.backbone: has weights of its own, and model.start has them too; set "
-                "model.backbone.pretrained: false and leave model.backbone.weights out, or leave out the start"
+                "model.backbone.pretrained: false and leave model.backbone.weights out"
             )
         problems += [
             f"model.frozen: there is no {name!r}; what can be frozen is {', '.join(parts)}"

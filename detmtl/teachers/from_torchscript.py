@@ -15,6 +15,7 @@ from detmtl.inference.detector import CONFIDENCE
 from detmtl.inference.torchscript import EXTRA_FILE, deprecation_expected
 from detmtl.silver.card import TeacherCard, Written
 from detmtl.structures.errors import InputError
+from detmtl.structures.exported import NAMES, exported_format
 from detmtl.structures.labels import BoxLabels, Grade, MapLabels, TagLabels
 from detmtl.structures.sample import ImageInfo
 from detmtl.teachers.maps import map_of_places, require_few
@@ -183,6 +184,11 @@ class TorchScriptTeacherSettings(TeacherSettings):
                 are missing.
         """
         file = existing(root, self.path, "teacher.path")
+        if (format := exported_format(file)) in ("onnx", "pt2"):
+            raise InputError(
+                f"teacher.path: {file} is of format {NAMES[format]}, no TorchScript; of its run give "
+                "best.pt (kind checkpoint), or export it with --format torchscript"
+            )
         extra = {EXTRA_FILE: ""}
         try:
             with deprecation_expected():

@@ -25,7 +25,6 @@ from detmtl.inference.predictor import (
 )
 from detmtl.inference.results import predict_to_files
 from detmtl.inference.scoring import evaluate_predictor
-from detmtl.inference.torchscript import exported_format
 from detmtl.inference.views import ViewSettings
 from detmtl.inference.views_predictor import ViewsPredictor
 from detmtl.metrics.coco import boxes_of_files, numbered, score
@@ -36,6 +35,7 @@ from detmtl.report.run_summary import OF_CLASSES
 from detmtl.run_training import truth_of
 from detmtl.silver.share_table import MOST
 from detmtl.structures.errors import InputError
+from detmtl.structures.exported import exported_format
 from detmtl.structures.labels import Grade
 from detmtl.structures.whole import write_json
 from detmtl.tasks.task import Task

@@ -21,7 +21,6 @@ from detmtl.data.tags import TagClasses
 from detmtl.data.voc import write_voc
 from detmtl.data.yolo import write_yolo
 from detmtl.engine import distributed
-from detmtl.inference.torchscript import exported_format
 from detmtl.pools import (
     fused_labels,
     fused_others,
@@ -41,6 +40,7 @@ from detmtl.silver.store import Store
 from detmtl.silver.tag_policy import TagSelection
 from detmtl.structures.classes import LabelSpace
 from detmtl.structures.errors import InputError
+from detmtl.structures.exported import exported_format
 from detmtl.teachers.annotate import annotate
 from detmtl.teachers.teachers import AnyTeacher
 from detmtl.verbs.options import (

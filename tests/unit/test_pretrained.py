@@ -2,6 +2,7 @@
 
 import sys
 import types
+import warnings
 
 import pytest
 import timm
@@ -9,7 +10,9 @@ import torch
 
 from detmtl.models.backbone import BackboneSettings
 from detmtl.models.pretrained import read_weights, renamed_by_order, weights_path
+from detmtl.structures.checkpoint import read_checkpoint
 from detmtl.structures.errors import InputError
+from detmtl.teachers.from_torchscript import TorchScriptTeacherSettings
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +98,23 @@ def test_a_whole_model_is_refused_without_advice_to_run_its_code(tmp_path):
     with pytest.raises(InputError, match=r"a file of its state_dict\(\)") as told:
         read_weights(tmp_path / "whole.pt")
     assert "weights_only" not in str(told.value)
+
+
+def test_an_exported_file_is_told_as_such(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(torch.nn.Linear(1, 1)).save(str(tmp_path / "model.pt"))
+    (tmp_path / "model.onnx").write_bytes(b"")
+    for name, kind in (("model.pt", "TorchScript"), ("model.onnx", "ONNX")):
+        with pytest.raises(InputError, match=rf"weights: .*{name} is an exported model \({kind}\)"):
+            read_weights(tmp_path / name)
+        with pytest.raises(
+            InputError, match=rf"{name}: an exported file \({kind}\), no checkpoint"
+        ):
+            read_checkpoint(tmp_path / name)
+        if kind == "ONNX":
+            settings = TorchScriptTeacherSettings(path=name)
+            with pytest.raises(
+                InputError, match=r"teacher.path: .* is of format ONNX, no TorchScr"
+            ):
+                settings.build(tmp_path, "cpu")
