@@ -65,7 +65,13 @@ def _annotate(p: argparse.ArgumentParser) -> None:
 
 
 def _audit(p: argparse.ArgumentParser) -> None:
-    p.add_argument("--store", required=True, type=Path)
+    p.add_argument(
+        "--store",
+        required=True,
+        type=Path,
+        help="where it lies in the folder of its run: with that run's classes and policy, where the other "
+        "options do not say otherwise",
+    )
     p.add_argument("--annotations", type=Path, help="gold, a COCO file (of boxes)")
     p.add_argument("--images", required=True, type=Path)
     _teachers_option(p)

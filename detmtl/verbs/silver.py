@@ -44,7 +44,6 @@ from detmtl.structures.exported import exported_format
 from detmtl.teachers.annotate import annotate
 from detmtl.teachers.teachers import AnyTeacher
 from detmtl.verbs.options import (
-    assignments,
     cache_of,
     coco_source,
     copy_file,
@@ -91,11 +90,13 @@ def audit_verb(args: argparse.Namespace) -> None:
     """Measures a store against gold."""
     if args.html:
         require()
-    stores = _stores(args)
+    stores, own = _stores(args), OwnRun.of(args.store)
     task = of_one_task(stores)
     _refuse_idle(args, task)
+    if own is not None:
+        _tell_own(own, "policy" if args.classes else "policy and classes")
     if task != "boxes":
-        alone, gold, _ = _others(args, stores, None)
+        alone, gold, _ = _others(args, stores, own)
         _refuse_seen(args, gold, LabelSpace.of(["object"]))
         _stop_at_gates(args.store, judge_each_other(alone, gold, Console(), args.html))
         others = fused_others(alone, gold)
@@ -104,10 +105,10 @@ def audit_verb(args: argparse.Namespace) -> None:
         return
     if args.annotations is None:
         raise InputError("--annotations is needed: gold, a COCO file")
-    space = label_space(args, args.annotations)
+    space = _space(args, own, args.annotations)
     gold = coco_source(args, space, cache_of(args.store))
     _refuse_seen(args, gold, space)
-    policy = checked(SelectionSettings, assignments(args.set), where="--set")
+    policy = policy_of(SelectionSettings, own and own.silver.select, args.set)
     _stop_at_gates(args.store, judge_each(stores, gold, space, policy, Console()))
     labels, judged = fused_labels(stores, gold, space, policy)
     files, problems = show_audit(labels, judged, gold, space, policy, Console(), args.html)
@@ -133,6 +134,18 @@ def _refuse_idle(args: argparse.Namespace, task: str) -> None:
     if not args.classes:
         why = "is of --classes, which is not given; give it, too, or leave it out"
         refuse_given(args, ["drop_unmapped"], why)
+
+
+def _tell_own(own: OwnRun, what: str) -> None:
+    told = f"{what} of the run {own.folder.path}, where options do not say otherwise"
+    Console(soft_wrap=True).print(told, markup=False)
+
+
+def _space(args: argparse.Namespace, own: OwnRun | None, *wanted: Any) -> LabelSpace:
+    """Returns the classes of --classes, else those of the run, else `label_space` of what is `wanted`."""
+    if own is not None and not args.classes:
+        return own.settings.data.label_space()
+    return label_space(args, *wanted)
 
 
 def _stores(args: argparse.Namespace) -> list[Store]:
@@ -211,11 +224,7 @@ def select_verb(args: argparse.Namespace) -> None:
     task = of_one_task(stores)
     _refuse_idle(args, task)
     if own is not None:
-        Console(soft_wrap=True).print(
-            f"policy{'' if args.classes else ', classes'} and gold of the run {own.folder.path}, where "
-            "options do not say otherwise",
-            markup=False,
-        )
+        _tell_own(own, f"policy{'' if args.classes else ', classes'} and gold")
     if task != "boxes":
         if args.out.exists():
             raise InputError(f"--out {args.out}: exists; give a new folder")
@@ -233,10 +242,7 @@ def select_verb(args: argparse.Namespace) -> None:
             raise InputError(f"--out {args.out}: cannot be written ({error})") from None
         Console(soft_wrap=True).print(f"labels: {args.out}", markup=False)
         return
-    if own is None or args.classes:
-        space = label_space(args, None, _names(stores))
-    else:
-        space = own.settings.data.label_space()
+    space = _space(args, own, None, _names(stores))
     policy = policy_of(SelectionSettings, own and own.silver.select, args.set)
     if args.format == "coco":
         writable_file(args.out, f"--out {args.out}")

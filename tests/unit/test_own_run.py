@@ -98,6 +98,27 @@ def test_select_takes_classes_policy_and_gold_of_the_run(labelled, tmp_path, cap
     assert len(audits) == 3, "of the run, in other classes, and by other gold"
 
 
+def test_audit_takes_classes_and_policy_of_the_run(labelled, tmp_path, capsys):
+    """So an audit by the run's own gold is the run's own."""
+    folder = labelled(Doubtful(), *_overrides())
+    capsys.readouterr()
+    words = ["audit", "--store", folder / "silver", "--annotations", tmp_path / "val.json"]
+    words = [str(w) for w in (*words, "--images", tmp_path / "val")]
+
+    def audits():
+        return {p.parent.name for p in (folder / "silver/audit").glob("*/audit.json")}
+
+    own = audits()
+    assert len(own) == 1
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert f"policy and classes of the run {folder}" in told and "vehicle" in told
+    assert audits() == own
+    assert main([*words, "--classes", "[person, car]"]) == 0
+    told = capsys.readouterr().out
+    assert f"policy of the run {folder}" in told and "vehicle" not in told and len(audits()) == 2
+
+
 def test_gold_of_a_run_that_is_gone_is_told(labelled, tmp_path, capsys):
     policy = {"threshold": 0.89, "per_class": {"vehicle": 0.92}, "ignore_from": None}
     folder = labelled(ColorTeacher(), *_overrides(policy))
