@@ -32,7 +32,14 @@ from detmtl.run_folder import OpenRun, RunFolder
 from detmtl.run_online import online_gold
 from detmtl.run_sources import drawn_sources, load_sources, render, to_be_labelled
 from detmtl.run_teachers import learned_sources, teacher_settings, written_offline
-from detmtl.run_training import build, fit_model, mixture_of, score, tell_unlabelled
+from detmtl.run_training import (
+    build,
+    fit_model,
+    mixture_of,
+    refuse_without_trunk,
+    score,
+    tell_unlabelled,
+)
 from detmtl.structures.checkpoint import load_weights, read_checkpoint, weights_of
 from detmtl.structures.errors import InputError
 from detmtl.structures.labels import Grade
@@ -257,6 +264,7 @@ def _check_parts(settings: RunSettings) -> MultiTask:
     if problems := settings.balancing.misnamed(settings.tasks, known):
         raise InputError(problems)
     balancer = settings.balancing.build(list(settings.tasks))
+    refuse_without_trunk(settings, model, balancer)
     balancer.attach(model.shared_parameters(), model.own_parameters())
     settings.optim.build(model, balancer)
     return model

@@ -53,22 +53,29 @@ def online_kinds(
 
 
 def known_classes(
-    settings: RunSettings, mixture: Mixture, folder: RunFolder
+    settings: RunSettings,
+    mixture: Mixture,
+    folder: RunFolder,
+    brought: Mapping[str, Collection[str]],
 ) -> dict[str, set[str]]:
     """Returns "boxes", "maps" and "tags" -> the classes of which the teacher of mode online knows something
-    when it begins to label: somebody looked for them in what it learned from until then. Without an entry
-    where that is not known: what a model brings along from elsewhere.
+    when it begins to label: somebody looked for them in what it learned from until then, or in what its start
+    did. Without an entry where that is not known.
 
     Args:
         settings: of the run, in mode online.
         mixture: of its sources.
         folder: of the run, where its teacher of kind gold lies.
+        brought: see `MultiTask`.
     """
     online, teacher = settings.when_online(), settings.own_teacher()
-    if online is None or settings.model.start is not None:
+    if online is None:
         return {}
     found = searched_classes(mixture.people, settings.data.names())
-    known = {kind: set(names) for kind, names in found.items()}
+    known = {
+        kind: settings.model.known(online.finders.get(kind, ""), names, brought)
+        for kind, names in found.items()
+    }
     if teacher is not None and teacher.burn_in:
         told = read_checkpoint(folder.teacher.best).get("searched", {})
         by_kind = {kind: told.get(online.finders.get(kind, "")) for kind in known}
@@ -124,7 +131,7 @@ def online_stream(
         common: arguments of `drafts` that all modes have.
     """
     settings = run.settings
-    kinds = online_kinds(settings, known_classes(settings, mixture, run.folder))
+    kinds = online_kinds(settings, known_classes(settings, mixture, run.folder, state.brought))
     start = mixture.first_step_of_last_phase()
     _tell_unknown(kinds, gold is not None and settings.online.audit_every is not None)
     online = settings.when_online()

@@ -1,7 +1,7 @@
 """The training of one network of a run, and its scores."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,8 @@ from detmtl.structures.labels import Ignore
 from detmtl.structures.sample import Batch
 from detmtl.tasks.multitask import MultiTask, build_model
 from detmtl.tasks.task import Metric
+
+WITHOUT_TRUNK = "nothing that the tasks share trains (model.frozen, model.backbone.frozen_stages)"
 
 
 def build(settings: RunSettings) -> MultiTask:
@@ -129,14 +131,19 @@ def _started_state(run: OpenRun, model: MultiTask, sources: Sequence[Source], va
     tells for which classes nobody looked."""
     settings = run.settings
     balancer = settings.balancing.build(list(settings.tasks))
-    if not model.shared_parameters():
-        _refuse_without_trunk(settings, balancer, run.console)
     balancer.attach(model.shared_parameters(), model.own_parameters())
+    if settings.diagnosis.every is not None and not model.shared_parameters():
+        told = f"diagnosis.every changes nothing: {WITHOUT_TRUNK}"
+        run.console.print(told, markup=False, soft_wrap=True)
     names = settings.data.names()
-    # what a model brings along from elsewhere is not known
-    searched = _searched(settings, model, sources) if settings.model.start is None else {}
-    measured = _searched(settings, model, [val])
-    _tell_unsearched(searched, measured, model, sources, names, run.console)
+    searched, measured = (_searched(settings, model, of) for of in (sources, [val]))
+    learned = {task: own for task, own in searched.items() if task not in settings.model.frozen}
+    _tell_unsearched(learned, measured, model, sources, names, run.console)
+    known = {
+        task: settings.model.known(task, classes, model.brought)
+        for task, classes in searched.items()
+    }
+    _tell_still(settings, model, known, run.console)
     tell_unlabelled(run, "what is trained on", sources, "nothing is learned of it")
     state = settings.train.prepare(
         model,
@@ -145,7 +152,10 @@ def _started_state(run: OpenRun, model: MultiTask, sources: Sequence[Source], va
         run.process,
         settings.resolved(),
         list(names["boxes"]),
-        searched,
+        {
+            task: [n for n in names[str(model.tasks[task].labels)] if n in classes]
+            for task, classes in known.items()
+        },
     )
     last = run.folder.last
     if last.exists():
@@ -154,21 +164,46 @@ def _started_state(run: OpenRun, model: MultiTask, sources: Sequence[Source], va
     return state
 
 
-def _refuse_without_trunk(settings: RunSettings, balancer: Balancer, console: Console) -> None:
-    """Tells what comes to nothing where nothing that the tasks share trains.
+def refuse_without_trunk(settings: RunSettings, model: MultiTask, balancer: Balancer) -> None:
+    """Does nothing unless tasks shall be balanced by gradients that there are not.
 
     Raises:
-        InputError: the tasks shall be balanced by their gradients there.
+        InputError: they shall.
     """
-    still = "nothing that the tasks share trains (model.frozen, model.backbone.frozen_stages)"
-    if isinstance(balancer, OnGradients):
+    if isinstance(balancer, OnGradients) and not model.shared_parameters():
         raise InputError(
             f"balancing.kind: {settings.balancing.kind} compares the tasks' gradients on what they share; "
-            f"{still}: leave balancing out"
+            f"{WITHOUT_TRUNK}: leave balancing out"
         )
-    if settings.diagnosis.every is not None:
-        told = f"diagnosis.every changes nothing: {still}"
-        console.print(told, markup=False, soft_wrap=True)
+
+
+def _tell_still(
+    settings: RunSettings,
+    model: MultiTask,
+    known: Mapping[str, Collection[str]],
+    console: Console,
+) -> None:
+    """Prints what of the parts that do not train was never trained, either: a mistake, mostly.
+
+    Args:
+        known: task -> the classes of which it can know something, where that is told.
+    """
+    backbone, names = settings.model.backbone, settings.data.names()
+    shared = settings.model.start or backbone.pretrained or backbone.weights
+    given = {*model.brought, *(("backbone",) if shared else ())}
+    given |= {"fpn"} if settings.model.start else set()
+    tasks: dict[str, Any] = dict(model.tasks.items())
+    for part in dict.fromkeys(settings.model.frozen):
+        lost: list[str] = []
+        if part in known:
+            lost = [name for name in names[tasks[part].labels] if name not in known[part]]
+        if part not in given:
+            told = "starts afresh and does not train: it stays as chance made it"
+        elif lost:
+            told = f"does not train, and what it starts from knows nothing of {', '.join(lost)}"
+        else:
+            continue
+        console.print(f"model.frozen: {part} {told}", markup=False, soft_wrap=True)
 
 
 def _recorder(run: OpenRun, state: State) -> Recorder:

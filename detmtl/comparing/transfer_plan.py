@@ -115,6 +115,10 @@ def changes_of(arm: Arm, settings: TransferSettings, whole: RunSettings, where: 
     mix = whole.mix_for(list(sources)).model_dump(mode="json")
     changes: Changes = {"tasks": tasks, "data.sources": sources, "mix": mix}
     changes |= {"export.format": None, "train.pictures_every": None}
+    shared, start = {"backbone", "fpn"}, tree["model"]["start"]
+    changes["model.frozen"] = [n for n in tree["model"]["frozen"] if n in shared | tasks.keys()]
+    if start and start.get("tasks") is not None:
+        changes["model.start.tasks"] = [n for n in start["tasks"] if n in tasks]
     weights = {
         k: v for k, v in tree["balancing"]["weights"].items() if k.split("/")[0] in arm.tasks
     }
@@ -237,6 +241,11 @@ def _check(
         problems.append(
             f"{where}: train.best: chooses the checkpoint by {whole.train.best}, which the runs without that "
             "task do not have; set train.best: null, so that each run is scored after its last step"
+        )
+    if whole.model.start and settings.wide and not any("model.start" in k for k in settings.wide):
+        problems.append(
+            f"{where}: wide: the weights of model.start fit the network of their own width alone; leave wide "
+            "out, or name in it another model.start, such as {model.start: null}"
         )
     if problems := problems or _homeless(settings, whole, arms, where):
         raise InputError(problems)

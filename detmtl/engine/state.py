@@ -3,7 +3,7 @@
 import copy
 import random
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +81,11 @@ class State:
     def tasks(self) -> dict[str, Any]:
         """Task name -> `Task`."""
         return dict(self.model.tasks.items())  # type: ignore[union-attr, operator]
+
+    @property
+    def brought(self) -> Mapping[str, Collection[str]]:
+        """See `MultiTask`."""
+        return self.model.brought  # type: ignore[return-value]
 
     @property
     def averaged(self) -> nn.Module:

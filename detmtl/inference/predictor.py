@@ -22,7 +22,7 @@ from detmtl.inference.torchscript import load_torchscript
 from detmtl.inference.trust import refuse_foreign
 from detmtl.models.backbone import FAILURES
 from detmtl.models.decoding import least_logit
-from detmtl.structures.checkpoint import load_weights, read_checkpoint, weights_of
+from detmtl.structures.checkpoint import load_weights, read_model, weights_of
 from detmtl.structures.errors import InputError
 from detmtl.structures.exported import exported_format
 from detmtl.structures.labels import Labels
@@ -44,8 +44,8 @@ class LoadedModel:
         short, long: limits of the picture's sides, see `detmtl.data.fit`.
         settings: resolved settings of the run that trained it.
         searched: task -> those of its classes that somebody looked for in some picture of its training;
-            nothing else could be learned. It is not known of tasks whose classes are their own, of models
-            that `model.start` gave more than their training, and of files of earlier versions.
+            or of that of the model that it started from; nothing else could be learned. It is not known of
+            tasks whose classes are their own, and of files of earlier versions.
     """
 
     model: MultiTask
@@ -286,12 +286,7 @@ def load_checkpoint(path: str | Path, trust: bool = False) -> LoadedModel:
             its settings.
     """
     path = Path(path)
-    checkpoint = read_checkpoint(path)
-    missing = [key for key in ("settings", "classes") if key not in checkpoint]
-    if missing:
-        raise InputError(
-            [f"{path}: {key} is missing; give best.pt or last.pt of a run" for key in missing]
-        )
+    checkpoint = read_model(path)
     settings, class_names = checkpoint["settings"], tuple(checkpoint["classes"])
     if not trust:
         refuse_foreign(settings, path)

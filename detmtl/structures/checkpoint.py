@@ -2,9 +2,10 @@
 
 A checkpoint is one file that `torch.load(weights_only=True)` reads: {"format": 1, "settings": the
 run's resolved settings, "classes": names, "searched": task -> the classes that somebody looked for in
-some picture of its training, "step", "model", "ema", "optimizer", "scaler", "balancer",
-"random" of each rank, "best", "unscored"}. `best.pt` and other files to deploy from have no more than
-"format", "settings", "classes", "searched", "step" and "model" (the weights to use).
+some picture of its training, or of the training of the model that it started from, "step", "model",
+"ema", "optimizer", "scaler", "balancer", "random" of each rank, "best", "unscored"}. `best.pt` and
+other files to deploy from have no more than "format", "settings", "classes", "searched", "step" and
+"model" (the weights to use).
 """
 
 import os
@@ -66,6 +67,21 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
     if content["format"] != FORMAT:
         raise InputError(
             f"{path}: checkpoint format {content['format']}; this version reads {FORMAT}"
+        )
+    return content
+
+
+def read_model(path: Path | str) -> dict[str, Any]:
+    """Returns the content of a checkpoint that tells what its weights are of; see `read_checkpoint`.
+
+    Raises:
+        InputError: it does not tell, either.
+    """
+    content = read_checkpoint(path)
+    missing = [key for key in ("settings", "classes") if key not in content]
+    if missing:
+        raise InputError(
+            [f"{path}: {key} is missing; give best.pt or last.pt of a run" for key in missing]
         )
     return content
 

@@ -74,6 +74,18 @@ class ModelSettings(Settings):
             problems.append("model.frozen: leaves nothing that trains; leave something out of it")
         return problems
 
+    def known(
+        self, task: str, searched: Collection[str], brought: Mapping[str, Collection[str]]
+    ) -> set[str]:
+        """Returns the classes of which a task can know something.
+
+        Args:
+            task: its name.
+            searched: the classes that somebody looked for in what it is trained on.
+            brought: see `MultiTask`.
+        """
+        return {*(() if task in self.frozen else searched), *brought.get(task, ())}
+
 
 class BuildsTask(Protocol):
     """Settings of a task.
@@ -139,6 +151,8 @@ class MultiTask(nn.Module):
         tasks: name -> task.
         places: task name -> names of the features that it takes, as `features` gives them.
         started: a sentence on the detector that the weights started from; empty: there was none.
+        brought: task name -> those of its classes of which the weights that it started from may know
+            something; no entry of tasks that started afresh.
     """
 
     def __init__(
@@ -154,6 +168,7 @@ class MultiTask(nn.Module):
         """
         super().__init__()
         self.started = ""
+        self.brought: Mapping[str, Collection[str]] = {}
         self._still: list[nn.Module] = []
         self.normalize = Normalize(backbone.mean, backbone.std)
         self.backbone = backbone
@@ -329,7 +344,7 @@ def build_model(
     network = MultiTask(backbone, fpn, built, model.sharing)
     if start:
         names = {"boxes": class_names, **(other_names or {})}
-        network.started = start.fill(backbone, fpn, built, names)
+        network.started, network.brought = start.fill(backbone, fpn, built, names)
     network.freeze(model.frozen)
     return network
 

@@ -34,14 +34,18 @@ class Start(ABC):
         fpn: FPN,
         tasks: Mapping[str, Task],
         names: Mapping[str, Sequence[str]],
-    ) -> str:
-        """Loads the parts in place, and returns a sentence that says what was taken.
+    ) -> tuple[str, dict[str, list[str]]]:
+        """Loads the parts in place.
 
         Args:
             backbone: already filled unless `backbone` is None.
             fpn: the pyramid.
             tasks: by name.
             names: key of labels, such as `boxes` -> names of its classes.
+
+        Returns:
+            a sentence that says what was taken; task, of those that start from it -> those of its classes of
+            which the weights may know something.
 
         Raises:
             InputError: the weights don't fit; all misfits are listed.

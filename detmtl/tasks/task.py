@@ -81,6 +81,10 @@ class Task(nn.Module, ABC):
         class_names: of what `decode` gives; without it those of the boxes are shown.
         terms: names of all that `loss` may return, by which a weight of a term that there is not is told
             before the training; None: it is told when the task first has labels.
+        class_layers: names of the layers whose outputs are one a class (of each anchor, where there are
+            several) -> the key of the names of these classes, such as `boxes` or `maps`; {}: there is none.
+            By it a run starts from another one's head with other classes (`model.start`); None: nobody
+            knows, and a head starts afresh where the classes are others.
         of: the detection task whose boxes it describes, for a task about boxes (`tasks/box_task.py`): its
             `decode` takes them as a third argument, and its metric has `update_on_truth`.
     """

@@ -142,28 +142,30 @@ class TorchvisionStart(Start):
         fpn: FPN,
         tasks: Mapping[str, Task],
         names: Mapping[str, Sequence[str]],
-    ) -> str:
+    ) -> tuple[str, dict[str, list[str]]]:
         """See `Start.fill`; heads of detection tasks are filled, others start as they are."""
         problems = misfits(fpn, self.weights.fpn, "model.fpn", self.where, _FITS)
-        told = [f"Starting from {self.where}: backbone, pyramid"]
+        told, known = [f"Starting from {self.where}: backbone, pyramid"], {}
         for name, task in tasks.items():
             if isinstance(task, DetectionTask):
-                head, sentence = self._head(task)
+                head, sentence, known[name] = self._head(task)
                 problems += misfits(task.head, head, f"tasks.{name}.head", self.where, _FITS)
                 told.append(f"head of {name} ({sentence})")
         if problems:
             raise InputError(problems)
-        return ", ".join(told)
+        return ", ".join(told), known
 
-    def _head(self, task: DetectionTask) -> tuple[dict[str, Tensor], str]:
-        """Returns what a task's head starts from, and what became of the class layer."""
+    def _head(self, task: DetectionTask) -> tuple[dict[str, Tensor], str, list[str]]:
+        """Returns what a task's head starts from, what became of the class layer, and the classes that have
+        a row of it."""
         own, given = task.head.state_dict(), dict(self.weights.head)
         rows, sentence = self._rows(task)
         for part in ("class_logits.weight", "class_logits.bias"):
             fits = part in own and part in given and own[part].shape[1:] == given[part].shape[1:]
             if fits:  # else it is told with what else doesn't fit
                 given[part] = with_rows(own[part], given[part], rows, task.anchors.num_anchors)
-        return given, sentence
+        taken = [name for name, row in zip(task.class_names, rows, strict=True) if row >= 0]
+        return given, sentence, taken
 
     def _rows(self, task: DetectionTask) -> tuple[list[int], str]:
         ours = task.class_names

@@ -9,7 +9,7 @@ from rich.console import Console
 from detmtl.config import settings_from
 from detmtl.data.scenes import SCENE_CLASSES
 from detmtl.inference.predictor import load_checkpoint
-from detmtl.recipe import run
+from detmtl.recipe import _check_parts, run
 from detmtl.structures.checkpoint import read_checkpoint, weights_of
 from detmtl.structures.errors import InputError
 
@@ -111,12 +111,38 @@ def test_other_classes_begin_with_the_rows_of_those_that_both_have(first, tmp_pa
 
 
 @pytest.mark.slow
+def test_a_class_that_neither_run_was_taught_stays_unknown(first, tmp_path):
+    """Its row is fresh and without labels: who takes the model for a teacher has to know."""
+    told, classes = Console(file=io.StringIO(), width=400), [SCENE_CLASSES[0], "gnome"]
+    settings = _settings(first / "data", BOXES, classes, _start(first))
+    run(settings, tmp_path / "run", told)
+    nobody = "boxes: in what is trained on nobody looked for gnome: nothing is learned of it"
+    assert nobody in told.file.getvalue()
+    assert load_checkpoint(tmp_path / "run" / "best.pt").searched == {"boxes": classes[:1]}
+
+
+@pytest.mark.slow
+def test_what_neither_starts_from_anything_nor_trains_is_told(first, tmp_path):
+    told, classes = Console(file=io.StringIO(), width=400), [SCENE_CLASSES[0], "gnome"]
+    model = _start(first) | {"frozen": ["boxes", "map"]}
+    run(_settings(first / "data", BOTH, classes, model), tmp_path / "run", told)
+    printed = told.file.getvalue()
+    assert (
+        "model.frozen: boxes does not train, and what it starts from knows nothing of gn" in printed
+    )
+    assert "model.frozen: map starts afresh and does not train: it stays as chance made" in printed
+    assert "boxes: in what is trained on" not in printed, "it learns nothing at all"
+
+
+@pytest.mark.slow
 def test_tasks_are_not_balanced_by_gradients_that_there_are_not(first, tmp_path):
     model = _start(first) | {"frozen": ["backbone", "fpn"]}
     settings = _settings(first / "data", BOTH, model=model, balancing={"kind": "pcgrad"})
     with pytest.raises(InputError, match=r"balancing.kind: pcgrad .*model.frozen.*leave balancing"):
         run(settings, tmp_path / "run")
     assert not (tmp_path / "run" / "best.pt").exists()
+    with pytest.raises(InputError, match=r"balancing.kind: pcgrad"):
+        _check_parts(settings)  # before a teacher labels
 
 
 @pytest.mark.slow

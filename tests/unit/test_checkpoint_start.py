@@ -13,6 +13,7 @@ from detmtl.tasks.detection import DetectionConfig
 from detmtl.tasks.keypoints import KeypointsConfig
 from detmtl.tasks.masks import MasksConfig
 from detmtl.tasks.multitask import ModelSettings, build_model
+from detmtl.tasks.noise import NoiseConfig
 from detmtl.tasks.semantic import SemanticConfig
 from detmtl.tasks.starts import StartSettings
 from detmtl.tasks.tags import TagsConfig
@@ -219,6 +220,67 @@ def test_trained_norms_are_taken_or_folded_as_the_new_run_wants(tmp_path, norm):
     picture = torch.rand(1, 3, 64, 64)
     for mine, other in zip(model.eval().backbone(picture), theirs.backbone(picture), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-3)
+
+
+def test_a_backbone_that_was_frozen_is_started_from_again(tmp_path):
+    """It was to be trained by its settings, and is folded in its file all the same."""
+    path, boxes = tmp_path / "best.pt", {"boxes": TASKS["boxes"]}
+    theirs = _saved(path, boxes, backbone={"norm": "train"}, frozen=["backbone"])
+    model = _started(path, boxes, how={"backbone": {"norm": "frozen"}})
+    assert all(_same(model, theirs, "backbone").values())
+    assert [p for p in model.backbone.parameters() if p.requires_grad]
+    with pytest.raises(InputError, match=r"lacks .*'norm': 'frozen'.*and in model.frozen it"):
+        _started(path, boxes, how={"backbone": {"norm": "train"}})
+
+
+def test_what_the_weights_may_know_of_classes(before, tmp_path):
+    names = {**NAMES, "boxes": ("dog", "gnome", "cat"), "maps": ("mud", "sky")}
+    tasks = {**TASKS, "second": DetectionConfig()}
+    known = _started(before[0], tasks, names).brought
+    assert known["boxes"] == ["dog", "cat"] and known["map"] == ["sky"] and known["far"] == []
+    assert "second" not in known, "it starts afresh"
+    content = torch.load(before[0], weights_only=True)
+    path = tmp_path / "best.pt"
+    torch.save(content | {"searched": {"boxes": ["cat", "cow"]}}, path)
+    known = _started(path, TASKS, names).brought
+    assert known["boxes"] == ["cat"], "nobody had looked for dogs then"
+    assert known["map"] == ["sky"], "of maps it does not tell"
+    assert _started(path, TASKS, names, class_layer="fresh").brought["boxes"] == []
+
+
+def test_a_file_that_does_not_tell_its_run_is_refused(before, tmp_path):
+    whole, path = torch.load(before[0], weights_only=True), tmp_path / "best.pt"
+    for key in ("settings", "classes"):
+        torch.save({k: v for k, v in whole.items() if k != key}, path)
+        with pytest.raises(InputError, match=rf"best.pt: {key} is missing; give best.pt or last"):
+            _started(path)
+    weights = {k: v for k, v in whole["model"].items() if "normalize" not in k}
+    torch.save(whole | {"model": weights}, path)
+    with pytest.raises(InputError, match=r"best.pt: normalize.scale is missing"):
+        _started(path)
+
+
+@pytest.mark.parametrize("layers", [{"head.logits": "boxes"}, {"head.class_logits": "boxs"}])
+def test_class_layers_that_there_are_not_are_told(before, monkeypatch, layers):
+    build = DetectionConfig.build
+
+    def mistaken(*args, **more):
+        task = build(*args, **more)
+        task.class_layers = layers
+        return task
+
+    monkeypatch.setattr(DetectionConfig, "build", mistaken)
+    names = {**NAMES, "boxes": ("dog", "cat", "cow")}  # as many: rows would stay as they are
+    with pytest.raises(InputError, match=r"tasks.boxes: its class_layers say '.*boxes, maps, tags"):
+        _started(before[0], {"boxes": DetectionConfig()}, names)
+
+
+def test_a_control_of_random_labels_begins_as_what_it_stands_for(before):
+    noise = {"boxes": NoiseConfig(of=DetectionConfig()), "map": SemanticConfig()}
+    model = _started(before[0], noise)
+    mine, theirs = (_weights(model, "tasks.boxes.task"), _weights(before[1], "tasks.boxes"))
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[k], theirs[k]) for k in mine)
 
 
 def test_folded_norms_cannot_be_trained(before):

@@ -652,11 +652,14 @@ def test_what_the_teacher_knows_is_what_it_has_learned_before_it_labels(tmp_path
     mixture = Mixture([people, pool, silver], mix, 4, steps=10)
     assert mixture.people == [people]
     folder = RunFolder(tmp_path)
-    known = known_classes(settings_of(), mixture, folder)
+    known = known_classes(settings_of(), mixture, folder, {})
     assert known == {"boxes": {"a"}}
     assert online_kinds(settings_of(), known)[0].known.tolist() == [True, False]
-    start = {"backbone": {"name": "resnet18"}, "start": {"kind": "torchvision", "path": "a.pt"}}
-    assert known_classes(settings_of(model=start), mixture, folder) == {}, "nobody knows"
+    brought = {"boxes": ["b"]}
+    assert known_classes(settings_of(), mixture, folder, brought) == {"boxes": {"a", "b"}}
+    still = settings_of(model={"backbone": {"name": "resnet18"}, "frozen": ["boxes"]})
+    assert known_classes(still, mixture, folder, brought) == {"boxes": {"b"}}
+    assert known_classes(still, mixture, folder, {}) == {"boxes": set()}
 
 
 def test_what_a_teacher_of_kind_gold_has_learned_is_known_too(tmp_path, sources):
@@ -672,11 +675,11 @@ def test_what_a_teacher_of_kind_gold_has_learned_is_known_too(tmp_path, sources)
     folder.teacher.path.mkdir()
     content = {"format": FORMAT, "model": {}, "searched": {"boxes": ["b"]}}
     torch.save(content, folder.teacher.best)
-    assert known_classes(settings_of(**asked), mixture, folder) == {"boxes": {"a", "b"}}
+    assert known_classes(settings_of(**asked), mixture, folder, {}) == {"boxes": {"a", "b"}}
     torch.save(content | {"searched": {}}, folder.teacher.best)
-    assert known_classes(settings_of(**asked), mixture, folder) == {}, "it does not say"
+    assert known_classes(settings_of(**asked), mixture, folder, {}) == {}, "it does not say"
     asked["silver"]["teacher"]["burn_in"] = False
-    assert known_classes(settings_of(**asked), mixture, folder) == {"boxes": {"a"}}
+    assert known_classes(settings_of(**asked), mixture, folder, {}) == {"boxes": {"a"}}
 
 
 def test_calibration_makes_targets_weights_and_thresholds(tmp_path, sources):

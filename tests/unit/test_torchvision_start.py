@@ -74,6 +74,7 @@ def test_class_rows_find_each_other_by_name(theirs, file, names):
     torch.testing.assert_close(bias[:, 0].sigmoid(), torch.full((9,), 0.01))
     assert not any(torch.equal(weight[:, 0], given_weight[:, k]) for k in range(6))
     assert "class rows of fish, cat; fresh: horse" in model.started
+    assert model.brought == {"boxes": ["fish", "cat"]}
 
 
 @pytest.mark.parametrize("start", [{}, {"classes": NAMES, "class_layer": "fresh"}])

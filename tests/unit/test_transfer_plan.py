@@ -126,6 +126,28 @@ def changes(name, whole=None, **asked):
     return changes_of(arm, chosen, whole or run_settings(), "t.yaml")
 
 
+def test_a_start_and_what_is_frozen_are_of_a_run_s_own_tasks():
+    start = {"kind": "checkpoint", "path": "best.pt", "tasks": ["boxes"]}
+    network = {"backbone": {"name": "resnet18"}, "start": start, "frozen": ["backbone", "boxes"]}
+    boxes, maps = (changes(f"{n} alone", run_settings(model=network)) for n in ("boxes", "map"))
+    assert boxes["model.frozen"] == ["backbone", "boxes"] and maps["model.frozen"] == ["backbone"]
+    assert boxes["model.start.tasks"] == ["boxes"] and maps["model.start.tasks"] == []
+    network["start"] = {"kind": "checkpoint", "path": "best.pt"}
+    assert "model.start.tasks" not in changes("map alone", run_settings(model=network))
+
+
+def test_weights_of_a_start_fit_no_wider_trunk():
+    start = {"kind": "checkpoint", "path": "best.pt"}
+    whole = run_settings(model={"backbone": {"name": "resnet18"}, "start": start})
+    tasks = {"boxes": "boxes/AP", "map": "map/mIoU"}
+    wider = {"model.fpn.channels": 64}
+    with pytest.raises(InputError, match=r"t.yaml: wide: the weights of model.start fit"):
+        _check(settings(tasks=tasks, wide=wider), whole, [], Path("t.yaml"), "")
+    other = settings(tasks=tasks, wide=wider | {"model.start": None})
+    _check(other, whole, [], Path("t.yaml"), "")
+    _check(settings(tasks=tasks, wide=wider), run_settings(), [], Path("t.yaml"), "")
+
+
 def test_a_run_has_the_sources_that_label_its_tasks_with_these_labels_alone():
     boxes = changes("boxes alone")
     assert list(boxes["data.sources"]) == ["few"] and boxes["mix"]["shares"] == {"few": 2}
