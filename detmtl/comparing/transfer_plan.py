@@ -247,6 +247,12 @@ def _check(
             f"{where}: wide: the weights of model.start fit the network of their own width alone; leave wide "
             "out, or name in it another model.start, such as {model.start: null}"
         )
+    still = {name for arm in arms if arm.frozen for name in arm.tasks} & {*whole.model.frozen}
+    problems += [
+        f"{where}: overlap: trains the head of {name} on a trunk that does not learn, and model.frozen keeps "
+        f"it from learning; leave {name} out of model.frozen, or set overlap: false"
+        for name in sorted(still)
+    ]
     if problems := problems or _homeless(settings, whole, arms, where):
         raise InputError(problems)
 

@@ -54,6 +54,10 @@ def read_checkpoint(path: Path | str) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give a checkpoint (best.pt or last.pt)") from None
+    except IsADirectoryError:
+        raise InputError(
+            f"{path}: a folder; give a checkpoint in it (best.pt or last.pt)"
+        ) from None
     except pickle.UnpicklingError:  # torch's own words advise to load it unsafely
         raise InputError(
             f"{path}: not a checkpoint of detmtl or damaged (it holds more than tensors and plain values, or "

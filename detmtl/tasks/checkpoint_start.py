@@ -167,7 +167,7 @@ class CheckpointStart(Start):
         ]
         if problems:
             raise InputError(problems)
-        return list(self.tasks)
+        return list(dict.fromkeys(self.tasks))
 
     def _of_task(
         self, name: str, task: Task, names: Mapping[str, Sequence[str]]

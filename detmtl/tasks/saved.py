@@ -29,18 +29,21 @@ def names_of(
     names: dict[str, Sequence[str]] = {"boxes": tuple(class_names), "depth": ()}
     for key, kind in (("maps", MapClasses), ("tags", TagClasses)):
         if data.get(key):
-            names[key] = validated(kind, data, key, path).label_space().names
+            names[key] = validated(kind, data, key, path, "settings.data").label_space().names
     if data.get("details"):
-        names |= validated(DetailClasses, data, "details", path).names()
+        names |= validated(DetailClasses, data, "details", path, "settings.data").names()
     return names
 
 
-def validated(kind: Any, settings: Mapping[str, Any], key: str, path: Path) -> Any:
+def validated(
+    kind: Any, settings: Mapping[str, Any], key: str, path: Path, where: str = "settings"
+) -> Any:
     """Returns a part of a checkpoint's settings as what it was.
 
     Args:
         kind: of the part. settings: unchecked. key: of the part.
         path: of the checkpoint, for errors.
+        where: the settings are in it, for errors.
 
     Raises:
         InputError: it was written by another version.
@@ -50,7 +53,7 @@ def validated(kind: Any, settings: Mapping[str, Any], key: str, path: Path) -> A
     except ValidationError as error:
         raise InputError(
             [
-                f"{path}: settings.{'.'.join(map(str, (key, *e['loc'])))}: {e['msg']}, "
+                f"{path}: {where}.{'.'.join(map(str, (key, *e['loc'])))}: {e['msg']}, "
                 f"found {e['input']!r}; the checkpoint was written by another version"
                 for e in error.errors()
             ]

@@ -260,6 +260,16 @@ def test_a_file_that_does_not_tell_its_run_is_refused(before, tmp_path):
         _started(path)
 
 
+def test_what_is_no_file_of_this_version_is_told_where_it_is(before, tmp_path):
+    with pytest.raises(InputError, match=rf"{tmp_path}: a folder; give a checkpoint in it"):
+        _started(tmp_path)
+    whole, path = torch.load(before[0], weights_only=True), tmp_path / "best.pt"
+    whole["settings"]["data"] = {"maps": {"classes": 5}}
+    torch.save(whole, path)
+    with pytest.raises(InputError, match=r"best.pt: settings.data.maps.classes.*another version"):
+        _started(path)
+
+
 @pytest.mark.parametrize("layers", [{"head.logits": "boxes"}, {"head.class_logits": "boxs"}])
 def test_class_layers_that_there_are_not_are_told(before, monkeypatch, layers):
     build = DetectionConfig.build

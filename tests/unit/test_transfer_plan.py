@@ -148,6 +148,16 @@ def test_weights_of_a_start_fit_no_wider_trunk():
     _check(settings(tasks=tasks, wide=wider), run_settings(), [], Path("t.yaml"), "")
 
 
+def test_a_head_that_is_frozen_is_tried_on_no_trunk():
+    tasks = {"boxes": "boxes/AP", "map": "map/mIoU"}
+    whole = run_settings(model={"backbone": {"name": "resnet18"}, "frozen": ["boxes"]})
+    asked = settings(tasks=tasks, overlap=True)
+    with pytest.raises(InputError, match=r"overlap: trains the head of boxes .*out of model.froz"):
+        _check(asked, whole, arms_of(asked), Path("t.yaml"), "")
+    asked = settings(tasks=tasks)
+    _check(asked, whole, arms_of(asked), Path("t.yaml"), "")
+
+
 def test_a_run_has_the_sources_that_label_its_tasks_with_these_labels_alone():
     boxes = changes("boxes alone")
     assert list(boxes["data.sources"]) == ["few"] and boxes["mix"]["shares"] == {"few": 2}
