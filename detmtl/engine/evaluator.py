@@ -13,6 +13,7 @@ from detmtl.engine import distributed
 from detmtl.engine.precision import Precision, autocast, dtype_of
 from detmtl.metrics.picture_file import write_pictures
 from detmtl.structures.boxes import xyxy_to_xywh
+from detmtl.structures.errors import InputError
 from detmtl.structures.labels import BoxLabels, Labels
 from detmtl.structures.sample import Batch, ImageInfo
 from detmtl.structures.whole import whole
@@ -250,9 +251,19 @@ def merged(
 
 
 def numbers(metrics: Mapping[str, Metric]) -> dict[str, float]:
-    """Returns `task/metric` -> value of what the metrics have collected."""
+    """Returns `task/metric` -> value of what the metrics have collected.
+
+    Raises:
+        InputError: a metric gave no numbers by name.
+    """
+    found = {name: metric.compute() for name, metric in metrics.items()}
+    problems = [
+        f"tasks.{name}: its metric's compute gave {type(values).__name__}; it must be a dict of numbers"
+        for name, values in found.items()
+        if not isinstance(values, Mapping)
+    ]
+    if problems:
+        raise InputError(problems)
     return {
-        f"{name}/{key}": float(value)
-        for name, metric in metrics.items()
-        for key, value in metric.compute().items()
+        f"{name}/{key}": float(v) for name, values in found.items() for key, v in values.items()
     }

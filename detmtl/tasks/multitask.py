@@ -3,6 +3,7 @@
 Letters: B pictures, H and W pixels.
 """
 
+import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -337,7 +338,16 @@ def build_model(
                     f"tasks.{name}: learns {vocabulary}, but data.details.{vocabulary} is not given"
                 )
                 continue
-        built[name] = settings.build(name, channels, strides, len(names), names, **more)
+        given = (name, channels, strides, len(names), names)
+        try:
+            inspect.signature(settings.build).bind(*given, **more)
+        except TypeError as error:
+            problems.append(
+                f"tasks.{name}: build of its settings does not take name, channels, strides, num_classes, "
+                f"class_names{' and names' * bool(more)}: {error}; see docs/add_a_task.md"
+            )
+            continue
+        built[name] = settings.build(*given, **more)
     problems += _homeless(built)
     if problems:
         raise InputError(problems)

@@ -147,12 +147,23 @@ def decode_all(
     Args:
         tasks: name -> task. outputs: name -> its raw outputs.
         sizes: (B, 2), see `Task.decode`.
+
+    Raises:
+        InputError: a task gave no labels, or not one for each picture.
     """
     of = {name: getattr(task, "of", None) for name, task in tasks.items()}
     found = {n: task.decode(outputs[n], sizes) for n, task in tasks.items() if of[n] is None}
     for name, owner in of.items():
         if owner is not None:
             found[name] = tasks[name].decode(outputs[name], sizes, found[owner])
+    problems = [
+        f"tasks.{name}: its decode gave {_counted(labels)} for {len(sizes)} pictures; it must be a "
+        "sequence of one for each"
+        for name, labels in found.items()
+        if not isinstance(labels, Sequence) or len(labels) != len(sizes)
+    ]
+    if problems:
+        raise InputError(problems)
     return {name: found[name] for name in tasks}
 
 
@@ -211,6 +222,10 @@ def terms_of(name: str, task: Any, outputs: list[Tensor], batch: Batch) -> dict[
     if problems:
         raise InputError(problems)
     return terms
+
+
+def _counted(labels: Any) -> str:
+    return str(len(labels)) if isinstance(labels, Sequence) else type(labels).__name__
 
 
 def _told(x: Any) -> str:

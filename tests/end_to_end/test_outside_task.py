@@ -209,6 +209,11 @@ def test_one_without_an_exporter_is_told_before_the_training(module, tmp_path):
             "return dict(",
             r"for 'busy' no scalar tensor but one of shape \(2,\)",
         ),
+        (
+            "self, name, channels,",
+            "self, channels,",
+            "tasks.busy: build of its settings does not take",
+        ),
         ("class Busy(Task):", "class Busy(Task:", r"cannot import 'busy:BusyConfig': .*line 3\d"),
     ],
 )
@@ -220,3 +225,26 @@ def test_a_promise_that_a_task_breaks_is_told_with_its_name(module, tmp_path, ol
     with pytest.raises(InputError, match=told):
         run(settings(tmp_path / "data", tasks), tmp_path / "run")
     assert not (tmp_path / "run" / "last.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("for p in found]", "for p in found[:1]]", r"tasks.busy: its decode gave 1 for 2 pictures"),
+        (
+            "return [TagLabels(p",
+            "return; [TagLabels(p",
+            r"tasks.busy: its decode gave NoneType for 2 p",
+        ),
+        ('return {"accuracy"', '{"accuracy"', r"tasks.busy: its metric's compute gave NoneType"),
+    ],
+)
+def test_what_a_task_gives_when_it_is_scored_is_told_with_its_name(
+    module, tmp_path, old, new, told
+):
+    text = (module / "busy.py").read_text()
+    assert old in text
+    (module / "busy.py").write_text(text.replace(old, new))
+    tasks = {"busy": {"kind": "busy:BusyConfig"}}
+    with pytest.raises(InputError, match=told):
+        run(settings(tmp_path / "data", tasks), tmp_path / "run")
