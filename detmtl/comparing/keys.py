@@ -66,6 +66,8 @@ def run_key(settings: RunSettings, fingerprints: Any) -> str:
     `without_effect`; of that, only `ROUNDS`. Gates count as little (a training that ended trained alike
     either way) as the place of the data, whose files `fingerprints` know."""
     tree = settings.resolved()
+    if not tree["model"]["frozen"]:  # which could not be said before: runs of then keep their keys
+        del tree["model"]["frozen"]
     for name in {name.rstrip(" .") for name in without_effect(settings)} - ROUNDS:
         section, _, key = name.partition(".")
         if not key:

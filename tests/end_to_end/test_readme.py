@@ -61,8 +61,10 @@ def test_the_teacher_of_the_page_is_a_setting():
     shown = YAML(typ="safe", pure=True).load(text)
     settings = read_settings(find_config("own_data.yaml"), [])
     raw = settings.resolved()
-    raw["silver"]["teacher"] = shown["silver"]["teacher"]
-    assert settings_from(raw).silver.teacher.adapter.kind == "yolox"
+    raw["silver"] |= shown["silver"]
+    silver = settings_from(raw).silver
+    assert silver.teacher.adapter.kind == "yolox"
+    assert silver.select.class_weight == silver.select.box_weight == "probability"
 
 
 def test_configs_of_the_page_exist():

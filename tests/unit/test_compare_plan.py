@@ -219,9 +219,19 @@ def test_what_has_no_effect_is_not_in_a_key_and_a_begun_run_goes_on(planner, tmp
         begun.claim(in_mode_online[1])
 
 
-@pytest.mark.parametrize("changed", ["device=cuda", "train.compile=default", "optim.lr=0.3"])
+@pytest.mark.parametrize(
+    "changed", ["device=cuda", "train.compile=default", "optim.lr=0.3", "model.frozen=[fpn]"]
+)
 def test_what_has_an_effect_is_in_a_key(planner, changed):
     assert run_key(of(planner()), {}) != run_key(of(planner(overrides=[changed])), {})
+
+
+def test_a_setting_that_came_later_is_in_no_key_where_it_is_not_given(planner, monkeypatch):
+    """So runs of before it stay known."""
+    monkeypatch.setattr("detmtl.comparing.keys.digest", lambda facts: facts)
+    _, without, _ = run_key(of(planner()), {})
+    _, given, _ = run_key(of(planner(overrides=["model.frozen=[fpn]"])), {})
+    assert "frozen" not in without["model"] and given["model"]["frozen"] == ["fpn"]
 
 
 def test_effort_counts_the_steps_of_a_teacher_that_a_student_starts_from(planner):
