@@ -318,45 +318,66 @@ def build_model(
         zip(_stages(backbone), zip(backbone.channels, backbone.strides, strict=True), strict=True)
     )
     pyramid = dict(zip(_pyramid(fpn), zip(fpn.channels, fpn.strides, strict=True), strict=True))
-    built = {}
+    others, built = other_names or {}, {}
     for name, settings in tasks.items():
-        at = getattr(settings, "at", "fpn")
-        maps = pyramid if at == "fpn" else {k: v for k, v in (stages | pyramid).items() if k == at}
-        if not maps:
-            problems.append(
-                f"tasks.{name}.at: there is no level {at}; the network has fpn, "
-                f"{', '.join(dict.fromkeys(['c2', *stages, *pyramid]))}"
-            )
-            continue
-        channels, strides = (list(column) for column in zip(*maps.values(), strict=True))
-        names = (other_names or {}).get(getattr(settings, "labels", "boxes"), class_names)
-        more: dict[str, Any] = {}
-        if vocabulary := getattr(settings, "vocabulary", None):
-            more["names"] = (other_names or {}).get(vocabulary, ())
-            if not more["names"]:
-                problems.append(
-                    f"tasks.{name}: learns {vocabulary}, but data.details.{vocabulary} is not given"
-                )
-                continue
-        given = (name, channels, strides, len(names), names)
         try:
-            inspect.signature(settings.build).bind(*given, **more)
-        except TypeError as error:
-            problems.append(
-                f"tasks.{name}: build of its settings does not take name, channels, strides, num_classes, "
-                f"class_names{' and names' * bool(more)}: {error}; see docs/add_a_task.md"
-            )
-            continue
-        built[name] = settings.build(*given, **more)
-    problems += _homeless(built)
-    if problems:
+            built[name] = _built(name, settings, stages, pyramid, class_names, others)
+        except InputError as error:
+            problems += error.problems
+    if problems := problems or _homeless(built):
         raise InputError(problems)
     network = MultiTask(backbone, fpn, built, model.sharing)
     if start:
-        names = {"boxes": class_names, **(other_names or {})}
+        names = {"boxes": class_names, **others}
         network.started, network.brought = start.fill(backbone, fpn, built, names)
     network.freeze(model.frozen)
     return network
+
+
+def _built(
+    name: str,
+    settings: BuildsTask,
+    stages: Mapping[str, tuple[int, int]],
+    pyramid: Mapping[str, tuple[int, int]],
+    class_names: Sequence[str],
+    other_names: Mapping[str, Sequence[str]],
+) -> Task:
+    """Returns a task for the levels that it hangs on.
+
+    Args:
+        name, settings: of the task.
+        stages, pyramid: name of a level -> channels and stride.
+        class_names, other_names: see `build_model`.
+
+    Raises:
+        InputError: there is no such level, no name of what it learns, or its settings' `build` is another.
+    """
+    at = getattr(settings, "at", "fpn")
+    levels = {**stages, **pyramid}
+    maps = pyramid if at == "fpn" else {k: v for k, v in levels.items() if k == at}
+    if not maps:
+        raise InputError(
+            f"tasks.{name}.at: there is no level {at}; the network has fpn, "
+            f"{', '.join(dict.fromkeys(['c2', *levels]))}"
+        )
+    channels, strides = (list(column) for column in zip(*maps.values(), strict=True))
+    names = other_names.get(getattr(settings, "labels", "boxes"), class_names)
+    more: dict[str, Any] = {}
+    if vocabulary := getattr(settings, "vocabulary", None):
+        more["names"] = other_names.get(vocabulary, ())
+        if not more["names"]:
+            raise InputError(
+                f"tasks.{name}: learns {vocabulary}, but data.details.{vocabulary} is not given"
+            )
+    given = (name, channels, strides, len(names), names)
+    try:
+        inspect.signature(settings.build).bind(*given, **more)
+    except TypeError as error:
+        raise InputError(
+            f"tasks.{name}: build of its settings does not take name, channels, strides, num_classes, "
+            f"class_names{' and names' * bool(more)}: {error}; see docs/add_a_task.md"
+        ) from None
+    return settings.build(*given, **more)
 
 
 def misnamed(tasks: Iterable[str]) -> list[str]:

@@ -190,6 +190,16 @@ def test_one_without_an_exporter_is_told_before_the_training(module, tmp_path):
     assert not (tmp_path / "run" / "last.pt").exists()
 
 
+def refused(module, tmp_path, old, new, told):
+    """Runs with a part of the page's task replaced, and sees that it is told."""
+    text = (module / "busy.py").read_text()
+    assert old in text
+    (module / "busy.py").write_text(text.replace(old, new))
+    tasks = {"busy": {"kind": "busy:BusyConfig"}}
+    with pytest.raises(InputError, match=told):
+        run(settings(tmp_path / "data", tasks), tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
@@ -218,12 +228,7 @@ def test_one_without_an_exporter_is_told_before_the_training(module, tmp_path):
     ],
 )
 def test_a_promise_that_a_task_breaks_is_told_with_its_name(module, tmp_path, old, new, told):
-    text = (module / "busy.py").read_text()
-    assert old in text
-    (module / "busy.py").write_text(text.replace(old, new))
-    tasks = {"busy": {"kind": "busy:BusyConfig"}}
-    with pytest.raises(InputError, match=told):
-        run(settings(tmp_path / "data", tasks), tmp_path / "run")
+    refused(module, tmp_path, old, new, told)
     assert not (tmp_path / "run" / "last.pt").exists()
 
 
@@ -242,9 +247,4 @@ def test_a_promise_that_a_task_breaks_is_told_with_its_name(module, tmp_path, ol
 def test_what_a_task_gives_when_it_is_scored_is_told_with_its_name(
     module, tmp_path, old, new, told
 ):
-    text = (module / "busy.py").read_text()
-    assert old in text
-    (module / "busy.py").write_text(text.replace(old, new))
-    tasks = {"busy": {"kind": "busy:BusyConfig"}}
-    with pytest.raises(InputError, match=told):
-        run(settings(tmp_path / "data", tasks), tmp_path / "run")
+    refused(module, tmp_path, old, new, told)
