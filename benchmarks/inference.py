@@ -24,7 +24,7 @@ from networks import ours, theirs
 from torch import Tensor, nn
 
 from detmtl.engine.memory import keep_freed_memory
-from detmtl.engine.precision import autocast
+from detmtl.engine.precision import Precision, autocast, computing, fast_bfloat16
 from detmtl.inference.exported import ExportDtype, exported
 from detmtl.inference.parity import BFLOAT16, FLOAT32, compare_detections
 from detmtl.inference.predictor import LoadedModel, Predictor, ScriptPredictor
@@ -87,16 +87,16 @@ def peer_of(side: int, device: torch.device) -> nn.Module:
     return network
 
 
-def way_of_peer(side: int, half: bool) -> Way:
-    """Returns torchvision's default on a CPU, or its bfloat16 setting, on a picture of noise."""
+def way_of_peer(side: int, precision: Precision, last: bool) -> Way:
+    """Returns torchvision's way on a CPU, in channels_last or as it comes, on a picture of noise."""
     cpu = torch.device("cpu")
     given = [noise(side)[0].float() / 255]
-    layout = torch.channels_last if half else torch.contiguous_format
+    layout = torch.channels_last if last else torch.contiguous_format
     network = peer_of(side, cpu).to(memory_format=layout)
 
     @torch.inference_mode()
     def way() -> object:
-        with autocast(cpu, torch.bfloat16 if half else torch.float32):
+        with computing(precision, cpu):
             return network(given)
 
     return way
@@ -142,37 +142,47 @@ def whole(rounds: int, side: int, parts: Sequence[str]) -> list[Row]:
     """Times pixels to boxes on a CPU."""
     loaded = model_of(side)
     picture = noise(side)[0]
+    halves = fast_bfloat16(torch.device("cpu"))
+    half: Precision = "bf16" if halves else "fp32"
     predictors: dict[str, Predictor | ScriptPredictor] = {
         "detmtl fp32": Predictor(loaded),
-        "detmtl bf16": Predictor(loaded, precision="bf16"),
+        "detmtl winograd": Predictor(loaded, precision="winograd"),
     }
+    if halves:
+        predictors["detmtl bf16"] = Predictor(loaded, precision="bf16")
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         if "exported" in parts:
             predictors["TorchScript fp32"] = exported_file(loaded, "float32", Path(folder))
-            predictors["TorchScript bf16"] = exported_file(loaded, "bfloat16", Path(folder))
+            if halves:
+                predictors["TorchScript bf16"] = exported_file(loaded, "bfloat16", Path(folder))
         if "compiled" in parts:
             predictors["compiled fp32"] = Predictor(loaded, compile=True)
-            predictors["compiled bf16"] = Predictor(loaded, precision="bf16", compile=True)
+            if halves:
+                predictors["compiled bf16"] = Predictor(loaded, precision="bf16", compile=True)
         ways: dict[str, Way] = {}
-        for peer, half in (("torchvision fp32", False), ("torchvision bf16 channels_last", True)):
-            ways[peer] = stack.enter_context(elsewhere(way_of_peer, side, half))
-            ways[f"{peer}, {KEEPING}"] = way_of_peer(side, half)
+        tuned = f"{half} channels_last"
+        for name, precision, last in (("fp32", "fp32", False), (tuned, half, True)):
+            peer = f"torchvision {name}"
+            ways[peer] = stack.enter_context(elsewhere(way_of_peer, side, precision, last))
+            ways[f"{peer}, {KEEPING}"] = way_of_peer(side, precision, last)
         ways |= {name: lambda p=p: p.predict([picture]) for name, p in predictors.items()}
         seconds = in_turn(ways, rounds, warmup=2)
         told = {
             name: agreement(
-                boxes_of(predictors["detmtl fp32"]), boxes_of(p), side, name.endswith("fp32")
+                boxes_of(predictors["detmtl fp32"]), boxes_of(p), side, not name.endswith("bf16")
             )
             for name, p in predictors.items()
         }
     mine = faster(seconds, list(predictors))
     what, rows = f"inference, one picture of {side} px", []
     for keeping in ("", f", {KEEPING}"):
-        default, half = (f"torchvision {n}{keeping}" for n in ("fp32", "bf16 channels_last"))
+        default, fast = (f"torchvision {n}{keeping}" for n in ("fp32", tuned))
+        by_winograd = f"fp32 both, by Winograd's algorithm; {told['detmtl winograd']}"
         rows += [
             row(what, seconds, default, mine, 9, f"detmtl's best; {told[mine]}"),
-            row(what, seconds, half, mine, 3, "torchvision's bf16 setting"),
+            row(what, seconds, fast, mine, 3, "torchvision's fast setting here"),
             row(what, seconds, default, "detmtl fp32", 1.45, "fp32 both, eager"),
+            row(what, seconds, default, "detmtl winograd", 1.45, by_winograd),
         ]
         for name, goal in (
             ("TorchScript bf16", 5),

@@ -13,7 +13,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from detmtl.engine.compiled import CompileMode, compiled_steps, network_of
 from detmtl.engine.optim import OptimSettings
-from detmtl.engine.precision import autocast
+from detmtl.engine.precision import Precision, computing
 from detmtl.models.backbone import BackboneSettings
 from detmtl.models.fpn import FPNSettings
 from detmtl.models.retina_head import HeadSettings
@@ -91,7 +91,7 @@ def targets_of(batch: Batch) -> list[dict[str, Tensor]]:
 def step_of(
     model: nn.Module,
     batch: Batch,
-    dtype: torch.dtype,
+    precision: Precision,
     device: torch.device,
     compile: CompileMode | None = None,
 ) -> Callable[[], None]:
@@ -100,9 +100,10 @@ def step_of(
     Args:
         model: torchvision's, or one of detmtl's.
         batch: on `device`.
-        dtype: of autocast; float32: none.
+        precision: of the network, see `TrainSettings`.
         compile: of detmtl's, see `TrainSettings`.
     """
+    context = computing(precision, device)
     if isinstance(model, RetinaNet):
         pictures = list(batch.images.float() / 255)
         targets = targets_of(batch)
@@ -110,7 +111,7 @@ def step_of(
         optimizer = torch.optim.SGD(parameters, lr=LR, momentum=0.9)
 
         def losses() -> Tensor:
-            with autocast(device, dtype):
+            with context:
                 return torch.stack(list(model(pictures, targets).values())).sum()
 
     else:
@@ -119,7 +120,7 @@ def step_of(
         network = network_of(model, compile)
 
         def losses() -> Tensor:
-            with autocast(device, dtype):
+            with context:
                 outputs = network(batch)
             return torch.stack(list(task.loss(outputs["boxes"], batch).values())).sum()  # type: ignore[operator]
 

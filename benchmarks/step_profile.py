@@ -33,7 +33,7 @@ from detmtl.engine import trainer
 from detmtl.engine.distributed import Process
 from detmtl.engine.memory import keep_freed_memory
 from detmtl.engine.optim import OptimSettings
-from detmtl.engine.precision import autocast, dtype_of
+from detmtl.engine.precision import computing
 from detmtl.engine.state import State
 from detmtl.engine.trainer import TrainSettings
 from detmtl.engine.watch import LossWatch
@@ -63,7 +63,8 @@ def step_of(
 ) -> Callable[[], None]:
     """Returns one step of the training as `trainer.train` makes it, its stages in ranges."""
     model: Any = state.model
-    device, dtype = state.device, dtype_of(settings.precision, state.device)
+    device = state.device
+    context = computing(settings.precision, device)
     watch = LossWatch()
     in_range(model.normalize, "forward", "normalize")
     in_range(model.backbone, "forward", "backbone")
@@ -76,7 +77,7 @@ def step_of(
     def step() -> None:
         with record_function(RANGE + "data to device"):
             here = batch.to(device)
-        with record_function(RANGE + "forward, rest"), autocast(device, dtype):
+        with record_function(RANGE + "forward, rest"), context:
             outputs = model(here.images)
         terms = {name: task.loss(outputs[name], here) for name, task in state.tasks.items()}
         with record_function(RANGE + "backward, rest"):

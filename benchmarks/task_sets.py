@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -13,7 +14,7 @@ from detmtl.balancing.balancer import Balancer
 from detmtl.config import RunSettings, find_config, read_settings
 from detmtl.engine import distributed
 from detmtl.engine.diagnosis import Diagnosis
-from detmtl.engine.precision import autocast, dtype_of
+from detmtl.engine.precision import computing
 from detmtl.run_folder import OpenRun, RunFolder
 from detmtl.run_sources import load_sources, render
 from detmtl.run_training import build, mixture_of, training_batches
@@ -29,7 +30,7 @@ class Trainer:
     balancer: Balancer
     optimizer: torch.optim.Optimizer
     batches: Iterator[Batch]
-    dtype: torch.dtype
+    context: AbstractContextManager[object]
     steps: int = 0
 
     @classmethod
@@ -41,8 +42,8 @@ class Trainer:
         balancer = settings.balancing.build(list(settings.tasks)).to(device)
         balancer.attach(model.shared_parameters(), model.own_parameters())
         optimizer = settings.optim.build(model, balancer)
-        dtype = dtype_of(settings.train.precision, device)
-        return cls(model, balancer, optimizer, cycle([b.to(device) for b in batches]), dtype)
+        context = computing(settings.train.precision, device)
+        return cls(model, balancer, optimizer, cycle([b.to(device) for b in batches]), context)
 
     def step(self, diagnosis: Diagnosis | None = None) -> float:
         """Makes one update, as the training loop does, and returns its seconds: on a CPU those that the
@@ -51,7 +52,7 @@ class Trainer:
         device = batch.images.device
         clock = time.perf_counter if device.type == "cuda" else time.process_time
         start = clock()
-        with autocast(device, self.dtype):
+        with self.context:
             outputs = self.model(batch.images)
         terms = {n: task.loss(outputs[n], batch) for n, task in self.model.tasks.items()}  # type: ignore[operator]
         self.steps += 1

@@ -47,6 +47,7 @@ from detmtl.config import find_config, read_settings
 from detmtl.data.mixture import MixSettings
 from detmtl.engine.compiled import CompileMode
 from detmtl.engine.memory import keep_freed_memory
+from detmtl.engine.precision import Precision, fast_bfloat16
 from detmtl.losses.focal import compiled_negatives
 from detmtl.models.anchors import AnchorSettings
 from detmtl.models.matching import Rules, match
@@ -207,37 +208,44 @@ def step(rounds: int, pictures: int, boxes: int, side: int) -> list[Row]:
     """Times the whole step on a CPU: forward, loss, backward, update."""
     batch, cpu = batch_of(pictures, boxes, side, side, CLASSES), torch.device("cpu")
     sizes = (pictures, boxes, side)
+    half: Precision = "bf16" if fast_bfloat16(cpu) else "fp32"
+    tuned = f"{half} channels_last"
     ways: dict[str, Way] = {}
     with ExitStack() as stack:
-        for peer, half in (("torchvision fp32", False), ("torchvision bf16 channels_last", True)):
-            ways[peer] = stack.enter_context(elsewhere(step_peer, half, *sizes))
-            ways[f"{peer}, {KEEPING}"] = step_peer(half, *sizes)
-        for name, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-            ways[f"detmtl {name}"] = step_of(ours(CLASSES), batch, kind, cpu)
-        compiled = "detmtl bf16 compiled"
-        ways[compiled] = step_of(ours(CLASSES), batch, torch.bfloat16, cpu, compile="default")
+        for name, given in (("fp32", ("fp32", False)), (tuned, (half, True))):
+            peer = f"torchvision {name}"
+            ways[peer] = stack.enter_context(elsewhere(step_peer, *given, *sizes))
+            ways[f"{peer}, {KEEPING}"] = step_peer(*given, *sizes)
+        kinds: list[Precision] = ["fp32", "winograd", *(["bf16"] if half == "bf16" else [])]
+        mine = [f"detmtl {kind}" for kind in kinds]
+        for name, kind in zip(mine, kinds, strict=True):
+            ways[name] = step_of(ours(CLASSES), batch, kind, cpu)
+        compiled = f"detmtl {half} compiled"
+        ways[compiled] = step_of(ours(CLASSES), batch, half, cpu, compile="default")
         seconds = in_turn(ways, rounds)
-    mine = faster(seconds, ["detmtl fp32", "detmtl bf16"])
+    best = faster(seconds, mine)
     what = f"step, {pictures} pictures of {side} px, {boxes} boxes"
     rows = []
     for keeping in ("", f", {KEEPING}"):
-        default, half = (f"torchvision {n}{keeping}" for n in ("fp32", "bf16 channels_last"))
+        default, fast = (f"torchvision {n}{keeping}" for n in ("fp32", tuned))
         rows += [
-            row(what, seconds, default, mine, 6, "torchvision's default, detmtl's best"),
-            row(what, seconds, half, mine, 1.9, "torchvision's bf16 setting"),
+            row(what, seconds, default, best, 6, "torchvision's default, detmtl's best"),
+            row(what, seconds, fast, best, 1.9, "torchvision's fast setting here"),
             row(what, seconds, default, "detmtl fp32", 1.5, "fp32 both"),
+            row(
+                what, seconds, default, "detmtl winograd", 1.5, "fp32 both, by Winograd's algorithm"
+            ),
         ]
-    rows.append(row(what, seconds, "detmtl bf16", compiled, None, "train.compile"))
+    rows.append(row(what, seconds, f"detmtl {half}", compiled, None, "train.compile"))
     return rows
 
 
-def step_peer(half: bool, pictures: int, boxes: int, side: int) -> Way:
-    """Returns torchvision's step by default, or under bf16 autocast in channels_last."""
-    layout = torch.channels_last if half else torch.contiguous_format
+def step_peer(precision: Precision, last: bool, pictures: int, boxes: int, side: int) -> Way:
+    """Returns torchvision's step in `precision`, in channels_last or as it comes."""
+    layout = torch.channels_last if last else torch.contiguous_format
     batch = batch_of(pictures, boxes, side, side, CLASSES)
-    kind = torch.bfloat16 if half else torch.float32
     network = theirs(CLASSES, side).to(memory_format=layout)
-    return step_of(network, batch, kind, torch.device("cpu"))
+    return step_of(network, batch, precision, torch.device("cpu"))
 
 
 def light(rounds: int, config: str, overrides: list[str]) -> list[Row]:
@@ -258,18 +266,25 @@ def light(rounds: int, config: str, overrides: list[str]) -> list[Row]:
     height, width = settings.input.short, settings.input.long
     batch = batch_of(settings.data.batch_size, 14, height, width, len(space.names))
     ways: dict[str, Way] = {}
+    cpu = torch.device("cpu")
+    halves: list[Precision] = ["bf16"] if fast_bfloat16(cpu) else []
+    kinds: dict[str, list[Precision]] = {
+        KEPT: ["fp32", *halves],
+        "detmtl": ["fp32", "winograd", *halves],
+    }
     for name, chosen in ((KEPT, with_peer), ("detmtl", settings)):
-        for kind_name, kind in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        for kind in kinds[name]:
             torch.manual_seed(0)
             model = build(chosen).train()
-            ways[f"{name} {kind_name}"] = step_of(model, batch, kind, torch.device("cpu"))
+            ways[f"{name} {kind}"] = step_of(model, batch, kind, cpu)
     seconds = in_turn(ways, rounds)
     what = f"{config}: step, {len(batch)} pictures of {width} x {height}, 14 boxes"
-    peer_best = faster(seconds, [f"{KEPT} fp32", f"{KEPT} bf16"])
-    mine_best = faster(seconds, ["detmtl fp32", "detmtl bf16"])
+    peer_best = faster(seconds, [f"{KEPT} {kind}" for kind in kinds[KEPT]])
+    mine_best = faster(seconds, [f"detmtl {kind}" for kind in kinds["detmtl"]])
     same = "same backbone and pyramid, both in detmtl's loop"
     return [
         row(what, seconds, f"{KEPT} fp32", "detmtl fp32", None, same),
+        row(what, seconds, f"{KEPT} fp32", "detmtl winograd", None, same),
         row(what, seconds, peer_best, mine_best, None, "the faster format of each"),
     ]
 
@@ -280,7 +295,7 @@ def on_gpu(
     """Times the step on a GPU, but for the ways `without`; returns pictures per second and memory."""
     device = torch.device("cuda")
     batch = on(batch_of(pictures, boxes, side, side, CLASSES), device)
-    half = torch.bfloat16
+    half: Precision = "bf16"
 
     def mine(compile: CompileMode | None = None) -> Way:
         return step_of(ours(CLASSES).to(device), batch, half, device, compile)
@@ -352,7 +367,7 @@ def graphed(
     padded to its number of boxes. The learning rate is the recorded one.
     """
     batch = _copied(batch)
-    take = step_of(model, batch, torch.bfloat16, device, compile)
+    take = step_of(model, batch, "bf16", device, compile)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

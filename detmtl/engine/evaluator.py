@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from detmtl.engine import distributed
-from detmtl.engine.precision import Precision, autocast, dtype_of
+from detmtl.engine.precision import Precision, computing
 from detmtl.metrics.picture_file import write_pictures
 from detmtl.structures.boxes import xyxy_to_xywh
 from detmtl.structures.errors import InputError
@@ -123,7 +123,7 @@ def forward(
     """Returns the raw outputs of all tasks, and the pictures' true sizes (B, 2) on the device."""
     images = batch.images.to(device, non_blocking=True)
     sizes = batch.sizes.to(device, non_blocking=True)
-    with autocast(device, dtype_of(precision, device)):
+    with computing(precision, device):
         return model(images), sizes
 
 

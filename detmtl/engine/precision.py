@@ -1,21 +1,65 @@
-"""In which number format the network computes."""
+"""In which number format the network computes, and how."""
 
+import platform
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-"""auto: bfloat16 where the hardware multiplies matrices in it, else float32."""
+from detmtl.models.winograd import Winograd
+from detmtl.structures.errors import InputError
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Precision = Literal["auto", "fp32", "winograd", "bf16", "fp16"]
+"""winograd: float32, for CPUs, with 3 x 3 convolutions by Winograd's algorithm, see `detmtl.models.winograd`.
+auto: bfloat16 where the hardware multiplies matrices in it, else winograd on x86 processors, else fp32."""
+
+_DTYPES = {
+    "fp32": torch.float32,
+    "winograd": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 
 
 def dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
     """Returns the number format that `precision` means on `device`."""
-    if precision == "auto":
-        precision = "bf16" if fast_bfloat16(device) else "fp32"
-    return _DTYPES[precision]
+    return _DTYPES[_resolved(precision, device)]
+
+
+def computing(
+    precision: Precision, device: torch.device, fixed: bool = False
+) -> AbstractContextManager[object]:
+    """Returns the context in which the network runs, to be entered as often as one likes; parameters stay
+    float32.
+
+    Args:
+        fixed: nothing will write to the weights, so that what is computed of them alone is kept.
+
+    Raises:
+        InputError: `device` does not know `precision`.
+    """
+    if precision == "winograd":
+        check_winograd(device)
+    chosen = _resolved(precision, device)
+    return Winograd(fixed) if chosen == "winograd" else autocast(device, _DTYPES[chosen])
+
+
+def check_winograd(device: torch.device, where: str = "precision") -> None:
+    """Raises InputError if `device` is no CPU; `where`: the setting that asks for Winograd's algorithm."""
+    if device.type != "cpu":
+        raise InputError(
+            f"{where}: winograd is for CPUs, the device is {device}, whose libraries choose the "
+            "algorithm of each convolution themselves; set fp32 or bf16"
+        )
+
+
+def _resolved(precision: Precision, device: torch.device) -> Precision:
+    if precision != "auto":
+        return precision
+    if fast_bfloat16(device):
+        return "bf16"
+    measured = device.type == "cpu" and platform.machine().lower() in ("x86_64", "amd64")
+    return "winograd" if measured else "fp32"
 
 
 def fast_bfloat16(device: torch.device) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from detmtl.balancing.balancer import Balancer
@@ -22,7 +22,7 @@ from detmtl.engine.compiled import (
 from detmtl.engine.diagnosis import Diagnosis
 from detmtl.engine.distributed import Process
 from detmtl.engine.optim import OptimSettings, set_lr
-from detmtl.engine.precision import Precision, autocast, dtype_of
+from detmtl.engine.precision import Precision, autocast, check_winograd, computing, dtype_of
 from detmtl.engine.recorder import Recorder
 from detmtl.engine.scores import Scores, Where
 from detmtl.engine.shares import LossShares
@@ -47,7 +47,9 @@ class TrainSettings(Settings):
     Attributes:
         steps: updates of the weights.
         accumulate: batches per update.
-        precision: number format of the network; "auto" is bfloat16 where the hardware has it.
+        precision: of the network: fp32; bf16; fp16; winograd: float32 on a CPU with wide convolutions of
+            3 x 3 by Winograd's algorithm, 3e-6 off in norm and much faster (not compiled); auto: bf16 where
+            the hardware has it, else winograd on x86 CPUs, else fp32.
         compile: mode of torch.compile for the network's forward and backward passes in training; None: it
             is not compiled. Evaluation, the averaged weights and all files are as without. The first step
             takes minutes; then each combination of tasks that have labels in a batch is compiled when it
@@ -79,12 +81,24 @@ class TrainSettings(Settings):
     score_in_background: Where = "auto"
     best: str | None = None
 
+    @model_validator(mode="after")
+    def _compiled_or_winograd(self) -> "TrainSettings":
+        if self.precision == "winograd" and self.compile is not None:
+            raise ValueError(
+                "precision: winograd is for networks that are not compiled; set precision: fp32 or "
+                "compile: null"
+            )
+        return self
+
     def check(self, device: torch.device) -> None:
-        """Finds out in some seconds whether a network that shall be compiled can be.
+        """Finds out, in some seconds if it shall be compiled, whether a network can run as it shall.
 
         Raises:
-            InputError: torch cannot compile for `device` on this machine.
+            InputError: torch cannot compile for `device` on this machine, or `device` does not know the
+                precision.
         """
+        if self.precision == "winograd":
+            check_winograd(device, "train.precision")
         if self.compile is not None:
             check_compiler(device)
 
@@ -242,7 +256,10 @@ class _Passes:
         self.state, self.clock, self.watch = state, clock, watch
         self.shares, self.diagnosis = shares, diagnosis
         self.parts = settings.accumulate
-        self.dtype = dtype_of(settings.precision, state.device)
+        if settings.compile is None:
+            self.context = computing(settings.precision, state.device)
+        else:  # torch chooses how a compiled network computes
+            self.context = autocast(state.device, dtype_of(settings.precision, state.device))
         self.network = network_of(state.model, settings.compile)
         self.replays = replays(settings.compile)
 
@@ -256,7 +273,7 @@ class _Passes:
             What the network said, if it shall be `kept`.
         """
         state, step = self.state, self.state.step + 1
-        with autocast(state.device, self.dtype):
+        with self.context:
             outputs = self.network(batch)
         terms = {n: terms_of(n, task, outputs[n], batch) for n, task in state.tasks.items()}
         self.clock.lap("forward")

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from detmtl.data.fit import InputSettings, fit
-from detmtl.engine.precision import Precision, autocast, dtype_of
+from detmtl.engine.precision import Precision, computing, dtype_of
 from detmtl.inference.detector import check_images, in_original, of_one_size, pad_images
 from detmtl.inference.file_tasks import FileTasks, farthest
 from detmtl.inference.frozen import compiled
@@ -89,9 +89,11 @@ class Predictor:
     Args:
         loaded: from `load_checkpoint`; its model is moved to `device`.
         device: where the network runs.
-        precision: of the network; scores and decoding are float32. `auto`: bfloat16 where the
-            hardware has units for it.
+        precision: of the network; scores and decoding are float32; see `detmtl.engine.precision`.
         compile: whether the network is compiled; see `detmtl.inference.frozen.compiled`.
+
+    Raises:
+        InputError: the device does not know the precision, or it is winograd and shall be compiled.
     """
 
     def __init__(
@@ -112,8 +114,12 @@ class Predictor:
         self.describing = tuple(n for n, task in self.tasks.items() if task.of is not None)
         self.farthest = farthest(loaded.settings, self.kinds)
         self.short, self.long = loaded.short, loaded.long
-        self.dtype = dtype_of(precision, self.device)
-        self._compiled = compiled(self.model, self.dtype) if compile else None
+        if compile and precision == "winograd":
+            raise InputError(
+                "precision: winograd is for networks that are not compiled; take fp32 or leave compile out"
+            )
+        self._context = computing(precision, self.device, fixed=True)
+        self._compiled = compiled(self.model, dtype_of(precision, self.device)) if compile else None
 
     @torch.inference_mode()
     def predict(self, images: Sequence[Tensor]) -> list[dict[str, Labels]]:
@@ -175,7 +181,7 @@ class Predictor:
     def _outputs(self, batch: Tensor) -> dict[str, list[Tensor]]:
         if self._compiled is not None:
             return self._compiled(batch)
-        with autocast(self.device, self.dtype):
+        with self._context:
             return self.model(batch)
 
 

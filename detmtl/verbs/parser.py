@@ -260,7 +260,9 @@ def _set_option(parser: argparse.ArgumentParser, metavar: str, help: str) -> Non
 
 def _device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
+    parser.add_argument(
+        "--precision", default="auto", choices=["auto", "fp32", "winograd", "bf16", "fp16"]
+    )
 
 
 def _view_options(parser: argparse.ArgumentParser) -> None:
