@@ -24,7 +24,7 @@ from networks import ours, theirs
 from torch import Tensor, nn
 
 from detmtl.engine.memory import keep_freed_memory
-from detmtl.engine.precision import Precision, autocast, computing, fast_bfloat16
+from detmtl.engine.precision import Computing, Precision, autocast, fast_bfloat16
 from detmtl.inference.exported import ExportDtype, exported
 from detmtl.inference.parity import BFLOAT16, FLOAT32, compare_detections
 from detmtl.inference.predictor import LoadedModel, Predictor, ScriptPredictor
@@ -96,7 +96,7 @@ def way_of_peer(side: int, precision: Precision, last: bool) -> Way:
 
     @torch.inference_mode()
     def way() -> object:
-        with computing(precision, cpu):
+        with Computing(precision, cpu)():
             return network(given)
 
     return way

@@ -13,7 +13,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from detmtl.engine.compiled import CompileMode, compiled_steps, network_of
 from detmtl.engine.optim import OptimSettings
-from detmtl.engine.precision import Precision, computing
+from detmtl.engine.precision import Computing, Precision
 from detmtl.models.backbone import BackboneSettings
 from detmtl.models.fpn import FPNSettings
 from detmtl.models.retina_head import HeadSettings
@@ -103,7 +103,7 @@ def step_of(
         precision: of the network, see `TrainSettings`.
         compile: of detmtl's, see `TrainSettings`.
     """
-    context = computing(precision, device)
+    computing = Computing(precision, device, compiled=compile is not None)
     if isinstance(model, RetinaNet):
         pictures = list(batch.images.float() / 255)
         targets = targets_of(batch)
@@ -111,7 +111,7 @@ def step_of(
         optimizer = torch.optim.SGD(parameters, lr=LR, momentum=0.9)
 
         def losses() -> Tensor:
-            with context:
+            with computing():
                 return torch.stack(list(model(pictures, targets).values())).sum()
 
     else:
@@ -120,7 +120,7 @@ def step_of(
         network = network_of(model, compile)
 
         def losses() -> Tensor:
-            with context:
+            with computing():
                 outputs = network(batch)
             return torch.stack(list(task.loss(outputs["boxes"], batch).values())).sum()  # type: ignore[operator]
 

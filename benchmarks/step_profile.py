@@ -33,7 +33,7 @@ from detmtl.engine import trainer
 from detmtl.engine.distributed import Process
 from detmtl.engine.memory import keep_freed_memory
 from detmtl.engine.optim import OptimSettings
-from detmtl.engine.precision import computing
+from detmtl.engine.precision import Computing
 from detmtl.engine.state import State
 from detmtl.engine.trainer import TrainSettings
 from detmtl.engine.watch import LossWatch
@@ -64,7 +64,7 @@ def step_of(
     """Returns one step of the training as `trainer.train` makes it, its stages in ranges."""
     model: Any = state.model
     device = state.device
-    context = computing(settings.precision, device)
+    computing = Computing(settings.precision, device)
     watch = LossWatch()
     in_range(model.normalize, "forward", "normalize")
     in_range(model.backbone, "forward", "backbone")
@@ -77,7 +77,7 @@ def step_of(
     def step() -> None:
         with record_function(RANGE + "data to device"):
             here = batch.to(device)
-        with record_function(RANGE + "forward, rest"), context:
+        with record_function(RANGE + "forward, rest"), computing():
             outputs = model(here.images)
         terms = {name: task.loss(outputs[name], here) for name, task in state.tasks.items()}
         with record_function(RANGE + "backward, rest"):

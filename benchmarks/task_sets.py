@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -14,7 +13,7 @@ from detmtl.balancing.balancer import Balancer
 from detmtl.config import RunSettings, find_config, read_settings
 from detmtl.engine import distributed
 from detmtl.engine.diagnosis import Diagnosis
-from detmtl.engine.precision import computing
+from detmtl.engine.precision import Computing
 from detmtl.run_folder import OpenRun, RunFolder
 from detmtl.run_sources import load_sources, render
 from detmtl.run_training import build, mixture_of, training_batches
@@ -30,7 +29,7 @@ class Trainer:
     balancer: Balancer
     optimizer: torch.optim.Optimizer
     batches: Iterator[Batch]
-    context: AbstractContextManager[object]
+    computing: Computing
     steps: int = 0
 
     @classmethod
@@ -42,8 +41,8 @@ class Trainer:
         balancer = settings.balancing.build(list(settings.tasks)).to(device)
         balancer.attach(model.shared_parameters(), model.own_parameters())
         optimizer = settings.optim.build(model, balancer)
-        context = computing(settings.train.precision, device)
-        return cls(model, balancer, optimizer, cycle([b.to(device) for b in batches]), context)
+        computing = Computing(settings.train.precision, device)
+        return cls(model, balancer, optimizer, cycle([b.to(device) for b in batches]), computing)
 
     def step(self, diagnosis: Diagnosis | None = None) -> float:
         """Makes one update, as the training loop does, and returns its seconds: on a CPU those that the
@@ -52,7 +51,7 @@ class Trainer:
         device = batch.images.device
         clock = time.perf_counter if device.type == "cuda" else time.process_time
         start = clock()
-        with self.context:
+        with self.computing():
             outputs = self.model(batch.images)
         terms = {n: task.loss(outputs[n], batch) for n, task in self.model.tasks.items()}  # type: ignore[operator]
         self.steps += 1

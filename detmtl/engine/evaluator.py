@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from detmtl.engine import distributed
-from detmtl.engine.precision import Precision, computing
+from detmtl.engine.precision import Computing, Precision
 from detmtl.metrics.picture_file import write_pictures
 from detmtl.structures.boxes import xyxy_to_xywh
 from detmtl.structures.errors import InputError
@@ -70,9 +70,10 @@ def collect(
     metrics: dict[str, Any] = {name: task.metric() for name, task in tasks.items()}
     results: dict[tuple[str, int], list[dict[str, Any]]] = {}
     boxes: str | None = None  # the task whose boxes are written
+    computing = Computing(precision, device, fixed=True)
     with _evaluating(model):
         for batch in batches:
-            outputs, sizes = forward(model, batch, device, precision)
+            outputs, sizes = forward(model, batch, device, computing)
             predictions = _on_cpu(decode_all(tasks, outputs, sizes))
             on_truth = _on_cpu(_describe_truth(tasks, outputs, sizes, batch))
             known = None if truth is None else [truth(info) for info in batch.infos]
@@ -111,19 +112,19 @@ def predict(
     Args:
         tasks: names of those that are wanted, none of them about other tasks' boxes; None: all.
     """
-    outputs, sizes = forward(model, batch, device, precision)
+    outputs, sizes = forward(model, batch, device, Computing(precision, device))
     wanted = {n: t for n, t in model.tasks.items() if tasks is None or n in tasks}  # type: ignore[union-attr, operator]
     return _on_cpu(decode_all(wanted, outputs, sizes))
 
 
 @torch.no_grad()
 def forward(
-    model: nn.Module, batch: Batch, device: torch.device, precision: Precision
+    model: nn.Module, batch: Batch, device: torch.device, computing: Computing
 ) -> tuple[dict[str, list[Tensor]], Tensor]:
     """Returns the raw outputs of all tasks, and the pictures' true sizes (B, 2) on the device."""
     images = batch.images.to(device, non_blocking=True)
     sizes = batch.sizes.to(device, non_blocking=True)
-    with computing(precision, device):
+    with computing():
         return model(images), sizes
 
 

@@ -26,22 +26,36 @@ def dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
     return _DTYPES[_resolved(precision, device)]
 
 
-def computing(
-    precision: Precision, device: torch.device, fixed: bool = False
-) -> AbstractContextManager[object]:
-    """Returns the context in which the network runs, to be entered as often as one likes; parameters stay
-    float32.
+class Computing:
+    """Called, it gives the context in which the network runs; parameters stay float32.
 
     Args:
-        fixed: nothing will write to the weights, so that what is computed of them alone is kept.
+        precision: see `Precision`.
+        device: where the network is.
+        fixed: nothing trains the weights, so that what is computed of them alone is kept from call to call.
+        compiled: the network is, so that torch chooses how it computes; `auto` is then no winograd.
 
     Raises:
         InputError: `device` does not know `precision`.
     """
-    if precision == "winograd":
-        check_winograd(device)
-    chosen = _resolved(precision, device)
-    return Winograd(fixed) if chosen == "winograd" else autocast(device, _DTYPES[chosen])
+
+    def __init__(
+        self,
+        precision: Precision,
+        device: torch.device,
+        fixed: bool = False,
+        compiled: bool = False,
+    ):
+        if precision == "winograd":
+            check_winograd(device)
+        chosen = _resolved(precision, device)
+        self._device, self._dtype = device, _DTYPES[chosen]
+        self._winograd = Winograd(fixed) if chosen == "winograd" and not compiled else None
+
+    def __call__(self) -> AbstractContextManager[object]:
+        """Returns the context, to be entered once."""
+        # autocast keeps in itself what was before: one that is entered twice at a time never ends
+        return self._winograd or autocast(self._device, self._dtype)
 
 
 def check_winograd(device: torch.device, where: str = "precision") -> None:
@@ -83,7 +97,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
 def _cpu_flags() -> set[str]:
     """Returns the instruction sets of this machine's first processor, as Linux names them.
 
-    Elsewhere than on Linux nothing is known and float32 is used.
+    Elsewhere than on Linux nothing is known, and no bfloat16 is used.
     """
     try:
         with open("/proc/cpuinfo") as file:

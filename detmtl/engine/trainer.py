@@ -22,7 +22,7 @@ from detmtl.engine.compiled import (
 from detmtl.engine.diagnosis import Diagnosis
 from detmtl.engine.distributed import Process
 from detmtl.engine.optim import OptimSettings, set_lr
-from detmtl.engine.precision import Precision, autocast, check_winograd, computing, dtype_of
+from detmtl.engine.precision import Computing, Precision, check_winograd, dtype_of
 from detmtl.engine.recorder import Recorder
 from detmtl.engine.scores import Scores, Where
 from detmtl.engine.shares import LossShares
@@ -256,10 +256,9 @@ class _Passes:
         self.state, self.clock, self.watch = state, clock, watch
         self.shares, self.diagnosis = shares, diagnosis
         self.parts = settings.accumulate
-        if settings.compile is None:
-            self.context = computing(settings.precision, state.device)
-        else:  # torch chooses how a compiled network computes
-            self.context = autocast(state.device, dtype_of(settings.precision, state.device))
+        self.computing = Computing(
+            settings.precision, state.device, compiled=settings.compile is not None
+        )
         self.network = network_of(state.model, settings.compile)
         self.replays = replays(settings.compile)
 
@@ -273,7 +272,7 @@ class _Passes:
             What the network said, if it shall be `kept`.
         """
         state, step = self.state, self.state.step + 1
-        with self.context:
+        with self.computing():
             outputs = self.network(batch)
         terms = {n: terms_of(n, task, outputs[n], batch) for n, task in state.tasks.items()}
         self.clock.lap("forward")

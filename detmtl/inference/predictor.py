@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from detmtl.data.fit import InputSettings, fit
-from detmtl.engine.precision import Precision, computing, dtype_of
+from detmtl.engine.precision import Computing, Precision, dtype_of
 from detmtl.inference.detector import check_images, in_original, of_one_size, pad_images
 from detmtl.inference.file_tasks import FileTasks, farthest
 from detmtl.inference.frozen import compiled
@@ -118,7 +118,7 @@ class Predictor:
             raise InputError(
                 "precision: winograd is for networks that are not compiled; take fp32 or leave compile out"
             )
-        self._context = computing(precision, self.device, fixed=True)
+        self._computing = Computing(precision, self.device, fixed=True)
         self._compiled = compiled(self.model, dtype_of(precision, self.device)) if compile else None
 
     @torch.inference_mode()
@@ -181,7 +181,7 @@ class Predictor:
     def _outputs(self, batch: Tensor) -> dict[str, list[Tensor]]:
         if self._compiled is not None:
             return self._compiled(batch)
-        with self._context:
+        with self._computing():
             return self.model(batch)
 
 

@@ -43,15 +43,17 @@ class Winograd(TorchFunctionMode):
 
     The model stays as it is, as under autocast. A tile of 4 x 4 results takes 36 products a pair of channels
     for 144, and additions: float32 convolutions of 3 x 3, stride 1, undilated and ungrouped, of enough
-    channels and positions that the products are what takes time. Values differ from the direct sum's by
-    about 3e-6 in norm, ten times what that differs by from the exact sum. It may be entered again and again.
+    channels and positions that the products are what takes time. Values differ from the exact sum by about
+    3e-6 in norm, a few times what the direct sum does; within a tile it is the largest input that counts.
+    Under autocast nothing goes by it. Whatever computes a part of a network again for the backward pass
+    (activation checkpointing) has to do so within it too.
 
     Source: Lavin and Gray 2015, Fast Algorithms for Convolutional Neural Networks, arXiv:1509.09308,
     F(4 x 4, 3 x 3); the gradients are the same three products, transposed.
 
     Args:
-        fixed: nothing will write to the weights: their transformed kernels, of four times the size, are kept
-            for good; else until it is entered again.
+        fixed: only `copy_`, `load_state_dict` and the like may write to the weights: their transformed
+            kernels, of four times the size, are kept for good; else until it is left.
     """
 
     def __init__(self, fixed: bool = False) -> None:
@@ -59,10 +61,13 @@ class Winograd(TorchFunctionMode):
         self._fixed = fixed
         self._kept: Any = WeakIdKeyDictionary()
 
-    def __enter__(self) -> "Winograd":
-        if not self._fixed:  # not by the weights' version, which fused optimizers do not raise
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Winograd, (self._fixed,)  # what is kept is kept by identity, which a copy has not
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        if not self._fixed:  # fused optimizers write without raising a weight's version
             self._kept.clear()
-        return super().__enter__()  # type: ignore[no-any-return]
 
     def __torch_function__(
         self,
@@ -72,15 +77,15 @@ class Winograd(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Returns what `func` returns."""
-        if func is torch.conv2d and not kwargs:
-            found = self._convolved(*args)
+        if func is torch.conv2d:
+            found = self._convolved(*args, **(kwargs or {}))
             if found is not None:
                 return found
         return func(*args, **(kwargs or {}))
 
     def _convolved(
         self,
-        x: Tensor,
+        input: Tensor,
         weight: Tensor,
         bias: Tensor | None = None,
         stride: int | Sequence[int] = 1,
@@ -90,32 +95,38 @@ class Winograd(TorchFunctionMode):
     ) -> Tensor | None:
         """Returns what `torch.conv2d` does, or None for what is no faster so."""
         plain = groups == 1 and _both(stride) == _both(dilation) == (1, 1)
-        if not plain or isinstance(padding, str) or not pays(x, weight):
+        if not plain or isinstance(padding, str) or not pays(input, weight, _both(padding)):
             return None
-        return conv2d(x, weight, bias, _both(padding), self._transformed(weight))
+        return conv2d(input, weight, bias, _both(padding), self._transformed(weight))
 
     def _transformed(self, weight: Tensor) -> Tensor:
-        kernels = self._kept.get(weight)
-        if kernels is None or (kernels.is_inference() and torch.is_grad_enabled()):
-            self._kept[weight] = kernels = transformed(weight)
+        state = weight.data_ptr(), None if weight.is_inference() else weight._version
+        before, kernels = self._kept.get(weight, (None, None))
+        if before != state or (kernels.is_inference() and torch.is_grad_enabled()):
+            kernels = transformed(weight)
+            self._kept[weight] = state, kernels
         return kernels  # type: ignore[no-any-return]
 
 
-def pays(x: Tensor, weight: Tensor) -> bool:
+def pays(x: Tensor, weight: Tensor, padding: tuple[int, int]) -> bool:
     """Returns whether a convolution of stride 1 can be done this way and is faster for it.
 
     Measured by benchmarks/winograd.py: few channels leave too little to multiply, few tiles too little to
     share the kernels' transformation; a backward pass gains more than a forward one.
     """
-    if weight.shape[2:] != (KERNEL, KERNEL) or x.dim() != 4:
+    if weight.shape[2:] != (KERNEL, KERNEL) or x.dim() != 4 or x.shape[1] != weight.shape[1]:
         return False
-    if not (x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"):
+    if not (
+        x.dtype == weight.dtype == torch.float32 and x.device.type == weight.device.type == "cpu"
+    ):
+        return False
+    if torch.is_autocast_enabled("cpu"):
         return False
     learns = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    tiles = -(-x.shape[2] // TILE) * -(
-        -x.shape[3] // TILE
-    )  # of a picture, whatever else is in the batch
-    return tiles >= 16 and min(weight.shape[:2]) >= (64 if learns and tiles >= 128 else 96)
+    tiles = _Tiles(x.shape, padding)
+    # of one picture, whatever else is in the batch
+    least = 64 if learns and tiles.each >= 128 else 96
+    return tiles.each >= 16 and min(weight.shape[:2]) >= least
 
 
 def transformed(weight: Tensor) -> Tensor:
@@ -135,7 +146,7 @@ def conv2d(
     """Returns what `torch.nn.functional.conv2d` does of stride 1, in channels_last; differentiable once.
 
     Args:
-        x: (N, C, H, W), float32 or float64, best in channels_last.
+        x: (N, C, H, W), float32 or float64; in channels_last it is not copied.
         weight: (K, C, 3, 3).
         bias: (K,).
         padding: zeros on each side, of rows and of columns.
@@ -153,21 +164,23 @@ class _Tiles:
         self.count, _, self.height, self.width = shape
         self.top, self.left = padding
         self.out = (self.height + 2 * self.top - 2, self.width + 2 * self.left - 2)
-        self.rows, self.columns = (-(-side // TILE) for side in self.out)
+        self.rows, self.columns = (-(-max(0, side) // TILE) for side in self.out)
+        self.each = self.rows * self.columns
 
     def __iter__(self) -> Iterator[tuple[slice, slice]]:
         """Yields pictures and rows of tiles that are computed together."""
-        pictures = max(1, TILES_AT_ONCE // (self.rows * self.columns))
+        pictures = max(1, TILES_AT_ONCE // self.each)
         rows = self.rows if pictures > 1 else max(1, TILES_AT_ONCE // self.columns)
         for n in range(0, self.count, pictures):
             for r in range(0, self.rows, rows):
                 yield slice(n, min(n + pictures, self.count)), slice(r, min(r + rows, self.rows))
 
     def padded(self, x: Tensor) -> Tensor:
-        """Returns x as (N, rows and columns of all windows, C)."""
+        """Returns x as (N, rows and columns of all windows, C), in that order in memory."""
         below = self.rows * TILE + 2 - self.height - self.top
         beside = self.columns * TILE + 2 - self.width - self.left
-        return F.pad(x.permute(0, 2, 3, 1), (0, 0, self.left, beside, self.top, below))
+        around = (0, 0, self.left, beside, self.top, below)
+        return F.pad(x.permute(0, 2, 3, 1), around).contiguous()
 
     def windows(self, padded: Tensor, pictures: slice, rows: slice) -> Tensor:
         """Returns the transformed windows (36, T, C) of a group."""
@@ -239,37 +252,30 @@ class _Convolution(torch.autograd.Function):
         x, kernels = ctx.saved_tensors
         tiles, (into, out) = _Tiles(x.shape, ctx.padding), kernels.shape[1:]
         of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
-        padded = tiles.padded(x) if of_weight else x
+        padded = tiles.padded(x) if of_weight else None
+        in_kernels = gradient.new_zeros(WINDOW**2, into, out) if of_weight else None
+        height, width = (tiles.rows + 1) * TILE, (tiles.columns + 1) * TILE
+        in_windows = gradient.new_zeros(tiles.count, height, width, into) if of_x else None
         apart = tiles.tiles(gradient)
-        in_windows = gradient.new_zeros(
-            tiles.count, tiles.rows + 1, TILE, tiles.columns + 1, TILE, into
-        )
-        in_kernels = None
-        for pictures, rows in tiles:
+        for pictures, rows in tiles if of_x or of_weight else ():
             group = _part(apart, (2, 3), pictures, rows).reshape(TILE**2, -1)
             products = _through("output", group, back=True).view(WINDOW**2, -1, out)
-            if of_weight:
+            if in_kernels is not None and padded is not None:
                 windows = tiles.windows(padded, pictures, rows).transpose(1, 2)
-                share = torch.bmm(windows, products)
-                in_kernels = share if in_kernels is None else in_kernels.add_(share)
-            if of_x:
+                in_kernels += torch.bmm(windows, products)
+            if in_windows is not None:
                 found = torch.bmm(products, kernels.transpose(1, 2)).view(WINDOW**2, -1)
-                _add_windows(in_windows, _through("input", found, back=True), pictures, rows)
-        whole = in_windows.reshape(
-            tiles.count, (tiles.rows + 1) * TILE, (tiles.columns + 1) * TILE, into
-        )
-        inner = whole.narrow(1, tiles.top, tiles.height).narrow(2, tiles.left, tiles.width)
-        weight = None
+                found = _through("input", found, back=True)
+                squares = (tiles.count, tiles.rows + 1, TILE, tiles.columns + 1, TILE, into)
+                _add_windows(in_windows.view(squares), found, pictures, rows)
+        of_inner = of_kernels = None
+        if in_windows is not None:
+            inner = in_windows.narrow(1, tiles.top, tiles.height).narrow(2, tiles.left, tiles.width)
+            of_inner = inner.permute(0, 3, 1, 2)
         if in_kernels is not None:
-            weight = _through("kernel", in_kernels.reshape(WINDOW**2, -1), back=True)
-            weight = weight.view(KERNEL, KERNEL, into, out).permute(3, 2, 0, 1)
-        return (
-            inner.permute(0, 3, 1, 2) if of_x else None,
-            weight,
-            gradient.sum((0, 2, 3)) if of_bias else None,
-            None,
-            None,
-        )
+            of_kernels = _through("kernel", in_kernels.view(WINDOW**2, -1), back=True)
+            of_kernels = of_kernels.view(KERNEL, KERNEL, into, out).permute(3, 2, 0, 1)
+        return of_inner, of_kernels, gradient.sum((0, 2, 3)) if of_bias else None, None, None
 
 
 def _add_windows(sums: Tensor, windows: Tensor, pictures: slice, rows: slice) -> None:
@@ -313,6 +319,6 @@ def _both(value: int | Sequence[int]) -> tuple[int, int]:
 
 @functools.cache
 def _matrix(which: str, dtype: torch.dtype) -> Tensor:
+    """Returns a transformation of one side of a square."""
     values = {"input": _INPUT, "kernel": _KERNEL, "output": _OUTPUT}[which]
-    with torch.inference_mode(False):  # else none could be saved for a backward pass
-        return torch.tensor(values, dtype=dtype)
+    return torch.tensor(values, dtype=dtype, device="cpu")

@@ -1,6 +1,8 @@
 """Convolutions by Winograd's algorithm beside torch's own."""
 
 import copy
+import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -8,15 +10,22 @@ from pydantic import ValidationError
 from torch import nn
 from torch.nn import functional as F
 
+from detmtl.balancing.fixed import FixedSettings
 from detmtl.engine import precision
-from detmtl.engine.precision import Precision, computing
-from detmtl.engine.trainer import TrainSettings
+from detmtl.engine.distributed import Process
+from detmtl.engine.evaluator import collect, predict
+from detmtl.engine.optim import OptimSettings
+from detmtl.engine.precision import Computing, Precision
+from detmtl.engine.recorder import Recorder, read_metrics
+from detmtl.engine.trainer import TrainSettings, train
 from detmtl.inference.predictor import LoadedModel, Predictor
 from detmtl.models import winograd
 from detmtl.models.backbone import BackboneSettings
 from detmtl.models.fpn import FPNSettings
 from detmtl.models.winograd import Winograd, conv2d, pays, transformed
 from detmtl.structures.errors import InputError
+from detmtl.structures.labels import BoxLabels
+from detmtl.structures.sample import Batch, ImageInfo, Sample
 from detmtl.tasks.detection import DetectionConfig
 from detmtl.tasks.multitask import ModelSettings, build_model
 
@@ -46,6 +55,34 @@ def count(monkeypatch):
 
     monkeypatch.setattr(winograd, "conv2d", counted)
     return seen
+
+
+LAYOUTS = {
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "channels first": torch.Tensor.contiguous,
+    "turned": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "columns before channels": lambda x: x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1),
+    "part of a larger one": lambda x: x.repeat(2, 2, 2, 2)[: len(x), : x.shape[1], 1:, 1:][
+        :, :, : x.shape[2], : x.shape[3]
+    ],
+    "one for all": lambda x: x[:, :1].expand(x.shape),
+}
+
+
+@pytest.mark.parametrize("padding", [(0, 0), (1, 1), (0, 1)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_order_in_memory_changes_nothing(layout, padding):
+    """With sides that need no more padding too, where torch pads nothing and keeps the order."""
+    x, weight, bias = (v.detach() for v in leaves(2, 3, 4, 10, 14))
+    x = LAYOUTS[layout](x).requires_grad_()
+    weight.requires_grad_()
+    mine, direct = conv2d(x, weight, bias, padding), F.conv2d(x, weight, bias, padding=padding)
+    torch.testing.assert_close(mine, direct, rtol=1e-9, atol=1e-11)
+    weighted = LAYOUTS[layout](numbers(*direct.shape, seed=9))
+    for a, b in zip(
+        *(torch.autograd.grad(y, (x, weight), weighted) for y in (mine, direct)), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 512])
@@ -81,6 +118,20 @@ def test_only_what_is_asked_for_is_computed(monkeypatch):
     )  # windows are for the weights' gradient alone
     (of_x,) = torch.autograd.grad(found.sum(), x)
     assert of_x.shape == x.shape
+    monkeypatch.undo()
+    found = conv2d(x.detach(), weight.detach(), bias, (1, 1))
+    monkeypatch.setattr(winograd, "_through", None)
+    assert torch.autograd.grad(found.sum(), bias)[0].tolist() == [64, 64]
+
+
+def test_no_pictures_have_a_gradient_of_zeros():
+    x, weight, bias = leaves(0, 2, 3, 8, 8)
+    found = conv2d(x, weight, bias, (1, 1))
+    assert found.shape == (0, 3, 8, 8)
+    for given, gradient in zip(
+        (x, weight, bias), torch.autograd.grad(found.sum(), (x, weight, bias)), strict=True
+    ):
+        assert gradient.shape == given.shape and not gradient.any()
 
 
 def test_float32_is_close_to_the_exact_sum():
@@ -143,7 +194,11 @@ ELIGIBLE = torch.zeros(1, 96, 16, 16)
         (nn.Conv2d(96, 96, 5, padding=2), ELIGIBLE),
         (nn.Conv2d(96, 96, 3, padding="same"), ELIGIBLE),
         (nn.Conv2d(96, 48, 3, padding=1), ELIGIBLE),
-        (WIDE, torch.zeros(1, 96, 12, 16)),
+        (nn.Conv2d(96, 96, 3, (1, 2), 1), ELIGIBLE),
+        (nn.Conv2d(96, 96, 3, padding=1, dilation=(1, 2)), ELIGIBLE),
+        (nn.Conv2d(48, 96, 3, padding=1), torch.zeros(1, 48, 16, 16)),
+        (WIDE, torch.zeros(1, 96, 12, 20)),
+        (nn.Conv2d(96, 96, 3), torch.zeros(1, 96, 14, 17)),
         (WIDE, torch.zeros(8, 96, 8, 8)),
         (WIDE, torch.zeros(96, 16, 16)),
         (copy.deepcopy(WIDE).double(), ELIGIBLE.double()),
@@ -160,22 +215,47 @@ def test_all_others_stay_as_they_are(count, layer, x):
 
 def test_eligible_ones_are_recognized(count):
     x = torch.randn(ELIGIBLE.shape)
+    uneven = nn.Conv2d(96, 96, 3, padding=(0, 2))
     with Winograd():
-        found = WIDE(x), F.conv2d(x, WIDE.weight, WIDE.bias, 1, (1, 1)), F.conv2d(x, WIDE.weight)
+        found = WIDE(x), F.conv2d(x, WIDE.weight, bias=WIDE.bias, padding=(1,)), uneven(x)
     assert len(count) == 3
     torch.testing.assert_close(found[0], WIDE(x), **CLOSE)
     torch.testing.assert_close(found[1], WIDE(x), **CLOSE)
-    torch.testing.assert_close(found[2], F.conv2d(x, WIDE.weight), **CLOSE)
+    torch.testing.assert_close(found[2], uneven(x), **CLOSE)
     assert WIDE(x).shape == found[0].shape and len(count) == 3  # outside of it
+
+
+def test_what_torch_refuses_it_refuses_in_its_own_words(count):
+    for x in (torch.zeros(1, 95, 16, 16), torch.zeros(1, 96, 2, 80), torch.zeros(1, 96, 80, 2)):
+        layer = nn.Conv2d(96, 96, 3)
+        with pytest.raises(RuntimeError) as direct:
+            layer(x)
+        with pytest.raises(RuntimeError) as found, Winograd():
+            layer(x)
+        assert str(found.value) == str(direct.value)
+    assert count == []
+
+
+def test_autocast_goes_first(count):
+    x = torch.randn(ELIGIBLE.shape)
+    with torch.autocast("cpu", torch.bfloat16):
+        with Winograd():
+            found = WIDE(x)
+        torch.testing.assert_close(found, WIDE(x), rtol=0, atol=0)
+    assert count == [] and found.dtype == torch.bfloat16
 
 
 def test_narrower_layers_pay_where_something_is_learned():
     weight, x = torch.zeros(64, 64, 3, 3), torch.zeros(1, 64, 48, 48)
-    assert not pays(x, weight)
-    weight.requires_grad_()
-    assert pays(x, weight) and not pays(x[..., :40], weight)
-    with torch.no_grad():
-        assert not pays(x, weight)
+    assert not pays(x, weight, (1, 1))
+    for learning in ((x.clone().requires_grad_(), weight), (x, weight.clone().requires_grad_())):
+        assert pays(*learning, (1, 1))
+        assert not pays(learning[0][..., :40], learning[1], (1, 1))
+        with torch.no_grad():
+            assert not pays(*learning, (1, 1))
+    narrow = torch.zeros(48, 64, 3, 3, requires_grad=True)
+    assert not pays(x, narrow, (1, 1))
+    assert not pays(ELIGIBLE.to("meta"), WIDE.weight.to("meta"), (1, 1))
 
 
 def test_a_picture_is_computed_alike_whatever_is_beside_it(count):
@@ -211,6 +291,31 @@ def test_kernels_are_transformed_once(monkeypatch):
                 WIDE(torch.randn(ELIGIBLE.shape))
                 WIDE(torch.randn(2, 96, 32, 16))  # as a head goes over its levels
         assert len(asked) == times
+    assert len(fixed._kept) == 1 and len(changing._kept) == 0  # four times the size of the weights
+
+
+def test_fixed_weights_may_be_loaded_and_replaced():
+    layer, x = copy.deepcopy(WIDE), torch.randn(ELIGIBLE.shape)
+    context = Winograd(fixed=True)
+
+    def check():
+        with context, torch.no_grad():
+            found = layer(x)
+        torch.testing.assert_close(found, layer(x), **CLOSE)
+
+    check()
+    layer.load_state_dict(nn.Conv2d(96, 96, 3, padding=1).state_dict())
+    check()
+    layer.weight.data = torch.randn(96, 96, 3, 3) / 30
+    check()
+
+
+def test_a_copy_keeps_nothing():
+    context = Winograd(fixed=True)
+    with context, torch.no_grad():
+        WIDE(torch.randn(ELIGIBLE.shape))
+    for other in (copy.deepcopy(context), pickle.loads(pickle.dumps(context))):
+        assert other._fixed and len(other._kept) == 0
 
 
 def test_a_gradient_after_inference():
@@ -228,6 +333,21 @@ def test_a_gradient_after_inference():
         )
 
 
+def test_a_default_device_is_not_asked():
+    winograd._matrix.cache_clear()
+    with torch.device("meta"):
+        found = winograd._matrix("input", torch.float32)
+    assert found.device == CPU
+
+
+def test_autocast_ends_where_it_began():
+    """A context that is entered while it is entered would lose what was before."""
+    computing = Computing("bf16", CPU)
+    with computing(), computing():
+        assert torch.is_autocast_enabled("cpu")
+    assert not torch.is_autocast_enabled("cpu")
+
+
 def wide_model():
     torch.manual_seed(0)
     settings = ModelSettings(
@@ -242,12 +362,73 @@ def wide_model():
     return model.eval()
 
 
-def test_detections_are_those_of_direct_sums(count):
+def batch(seed):
+    g = torch.Generator().manual_seed(seed)
+    samples = []
+    for i in range(2):
+        boxes = torch.tensor([[10.0, 10, 60, 70], [70, 20, 120, 110]]) + 8 * torch.rand(
+            1, generator=g
+        )
+        image = torch.randint(0, 256, (3, 128, 160), generator=g).byte()
+        labels = BoxLabels.of(boxes, torch.tensor([0, 1]), 2)
+        samples.append(Sample(image, {"boxes": labels}, ImageInfo(i, str(i), 128, 160, "noise")))
+    return Batch.of(samples)
+
+
+def trained(folder, chosen: Precision):
+    """Two steps of two batches each, evaluated."""
+    given = {"steps": 2, "accumulate": 2, "precision": chosen, "pictures_every": None, "ema": None}
+    settings, optim = TrainSettings(**given), OptimSettings(lr=0.01, warmup=0)
+    balancer = FixedSettings().build(["boxes"])
+    model = wide_model().train()
+    state = settings.prepare(model, balancer, optim, Process(0, 1, CPU), {}, ["cat", "dog"])
+    with Recorder(folder, 2, {"boxes": ["cat", "dog"]}, 0, False) as told:
+        score = partial(collect, batches=[batch(9)], device=CPU, precision=chosen)
+        train(state, map(batch, range(4)), settings, optim, score, told, folder)
+    losses = [r["train/loss"] for r in read_metrics(folder / "metrics.jsonl") if "train/loss" in r]
+    return state.model.state_dict(), losses
+
+
+def test_a_training_is_that_of_direct_sums(count, tmp_path):
+    weights, losses = trained(tmp_path / "direct", "fp32")
+    assert count == []
+    found, told = trained(tmp_path / "winograd", "winograd")
+    learned = [s for s in count if s[0] == 2]
+    assert (
+        len(learned) == len(count) > 4 * 8 and len(count) % 5 == 0
+    )  # four batches and the evaluation
+    for name, weight in weights.items():  # element by element rounding may switch a ReLU
+        difference = (found[name].double() - weight.double()).norm()
+        assert difference <= 1e-3 * weight.double().norm() + 1e-5, name
+    assert told == pytest.approx(losses, rel=1e-4)
+
+
+def test_one_evaluation_transforms_a_kernel_once(count, monkeypatch):
+    asked = []
+    monkeypatch.setattr(winograd, "transformed", lambda w: asked.append(1) or transformed(w))
+    model = wide_model()
+    for batches in ([batch(0)], [batch(0), batch(1), batch(2)]):
+        asked.clear()
+        count.clear()
+        collect(model, batches, CPU, "winograd")
+        each = len(count) // len(batches)
+        assert len(asked) == each > 8  # of one level; the others are too small
+    predict(model, batch(0), CPU, "winograd")
+    assert len(count) == 4 * each
+
+
+def test_detections_are_those_of_direct_sums(count, monkeypatch):
+    asked = []
+    monkeypatch.setattr(winograd, "transformed", lambda w: asked.append(1) or transformed(w))
     loaded = LoadedModel(wide_model(), ("cat", "dog"), 128, 160, {})
     picture = torch.randint(0, 256, (3, 128, 160)).byte()
     direct = Predictor(loaded).predict([picture])[0]["boxes"]
     assert count == []
-    found = Predictor(loaded, precision="winograd").predict([picture])[0]["boxes"]
+    predictor = Predictor(loaded, precision="winograd")
+    predictor.predict([picture])
+    once = len(asked)
+    found = predictor.predict([picture])[0]["boxes"]
+    assert len(asked) == once  # nothing is computed of the weights again
     assert len(count) > 8 and len(found) == len(direct) > 50
     torch.testing.assert_close(found.scores, direct.scores, **CLOSE)
     torch.testing.assert_close(found.boxes, direct.boxes, rtol=0, atol=0.01)
@@ -265,15 +446,17 @@ def test_detections_are_those_of_direct_sums(count):
 def test_what_auto_takes(monkeypatch, flags, machine, expected: Precision):
     monkeypatch.setattr(precision, "_cpu_flags", lambda: flags)
     monkeypatch.setattr(precision.platform, "machine", lambda: machine)
-    found, same = computing("auto", CPU), computing(expected, CPU)
+    found, same = Computing("auto", CPU)(), Computing(expected, CPU)()
     assert type(found) is type(same)
+    assert isinstance(found, Winograd) == (expected == "winograd")
+    assert not isinstance(Computing("auto", CPU, compiled=True)(), Winograd)
     assert precision.dtype_of("auto", CPU) == precision.dtype_of(expected, CPU)
 
 
 def test_where_it_cannot_be_had_is_told():
     gpu = torch.device("cuda")
     with pytest.raises(InputError, match="precision: winograd is for CPUs, the device is cuda"):
-        computing("winograd", gpu)
+        Computing("winograd", gpu)
     with pytest.raises(InputError, match=r"train\.precision: winograd is for CPUs"):
         TrainSettings(steps=1, precision="winograd").check(gpu)
     with pytest.raises(ValidationError, match="winograd is for networks that are not compiled"):
