@@ -3,6 +3,7 @@
 import copy
 import pickle
 from functools import partial
+from typing import get_args
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from detmtl.structures.labels import BoxLabels
 from detmtl.structures.sample import Batch, ImageInfo, Sample
 from detmtl.tasks.detection import DetectionConfig
 from detmtl.tasks.multitask import ModelSettings, build_model
+from detmtl.verbs.parser import build_parser
 
 CPU = torch.device("cpu")
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -451,6 +453,13 @@ def test_what_auto_takes(monkeypatch, flags, machine, expected: Precision):
     assert isinstance(found, Winograd) == (expected == "winograd")
     assert not isinstance(Computing("auto", CPU, compiled=True)(), Winograd)
     assert precision.dtype_of("auto", CPU) == precision.dtype_of(expected, CPU)
+
+
+def test_the_command_line_knows_every_precision():
+    """It has a list of its own, since it parses before torch is imported."""
+    for chosen in get_args(Precision):
+        words = ["predict", "--model", "m", "--source", "i", "--out", "o", "--precision", chosen]
+        assert build_parser().parse_args(words).precision == chosen
 
 
 def test_where_it_cannot_be_had_is_told():
