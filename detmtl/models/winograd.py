@@ -94,13 +94,16 @@ class Winograd(TorchFunctionMode):
         groups: int = 1,
     ) -> Tensor | None:
         """Returns what `torch.conv2d` does, or None for what is no faster so."""
-        plain = groups == 1 and _both(stride) == _both(dilation) == (1, 1)
-        if not plain or isinstance(padding, str) or not pays(input, weight, _both(padding)):
+        if _both(stride) != (1, 1) or _both(dilation) != (1, 1) or isinstance(padding, str):
+            return None
+        if groups != 1 or not pays(input, weight, _both(padding)):
             return None
         return conv2d(input, weight, bias, _both(padding), self._transformed(weight))
 
     def _transformed(self, weight: Tensor) -> Tensor:
-        state = weight.data_ptr(), None if weight.is_inference() else weight._version
+        if weight.is_inference():  # nobody counts what is written to it
+            return transformed(weight)
+        state = weight.data_ptr(), weight._version
         before, kernels = self._kept.get(weight, (None, None))
         if before != state or (kernels.is_inference() and torch.is_grad_enabled()):
             kernels = transformed(weight)
