@@ -36,7 +36,7 @@ class Computing:
         compiled: the network is, so that torch chooses how it computes; `auto` is then no winograd.
 
     Raises:
-        InputError: `device` does not know `precision`.
+        InputError: `device` does not know `precision`, or it is winograd and the network is compiled.
     """
 
     def __init__(
@@ -48,6 +48,10 @@ class Computing:
     ):
         if precision == "winograd":
             check_winograd(device)
+            if compiled:
+                raise InputError(
+                    "precision: winograd is for networks that are not compiled; take fp32, or do not compile"
+                )
         chosen = _resolved(precision, device)
         self._device, self._dtype = device, _DTYPES[chosen]
         self._winograd = Winograd(fixed) if chosen == "winograd" and not compiled else None

@@ -114,11 +114,7 @@ class Predictor:
         self.describing = tuple(n for n, task in self.tasks.items() if task.of is not None)
         self.farthest = farthest(loaded.settings, self.kinds)
         self.short, self.long = loaded.short, loaded.long
-        if compile and precision == "winograd":
-            raise InputError(
-                "precision: winograd is for networks that are not compiled; take fp32 or leave compile out"
-            )
-        self._computing = Computing(precision, self.device, fixed=True)
+        self._computing = Computing(precision, self.device, fixed=True, compiled=compile)
         self._compiled = compiled(self.model, dtype_of(precision, self.device)) if compile else None
 
     @torch.inference_mode()
